@@ -1,0 +1,108 @@
+"""The three slots of a model (denoiser, text encoder, image codec) and the records that flow between them.
+
+Everything upstream and downstream is written against these; a network knows no noise schedule and no data set.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What a text encoder gives: one feature per token, and which tokens are real (True = attend)."""
+
+    tokens: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """All a denoiser is told: text, source latents (zeros = no image) and the task vector (zeros = no task).
+
+    The task is a vector, not an index: inversion learns it, interpolation mixes it.
+    """
+
+    text: TextFeatures
+    z_source: Float[Tensor, "b c h w"]
+    v_task: Float[Tensor, "b k"]
+
+    @staticmethod
+    def cat(parts: "list[Conditioning]") -> "Conditioning":
+        """Stack conditionings along the batch; their token counts must agree (see `TextEncoder.forward`)."""
+        return Conditioning(
+            text=TextFeatures(
+                tokens=torch.cat([p.text.tokens for p in parts]), mask=torch.cat([p.text.mask for p in parts])
+            ),
+            z_source=torch.cat([p.z_source for p in parts]),
+            v_task=torch.cat([p.v_task for p in parts]),
+        )
+
+
+class Denoiser(nn.Module, ABC):
+    """The slot for the denoising network.
+
+    Attributes:
+        latent_channels: channels c of z_t, of z_source, and of the output.
+        task_dim: width k of the task vector.
+        text_dim: width d of the text features it expects.
+    """
+
+    latent_channels: int
+    task_dim: int
+    text_dim: int
+
+    @abstractmethod
+    def forward(
+        self, z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the raw network output (eps, v, z0 or change, as the model was trained)."""
+
+
+class TextEncoder(nn.Module, ABC):
+    """The slot for the text encoder: strings in, features out; owns its tokenizer.
+
+    Attributes:
+        dim: width d of the features.
+        max_tokens: longest text in tokens; longer text is an InputError, never cut in silence.
+    """
+
+    dim: int
+    max_tokens: int
+
+    @abstractmethod
+    def forward(self, texts: tuple[str, ...] | list[str]) -> TextFeatures:
+        """Encode texts on the module's device, padded to the longest (or to `max_tokens`, see subclass)."""
+
+    @abstractmethod
+    def tokenize(self, texts: tuple[str, ...] | list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
+        """Return token ids and mask on the CPU."""
+
+
+class ImageCodec(nn.Module, ABC):
+    """The slot for pixels in [-1, 1] <-> latents scaled to about unit variance.
+
+    Attributes:
+        latent_channels: channels c of a latent.
+        factor: pixels per latent cell along each side; picture sides must be multiples of it.
+    """
+
+    latent_channels: int
+    factor: int
+
+    @abstractmethod
+    def encode(
+        self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Encode targets: a sample of the posterior when `generator` is given, else its mode; scaled."""
+
+    @abstractmethod
+    def encode_condition(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """Encode sources: the posterior mode. Scaled like `encode` when the model predicts the change."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Decode scaled latents to pixels, not clamped."""
