@@ -1,0 +1,172 @@
+"""The noise schedule: how much signal (alpha) and noise (sigma) a latent holds at each step.
+
+Variance preserving, alpha² + sigma² = 1, step 0 the cleanest. The tables are float64 and no
+`nn.Module` owns them: casting a model to bf16 would collapse a thousand alphas to about five
+hundred values. The schedule knows neither what the network predicts nor how one samples.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from emu_edit.errors import InputError
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Signal and noise level of each sample, ready to broadcast: z_t = alpha z_0 + sigma eps."""
+
+    alpha: Float[Tensor, "b 1 1 1"]
+    sigma: Float[Tensor, "b 1 1 1"]
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """Signal level alpha and noise level sigma of the T training steps, on the CPU.
+
+    `beta_range` remembers the first and last beta of the scaled-linear ramp the tables were made
+    from, so that the schedule can be written as a diffusers config; tables made by hand have None
+    and cannot be written.
+    """
+
+    alpha: Float64[Tensor, " T"]
+    sigma: Float64[Tensor, " T"]
+    beta_range: tuple[float, float] | None = None
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse tables that are not variance preserving.
+
+        Raises:
+            ValueError: if alpha² + sigma² differs from 1.
+        """
+        worst = (self.alpha**2 + self.sigma**2 - 1).abs().max().item()
+        if not worst < 1e-9:
+            raise ValueError(f"alpha² + sigma² must be 1 at every step, it is off by {worst:.3g}")
+
+    @staticmethod
+    def scaled_linear(
+        num_steps: int = 1000,
+        beta_start: float = 8.5e-4,  # Stable Diffusion, as are the steps and the last beta
+        beta_end: float = 1.2e-2,
+        zero_terminal_snr: bool = True,
+    ) -> "NoiseSchedule":
+        """Build the schedule of latent diffusion, by default with pure noise at the last step.
+
+        beta_t = (sqrt(beta_start) + t/(T-1) (sqrt(beta_end) - sqrt(beta_start)))²
+        alpha_t² = prod_{s<=t} (1 - beta_s)
+
+        Raises:
+            InputError: if there are fewer than two steps, or not 0 < beta_start <= beta_end < 1.
+
+        Source: Rombach et al. 2022, arXiv:2112.10752 ("scaled_linear" in diffusers).
+        """
+        if num_steps < 2:
+            raise InputError(f"a noise schedule needs at least 2 training steps, got {num_steps}")
+        if not 0 < beta_start <= beta_end < 1:
+            raise InputError(
+                "betas must satisfy 0 < beta_start <= beta_end < 1, "
+                f"got {beta_start!r} and {beta_end!r}"
+            )
+        root = torch.linspace(
+            math.sqrt(beta_start), math.sqrt(beta_end), num_steps, dtype=torch.float64
+        )
+        alpha_bar = torch.cumprod(1 - root**2, dim=0)
+        schedule = NoiseSchedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), (beta_start, beta_end))
+        return schedule.with_zero_terminal_snr() if zero_terminal_snr else schedule
+
+    @staticmethod
+    def from_config(config: dict) -> "NoiseSchedule":
+        """Build the schedule that a diffusers `scheduler_config.json` describes.
+
+        Raises:
+            InputError: if a key is missing, or the betas are not a scaled-linear ramp. Keys that
+                say how to sample are not read: we always use trailing spacing.
+        """
+        needed = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        if missing := [key for key in needed if key not in config]:
+            raise InputError(
+                f"the scheduler config lacks {', '.join(missing)}; is it a diffusers scheduler?"
+            )
+        ramp = "trained_betas" if config.get("trained_betas") else config["beta_schedule"]
+        if ramp != "scaled_linear":
+            raise InputError(
+                f"the scheduler config has betas {ramp!r}; only 'scaled_linear' can be read "
+                "(Stable Diffusion 1.x, 2.x, SDXL have it)"
+            )
+        return NoiseSchedule.scaled_linear(
+            int(config["num_train_timesteps"]),
+            float(config["beta_start"]),
+            float(config["beta_end"]),
+            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
+        )
+
+    def to_config(self) -> dict[str, str | int | float | bool]:
+        """Describe the schedule, and how we sample, in the names of diffusers' `DDIMScheduler`.
+
+        The caller adds `prediction_type`, which is not a property of the schedule.
+
+        Raises:
+            ValueError: if the tables were made by hand.
+        """
+        if self.beta_range is None:
+            raise ValueError(
+                "a schedule made from tables has no config; build it with scaled_linear"
+            )
+        return {
+            "_class_name": "DDIMScheduler",
+            "num_train_timesteps": self.num_steps,
+            "beta_start": self.beta_range[0],
+            "beta_end": self.beta_range[1],
+            "beta_schedule": "scaled_linear",
+            "rescale_betas_zero_snr": self.has_zero_terminal_snr,
+            "timestep_spacing": "trailing",
+            "set_alpha_to_one": True,
+            "clip_sample": False,
+        }
+
+    @property
+    def num_steps(self) -> int:
+        """The number of training steps T."""
+        return len(self.alpha)
+
+    @property
+    def snr(self) -> Float64[Tensor, " T"]:
+        """The signal-to-noise ratio (alpha / sigma)²; 0 is pure noise."""
+        return (self.alpha / self.sigma) ** 2
+
+    @property
+    def has_zero_terminal_snr(self) -> bool:
+        """Whether the last step is pure noise, alpha[T-1] = 0."""
+        return self.alpha[-1].item() == 0
+
+    def with_zero_terminal_snr(self) -> "NoiseSchedule":
+        """Shift and scale alpha so that the last step is pure noise.
+
+        alpha' = (alpha - alpha[T-1]) * alpha[0] / (alpha[0] - alpha[T-1])
+
+        Keeps alpha[0]; needs a prediction that survives alpha = 0, i.e. v, z0 or change, not eps.
+        Source: Lin et al. 2023, arXiv:2305.08891, Algorithm 1.
+        """
+        first, last = self.alpha[0], self.alpha[-1]
+        alpha = (self.alpha - last) * first / (first - last)
+        return NoiseSchedule(alpha, (1 - alpha**2).sqrt(), self.beta_range)
+
+    def at(self, t: Int64[Tensor, " b"]) -> Coefficients:
+        """Look up float32 coefficients on the device of `t`, without waiting for that device.
+
+        That `t` is in 0..T-1 is not checked: on an accelerator the check would stall training.
+        """
+        alpha, sigma = self._table(t.device)[:, t].view(2, -1, 1, 1, 1).unbind(0)
+        return Coefficients(alpha, sigma)
+
+    def _table(self, device: torch.device) -> Float[Tensor, "2 T"]:
+        """Return (alpha, sigma) in float32 on `device`; copied there once."""
+        if device not in self._tables:
+            # validation often comes first, in inference mode, whose tensors training cannot use
+            with torch.inference_mode(False):
+                self._tables[device] = torch.stack([self.alpha, self.sigma]).float().to(device)
+        return self._tables[device]

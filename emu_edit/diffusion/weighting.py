@@ -1,0 +1,62 @@
+"""How much the error of each noise level counts.
+
+A weight is stated for the error of z_0 and divided by the factor by which the error grows in the
+network's own
+space: |v - v_hat|² = (SNR + 1) |z_0 - z_0_hat|² and |eps - eps_hat|² = SNR |z_0 - z_0_hat|².
+"""
+
+from enum import Enum
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.schedule import NoiseSchedule
+from emu_edit.errors import InputError
+
+
+class Weighting(Enum):
+    """uniform: 1 in the network's own space; min_snr: Min-SNR-gamma; one_plus_min_snr: ours."""
+
+    uniform = "uniform"
+    min_snr = "min_snr"
+    one_plus_min_snr = "one_plus_min_snr"
+
+
+def loss_weight(
+    weighting: Weighting,
+    t: Int64[Tensor, " b"],
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    gamma: float = 5.0,  # Hang et al., section 4
+) -> Float[Tensor, " b"]:
+    """Return the factor of each sample's error; finite at SNR = 0.
+
+    uniform: 1
+    min_snr: min(SNR, gamma) for z0 and change, divided by SNR + 1 for v and by SNR for eps; at
+        SNR = 0 it is 1 for eps and 0 for the others, so that they never learn the noisiest step
+    one_plus_min_snr: 1 + min(SNR, gamma) for z0 and change, divided by SNR + 1 for v
+
+    Raises:
+        InputError: for one_plus_min_snr with eps, whose weight is unbounded at low SNR.
+
+    Source: Hang et al. 2023, arXiv:2303.09556, section 3.4; one_plus_min_snr: ours.
+    """
+    if weighting is Weighting.uniform:
+        return torch.ones(t.shape, device=t.device)
+    coefficients = schedule.at(t)
+    snr = (coefficients.alpha / coefficients.sigma).square().flatten()
+    floor = 1.0 if weighting is Weighting.one_plus_min_snr else 0.0
+    match prediction:
+        case Prediction.z0 | Prediction.change:
+            return floor + snr.clamp(max=gamma)
+        case Prediction.v:
+            return (floor + snr.clamp(max=gamma)) / (snr + 1)
+        case Prediction.eps if weighting is Weighting.one_plus_min_snr:
+            raise InputError(
+                "model.weighting='one_plus_min_snr' cannot be used with model.prediction='eps' "
+                "(it is unbounded at low SNR); set model.weighting: min_snr, or model.prediction: v"
+            )
+        case Prediction.eps:
+            return gamma / snr.clamp(min=gamma)  # min(SNR, gamma) / SNR without 0 / 0

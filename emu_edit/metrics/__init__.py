@@ -1,0 +1,1 @@
+"""Functions from pictures, texts and masks to numbers; they know no network and no data set."""

@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from emu_edit.diffusion.guidance import Guidance, guided
+from emu_edit.diffusion.prediction import Prediction, to_eps, to_z0, with_source
+from emu_edit.diffusion.schedule import NoiseSchedule
+from emu_edit.errors import InputError
+from tests.diffusion.oracles import exact_coefficients
+
+SCHEDULE = NoiseSchedule.scaled_linear(zero_terminal_snr=False)
+T = torch.tensor([400, 900])
+
+
+def latents(b: int, seed: int) -> torch.Tensor:
+    return torch.randn(
+        b, 2, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+def branches(seed: int = 0):
+    """Three fixed outputs, whatever is asked: rows (full, image only, nothing)."""
+    output = latents(6, seed)
+    return output, lambda _z_t, _t: output
+
+
+def test_scales_of_one_give_the_full_prediction():
+    output, predict = branches()
+    result = guided(predict, Guidance(text=1.0, image=1.0))(latents(2, 1), T)
+    torch.testing.assert_close(result, output[:2], rtol=0, atol=1e-15)
+
+
+def test_no_text_scale_gives_the_image_only_prediction():
+    output, predict = branches()
+    result = guided(predict, Guidance(text=0.0, image=1.0))(latents(2, 1), T)
+    torch.testing.assert_close(result, output[2:4], rtol=0, atol=1e-15)
+
+
+def test_no_scale_at_all_gives_the_unconditional_prediction():
+    output, predict = branches()
+    assert torch.equal(guided(predict, Guidance(text=0.0, image=0.0))(latents(2, 1), T), output[4:])
+
+
+def test_the_combination_is_the_one_of_instruct_pix2pix():
+    (full, image_only, nothing), predict = branches()[0].chunk(3), branches()[1]
+    e, s_i, s_t = guided(predict, Guidance(text=7.5, image=1.5)), 1.5, 7.5
+    expected = (1 - s_i) * nothing + (s_i - s_t) * image_only + s_t * full
+    torch.testing.assert_close(e(latents(2, 1), T), expected, rtol=0, atol=1e-13)
+
+
+def test_one_forward_sees_the_batch_three_times():
+    calls = []
+
+    def predict(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append((z_t, t))
+        return z_t
+
+    z_t = latents(2, 1)
+    guided(predict, Guidance())(z_t, T)
+    ((seen, steps),) = calls
+    assert torch.equal(seen, torch.cat([z_t, z_t, z_t]))
+    assert steps.tolist() == [400, 900] * 3
+
+
+@pytest.mark.parametrize("space", [Prediction.eps, Prediction.v])
+def test_guidance_is_the_same_in_every_space(space):
+    """Combining z_0 estimates equals combining outputs, because the weights sum to 1."""
+    output, predict = branches()
+    z_t, c = latents(2, 1), exact_coefficients(SCHEDULE, T)
+    c_3 = exact_coefficients(SCHEDULE, T.repeat(3))
+
+    def predict_z0(z: torch.Tensor, _t: torch.Tensor) -> torch.Tensor:
+        return to_z0(output, z, c_3, space)
+
+    here = guided(predict, Guidance())(z_t, T)
+    there = guided(predict_z0, Guidance())(z_t, T)
+    torch.testing.assert_close(to_z0(here, z_t, c, space), there, rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        to_eps(here, z_t, c, space), to_eps(there, z_t, c, Prediction.z0), rtol=0, atol=1e-11
+    )
+
+
+def test_the_change_is_guided_with_the_source_of_each_branch():
+    """Without an image there is no source to change, so image guidance scales the source too."""
+    z_source, silent = latents(2, 3), torch.zeros(6, 2, 3, 3, dtype=torch.float64)
+    stacked = torch.cat([z_source, z_source, torch.zeros_like(z_source)])
+    predict = with_source(lambda _z_t, _t: silent, stacked, Prediction.change)
+    result = guided(predict, Guidance(text=5.0, image=1.5))(latents(2, 1), T)
+    torch.testing.assert_close(result, 1.5 * z_source, rtol=0, atol=1e-15)
+
+
+def test_only_two_ones_are_plain():
+    assert Guidance(1.0, 1.0).is_plain
+    assert not Guidance(1.0, 1.5).is_plain
+    assert not Guidance(5.0, 1.0).is_plain
+
+
+def test_the_defaults_are_the_papers():
+    assert Guidance() == Guidance(text=5.0, image=1.5)
+
+
+@pytest.mark.parametrize("scales", [(float("nan"), 1.0), (1.0, float("inf"))])
+def test_scales_that_are_no_numbers_are_refused(scales):
+    with pytest.raises(InputError, match="guidance scales must be finite, got text="):
+        Guidance(*scales)

@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+
+from emu_edit.metrics.table import bootstrap_interval, format_table, report, summarise
+from emu_edit.metrics.world import EditScore, Truth
+
+
+def made(task: str, *, success: bool = True, **numbers) -> EditScore:
+    values = {"l1": 0.1, "inside_l1": 0.1, "copy_l1": 0.4, "outside_l1": 0.0} | numbers
+    return EditScore(key="k", task=task, is_closer=success, **values)
+
+
+def test_rows_are_means_over_the_edits_that_have_the_number():
+    row = summarise([
+        made("depth", inside_l1=0.1, copy_l1=0.2, outside_l1=None, depth_rmse=0.5),
+        made("depth", inside_l1=0.5, copy_l1=0.6, outside_l1=0.02, success=False),
+    ]).tasks[0]
+    assert (row.name, row.count, row.success) == ("depth", 2, 0.5)
+    assert row.inside_l1 == pytest.approx(0.3)
+    assert row.copy_l1 == pytest.approx(0.4)
+    assert row.relative_error == pytest.approx(0.75)  # of the means: not (0.5 + 0.83) / 2
+    assert row.outside_l1 == 0.02
+    assert row.depth_rmse == 0.5
+    assert row.normal_degrees is None
+
+
+def test_tasks_come_in_the_order_of_the_sixteen_and_appended_ones_last():
+    scores = [made(task) for task in ("zoom", "segmap", "color", "local", "add")]
+    summary = summarise(scores)
+    assert [row.name for row in summary.tasks] == ["local", "add", "color", "segmap", "zoom"]
+
+
+def test_families_collect_their_tasks_and_leave_appended_ones_out():
+    summary = summarise([
+        made("local"),
+        made("add", success=False),
+        made("color"),
+        made("zoom"),
+    ])
+    assert [(row.name, row.count, row.success) for row in summary.families] == [
+        ("region", 2, 0.5),
+        ("vision", 1, 1.0),
+    ]
+    assert (summary.overall.count, summary.overall.success) == (4, 0.75)
+
+
+def test_the_interval_of_a_share_is_that_of_the_normal_approximation_at_many_edits():
+    low, high = bootstrap_interval(300, 1000)
+    spread = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
+    assert low == pytest.approx(0.3 - spread, abs=0.003)
+    assert high == pytest.approx(0.3 + spread, abs=0.003)
+
+
+@pytest.mark.parametrize("successes", [0, 1, 5, 9, 10])
+def test_the_interval_holds_the_share_and_stays_between_0_and_1(successes):
+    low, high = bootstrap_interval(successes, 10)
+    assert 0 <= low <= successes / 10 <= high <= 1
+    assert (low == high) is (successes in {0, 10})
+
+
+def test_more_edits_make_the_interval_narrower():
+    few, many = bootstrap_interval(5, 10), bootstrap_interval(500, 1000)
+    assert many[1] - many[0] < 0.2 * (few[1] - few[0])
+
+
+def test_the_interval_is_the_same_every_time():
+    assert bootstrap_interval(7, 20) == bootstrap_interval(7, 20)
+
+
+def edits() -> list[tuple[torch.Tensor, Truth]]:
+    source = torch.full((3, 8, 8), 100, dtype=torch.uint8)
+    target = source + 100
+    everywhere = torch.ones(8, 8, dtype=torch.bool)
+    truth = [
+        Truth(f"k{i}", task, source, target, everywhere) for i, task in enumerate(("add", "style"))
+    ]
+    return [(source + 80, truth[0]), (source + 20, truth[1])]
+
+
+def test_a_report_holds_the_model_between_copy_input_and_oracle():
+    result = report(edits())
+    assert result.copy_input.overall.success == 0
+    assert result.copy_input.overall.relative_error == 1
+    assert result.oracle.overall.success == 1
+    assert result.oracle.overall.relative_error == 0
+    assert result.model.overall.success == 0.5
+    assert result.model.overall.relative_error == pytest.approx(0.5)
+    assert [row.success for row in result.model.tasks] == [1, 0]
+
+
+def test_a_report_becomes_json_and_back():
+    plain = report(edits()).to_dict()
+    again = json.loads(json.dumps(plain, allow_nan=False))
+    assert again == plain
+    assert set(again) == {"model", "copy-input", "oracle"}
+    assert again["model"]["overall"]["count"] == 2
+    assert again["model"]["tasks"][0]["name"] == "add"
+
+
+def test_a_report_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one edit, got none"):
+        report([])
+
+
+def test_the_table_has_a_line_for_every_row_and_equal_widths():
+    lines = format_table(report(edits())).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    names = [line.split("|")[1].strip() for line in table]
+    assert names[2:] == ["add", "style", "region", "free_form", "model", "copy-input", "oracle"]
+    assert len({len(line) for line in table}) == 1
+    add = [cell.strip() for cell in table[2].split("|")]
+    assert add[1:10] == ["add", "1", "100 %", "100-100", "0.20", "0.078", "0.392", "-", "0.078"]
+
+
+def test_the_table_prints_what_was_measured_for_a_task():
+    summary_of = [made("detect", detection_iou=0.5), made("normal", normal_degrees=12.34)]
+    result = report(edits())
+    text = format_table(type(result)(summarise(summary_of), result.copy_input, result.oracle))
+    assert "box IoU 0.50" in text
+    assert "normals 12.3°" in text
+    assert "depth RMSE" not in text
