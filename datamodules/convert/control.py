@@ -1,0 +1,85 @@
+"""The layout of other trainers: `images/` (targets), `control/` (sources) of equal names, `.txt`.
+
+FlyMyAI, ai-toolkit, SimpleTuner and diffusion-pipe read this layout; the text file lies beside the
+target and holds the instruction. Names are compared without their extension, so images/cat.jpg
+belongs to control/cat.png and images/cat.txt. Folders inside are searched, too. The layout has no
+place for a task: it is one for all pairs.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from datamodules.convert.pair import PairFiles, Reason, Skipped, is_safe_name
+from emu_edit.errors import InputError
+from emu_edit.images import EXTENSIONS
+from emu_edit.tasks import TaskTable
+
+TARGETS, SOURCES = "images", "control"
+# pictures people put into such folders which we refuse by name; other files (caches, notes) are not
+# pairs
+_REFUSED = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jfif"}
+
+
+def list_pairs(path: Path, task: str | None, tasks: TaskTable) -> Iterator[PairFiles | Skipped]:
+    """Yield the pairs of the folder, sorted by name.
+
+    Raises:
+        InputError: if a folder is missing, or the task is unknown or not given.
+    """
+    for name in (TARGETS, SOURCES):
+        if not (path / name).is_dir():
+            wanted = f"needs {TARGETS}/ (targets and .txt) and {SOURCES}/ (sources)"
+            raise InputError(f"{path / name}: no such folder; {wanted}")
+    if task is None:
+        raise InputError(f"{path}: this layout names no tasks; give one for all pairs: --task NAME")
+    tasks.index(task)
+    targets, sources = _by_stem(path / TARGETS), _by_stem(path / SOURCES)
+    for stem in sorted(targets.keys() | sources.keys()):
+        yield _pair(path, stem, targets.get(stem, []), sources.get(stem, []), task)
+
+
+def _by_stem(folder: Path) -> dict[str, list[str]]:
+    """Return the extensions of each name: pictures, refused pictures, text."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name).relative_to(folder)
+            if not name.startswith(".") and path.suffix.lower() in {*EXTENSIONS, *_REFUSED, ".txt"}:
+                found[path.with_suffix("").as_posix()].append(path.suffix)
+    return found
+
+
+def _pair(
+    root: Path, stem: str, of_target: list[str], of_source: list[str], task: str
+) -> PairFiles | Skipped:
+    name = f"{TARGETS}/{stem}"
+    if not is_safe_name(stem):
+        return Skipped(repr(name), Reason.unsafe_name, "a name needs printable characters")
+    files = {}
+    for side, suffixes, missing in (
+        (TARGETS, of_target, Reason.missing_target),
+        (SOURCES, of_source, Reason.missing_source),
+    ):
+        pictures = [suffix for suffix in suffixes if suffix.lower() in EXTENSIONS]
+        refused = [suffix for suffix in suffixes if suffix.lower() in _REFUSED]
+        if len(pictures) > 1:
+            detail = f"{side}/{stem} exists as {' and '.join(pictures)}"
+            return Skipped(name, Reason.ambiguous_name, detail)
+        if not pictures and refused:
+            detail = f"{side}/{stem}{refused[0]} needs to be one of {', '.join(EXTENSIONS)}"
+            return Skipped(name, Reason.refused_format, detail)
+        if not pictures:
+            return Skipped(name, missing, f"{side}/{stem} has no picture")
+        files[side] = root / side / f"{stem}{pictures[0]}"
+    texts = [suffix for suffix in of_target if suffix.lower() == ".txt"] or [".txt"]
+    return PairFiles(
+        name=name,
+        identity=stem,
+        task=task,
+        source=files[SOURCES],
+        target=files[TARGETS],
+        instruction=root / TARGETS / f"{stem}{texts[0]}",
+    )

@@ -1,0 +1,121 @@
+"""The layout `source/ target/ [mask/] instructions.jsonl`: one JSON object per line and pair.
+
+A line is {"file": "a.png", "instruction": "make it red"}, or names both sides: {"source": "a.png",
+"target": "b.png", "instruction": ...}; optional are "mask", "task", "source_caption" and
+"target_caption". A name is looked up in its side's folder first and beside the .jsonl second. With
+"file", mask/<file> is taken when it exists (any of the known extensions); white means "may change".
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from datamodules.convert.pair import PairFiles, Reason, Skipped, is_safe_name
+from emu_edit.errors import InputError
+from emu_edit.images import EXTENSIONS
+from emu_edit.tasks import TaskTable
+
+LINES = "instructions.jsonl"
+_TEXTS = (
+    "instruction",
+    "file",
+    "source",
+    "target",
+    "mask",
+    "task",
+    "source_caption",
+    "target_caption",
+)
+
+
+def list_pairs(path: Path, task: str | None, tasks: TaskTable) -> Iterator[PairFiles | Skipped]:
+    """Yield the pairs of a folder, or of a .jsonl file, in the order of the lines.
+
+    `task` is that of lines which name none.
+
+    Raises:
+        InputError: if there is no such file, or a line's task is unknown or missing.
+    """
+    lines = path / LINES if path.is_dir() else path
+    if not lines.is_file():
+        found = "it has images/ and control/: convert it as 'control'" if _is_control(path) else ""
+        wanted = f"needs a folder with source/, target/ and {LINES}, or a .jsonl file"
+        raise InputError(f"{lines}: no such file; {wanted}" + (f"; {found}" if found else ""))
+    with lines.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                name = f"{lines.name}:{number}"
+                fields = _fields(line)
+                if isinstance(fields, str):
+                    yield Skipped(name, Reason.bad_line, fields)
+                else:
+                    yield _pair(lines.parent, name, fields, task, tasks)
+
+
+def _is_control(path: Path) -> bool:
+    return (path / "images").is_dir() and (path / "control").is_dir()
+
+
+def _fields(line: bytes) -> dict[str, str] | str:
+    """Return the known fields of a line, or what is wrong with it."""
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return f"not a line of JSON ({error})"
+    if not isinstance(record, dict):
+        return f"holds {type(record).__name__}, needs an object in {{}}"
+    fields = {name: record[name] for name in _TEXTS if record.get(name) is not None}
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            return f"{name!r} is {type(value).__name__}, needs text"
+    if "file" not in fields and not {"source", "target"} <= fields.keys():
+        return f"names no pictures, needs 'file' or 'source' and 'target'; it has {sorted(record)}"
+    return fields
+
+
+def _pair(
+    root: Path, name: str, fields: dict[str, str], task: str | None, tasks: TaskTable
+) -> PairFiles | Skipped:
+    # an unknown task would leave a whole data set out one line at a time: stop before anything is
+    # written
+    chosen = fields.get("task", task)
+    if chosen is None:
+        raise InputError(
+            f'{name}: names no task; add "task" to the lines or give one for all: --task NAME'
+        )
+    try:
+        tasks.index(chosen)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    names = {side: fields.get(side, fields.get("file", "")) for side in ("source", "target")}
+    if "mask" in fields:
+        names["mask"] = fields["mask"]
+    for side, value in names.items():
+        if not is_safe_name(value):
+            detail = f"{side} {value!r} must be a relative name inside the folder, without '..'"
+            return Skipped(name, Reason.unsafe_name, detail)
+    mask = _find(root, "mask", names["mask"]) if "mask" in names else _mask_beside(root, fields)
+    return PairFiles(
+        name=name,
+        identity=f"{name} {names['source']} {names['target']}",
+        task=chosen,
+        source=_find(root, "source", names["source"]),
+        target=_find(root, "target", names["target"]),
+        mask=mask,
+        instruction=fields.get("instruction", ""),
+        source_caption=fields.get("source_caption", ""),
+        target_caption=fields.get("target_caption", ""),
+    )
+
+
+def _find(root: Path, side: str, name: str) -> Path:
+    inside, beside = root / side / name, root / name
+    return beside if beside.exists() and not inside.exists() else inside
+
+
+def _mask_beside(root: Path, fields: dict[str, str]) -> Path | None:
+    if "file" not in fields:
+        return None
+    same = root / "mask" / fields["file"]
+    others = (same.with_suffix(extension) for extension in EXTENSIONS)
+    return next((path for path in (same, *others) if path.exists()), None)
