@@ -1,8 +1,9 @@
-"""The records that flow from the data plane to the training module: one sample, and a stacked batch.
+"""The records that flow from the data plane to training: one sample, and a stacked batch.
 
-Pictures are uint8 here, lossless and a quarter of the traffic; strings stay strings, so the data plane knows no
-tokenizer. `position` is the sample's place in the global stream: all randomness of training (timestep, noise,
-dropout, flips) is drawn from it, so that ranks, workers and restarts cannot change what a sample meets.
+Pictures are uint8 here, lossless and a quarter of the traffic; strings stay strings, so the data
+plane knows no tokenizer. `position` is the sample's place in the global stream: all randomness of
+training (timestep, noise, dropout, flips) is drawn from it, so that ranks, workers and restarts
+cannot change what a sample meets.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EditSample:
-    """One pair. `mask` is True where the edit may change pixels; None when the data set has no masks."""
+    """One pair. `mask` is True where the edit may change pixels; None if there is no mask."""
 
     key: str
     source: UInt8[Tensor, "3 h w"]
@@ -29,7 +30,10 @@ class EditSample:
 
 @dataclass(frozen=True)
 class EditBatch:
-    """Samples of one size, stacked. Rows of `mask` whose `has_mask` is False are all True and mean nothing."""
+    """Samples of one size, stacked.
+
+    Rows of `mask` whose `has_mask` is False are all True and mean nothing.
+    """
 
     key: tuple[str, ...]
     source: UInt8[Tensor, "b 3 h w"]
@@ -56,10 +60,14 @@ class EditBatch:
             raise ValueError("collate needs at least one sample, got none")
         first = samples[0]
         for sample in samples:
-            if sample.source.shape != first.source.shape or sample.target.shape != first.source.shape:
+            if (
+                sample.source.shape != first.source.shape
+                or sample.target.shape != first.source.shape
+            ):
                 raise ValueError(
                     f"one batch holds one size: {first.key} is {tuple(first.source.shape[1:])}, "
-                    f"{sample.key} is {tuple(sample.source.shape[1:])} -> {tuple(sample.target.shape[1:])}"
+                    f"{sample.key} is {tuple(sample.source.shape[1:])} -> "
+                    f"{tuple(sample.target.shape[1:])}"
                 )
         everywhere = torch.ones(first.source.shape[1:], dtype=torch.bool)
         return EditBatch(

@@ -1,14 +1,15 @@
 """The errors a user can cause, in one place so that the command line can catch exactly them.
 
-Everything here is reported as one line and exit status 2 by `emu_edit.cli.main`; any other exception is a defect
-of this program and keeps its traceback. A message says what came, what was needed, where, and what to do.
+Everything here is reported as one line and exit status 2 by `emu_edit.cli.main`; any other
+exception is a defect of this program and keeps its traceback. A message says what came, what was
+needed, where, and what to do.
 """
 
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """Something the user gave (a file, a flag, a config) cannot be used; the message says what to do."""
+    """Something the user gave (a file, a flag, a config) cannot be used; the message says why."""
 
 
 class BadImageError(InputError):

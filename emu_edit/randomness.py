@@ -1,8 +1,9 @@
 """Keyed randomness: every draw is a pure function of (seed, purpose, position in the stream).
 
-No generator state is kept or saved: ranks, workers, micro-batches and restarts cannot change what a sample meets.
-Drawn on the CPU with numpy's Philox, a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as
-easy as 1, 2, 3"): CUDA streams differ between GPU models, seeds must not.
+No generator state is kept or saved: ranks, workers, micro-batches and restarts cannot change what
+a sample meets. Drawn on the CPU with numpy's Philox, a counter-based generator (Salmon et al.
+2011, "Parallel random numbers: as easy as 1, 2, 3"): CUDA streams differ between GPU models, seeds
+must not.
 """
 
 import zlib
@@ -16,14 +17,19 @@ from torch import Tensor
 def keyed_generator(seed: int, purpose: str, position: int) -> np.random.Generator:
     """Return the generator of one sample for one purpose, e.g. ("noise", 12345)."""
     key = np.array([seed % 2**64, zlib.crc32(purpose.encode())], dtype=np.uint64)
-    # the position fills the highest counter word, so streams of neighbouring positions never overlap
+    # the position fills the highest counter word, so streams of neighbouring positions never
+    # overlap
     counter = np.array([0, 0, 0, position % 2**64], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def uniforms(seed: int, purpose: str, positions: Int64[Tensor, " b"], n: int) -> Float[Tensor, "b n"]:
+def uniforms(
+    seed: int, purpose: str, positions: Int64[Tensor, " b"], n: int
+) -> Float[Tensor, "b n"]:
     """Draw n numbers in [0, 1) for each position (float32, CPU)."""
-    rows = [keyed_generator(seed, purpose, p).random(n, dtype=np.float32) for p in positions.tolist()]
+    rows = [
+        keyed_generator(seed, purpose, p).random(n, dtype=np.float32) for p in positions.tolist()
+    ]
     return torch.from_numpy(np.stack(rows))
 
 

@@ -1,8 +1,8 @@
 """The sixteen tasks of Emu Edit, their order and their definitions; and the table a model carries.
 
 The order is the index of the embedding and never changes; new tasks (task inversion) are appended.
-Source: Sheynin et al. 2023, arXiv:2311.10089, Table 1. The paper does not publish its index list; counting the five
-image-to-image modalities apart gives the sixteen used here.
+Source: Sheynin et al. 2023, arXiv:2311.10089, Table 1. The paper does not publish its index list;
+counting the five image-to-image modalities apart gives the sixteen used here.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,11 @@ TASKS: tuple[Task, ...] = (
     Task("add", Family.region, "insert a new object"),
     Task("texture", Family.region, "change how an object's surface looks while its shape stays"),
     Task("background", Family.region, "change the scene behind the objects"),
-    Task("global", Family.free_form, "an edit that touches the whole image: weather, season, time of day"),
+    Task(
+        "global",
+        Family.free_form,
+        "an edit that touches the whole image: weather, season, time of day",
+    ),
     Task("style", Family.free_form, "change the artistic style"),
     Task("text", Family.free_form, "add, remove or replace written text, or change its colour"),
     Task("detect", Family.vision, "mark a named object with a rectangle"),
@@ -65,7 +69,7 @@ class TaskTable:
         return len(self.names)
 
     def index(self, name: str) -> int:
-        """Return the embedding index of `name`; an unknown name is refused with the nearest known one.
+        """Return the embedding index of `name`; an unknown one is refused with the nearest known.
 
         Raises:
             InputError: if the table has no such task.

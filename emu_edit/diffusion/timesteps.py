@@ -1,4 +1,4 @@
-"""Which steps are visited: drawn in training (evenly, or shifted to noise), spaced back from the noisiest in sampling."""
+"""Which steps are visited: drawn in training (evenly, or shifted to noise), spaced in sampling."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -21,8 +21,8 @@ def shift_to_noise(u: Float[Tensor, " b"], shift: float) -> Float[Tensor, " b"]:
 
     u' = s u / (1 + (s - 1) u),   s >= 1; s = 1 changes nothing
 
-    Neighbouring pixels say the same thing, so the larger the picture, the more noise it takes to hide what an edit
-    has to decide; at little noise z_t already shows the answer.
+    Neighbouring pixels say the same thing, so the larger the picture, the more noise it takes to
+    hide what an edit has to decide; at little noise z_t already shows the answer.
 
     Raises:
         InputError: if `shift` is below 1.

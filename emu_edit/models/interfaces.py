@@ -1,6 +1,7 @@
-"""The three slots of a model (denoiser, text encoder, image codec) and the records that flow between them.
+"""The three slots of a model (denoiser, text encoder, image codec) and the records between them.
 
-Everything upstream and downstream is written against these; a network knows no noise schedule and no data set.
+Everything upstream and downstream is written against these; a network knows no noise schedule and
+no data set.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What a text encoder gives: one feature per token, and which tokens are real (True = attend)."""
+    """What a text encoder gives: a feature per token, and which tokens are real (True = attend)."""
 
     tokens: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
@@ -21,9 +22,10 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """All a denoiser is told: text, source latents (zeros = no image) and the task vector (zeros = no task).
+    """All a denoiser is told.
 
-    The task is a vector, not an index: inversion learns it, interpolation mixes it.
+    Text, source latents (zeros = no image) and the task vector (zeros = no task). The task is a
+    vector, not an index: inversion learns it, interpolation mixes it.
     """
 
     text: TextFeatures
@@ -32,10 +34,11 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: "list[Conditioning]") -> "Conditioning":
-        """Stack conditionings along the batch; their token counts must agree (see `TextEncoder.forward`)."""
+        """Stack conditionings along the batch; their token counts must agree."""
         return Conditioning(
             text=TextFeatures(
-                tokens=torch.cat([p.text.tokens for p in parts]), mask=torch.cat([p.text.mask for p in parts])
+                tokens=torch.cat([p.text.tokens for p in parts]),
+                mask=torch.cat([p.text.mask for p in parts]),
             ),
             z_source=torch.cat([p.z_source for p in parts]),
             v_task=torch.cat([p.v_task for p in parts]),
@@ -75,10 +78,12 @@ class TextEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, texts: tuple[str, ...] | list[str]) -> TextFeatures:
-        """Encode texts on the module's device, padded to the longest (or to `max_tokens`, see subclass)."""
+        """Encode texts on the module's device, padded to the longest or to `max_tokens`."""
 
     @abstractmethod
-    def tokenize(self, texts: tuple[str, ...] | list[str]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
+    def tokenize(
+        self, texts: tuple[str, ...] | list[str]
+    ) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
         """Return token ids and mask on the CPU."""
 
 
@@ -94,14 +99,23 @@ class ImageCodec(nn.Module, ABC):
     factor: int
 
     @abstractmethod
+    def posterior(
+        self, images: Float[Tensor, "b 3 H W"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """Return mean and standard deviation of the scaled latent.
+
+        For callers that bring their own noise, drawn per sample, or keep latents in a cache.
+        """
+
+    @abstractmethod
     def encode(
         self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """Encode targets: a sample of the posterior when `generator` is given, else its mode; scaled."""
+        """Encode targets: a posterior sample when `generator` is given, else its mode; scaled."""
 
     @abstractmethod
     def encode_condition(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """Encode sources: the posterior mode. Scaled like `encode` when the model predicts the change."""
+        """Encode sources: the posterior mode; scaled when the model predicts the change."""
 
     @abstractmethod
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:

@@ -1,0 +1,1 @@
+"""The networks of a model: denoiser, text encoder, image codec, task table."""
