@@ -1,0 +1,1 @@
+"""Data: from shards (or the procedural world) to `EditBatch`; never imports `callbacks`."""

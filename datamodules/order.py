@@ -1,0 +1,257 @@
+"""The order of training as a pure function: position g of the stream -> (task, epoch, sample).
+
+Nothing is shuffled in memory and nothing is remembered. Rank, worker, batch size and history do not
+enter, so the state of the data plane is one integer, and a resume costs the same at step 1 and at
+step 10^9. Three parts:
+
+  pattern      stream is cut into periods of P draws; in each, task t has exactly q_t draws, spread
+               evenly: draw j of task t lies at (j + u) / q_t, u uniform in [0, 1); sort by place
+  epoch        draw k of task t belongs to epoch e and place p: e, p = divmod(k, N_t)
+  permutation  order of the shards in (t, e), then one shuffle over each window of w neighbouring
+               shards; both are keyed bijections evaluated at one point
+
+So each epoch of each task is an exact permutation of its samples, and the realised mixture differs
+from the weights by less than 1 + T q_t / P draws in every prefix of the stream. It is the same on
+every machine: integer arithmetic, and the raw 64-bit words of Philox.
+
+Source: ours; the idea of a stream as a function is that of MosaicML Streaming and Grain.
+"""
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from emu_edit.errors import InputError
+from emu_edit.randomness import keyed_generator
+
+ORDER_VERSION = 1  # part of every fingerprint; a change of the function below changes this number
+PERIOD = 4096
+
+_MASK = 2**64 - 1
+_NUM_ROUNDS = 6  # Feistel rounds; Luby and Rackoff 1988 need 4 for strong pseudo-randomness
+
+
+class Position(NamedTuple):
+    """Where draw g of the stream is: indices of task, of its shard, and of the sample in it."""
+
+    task: int
+    epoch: int
+    shard: int
+    sample: int
+
+
+@dataclass(frozen=True)
+class TaskOrder:
+    """What the order needs to know of a task.
+
+    Args:
+        name: keys the task's permutations, so another task more or less leaves them as they are.
+        quota: draws per period.
+        shard_sizes: number of samples of each shard.
+        drawn: draws of this task before the spec's `start`.
+    """
+
+    name: str
+    quota: int
+    shard_sizes: tuple[int, ...]
+    drawn: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no order."""
+        if self.quota < 1 or not self.shard_sizes or min(self.shard_sizes) < 1:
+            raise InputError(
+                f"task {self.name!r} has quota {self.quota} and shards of "
+                f"{list(self.shard_sizes[:4])} samples; all of them must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class OrderSpec:
+    """The whole definition of an order.
+
+    Args:
+        seed: another seed, another order.
+        tasks: their quotas sum to the period.
+        window: number of neighbouring shards whose samples are mixed; larger shuffles better and
+            reads more files at a time.
+        start: the position from which this definition holds (a changed mixture starts a new one).
+    """
+
+    seed: int
+    tasks: tuple[TaskOrder, ...]
+    window: int = 8
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no order."""
+        if not self.tasks:
+            raise InputError("an order needs at least one task, got none")
+        if self.window < 1:
+            raise InputError(f"data.window={self.window} must be at least 1 shard")
+
+    @property
+    def period(self) -> int:
+        """The number of draws after which the quotas are exact."""
+        return sum(task.quota for task in self.tasks)
+
+
+def quotas(weights: Mapping[str, float], period: int = PERIOD) -> dict[str, int]:
+    """Return the draws of each task per period, by largest remainder; their sum is `period`.
+
+    Raises:
+        InputError: if a weight is not positive, or too small to be drawn once in a period.
+    """
+    for task, weight in weights.items():
+        if not 0 < weight < float("inf"):
+            raise InputError(f"data.weights: task {task!r} has weight {weight}, needs one above 0")
+    total = sum(Fraction(weight) for weight in weights.values())
+    ideal = {task: Fraction(weight) / total * period for task, weight in weights.items()}
+    for task, draws in ideal.items():
+        if draws < 1:
+            raise InputError(
+                f"data.weights: task {task!r} has {float(draws / period):.2g} of the sum, needs at "
+                f"least 1/{period}; raise it or leave the task out"
+            )
+    result = {task: int(draws) for task, draws in ideal.items()}
+    by_remainder = sorted(ideal, key=lambda task: result[task] - ideal[task])
+    for task in by_remainder[: period - sum(result.values())]:
+        result[task] += 1
+    return result
+
+
+def _mix(x: int) -> int:
+    """Scramble 64 bits. Source: splitmix64, Steele et al. 2014, fig. 19."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _key(*parts: int) -> int:
+    key = 0
+    for part in parts:
+        key = _mix(key ^ (part & _MASK))
+    return key
+
+
+class Permutation:
+    """A keyed bijection of 0 .. n-1, evaluated at one point in constant time and memory.
+
+    A Feistel network on the smallest square of a power of two that holds n; values beyond n are
+    fed back until one falls inside (cycle walking), at most 4 passes on average.
+
+    Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains", method 2.
+    """
+
+    __slots__ = ("_half", "_keys", "n")
+
+    def __init__(self, n: int, key: int) -> None:
+        self.n = n
+        self._half = max(1, ((n - 1).bit_length() + 1) // 2)
+        self._keys = [_mix(key ^ _mix(round_index)) for round_index in range(_NUM_ROUNDS)]
+
+    def __call__(self, index: int) -> int:
+        """Return the image of `index`."""
+        if not 0 <= index < self.n:
+            raise IndexError(f"index {index} is outside 0..{self.n - 1}")
+        half, mask = self._half, (1 << self._half) - 1
+        while True:
+            left, right = index >> half, index & mask
+            for key in self._keys:
+                left, right = right, left ^ (_mix(right ^ key) & mask)
+            index = left << half | right
+            if index < self.n:
+                return index
+
+
+class _Epoch:
+    """The order of one epoch of one task: its shards permuted, then cut into windows."""
+
+    def __init__(self, sizes: Sequence[int], window: int, key: int) -> None:
+        permutation = Permutation(len(sizes), _key(key, 0))
+        shards = [permutation(i) for i in range(len(sizes))]
+        self._windows = [shards[i : i + window] for i in range(0, len(shards), window)]
+        self._inner = [[0, *accumulate(sizes[s] for s in part)] for part in self._windows]
+        self._outer = [0, *accumulate(inner[-1] for inner in self._inner)]
+        self._permutations = [
+            Permutation(inner[-1], _key(key, 1, i)) for i, inner in enumerate(self._inner)
+        ]
+
+    def __call__(self, place: int) -> tuple[int, int]:
+        i = bisect_right(self._outer, place) - 1
+        place = self._permutations[i](place - self._outer[i])
+        j = bisect_right(self._inner[i], place) - 1
+        return self._windows[i][j], place - self._inner[i][j]
+
+
+class Order:
+    """The function g -> Position of a spec; keeps only what is quickly computed again."""
+
+    def __init__(self, spec: OrderSpec) -> None:
+        self.spec = spec
+        self._sizes = [sum(task.shard_sizes) for task in spec.tasks]
+        self._names = [zlib.crc32(task.name.encode()) for task in spec.tasks]
+        self._block = -1
+        self._pattern: tuple[list[int], list[int]] = ([], [])
+        self._epochs: dict[int, dict[int, _Epoch]] = {t: {} for t in range(len(spec.tasks))}
+
+    def __call__(self, g: int) -> Position:
+        """Return what is drawn at position g of the stream.
+
+        Raises:
+            IndexError: if g lies before the spec's start.
+        """
+        if g < self.spec.start:
+            raise IndexError(f"position {g} lies before the order's start {self.spec.start}")
+        block, draw = divmod(g - self.spec.start, self._period)
+        tasks, ranks = self._pattern_of(block)
+        t = tasks[draw]
+        task = self.spec.tasks[t]
+        epoch, place = divmod(task.drawn + block * task.quota + ranks[draw], self._sizes[t])
+        return Position(t, epoch, *self._epoch_of(t, epoch)(place))
+
+    def drawn_before(self, g: int) -> dict[str, int]:
+        """Return how often each task was drawn before position g, since the start of training."""
+        block, draw = divmod(g - self.spec.start, self._period)
+        tasks, _ = self._pattern_of(block)
+        return {
+            task.name: task.drawn + block * task.quota + tasks[:draw].count(t)
+            for t, task in enumerate(self.spec.tasks)
+        }
+
+    @cached_property
+    def _period(self) -> int:
+        return self.spec.period
+
+    def _pattern_of(self, block: int) -> tuple[list[int], list[int]]:
+        """Return task and rank within its task for each draw of a period."""
+        if block != self._block:
+            first = self.spec.start + block * self._period
+            words = keyed_generator(self.spec.seed, "order", first).bit_generator.random_raw(
+                self._period
+            )
+            u = (words >> np.uint64(11)) * 2.0**-53
+            quota = np.array([task.quota for task in self.spec.tasks])
+            tasks = np.repeat(np.arange(len(quota)), quota)
+            ranks = np.concatenate([np.arange(q) for q in quota])
+            by_place = np.argsort((ranks + u) / quota[tasks], kind="stable")
+            self._pattern = (tasks[by_place].tolist(), ranks[by_place].tolist())
+            self._block = block
+        return self._pattern
+
+    def _epoch_of(self, t: int, epoch: int) -> _Epoch:
+        cache = self._epochs[t]
+        if epoch not in cache:
+            if len(cache) == 2:  # the prefetch of one epoch overlaps the end of another
+                del cache[min(cache)]
+            key = _key(self.spec.seed, self._names[t], epoch)
+            sizes = self.spec.tasks[t].shard_sizes
+            cache[epoch] = _Epoch(sizes, self.spec.window, key)
+        return cache[epoch]

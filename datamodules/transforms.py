@@ -1,0 +1,73 @@
+"""Bring a pair and its mask to the training size, all of them by the same crop and flip.
+
+A square is cut and resampled to `image_size`; a smaller picture is enlarged. The square is as large
+as fits, so the whole short side is seen; along the long side it lies in the middle, or, in
+training, anywhere. Draws are keyed by (seed, position), so neither worker nor restart changes them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from emu_edit.errors import InputError
+from emu_edit.images import resize
+from emu_edit.randomness import keyed_generator
+
+SMALLEST = 8  # pixels; one latent pixel of an 8x codec
+
+
+@dataclass(frozen=True)
+class SquareCrop:
+    """Cut the largest square out of a pair and resample it.
+
+    Args:
+        image_size: side of the result.
+        seed: keys the place of the square; None cuts in the middle.
+        flip: mirror half of the pairs, left to right. Instructions that say "left" or "right", and
+            written words, then contradict their pictures.
+    """
+
+    image_size: int
+    seed: int | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse sizes no network can use."""
+        if self.image_size < SMALLEST:
+            raise InputError(f"data.image_size={self.image_size} must be at least {SMALLEST}")
+
+    def __call__(
+        self,
+        source: UInt8[Tensor, "3 H W"],
+        target: UInt8[Tensor, "3 H W"],
+        mask: Bool[Tensor, "H W"] | None,
+        position: int,
+    ) -> tuple[UInt8[Tensor, "3 h h"], UInt8[Tensor, "3 h h"], Bool[Tensor, "h h"] | None]:
+        """Return source, target and mask of the training size."""
+        height, width = source.shape[-2:]
+        if height == width == self.image_size and not self.flip:
+            return source, target, mask  # nothing to draw for
+        place, coin = 0.5, 1.0
+        if self.seed is not None:
+            place, coin = keyed_generator(self.seed, "crop", position).random(2).tolist()
+        side = min(height, width)
+        top, left = int(place * (height - side + 1)), int(place * (width - side + 1))
+        is_flipped = self.flip and coin < 0.5
+
+        def cut(picture: Tensor) -> Tensor:
+            square = picture[..., top : top + side, left : left + side]
+            return square.flip(-1) if is_flipped else square
+
+        size = (self.image_size, self.image_size)
+        pair = resize(torch.stack([cut(source), cut(target)]), size)
+        return pair[0], pair[1], None if mask is None else _resize_mask(cut(mask), size)
+
+
+def _resize_mask(mask: Bool[Tensor, "H W"], size: tuple[int, int]) -> Bool[Tensor, "h w"]:
+    """Resample so that a pixel is True if any part of it may change: what is kept stays kept."""
+    if tuple(mask.shape) == size:
+        return mask
+    return functional.adaptive_max_pool2d(mask[None].float(), size)[0] > 0

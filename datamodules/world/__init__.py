@@ -1,0 +1,1 @@
+"""The procedural world: scenes whose edits, masks and maps are known exactly."""

@@ -1,0 +1,100 @@
+"""WorldData: the procedural world as a data module; it writes its shards the first time it is used.
+
+The default data of every recipe: nothing is downloaded. Training pairs are of the split "train",
+validation pairs of the split "heldout": new sentences and new combinations of colour and shape.
+"""
+
+import logging
+from pathlib import Path
+
+from datamodules.edit import EditDataModule
+from datamodules.manifest import MANIFEST, read_manifest
+from datamodules.world.photos import Photos
+from datamodules.world.write import made_by, write_world
+from emu_edit.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+WORLD_SEED = 0  # of the pairs; the seed of the data module is that of their order
+VAL_SHARE = 40  # one validation pair for so many training pairs,
+VAL_PAIRS = (32, 640)  # but at least and at most so many
+
+
+class WorldData(EditDataModule):
+    """Feed pairs of the procedural world.
+
+    Args:
+        folder: where the shards are kept, in `train/` and `val/`; written when they are missing.
+        pairs: number of training pairs.
+        photos: a folder of photographs used as backgrounds.
+        image_size: side of the pictures.
+        global_batch: samples per optimizer step, over all processes and accumulated batches.
+        micro_batch: samples a process trains on at a time; accumulation follows from it.
+        steps_per_epoch: optimizer steps in a virtual epoch.
+        weights: how often each task is drawn, relative to the others; by default equally.
+        num_workers: loader processes; changes speed only.
+        seed: of the order of the pairs.
+        window: number of shards of a task whose samples are mixed.
+        allow_change: go on from a checkpoint although the data have changed since.
+    """
+
+    def __init__(
+        self,
+        folder: str = "data/world",
+        pairs: int = 24_000,
+        photos: str | None = None,
+        image_size: int = 64,
+        global_batch: int = 32,
+        micro_batch: int | None = None,
+        steps_per_epoch: int = 100,
+        weights: dict[str, float] | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        window: int = 8,
+        allow_change: bool = False,
+    ) -> None:
+        super().__init__(
+            train=str(Path(folder) / "train"),
+            val=str(Path(folder) / "val"),
+            image_size=image_size,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            steps_per_epoch=steps_per_epoch,
+            weights=weights,
+            num_workers=num_workers,
+            seed=seed,
+            window=window,
+            allow_change=allow_change,
+        )
+        self._pairs = pairs
+        self._photos = photos
+        self._size = image_size
+
+    def prepare_data(self) -> None:
+        """Write the shards that are missing; one process of a machine does it for all.
+
+        Raises:
+            InputError: if the folder holds another world than the one asked for.
+        """
+        photos = None if self._photos is None else Photos(self._photos)
+        fewest, most = VAL_PAIRS
+        val_pairs = min(max(self._pairs // VAL_SHARE, fewest), most)
+        self._write(self.train_folder, self._pairs, "train", photos)
+        if self.val_folder is not None:
+            self._write(self.val_folder, val_pairs, "heldout", photos)
+
+    def _write(self, folder: Path, pairs: int, split: str, photos: Photos | None) -> None:
+        if (folder / MANIFEST).exists():
+            self._refuse_another(folder, made_by(pairs, WORLD_SEED, self._size, split, photos))
+            return
+        logger.info("writing %d %s pairs of the world to %s", pairs, split, folder)
+        write_world(folder, pairs, seed=WORLD_SEED, size=self._size, split=split, photos=photos)
+
+    def _refuse_another(self, folder: Path, wanted: dict[str, object]) -> None:
+        found = read_manifest(folder).made_by
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                raise InputError(
+                    f"{folder} was made with {name}={found.get(name)!r}, needed is {value!r}; give "
+                    "another data.folder, delete this one, or ask for what it holds"
+                )

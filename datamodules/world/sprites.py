@@ -1,0 +1,138 @@
+"""Shapes as signed distances: negative inside, positive outside, in fractions of the side.
+
+From a distance follow an anti-aliased coverage, an outline, a relief and its normals, all without
+pixels being counted, at any size. Everything but the circle and the person is a polygon; a person
+is a union of thick segments. Source: the distance to a segment and to a polygon are textbook
+geometry; inside is decided by crossing parity.
+"""
+
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float32
+
+from datamodules.world.scene import Person, Pose, Thing
+
+LIMB_RADIUS = 0.045  # of a person's limbs, in heights
+HEAD_RADIUS = 0.105
+NECK, HIP = 0.23, 0.56  # how far below the top of the head, in heights
+UPPER_ARM, FOREARM, THIGH, SHIN = 0.18, 0.17, 0.22, 0.22
+
+# joints: 0 head, 1 neck, 2 hip, then left and right: 3/4 elbows, 5/6 hands, 7/8 knees, 9/10 feet
+LIMBS = ((0, 1), (1, 2), (1, 3), (3, 5), (1, 4), (4, 6), (2, 7), (7, 9), (2, 8), (8, 10))
+
+
+@cache
+def corners(shape: str) -> Float32[np.ndarray, "n 2"]:
+    """Return the corners of a polygonal shape inside the unit circle, (x, y), y downwards."""
+    match shape:
+        case "square":
+            points = [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)]
+        case "triangle":
+            points = [(0.0, -1.0), (0.95, 0.8), (-0.95, 0.8)]
+        case "cross":
+            a, b = 0.34, 0.94
+            points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
+            points += [(a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        case "star":
+            angles = np.arange(10) * np.pi / 5
+            radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
+            points = np.stack([radii * np.sin(angles), 0.05 - radii * np.cos(angles)], axis=1)
+        case "heart":
+            # the classical heart curve x = 16 sin³, y = 13 cos - 5 cos 2 - 2 cos 3 - cos 4, scaled
+            # to the circle
+            s = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+            x = 16 * np.sin(s) ** 3
+            y = 13 * np.cos(s) - 5 * np.cos(2 * s) - 2 * np.cos(3 * s) - np.cos(4 * s)
+            points = np.stack([x / 16.5, -(y + 2) / 16.5], axis=1)
+        case _:
+            raise ValueError(f"no polygon for the shape {shape!r}")
+    return np.asarray(points, dtype=np.float32)
+
+
+def thing_distance(
+    thing: Thing, x: Float32[np.ndarray, " w"], y: Float32[np.ndarray, " h"]
+) -> Float32[np.ndarray, "h w"]:
+    """Return the signed distance to a thing at the crossings of columns x and rows y."""
+    x, y = x - np.float32(thing.x), y - np.float32(thing.y)
+    if thing.shape == "circle":
+        return np.sqrt(x[None, :] ** 2 + y[:, None] ** 2) - np.float32(thing.radius * 0.95)
+    return _polygon_distance(corners(thing.shape) * np.float32(thing.radius), x, y)
+
+
+def person_distance(
+    person: Person, x: Float32[np.ndarray, " w"], y: Float32[np.ndarray, " h"]
+) -> Float32[np.ndarray, "h w"]:
+    """Return the signed distance to a person: limbs of one thickness and a round head."""
+    points = joints(person)
+    limbs = limb_distances(points, x, y).min(axis=0) - np.float32(LIMB_RADIUS * person.height)
+    head = np.sqrt((x - points[0, 0])[None, :] ** 2 + (y - points[0, 1])[:, None] ** 2)
+    return np.minimum(limbs, head - np.float32(HEAD_RADIUS * person.height))
+
+
+def joints(person: Person) -> Float32[np.ndarray, "11 2"]:
+    """Return a person's joints: head, neck, hip, elbows, hands, knees, feet; left first."""
+    return _joints(person.pose) * np.float32(person.height) + np.array(
+        (person.x, person.y - person.height / 2), dtype=np.float32
+    )
+
+
+@cache
+def _joints_of(angles: tuple[float, ...]) -> Float32[np.ndarray, "11 2"]:
+    """Return the joints for a height of one, the top of the head at the origin."""
+    neck, hip = np.array((0.0, NECK)), np.array((0.0, HIP))
+    directions = [
+        np.array((side * np.sin(a), np.cos(a))) for a, side in zip(angles, (-1, 1) * 4, strict=True)
+    ]
+    elbows = [neck + UPPER_ARM * d for d in directions[0:2]]
+    hands = [elbow + FOREARM * d for elbow, d in zip(elbows, directions[2:4], strict=True)]
+    knees = [hip + THIGH * d for d in directions[4:6]]
+    feet = [knee + SHIN * d for knee, d in zip(knees, directions[6:8], strict=True)]
+    head = np.array((0.0, HEAD_RADIUS))
+    return np.array([head, neck, hip, *elbows, *hands, *knees, *feet], dtype=np.float32)
+
+
+def _joints(pose: Pose) -> Float32[np.ndarray, "11 2"]:
+    return _joints_of((*pose.upper_arms, *pose.forearms, *pose.thighs, *pose.shins))
+
+
+def limb_distances(
+    points: Float32[np.ndarray, "11 2"], x: Float32[np.ndarray, " w"], y: Float32[np.ndarray, " h"]
+) -> Float32[np.ndarray, "10 h w"]:
+    """Return the distance to the axis of each limb."""
+    start, end = np.array(LIMBS).T
+    return np.sqrt(_segment_distances_squared(points[start], points[end], x, y))
+
+
+def _segment_distances_squared(
+    start: Float32[np.ndarray, "n 2"],
+    end: Float32[np.ndarray, "n 2"],
+    x: Float32[np.ndarray, " w"],
+    y: Float32[np.ndarray, " h"],
+) -> Float32[np.ndarray, "n h w"]:
+    """Return squared distances to n segments: |p - a - clamp((p-a)·e / e·e) e|² with e = b - a."""
+    edge = end - start
+    edge_x, edge_y = edge[:, 0, None, None], edge[:, 1, None, None]
+    from_x, from_y = x - start[:, 0, None, None], y[:, None] - start[:, 1, None, None]
+    squared = np.maximum(edge_x**2 + edge_y**2, np.float32(1e-12))
+    along = from_x * (edge_x / squared) + from_y * (edge_y / squared)
+    np.clip(along, 0, 1, out=along)
+    off_x, off_y = from_x - along * edge_x, from_y - along * edge_y
+    return off_x * off_x + off_y * off_y
+
+
+def _polygon_distance(
+    points: Float32[np.ndarray, "n 2"], x: Float32[np.ndarray, " w"], y: Float32[np.ndarray, " h"]
+) -> Float32[np.ndarray, "h w"]:
+    following = np.roll(points, -1, axis=0)
+    distance = np.sqrt(_segment_distances_squared(points, following, x, y).min(axis=0))
+    # a ray to the left crosses an edge where the edge spans the row and its crossing lies left of
+    # the pixel
+    start_x, start_y = points[:, 0, None], points[:, 1, None]
+    end_x, end_y = following[:, 0, None], following[:, 1, None]
+    spans = (start_y > y) != (end_y > y)
+    rise = np.where(end_y == start_y, np.float32(1), end_y - start_y)
+    crossing = start_x + (y - start_y) * (end_x - start_x) / rise
+    left_of = spans[:, :, None] & (crossing[:, :, None] < x)
+    inside = np.logical_xor.reduce(left_of, axis=0)
+    return np.where(inside, -distance, distance)

@@ -1,0 +1,220 @@
+"""Where scenes are drawn by chance: everything an edit needs to make one pair.
+
+A studio holds the generator of one pair, its split, size and photographs. It keeps the split's
+rule: in training no figure has a held-out colour/shape pair; in the held-out split the figure in
+focus has one and the others do not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from datamodules.world.instructions import phrase, pick
+from datamodules.world.palette import (
+    BACKGROUNDS,
+    BANDS,
+    HELDOUT_PAIRS,
+    HELDOUT_WORDS,
+    PLACES,
+    PLAIN_BACKGROUNDS,
+    SHAPES,
+    WORDS,
+    Split,
+    stands_out,
+    visible_colours,
+    visible_inks,
+)
+from datamodules.world.photos import Photos
+from datamodules.world.render import quantise, render
+from datamodules.world.scene import Background, Figure, Person, Pose, Scene, Texture, Thing, Word
+
+MIN_RADIUS, MAX_RADIUS = 0.13, 0.18  # of things: 8 to 12 pixels at 64
+PERSON_COLUMNS = ((0.27, 2), (0.5, 0), (0.5, 2), (0.73, 0))  # x of a person, column left to things
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a scene may contain; `flat`: plain background, no textures, no shape twice."""
+
+    things: tuple[int, ...] = (1, 1, 1, 2, 2, 2, 2, 3, 3, 4)
+    person: float = 0.15
+    word: float = 0.0
+    texture: float = 0.3
+    flat: bool = False
+    rows: tuple[int, ...] = (0, 1, 2)  # of the places, from the top
+    focus: Literal["any", "thing", "person"] = "any"
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One pair as an edit makes it; `mask` is True where the target may differ from the source."""
+
+    source: UInt8[np.ndarray, "h w 3"]
+    target: UInt8[np.ndarray, "h w 3"]
+    mask: Bool[np.ndarray, "h w"]
+    instruction: str
+    source_caption: str
+    target_caption: str
+    extra: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The generator of one pair and what it may draw."""
+
+    generator: np.random.Generator
+    split: Split
+    size: int
+    photos: Photos | None = None
+
+    def render(self, scene: Scene) -> UInt8[np.ndarray, "size size 3"]:
+        """Return the picture of a scene as bytes."""
+        return quantise(render(scene, self.size, self.photos))
+
+    def phrase(self, task: str, kind: str, words: dict[str, str]) -> str:
+        """Return an instruction in one of the split's phrasings."""
+        return phrase(self.generator, task, kind, self.split, words)
+
+    def chance(self, probability: float) -> bool:
+        """Return True with a probability."""
+        return bool(self.generator.random() < probability)
+
+    def between(self, low: float, high: float) -> float:
+        """Return a number of an interval, uniformly, rounded to four digits."""
+        return round(low + (high - low) * float(self.generator.random()), 4)
+
+    def scene(self, rules: Rules) -> tuple[Scene, Figure]:
+        """Return a scene and the figure in focus, whose name no other figure of the scene has."""
+        background = self.background(flat=rules.flat)
+        cells = tuple(cell for i, cell in enumerate(PLACES.values()) if i // 3 in rules.rows)
+        number = pick(self.generator, rules.things)
+        figures: list[Figure] = []
+        if rules.focus == "person" or self.chance(rules.person):
+            in_focus = rules.focus == "person" or (rules.focus == "any" and self.chance(0.6))
+            x, column = pick(self.generator, PERSON_COLUMNS)
+            cells = cells[column::3]
+            number = min(number, 2) if in_focus else min(max(number, 1), 2)
+            figures.append(self.person(x, background, in_focus=in_focus))
+        else:
+            in_focus = False
+        order = self.generator.permutation(len(cells))[:number]
+        for i, cell in enumerate(order.tolist()):
+            first = i == 0 and not in_focus
+            figures.append(self._placed(cells[cell], background, figures, rules, in_focus=first))
+        focus = figures[0] if in_focus or isinstance(figures[0], Thing) else figures[1]
+        word = self.word(background) if self.chance(rules.word) else None
+        return Scene.of(background, tuple(figures), word), focus
+
+    def background(self, *, flat: bool = False) -> Background:
+        """Return a photograph when there are some, else a named background; if flat a plain one."""
+        if flat:
+            return Background(pick(self.generator, tuple(PLAIN_BACKGROUNDS)))
+        if self.photos is not None:
+            return Background("photograph", self.photos.draw(self.generator))
+        return Background(pick(self.generator, tuple(BACKGROUNDS)))
+
+    def other_background(self, scene: Scene) -> Background:
+        """Return another named background on which every figure and the word can be seen."""
+        colours = [figure.colour for figure in scene.figures]
+        if scene.word is not None:
+            colours.append(scene.word.ink)
+        fitting = [
+            name
+            for name in BACKGROUNDS
+            if name != scene.background.name and all(stands_out(c, name) for c in colours)
+        ]
+        return Background(pick(self.generator, fitting))
+
+    def thing(
+        self,
+        place: tuple[float, float],
+        radius: float,
+        background: Background,
+        others: Sequence[Figure],
+        *,
+        in_focus: bool,
+        without: frozenset[str] = frozenset(),
+    ) -> Thing:
+        """Return a plain thing of a name none of the others has and of a shape not in `without`."""
+        names = {figure.name for figure in others}
+        fitting = [
+            (colour, shape)
+            for shape in SHAPES
+            if shape not in without
+            for colour in self._colours(shape, background, in_focus=in_focus)
+            if f"{colour} {shape}" not in names
+        ]
+        colour, shape = pick(self.generator, fitting)
+        return Thing(shape, colour, "plain", round(place[0], 4), round(place[1], 4), radius)
+
+    def texture(self, without: Texture = "plain") -> Texture:
+        """Return a pattern other than `without`."""
+        patterns: list[Texture] = ["striped", "dotted", "checkered"]
+        return pick(self.generator, [texture for texture in patterns if texture != without])
+
+    def new_colour(self, scene: Scene, figure: Figure) -> str:
+        """Return another colour for a figure; names stay unique, held-out pairs out of training."""
+        names = {other.name for other in scene.figures}
+        fitting = [
+            colour
+            for colour in visible_colours(scene.background.name)
+            if f"{colour} {figure.shape}" not in names
+            and (self.split == "heldout" or (colour, figure.shape) not in HELDOUT_PAIRS)
+        ]
+        return pick(self.generator, fitting)
+
+    def word(self, background: Background) -> Word:
+        """Return a word that can be read; its ink/word pair is held out iff the split is."""
+        fitting = [
+            (ink, text)
+            for ink in visible_inks(background.name)
+            for text in WORDS
+            if ((ink, text) in HELDOUT_WORDS) == (self.split == "heldout")
+        ]
+        ink, text = pick(self.generator, fitting)
+        return Word(text, ink, pick(self.generator, BANDS))
+
+    def person(self, x: float, background: Background, *, in_focus: bool) -> Person:
+        """Return a person standing at x in a random pose."""
+        colours = self._colours("person", background, in_focus=in_focus)
+        angles = self.generator.random(8).tolist()
+        # upper arms, forearms, thighs, shins, each left and right: from hanging to raised, legs a
+        # little apart
+        ranges = ((0.35, 2.6),) * 2 + ((0.1, 2.9),) * 2 + ((0.12, 0.6),) * 2 + ((-0.2, 0.5),) * 2
+        a = [
+            round(low + (high - low) * u, 4) for u, (low, high) in zip(angles, ranges, strict=True)
+        ]
+        pose = Pose((a[0], a[1]), (a[2], a[3]), (a[4], a[5]), (a[6], a[7]))
+        y, height = self.between(0.48, 0.54), self.between(0.66, 0.74)
+        return Person(pick(self.generator, colours), x, y, height, pose)
+
+    def _placed(
+        self,
+        cell: tuple[float, float],
+        background: Background,
+        others: Sequence[Figure],
+        rules: Rules,
+        *,
+        in_focus: bool,
+    ) -> Thing:
+        """Return a thing near the middle of a cell, following the rules of the scene."""
+        place = (cell[0] + self.between(-0.04, 0.04), cell[1] + self.between(-0.04, 0.04))
+        radius = self.between(MIN_RADIUS, MAX_RADIUS)
+        # two of a shape at most, so that there is always another colour for each of them
+        shapes = [figure.shape for figure in others]
+        taken = frozenset(s for s in shapes if shapes.count(s) >= (1 if rules.flat else 2))
+        plain = self.thing(place, radius, background, others, in_focus=in_focus, without=taken)
+        if rules.flat or not self.chance(rules.texture):
+            return plain
+        return Thing(plain.shape, plain.colour, self.texture(), plain.x, plain.y, plain.radius)
+
+    def _colours(self, shape: str, background: Background, *, in_focus: bool) -> tuple[str, ...]:
+        held = self.split == "heldout" and in_focus
+        return tuple(
+            colour
+            for colour in visible_colours(background.name)
+            if ((colour, shape) in HELDOUT_PAIRS) == held
+        )

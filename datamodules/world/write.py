@@ -1,0 +1,128 @@
+"""Write a world as shards: a folder of tars with manifest, and a contact sheet to look at.
+
+Tasks are written by several processes, each its own shards; since every pair is a pure function of
+its index, the bytes do not depend on how many processes there are.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from datamodules.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
+from datamodules.world.contact_sheet import save_contact_sheet
+from datamodules.world.pair import VERSION, make_pair
+from datamodules.world.photos import Photos
+from datamodules.writer import PairRecord, write_task_shards
+from emu_edit.errors import InputError
+from emu_edit.tasks import SIXTEEN
+
+PROGRAM = "emu_edit shards world"
+CONTACT_SHEET = "contact_sheet.png"
+MIN_FOR_PROCESSES = 2000  # pairs; fewer are written before other processes have started
+
+
+def write_world(
+    folder: Path,
+    pairs: int,
+    *,
+    seed: int = 0,
+    size: int = 64,
+    split: str = "train",
+    photos: Photos | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write pairs 0 to `pairs` - 1 of a world into a folder.
+
+    Args:
+        folder: made if missing; must have no manifest yet.
+        pairs: at least 16, one for each task.
+        seed: of the world.
+        size: side of the pictures in pixels.
+        split: "train" or "heldout", see `make_pair`.
+        photos: photographs used as backgrounds.
+        workers: processes; by default one for each core. Changes speed only.
+        progress: called with (pairs written, pairs) after each task.
+
+    Raises:
+        InputError: if there are fewer pairs than tasks, or the folder holds shards already.
+    """
+    if pairs < len(SIXTEEN):
+        raise InputError(
+            f"pairs={pairs} is too few for a world; give {len(SIXTEEN)} or more, one for each task"
+        )
+    if workers is not None and workers < 1:
+        raise InputError(f"workers={workers} must be at least 1")
+    if (folder / MANIFEST).exists():
+        raise InputError(f"{folder} holds shards already; give another folder or delete this one")
+    folder.mkdir(parents=True, exist_ok=True)
+    write = partial(
+        _write_task,
+        folder=folder,
+        pairs=pairs,
+        seed=seed,
+        size=size,
+        split=split,
+        photos=None if photos is None else (str(photos.folder), photos.short_side),
+    )
+    entries: list[ShardEntry] = []
+    done = 0
+    for written in _in_order(write, workers=1 if pairs < MIN_FOR_PROCESSES else workers):
+        entries.extend(written)
+        done += sum(entry.samples for entry in written)
+        if progress is not None:
+            progress(done, pairs)
+    save_contact_sheet(folder / CONTACT_SHEET, seed, size=size, split=split, photos=photos)
+    return write_manifest(folder, entries, made_by=made_by(pairs, seed, size, split, photos))
+
+
+def made_by(
+    pairs: int, seed: int, size: int, split: str, photos: Photos | None
+) -> dict[str, object]:
+    """Return what a manifest says about a world: enough to write it again or tell it apart."""
+    return {
+        "program": PROGRAM,
+        "world_version": VERSION,
+        "seed": seed,
+        "pairs": pairs,
+        "size": size,
+        "split": split,
+        "photos": None if photos is None else photos.description,
+    }
+
+
+def _in_order(
+    write: Callable[[str], list[ShardEntry]], workers: int | None
+) -> Iterator[list[ShardEntry]]:
+    """Yield the shards of each task, in the order of the tasks."""
+    number = min((os.cpu_count() or 1) if workers is None else workers, len(SIXTEEN))
+    if number == 1:
+        yield from map(write, SIXTEEN.names)
+        return
+    # spawn: torch has threads by now, and a forked process may wait forever for one of their locks
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(number, mp_context=context) as pool:
+        yield from pool.map(write, SIXTEEN.names)
+
+
+def _write_task(
+    task: str,
+    *,
+    folder: Path,
+    pairs: int,
+    seed: int,
+    size: int,
+    split: str,
+    photos: tuple[str, int] | None,
+) -> list[ShardEntry]:
+    album = None if photos is None else Photos(*photos)
+    first = SIXTEEN.index(task)
+
+    def records() -> Iterator[PairRecord]:
+        for index in range(first, pairs, len(SIXTEEN)):
+            yield make_pair(seed, index, size=size, split=split, photos=album).to_record()
+
+    return write_task_shards(folder, task, records())

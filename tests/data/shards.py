@@ -1,0 +1,77 @@
+"""Small shard folders, and tars with whatever members a test needs."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datamodules.manifest import Manifest
+from datamodules.writer import PairRecord, write_manifest, write_task_shards
+
+SIZE = 16
+
+
+def records(task: str, count: int, *, size: int = SIZE) -> Iterator[PairRecord]:
+    """Yield pairs whose pixels tell them apart; every second one has a mask."""
+    for i in range(count):
+        rng = np.random.default_rng([len(task), ord(task[0]), i])
+        source = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        mask = None
+        if i % 2:
+            mask = np.zeros((size, size), dtype=np.bool_)
+            mask[2:5, 3:7] = True
+        yield PairRecord(
+            key=f"{task}_{i:05d}",
+            source=source,
+            target=255 - source,
+            instruction=f"do {task} number {i}",
+            task=task,
+            mask=mask,
+            source_caption=f"before {i}",
+            target_caption=f"after {i}",
+            extra={"note": i},
+        )
+
+
+def make_folder(
+    folder: Path, counts: dict[str, int], *, pairs_per_shard: int = 4, size: int = SIZE
+) -> Manifest:
+    """Write a complete shard folder."""
+    entries = []
+    for task, count in counts.items():
+        pairs = records(task, count, size=size)
+        entries += write_task_shards(folder, task, pairs, pairs_per_shard=pairs_per_shard)
+    return write_manifest(folder, entries, made_by={"program": "test"})
+
+
+def png(size: tuple[int, int] = (SIZE, SIZE), level: int = 70) -> bytes:
+    """Return a grey RGB picture of (height, width) as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((*size, 3), level, dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def text(task: str = "local", **changes: object) -> bytes:
+    """Return the json member of a sample."""
+    return json.dumps({"instruction": "do it", "task": task, **changes}).encode()
+
+
+def sample(key: str, **changes: bytes) -> list[tuple[str, bytes]]:
+    """Return the members of a good sample; `changes` replaces members by role."""
+    members = {"json": text(), "source": png(level=70), "target": png(level=90)} | changes
+    names = {"json": "json", "source": "source.png", "target": "target.png", "mask": "mask.png"}
+    return [(f"{key}.{names[role]}", data) for role, data in members.items()]
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """Write members as they come, with Python's own writer."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path

@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.check import CheckReport, check_folder, summarize
+from datamodules.index import index_path, index_shard, load_index, save_index
+from datamodules.manifest import ShardEntry, sha256_of, write_manifest
+from emu_edit.errors import ShardError
+from emu_edit.tasks import TaskTable
+from tests.data.shards import make_folder, png, sample, text, write_tar
+
+
+def folder_of(folder: Path, *shards: list[tuple[str, bytes]]) -> CheckReport:
+    """Check a folder of tars that the writer would not write."""
+    entries = []
+    for number, members in enumerate(shards):
+        path = write_tar(folder / f"local-{number:06d}.tar", members)
+        index = index_shard(path, task="local")
+        save_index(path, index)
+        size = path.stat().st_size
+        entries.append(ShardEntry("local", path.name, size, sha256_of(path), len(index)))
+    write_manifest(folder, entries, made_by={})
+    return check_folder(folder)
+
+
+def findings(report: CheckReport) -> list[tuple[bool, str, str]]:
+    return [(p.is_error, p.key, p.message) for p in report.problems]
+
+
+def test_a_good_folder_has_no_findings_and_a_table(tmp_path: Path):
+    make_folder(tmp_path, {"local": 6, "add": 3})
+    seen = []
+    report = check_folder(tmp_path, lambda done, total: seen.append((done, total)))
+    assert report.is_good
+    assert report.problems == []
+    assert seen == [(i, 9) for i in range(1, 10)]
+    header, local, add = report.rows()
+    assert dict(zip(header, local, strict=True)) == {
+        "task": "local",
+        "shards": "2",
+        "samples": "6",
+        "MiB": "0.1",
+        "masks": "3",
+        "sizes": "16x16",
+        "errors": "0",
+        "warnings": "0",
+    }
+    assert add[:3] == ("add", "1", "3")
+
+
+def test_a_bad_picture_is_found_and_does_not_hide_the_next(tmp_path: Path):
+    report = folder_of(
+        tmp_path,
+        [*sample("a", source=b"hello"), *sample("b"), *sample("c", target=png((16, 24)))],
+    )
+    assert [(e, key) for e, key, _ in findings(report)] == [(True, "a"), (True, "c")]
+    assert "source: is no picture" in report.problems[0].message
+    assert "differ in size" in report.problems[1].message
+    assert not report.is_good
+    assert report.rows()[1][-2:] == ("2", "0")
+
+
+def test_the_same_key_in_two_shards_is_an_error(tmp_path: Path):
+    other = sample("a", source=png(level=50))
+    report = folder_of(tmp_path, sample("a"), other)
+    assert [(p.is_error, p.file, p.key) for p in report.problems] == [
+        (True, "local-000001.tar", "a")
+    ]
+    assert "has this key in 2 shards" in report.problems[0].message
+
+
+def test_the_same_pair_under_two_keys_is_a_warning(tmp_path: Path):
+    paraphrase = sample("c", json=text(instruction="do it otherwise"))
+    report = folder_of(tmp_path, [*sample("a"), *sample("b"), *paraphrase])
+    assert findings(report) == [
+        (False, "b", "is the same pair and instruction as a of local-000000.tar")
+    ]
+    assert report.is_good
+
+
+def test_identical_and_black_pictures_and_empty_masks_are_warnings(tmp_path: Path):
+    members = [
+        *sample("same", target=png(level=40), source=png(level=40)),
+        *sample("black", target=png(level=8)),
+        *sample("dark", target=png(level=9)),
+        *sample("mask", mask=png(level=0), source=png(level=50)),
+    ]
+    report = folder_of(tmp_path, members)
+    assert findings(report) == [
+        (False, "same", "target and source are identical"),
+        (False, "black", "the target is black"),
+        (False, "mask", "the mask is empty: nothing may change"),
+    ]
+    assert report.errors == []
+
+
+def test_changed_bytes_are_found_by_their_hash(tmp_path: Path):
+    make_folder(tmp_path, {"local": 6})
+    path = tmp_path / "local-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(bytes(data))
+    report = check_folder(tmp_path)
+    assert [problem.file for problem in report.errors] == ["local-000001.tar"]
+    assert "changed since the manifest was written" in report.errors[0].message
+
+
+def test_an_index_of_something_else_is_found(tmp_path: Path):
+    manifest = make_folder(tmp_path, {"local": 3})
+    shard = tmp_path / manifest.entries[0].file
+    index = np.array(load_index(shard, manifest.entries[0]))
+    index["offset"] += 512
+    save_index(shard, index)
+    report = check_folder(tmp_path)
+    assert "its index file does not describe it" in report.errors[0].message
+    index_path(shard).unlink()
+    assert "cannot be read as a shard index" in check_folder(tmp_path).errors[0].message
+
+
+def test_an_unknown_task_is_an_error_with_the_nearest_name(tmp_path: Path):
+    make_folder(tmp_path, {"locall": 2})
+    report = check_folder(tmp_path)
+    message = "unknown task 'locall'. Did you mean 'local'?"
+    assert [problem.message for problem in report.errors] == [message]
+    assert check_folder(tmp_path, table=TaskTable(("locall",))).is_good
+
+
+def test_a_folder_without_manifest_cannot_be_checked(tmp_path: Path):
+    with pytest.raises(ShardError, match="is not a shard folder"):
+        check_folder(tmp_path)
+
+
+def test_findings_are_summarized_in_lines(tmp_path: Path):
+    members = [
+        member for i in range(5) for member in sample(f"k{i}", source=b"not a picture %d" % i)
+    ]
+    lines = summarize(folder_of(tmp_path, members).problems, limit=2)
+    assert lines[0].startswith("error: local-000000.tar: sample 'k0': ")
+    assert lines[2] == "... and 3 more in local-000000.tar"
+    assert len(lines) == 3
