@@ -1,0 +1,165 @@
+"""Draw what the editor can do by now: the same held-out pairs, the same noise, again and again.
+
+The first few validation pairs of each task are edited with the averaged weights, and drawn beside
+source and target.
+"""
+
+# the arguments of hooks are Lightning's, used or not
+# ruff: noqa: ARG002
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
+
+from callbacks.ema import Ema
+from callbacks.picture_grid import GridRow, picture_grid
+from emu_edit.batch import EditBatch
+from emu_edit.errors import InputError
+from emu_edit.training.loggers import WandbLogger
+from emu_edit.training.module import EditModule
+
+EDITS_AT_ONCE = 16
+
+
+class EditGrid(Callback):
+    """Write `grids/step-000123.png` into the trainer's root folder, and log it to W&B if in use.
+
+    Args:
+        every: optimizer steps between two grids; there is always one at the end.
+        per_task: pairs of each task.
+        seed: of the noise; pair i uses seed + i.
+
+    Raises:
+        InputError: if a number is below 1, or training has no validation pairs.
+    """
+
+    def __init__(self, every: int = 1000, per_task: int = 1, seed: int = 0) -> None:
+        if every < 1 or per_task < 1:
+            raise InputError(
+                f"EditGrid needs every and per_task of at least 1, got {every} and {per_task}"
+            )
+        self.every = every
+        self.per_task = per_task
+        self.seed = seed
+        self._pairs: list[EditBatch] = []
+        self._drawn_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for the pairs, so that missing ones are noticed now and not after an hour."""
+        self._drawn_step = trainer.global_step
+        loader = _val_loader(trainer)
+        if loader is None:
+            raise InputError(
+                "EditGrid draws validation pairs and there are none; set data.val, or take "
+                "EditGrid out of trainer.callbacks"
+            )
+        if trainer.is_global_zero:
+            num_tasks = len(_edit_module(pl_module).networks.tasks)
+            self._pairs = first_of_each_task(loader, num_tasks, self.per_task)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: EditBatch,
+        batch_idx: int,
+    ) -> None:
+        """Draw every so many optimizer steps."""
+        if trainer.global_step - self._drawn_step >= self.every:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the final state."""
+        if trainer.global_step != self._drawn_step:
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._drawn_step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        module = _edit_module(pl_module)
+        ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
+        with (
+            ema.averaged(module) if ema is not None else nullcontext(),
+            evaluating(module),
+            trainer.precision_plugin.forward_context(),
+        ):
+            rows = edited_rows(module, self._pairs, self.seed)
+        weights = "trained weights" if ema is None else "averaged weights"
+        page = picture_grid(rows, f"step {trainer.global_step}, {weights}")
+        folder = Path(trainer.default_root_dir) / "grids"
+        folder.mkdir(parents=True, exist_ok=True)
+        page.save(folder / f"step-{trainer.global_step:06}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("edits", [page], step=trainer.global_step)
+
+
+def first_of_each_task(
+    batches: Iterable[EditBatch], num_tasks: int, per_task: int
+) -> list[EditBatch]:
+    """Return the first pairs of every task, in order of task, as batches of one."""
+    found: dict[int, list[EditBatch]] = {task: [] for task in range(num_tasks)}
+    for batch in batches:
+        for i, task in enumerate(batch.task.tolist()):
+            if len(found[task]) < per_task:
+                found[task].append(row_of(batch, i))
+        if all(len(pairs) == per_task for pairs in found.values()):
+            break
+    return [pair for task in sorted(found) for pair in found[task]]
+
+
+def row_of(batch: EditBatch, i: int) -> EditBatch:
+    """Return sample i as a batch of one."""
+    return EditBatch(**{
+        field.name: getattr(batch, field.name)[i : i + 1] for field in fields(EditBatch)
+    })
+
+
+def edited_rows(module: EditModule, pairs: list[EditBatch], seed: int) -> list[GridRow]:
+    """Edit the pairs, a few at a time; pair i always meets the noise of seed + i."""
+    editor = module.make_editor()
+    names = module.networks.tasks.names
+    rows: list[GridRow] = []
+    for start in range(0, len(pairs), EDITS_AT_ONCE):
+        part = pairs[start : start + EDITS_AT_ONCE]
+        instructions = [pair.instruction[0] for pair in part]
+        tasks = [names[int(pair.task)] for pair in part]
+        source = torch.cat([pair.source for pair in part])
+        seeds = [seed + start + i for i in range(len(part))]
+        edited = editor.edit_batch(source, instructions, tasks, seeds)
+        rows += [
+            GridRow(pair.source[0], picture, pair.target[0], text, task)
+            for pair, picture, text, task in zip(part, edited, instructions, tasks, strict=True)
+        ]
+    return rows
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode, and every part back into its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _val_loader(trainer: Trainer) -> Iterable[EditBatch] | None:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    loader = trainer.val_dataloaders if data is None else data.val_dataloader()
+    return loader or None
+
+
+def _edit_module(module: LightningModule) -> EditModule:
+    if not isinstance(module, EditModule):
+        raise TypeError(f"the EditGrid callback draws an EditModule, got {type(module).__name__}")
+    return module

@@ -1,0 +1,207 @@
+"""One progress bar for the whole run: how far, how fast, how long still.
+
+Lightning's bar starts anew with every epoch, and our epochs are only bookkeeping. On a terminal
+this is a live bar; elsewhere (a log file, a batch job) one line about every half minute.
+"""
+
+# the arguments of hooks are Lightning's, used or not
+# ruff: noqa: ARG002
+
+import math
+import time
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from emu_edit.batch import EditBatch
+from emu_edit.errors import InputError
+
+LIVE_PERIOD = 0.5  # seconds between two redraws; reading the loss waits for the device
+
+
+class Progress(ProgressBar):
+    """Show steps, samples per second, time left and loss, on standard error.
+
+    Args:
+        line_every: seconds between two lines where there is no terminal.
+
+    Raises:
+        InputError: if `line_every` is not above 0.
+    """
+
+    def __init__(self, line_every: float = 30.0) -> None:
+        super().__init__()
+        if not line_every > 0:
+            raise InputError(f"Progress.line_every must be above 0, got {line_every!r}")
+        self.line_every = line_every
+        self.console = Console(stderr=True, highlight=False)
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._is_enabled = True
+        self._started = 0.0
+        self._start_step = 0
+        self._shown = 0.0
+        self._samples = 0
+
+    def enable(self) -> None:
+        """Show progress (Lightning calls this on the main process)."""
+        self._is_enabled = True
+
+    def disable(self) -> None:
+        """Show nothing (Lightning calls this on the other processes)."""
+        self._is_enabled = False
+
+    def print(self, *args: object, **kwargs: object) -> None:
+        """Print a line above the bar."""
+        if self._is_enabled:
+            self.console.print(*args)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the step the run starts or resumes from."""
+        total = float(trainer.estimated_stepping_batches)
+        self._open("training", total if math.isfinite(total) else None, trainer.global_step)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: EditBatch,
+        batch_idx: int,
+    ) -> None:
+        """Move the bar."""
+        self._samples += len(batch) * trainer.world_size
+        self._move(trainer, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the last state and close the bar."""
+        self._move(trainer, trainer.global_step, is_last=True)
+        self._close()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open a bar when validation is all there is; inside training it is short."""
+        if trainer.state.fn is TrainerFn.VALIDATING:
+            self._open("validating", _finite_sum(trainer.num_val_batches), 0)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: EditBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar of a pure validation."""
+        if trainer.state.fn is TrainerFn.VALIDATING:
+            self._samples += len(batch) * trainer.world_size
+            self._move(trainer, batch_idx + 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar of a pure validation."""
+        if trainer.state.fn is TrainerFn.VALIDATING:
+            self._close()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        self._open("testing", _finite_sum(trainer.num_test_batches), 0)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: EditBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar."""
+        self._samples += len(batch) * trainer.world_size
+        self._move(trainer, batch_idx + 1)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Close the bar, so that the error is printed below it."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the bar."""
+        self._close()
+
+    def _open(self, what: str, total: float | None, done: int) -> None:
+        self._close()
+        self._what, self._total = what, total
+        self._started = self._shown = time.monotonic()
+        self._start_step, self._samples = done, 0
+        if self._is_enabled and self.console.is_terminal:
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=self.console,
+            )
+            self._task = self._bar.add_task(what, total=total, completed=done, status="")
+            self._bar.start()
+
+    def _move(self, trainer: Trainer, done: int, *, is_last: bool = False) -> None:
+        now = time.monotonic()
+        period = LIVE_PERIOD if self._bar is not None else self.line_every
+        if not self._is_enabled or (now - self._shown < period and not is_last):
+            return
+        self._shown = now
+        elapsed = max(now - self._started, 1e-9)
+        status = f"{self._samples / elapsed:.1f} samples/s"
+        metrics = {
+            name: value
+            for name, value in self.get_metrics(trainer, trainer.lightning_module).items()
+            if name != "v_num"
+        }
+        status += "".join(
+            f" · {name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)
+        )
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, status=status)
+        else:
+            self.console.print(self._line(done, elapsed, status), soft_wrap=True)
+
+    def _line(self, done: int, elapsed: float, status: str) -> str:
+        """Say in words what the bar shows."""
+        if self._total is None:
+            return f"{self._what} step {done} · {status}"
+        made = done - self._start_step
+        left = clock(elapsed * (self._total - done) / made) if made > 0 else "?"
+        share = 100 * done / max(self._total, 1)
+        return (
+            f"{self._what} step {done}/{self._total:.0f} ({share:.0f} %) · {left} left · {status}"
+        )
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _finite_sum(counts: list) -> float | None:
+    total = float(sum(counts))
+    return total if math.isfinite(total) else None

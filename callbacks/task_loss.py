@@ -1,0 +1,186 @@
+"""The error of each task at each noise level: where the editor learns, and where it does not.
+
+Sums are kept on the device and read only when they are logged. The values are the unweighted errors
+in the space the model predicts, so they can be compared between weightings, not between
+predictions.
+"""
+
+# the arguments of hooks are Lightning's, used or not
+# ruff: noqa: ARG002
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from emu_edit.batch import EditBatch
+from emu_edit.errors import InputError
+from emu_edit.training.module import EditModule
+
+NUM_LEVELS = 4
+
+
+class ErrorTable:
+    """Mean errors by task and noise level, accumulated on the device.
+
+    Level k holds the timesteps from k T / 4 up to (k + 1) T / 4.
+    """
+
+    def __init__(self, tasks: tuple[str, ...], num_steps: int, device: torch.device) -> None:
+        self.tasks = tasks
+        self.num_steps = num_steps
+        self.sums = torch.zeros(len(tasks), NUM_LEVELS, device=device)
+        self.counts = torch.zeros(len(tasks), NUM_LEVELS, device=device)
+
+    def add(
+        self, task: Int64[Tensor, " b"], t: Int64[Tensor, " b"], error: Float[Tensor, " b"]
+    ) -> None:
+        """Count the samples of one batch."""
+        cell = task * NUM_LEVELS + (t * NUM_LEVELS).div(self.num_steps, rounding_mode="floor")
+        self.sums.view(-1).index_add_(0, cell, error.float())
+        self.counts.view(-1).index_add_(0, cell, torch.ones_like(error, dtype=torch.float32))
+
+    def reduced(self, trainer: Trainer) -> "ErrorTable":
+        """Return the table summed over all ranks; every rank must call it."""
+        total = ErrorTable(self.tasks, self.num_steps, self.sums.device)
+        both = trainer.strategy.reduce(torch.stack([self.sums, self.counts]), reduce_op="sum")
+        total.sums, total.counts = both.unbind(0)
+        return total
+
+    def scalars(self, prefix: str) -> dict[str, float]:
+        """Return `prefix/task/t0-250` and so on for every cell that has samples."""
+        return {
+            f"{prefix}/{task}/{level}": cell["mean"]
+            for task, levels in self.rows().items()
+            for level, cell in levels.items()
+            if level != "all"
+        }
+
+    def task_means(self, prefix: str) -> dict[str, float]:
+        """Return `prefix/task` for every task that has samples."""
+        return {f"{prefix}/{task}": levels["all"]["mean"] for task, levels in self.rows().items()}
+
+    def rows(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return {task: {"t0-250": {"mean", "count"}, …, "all": …}}, without empty cells.
+
+        Waits for the device.
+        """
+        sums, counts = torch.stack([self.sums, self.counts]).tolist()
+        edges = [k * self.num_steps // NUM_LEVELS for k in range(NUM_LEVELS + 1)]
+        names = [f"t{low}-{high}" for low, high in pairwise(edges)]
+        table = {}
+        for task, row_sums, row_counts in zip(self.tasks, sums, counts, strict=True):
+            cells = [
+                *zip(names, row_sums, row_counts, strict=True),
+                ("all", sum(row_sums), sum(row_counts)),
+            ]
+            row = {
+                name: {"mean": total / count, "count": count}
+                for name, total, count in cells
+                if count > 0
+            }
+            if row:
+                table[task] = row
+        return table
+
+
+class TaskLoss(Callback):
+    """Log `loss/<task>/t0-250` and so on while training, and `val/<task>` after validation.
+
+    Both are written at the end. The table is `task_loss.json` in the trainer's root folder; its
+    training half covers the last logged interval.
+
+    Args:
+        every: optimizer steps between two values.
+
+    Raises:
+        InputError: if `every` is below 1.
+    """
+
+    def __init__(self, every: int = 200) -> None:
+        if every < 1:
+            raise InputError(f"TaskLoss.every must be at least 1, got {every}")
+        self.every = every
+        self._logged_step = 0
+        self._train: ErrorTable | None = None
+        self._val: ErrorTable | None = None
+        self._tables: dict[str, Mapping] = {"train": {}, "val": {}}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with an empty table."""
+        self._logged_step = trainer.global_step
+        self._train = _empty_table(pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Tensor],
+        batch: EditBatch,
+        batch_idx: int,
+    ) -> None:
+        """Count a batch; every so many optimizer steps, log."""
+        if self._train is None:
+            return
+        self._train.add(batch.task, outputs["t"], outputs["error"])
+        if trainer.global_step - self._logged_step >= self.every:
+            self._logged_step = trainer.global_step
+            self._log_training(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with an empty table."""
+        self._val = _empty_table(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Tensor],
+        batch: EditBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch."""
+        if self._val is not None:
+            self._val.add(batch.task, outputs["t"], outputs["error"])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the mean error of each task."""
+        if self._val is None or trainer.sanity_checking:
+            return
+        table = self._val.reduced(trainer)
+        _log(trainer, table.task_means("val"))
+        self._tables["val"] = table.rows()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the tables."""
+        if self._train is not None and not self._tables["train"]:
+            self._log_training(trainer, pl_module)
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "task_loss.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"step": trainer.global_step, **self._tables}
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def _log_training(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._train is not None:
+            table = self._train.reduced(trainer)
+            _log(trainer, table.scalars("loss"))
+            self._tables["train"] = table.rows()
+            self._train = _empty_table(module)
+
+
+def _empty_table(module: LightningModule) -> ErrorTable:
+    if not isinstance(module, EditModule):
+        raise TypeError(f"the TaskLoss callback watches an EditModule, got {type(module).__name__}")
+    return ErrorTable(module.networks.tasks.names, module.schedule.num_steps, module.device)
+
+
+def _log(trainer: Trainer, values: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)

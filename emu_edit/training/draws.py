@@ -1,0 +1,59 @@
+"""The random numbers of one training step, drawn on the CPU before the batch leaves for the device.
+
+Every number is a function of (seed, purpose, position in the stream), so micro-batches, ranks,
+workers and restarts cannot change what a sample meets. Drawing here, and not in the step, keeps the
+step free of host synchronisation: reading positions back from a GPU would stall it.
+"""
+
+from dataclasses import dataclass, fields
+from enum import Enum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emu_edit.batch import EditBatch
+from emu_edit.randomness import normals, uniforms
+
+
+class Phase(Enum):
+    """What the numbers are for: position 7 of the validation set is not that of training."""
+
+    train = "train"
+    validate = "validate"
+    test = "test"
+
+
+@dataclass(frozen=True)
+class DrawnBatch(EditBatch):
+    """A batch with its random numbers.
+
+    Attributes:
+        u: uniforms in [0, 1): column 0 picks the timestep, columns 1 and 2 the conditioning
+            dropout.
+        eps: the noise the denoiser has to see through.
+        eps_posterior: the noise with which the codec's posterior is sampled.
+    """
+
+    u: Float[Tensor, "b 3"]
+    eps: Float[Tensor, "b c lh lw"]
+    eps_posterior: Float[Tensor, "b c lh lw"]
+
+
+def draw(
+    batch: EditBatch, *, seed: int, phase: Phase, latent_shape: tuple[int, int, int]
+) -> DrawnBatch:
+    """Draw the numbers of a batch that is still on the CPU; elsewhere it waits for the device."""
+    position = batch.position.cpu()
+
+    def purpose(name: str) -> str:
+        return f"{phase.name}/{name}"
+
+    u_t = uniforms(seed, purpose("timestep"), position, 1)
+    u_drop = uniforms(seed, purpose("dropout"), position, 2)
+    return DrawnBatch(
+        **{field.name: getattr(batch, field.name) for field in fields(EditBatch)},
+        u=torch.cat([u_t, u_drop], dim=1),
+        eps=normals(seed, purpose("noise"), position, latent_shape),
+        eps_posterior=normals(seed, purpose("posterior"), position, latent_shape),
+    )

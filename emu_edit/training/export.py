@@ -1,0 +1,95 @@
+"""From a training checkpoint to a module again, and from a module to a model directory for people.
+
+Checkpoints hold tensors and primitives only; the module is built from the stored config, whose
+classes must be subclasses of the slots they fill. Model directories are safetensors.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+from jsonargparse import ArgumentError
+from torch import Tensor
+
+from emu_edit.errors import InputError
+from emu_edit.tasks import TaskTable
+from emu_edit.training.averaging import EMA_STATE_KEY, check_matches, with_weights
+from emu_edit.training.checkpoint_io import read_checkpoint
+from emu_edit.training.module import EditModule, check_tasks
+
+
+def load_module(path: Path | str, *, tasks: TaskTable | None = None) -> EditModule:
+    """Build the module a checkpoint was written by, with its weights, on the CPU and in eval mode.
+
+    Args:
+        path: a .ckpt file.
+        tasks: the task table the caller needs; none accepts the checkpoint's own.
+
+    Raises:
+        InputError: if the file is no checkpoint, stores no config, its config no longer fits the
+            program, or its tasks are others.
+    """
+    checkpoint = read_checkpoint(path)
+    if tasks is not None:
+        check_tasks(checkpoint, tasks)
+    if not checkpoint.get("hyper_parameters"):
+        raise InputError(
+            f"{path} stores no config, so the model cannot be built from it; "
+            "use a checkpoint written by `emu-edit fit`"
+        )
+    try:
+        module = EditModule.load_from_checkpoint(
+            path, map_location="cpu", weights_only=True, strict=False
+        )
+    except (ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path}: its config does not build a model ({reason}); "
+            "was it written by an older version?"
+        ) from error
+    return module.eval()
+
+
+def load_ema(path: Path | str) -> dict[str, Tensor] | None:
+    """Return the averaged weights of a checkpoint, or None when it was trained without averaging.
+
+    Raises:
+        InputError: if the file is no checkpoint.
+    """
+    state = read_checkpoint(path).get("callbacks", {}).get(EMA_STATE_KEY)
+    return None if state is None else state["average"]
+
+
+def export_model(module: EditModule, path: Path | str, *, ema: Mapping[str, Tensor] | None) -> None:
+    """Write a model directory from a module, with the averaged weights when they are given.
+
+    The directory gives the same pixels as the module for the same seed. The module is unchanged
+    afterwards.
+
+    Raises:
+        InputError: if the averaged weights are of another model, or the folder cannot be written.
+    """
+    if ema is not None:
+        check_matches(ema, module)
+    with with_weights(module, ema) if ema is not None else nullcontext():
+        module.make_editor().save_pretrained(path)
+
+
+def export_checkpoint(checkpoint: Path | str, path: Path | str, *, ema: bool = True) -> None:
+    """Write a model directory from a checkpoint.
+
+    Args:
+        checkpoint: a .ckpt file.
+        path: the directory to write.
+        ema: use the averaged weights.
+
+    Raises:
+        InputError: if the checkpoint cannot be used, or has no averaged weights although they are
+            asked for.
+    """
+    average = load_ema(checkpoint) if ema else None
+    if ema and average is None:
+        raise InputError(f"{checkpoint} has no averaged weights; export the raw ones (ema: false)")
+    export_model(load_module(checkpoint), path, ema=average)

@@ -1,0 +1,287 @@
+"""The training module: one step is encode, drop some conditions, noise, predict, compare, weigh.
+
+It joins networks (which know no schedule) and maths (which knows no network) under Lightning. Its
+constructor is the schema of `model:` in a config. All randomness is keyed by the sample's position
+in the stream (`draws.py`); the step waits for nothing on the device. Per-sample errors and
+timesteps go out with the loss, so that callbacks can split them by task and noise level.
+"""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int64
+from lightning import LightningModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import Tensor
+from torch.optim import Optimizer
+
+from emu_edit.batch import EditBatch
+from emu_edit.diffusion.loss import denoising_error
+from emu_edit.diffusion.prediction import Prediction, check, with_source
+from emu_edit.diffusion.schedule import NoiseSchedule
+from emu_edit.diffusion.timesteps import shift_to_noise, uniform_timesteps
+from emu_edit.diffusion.weighting import Weighting, change_balance, loss_weight
+from emu_edit.editing.editor import Editor, EditorSettings
+from emu_edit.errors import InputError
+from emu_edit.models.dropout import DropoutRates, drop
+from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
+from emu_edit.models.surgery import freeze
+from emu_edit.models.task_embedding import TaskEmbedding
+from emu_edit.models.weights import EditNetworks
+from emu_edit.tasks import SIXTEEN, TaskTable
+from emu_edit.training.draws import DrawnBatch, Phase, draw
+from emu_edit.training.encoder import BatchEncoder
+from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_schedule
+
+StepOutput = dict[str, Tensor]
+"""What a step gives to Lightning and the callbacks: `loss`, and per sample `error` and `t`."""
+
+
+class EditModule(LightningModule):
+    """Train an instruction-based editor.
+
+    The codec is frozen; the text encoder is trained unless it comes frozen. Frozen parts stay out
+    of checkpoints, and the stored config builds them again.
+
+    Args:
+        denoiser: the denoising network.
+        text_encoder: strings to features.
+        codec: pixels to latents and back.
+        tasks: names of the tasks, in the order of the embedding; none means the sixteen of Emu
+            Edit.
+        prediction: what the denoiser's output means.
+        weighting: how much each noise level counts.
+        timestep_shift: at least 1; above it, more of the training happens at high noise.
+        balance: 0 to 1; above 0, pairs that change little count more (see `change_balance`).
+        dropout: how often conditions are withheld; none means 5 % each.
+        zero_terminal_snr: whether the last timestep is pure noise.
+        optimizer: learning rate, decay and warm-up; none means the defaults.
+        editor: how pictures are made from the model: size, guidance, steps; none means the
+            defaults.
+        seed: key of all random numbers of training.
+        compile: compile the denoiser (minutes at the start, faster steps on a GPU).
+
+    Raises:
+        InputError: if the parts do not fit together, or eps is to be predicted at zero terminal
+            SNR.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        text_encoder: TextEncoder,
+        codec: ImageCodec,
+        tasks: list[str] | None = None,
+        prediction: Prediction = Prediction.v,
+        weighting: Weighting = Weighting.uniform,
+        timestep_shift: float = 1.0,
+        balance: float = 0.0,
+        dropout: DropoutRates | None = None,
+        zero_terminal_snr: bool = True,
+        optimizer: OptimizerSettings | None = None,
+        editor: EditorSettings | None = None,
+        seed: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        # only when built from a config, which is what gets stored: arguments would be networks
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()
+        table = SIXTEEN if tasks is None else TaskTable(tuple(tasks))
+        self.schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=zero_terminal_snr)
+        check(prediction, self.schedule)
+        self.prediction = prediction
+        self.weighting = weighting
+        self.timestep_shift = timestep_shift
+        self.balance = balance
+        self.dropout = DropoutRates() if dropout is None else dropout
+        self.optimizer_settings = OptimizerSettings() if optimizer is None else optimizer
+        self.editor_settings = EditorSettings() if editor is None else editor
+        self.seed = seed
+        self.networks = EditNetworks(
+            # train: pretrained networks arrive in eval mode, where gradient checkpointing is off;
+            # channels-last: convolutions are faster so on CPUs and GPUs alike, and the numbers
+            # agree up to rounding
+            denoiser=denoiser.train().to(memory_format=torch.channels_last),
+            # eval even when it learns: dropout inside it would not be keyed by the sample
+            text_encoder=text_encoder.eval() if _learns(text_encoder) else freeze(text_encoder),
+            codec=freeze(codec),
+            task_embedding=TaskEmbedding(len(table), denoiser.task_dim),
+            tasks=table,
+        )
+        self.encoder = BatchEncoder(self.networks)
+        self.latest: StepOutput = {}
+        self.strict_loading = (
+            False  # frozen parts are absent by design; `on_load_checkpoint` checks the rest
+        )
+        if compile:
+            self.networks.denoiser.compile()
+
+    def drawn(self, batch: EditBatch, phase: Phase) -> DrawnBatch:
+        """Return the batch, still on the CPU, with its random numbers."""
+        codec = self.networks.codec
+        height, width = (side // codec.factor for side in batch.target.shape[-2:])
+        return draw(
+            batch,
+            seed=self.seed,
+            phase=phase,
+            latent_shape=(codec.latent_channels, height, width),
+        )
+
+    def transfer_batch_to_device(
+        self,
+        batch: EditBatch,
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> DrawnBatch:
+        """Draw a batch's random numbers while it is on the CPU, then move it without waiting."""
+        return self.drawn(batch, self._phase()).to(device, non_blocking=True)
+
+    def step(self, batch: DrawnBatch, *, dropout: DropoutRates | None) -> StepOutput:
+        """Return the weighted loss, and each sample's unweighted error and timestep (detached)."""
+        z_0, cond, null_text = self.encoder(batch)
+        balance = change_balance(z_0, cond.z_source, self.balance)
+        if dropout is not None:
+            cond = drop(cond, null_text, dropout, batch.u[:, 1:])
+        t = uniform_timesteps(
+            shift_to_noise(batch.u[:, 0], self.timestep_shift), self.schedule.num_steps
+        )
+        denoiser = partial(self.networks.denoiser, cond=cond)
+        error = denoising_error(
+            with_source(denoiser, cond.z_source, self.prediction),
+            z_0,
+            batch.eps,
+            t,
+            schedule=self.schedule,
+            prediction=self.prediction,
+        )
+        loss = (self.weight(t) * balance * error).mean()
+        self.latest = {"loss": loss.detach(), "error": error.detach(), "t": t}
+        return {**self.latest, "loss": loss}
+
+    def weight(self, t: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Return how much the error at each timestep counts."""
+        return loss_weight(self.weighting, t, self.schedule, self.prediction)
+
+    def training_step(self, batch: DrawnBatch, batch_idx: int) -> StepOutput:  # noqa: ARG002
+        """Average the weighted denoising error of a batch."""
+        output = self.step(batch, dropout=self.dropout)
+        self.log("train/loss", output["loss"].detach(), prog_bar=True, batch_size=len(batch))
+        return output
+
+    def validation_step(self, batch: DrawnBatch, batch_idx: int) -> StepOutput:  # noqa: ARG002
+        """Measure the same error on held-out pairs: nothing dropped, the same noise each time."""
+        output = self.step(batch, dropout=None)
+        self.log("val/loss", output["loss"], prog_bar=True, batch_size=len(batch), sync_dist=True)
+        return output
+
+    def test_step(self, batch: DrawnBatch, batch_idx: int) -> StepOutput:  # noqa: ARG002
+        """Measure the error on test pairs."""
+        output = self.step(batch, dropout=None)
+        self.log("test/loss", output["loss"], batch_size=len(batch), sync_dist=True)
+        return output
+
+    def configure_optimizers(self) -> dict:
+        """Build fused AdamW with warm-up and cosine over the steps this training will make."""
+        settings = self.optimizer_settings
+        optimizer = adamw(self, settings)
+        schedule = warmup_cosine_schedule(
+            optimizer,
+            warmup_steps=settings.warmup_steps,
+            total_steps=self.trainer.estimated_stepping_batches,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says, also with a fused optimizer in bf16.
+
+        Lightning 2.6 refuses fused optimizers under any mixed precision, because with fp16 they
+        unscale gradients themselves; bf16 has no scaler, so there the clipping of full precision is
+        right.
+        """
+        plugin = self.trainer.precision_plugin
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_val is not None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def make_editor(self) -> Editor:
+        """Return an editor that shares these networks; put them in eval mode while it is used."""
+        return Editor(
+            self.networks,
+            schedule=self.schedule,
+            prediction=self.prediction,
+            settings=self.editor_settings,
+        )
+
+    def frozen_prefixes(self) -> tuple[str, ...]:
+        """Return the name prefixes of the parts that never learn, with the dot."""
+        parts = {
+            "networks.codec.": self.networks.codec,
+            "networks.text_encoder.": self.networks.text_encoder,
+        }
+        return tuple(prefix for prefix, part in parts.items() if not _learns(part))
+
+    def state_dict(self, *args, **kwargs) -> dict:  # type: ignore[override]
+        """Return the weights of the parts that learn; frozen parts go, buffers included."""
+        prefix = kwargs.get("prefix", "")
+        frozen = tuple(prefix + name for name in self.frozen_prefixes())
+        state = super().state_dict(*args, **kwargs)
+        for name in [name for name in state if name.startswith(frozen)]:
+            del state[name]
+        return state
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Write down which tasks the embedding's rows are."""
+        checkpoint["tasks"] = list(self.networks.tasks.names)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse a checkpoint of another task table or of other networks.
+
+        Raises:
+            InputError: naming the first difference.
+        """
+        check_tasks(checkpoint, self.networks.tasks)
+        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        for name in sorted(own.keys() | given.keys()):
+            if own.get(name) != given.get(name):
+                raise InputError(
+                    f"the checkpoint is of another model: {name} is {given.get(name, 'absent')} "
+                    f"in it, {own.get(name, 'absent or frozen')} in the config; use the config "
+                    "it was trained with"
+                )
+
+    def _phase(self) -> Phase:
+        if self.trainer.training:
+            return Phase.train
+        return Phase.test if self.trainer.testing else Phase.validate
+
+
+def check_tasks(checkpoint: dict, table: TaskTable) -> None:
+    """Refuse a checkpoint whose embedding rows stand for other tasks.
+
+    Raises:
+        InputError: with both lists.
+    """
+    names = checkpoint.get("tasks")
+    if names != list(table.names):
+        raise InputError(
+            f"the checkpoint was trained for other tasks: it knows {names}, the model "
+            f"{list(table.names)}; set model.tasks to the checkpoint's list"
+        )
+
+
+def _learns(part: torch.nn.Module) -> bool:
+    return any(p.requires_grad for p in part.parameters())

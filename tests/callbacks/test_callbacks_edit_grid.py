@@ -1,0 +1,162 @@
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from callbacks.edit_grid import EditGrid, edited_rows, evaluating, first_of_each_task
+from callbacks.ema import Ema
+from callbacks.picture_grid import GridRow, picture_grid
+from emu_edit.errors import InputError
+from emu_edit.training.averaging import with_weights
+from emu_edit.training.loggers import WandbLogger
+from tests.training.stage import TRAINER_WARNINGS, Squares, make_batch, make_module, make_trainer
+
+pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
+
+
+class Kept(WandbLogger):
+    """A logger that keeps what W&B would be given."""
+
+    def __init__(self) -> None:
+        self.images: list[tuple[str, list, int | None]] = []
+        self._name = self._save_dir = self._project = self._id = None
+
+    def log_image(self, key, images, step=None):
+        self.images.append((key, images, step))
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, params):
+        pass
+
+    def finalize(self, status):
+        pass
+
+    @property
+    def experiment(self):
+        return None
+
+
+def row(size: int = 16, instruction: str = "make it red") -> GridRow:
+    picture = torch.zeros(3, size, size, dtype=torch.uint8)
+    return GridRow(picture, picture + 100, picture + 200, instruction, "local")
+
+
+def test_the_first_pairs_of_each_task_are_taken_in_order_of_task():
+    batches = [make_batch([4, 2, 7]), make_batch([1, 0, 3])]
+    pairs = first_of_each_task(batches, num_tasks=3, per_task=2)
+    # tasks are position % 3
+    assert [pair.key[0] for pair in pairs] == [
+        "pair-000",
+        "pair-003",
+        "pair-004",
+        "pair-007",
+        "pair-002",
+    ]
+    assert torch.equal(pairs[2].source, make_batch([4]).source)
+
+
+def test_reading_stops_when_every_task_has_its_pairs():
+    def batches():
+        yield make_batch([0, 1, 2])
+        raise AssertionError("read on")
+
+    assert len(first_of_each_task(batches(), num_tasks=3, per_task=1)) == 3
+
+
+def test_a_grid_shows_pictures_enlarged_without_blur():
+    page = picture_grid([row(), row()], "title")
+    assert page.width > 3 * 128
+    colours = {colour for _, colour in page.getcolors(1 << 20) or []}
+    assert {(0, 0, 0), (100, 100, 100), (200, 200, 200)} <= colours
+    assert page.crop((8, 60, 130, 180)).getcolors() == [(122 * 120, (0, 0, 0))]
+
+
+def test_many_rows_stand_in_panels_side_by_side():
+    few, many = picture_grid([row()] * 8, "t"), picture_grid([row()] * 9, "t")
+    assert many.height == few.height
+    assert many.width > 1.9 * few.width
+
+
+def test_a_long_instruction_stays_inside_its_row():
+    short, long = (
+        picture_grid([row(), row()], "t"),
+        picture_grid([row(instruction="very " * 200), row()], "t"),
+    )
+    assert short.size == long.size
+    below = (0, 52 + 128, short.width, short.height)
+    assert short.crop(below).tobytes() == long.crop(below).tobytes()
+
+
+def test_an_empty_grid_is_a_mistake_of_the_caller():
+    with pytest.raises(ValueError, match="at least one row"):
+        picture_grid([], "t")
+
+
+def test_training_writes_grids_at_the_interval_and_at_the_end(tmp_path):
+    logger = Kept()
+    trainer = make_trainer(tmp_path, EditGrid(every=2), Ema(), logger=logger)
+    trainer.fit(make_module(), datamodule=Squares(steps=5))
+    files = sorted(path.name for path in (tmp_path / "grids").iterdir())
+    assert files == ["step-000002.png", "step-000004.png", "step-000005.png"]
+    with Image.open(tmp_path / "grids" / files[-1]) as page:
+        assert page.height > 3 * 128
+    assert [(key, step) for key, _, step in logger.images] == [
+        ("edits", 2),
+        ("edits", 4),
+        ("edits", 5),
+    ]
+
+
+def test_the_grid_is_made_with_the_averaged_weights_and_leaves_the_module_as_it_was(
+    tmp_path, monkeypatch
+):
+    drawn: list[list[GridRow]] = []
+
+    def keep(rows: list[GridRow], _: str) -> Image.Image:
+        drawn.append(rows)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("callbacks.edit_grid.picture_grid", keep)
+    module, ema = make_module(), Ema(0.5)
+    make_trainer(tmp_path, EditGrid(every=100, seed=7), ema, limit_val_batches=0).fit(
+        module, datamodule=Squares(steps=4)
+    )
+    assert module.networks.denoiser.training
+    pairs = first_of_each_task([make_batch(range(6))], num_tasks=3, per_task=1)
+    assert ema.average is not None
+    with evaluating(module):
+        raw = edited_rows(module, pairs, seed=7)
+        with with_weights(module, ema.average):
+            averaged = edited_rows(module, pairs, seed=7)
+    (rows,) = drawn
+    assert [r.instruction for r in rows] == [pair.instruction[0] for pair in pairs]
+    assert all(torch.equal(a.edited, b.edited) for a, b in zip(rows, averaged, strict=True))
+    assert not all(torch.equal(a.edited, b.edited) for a, b in zip(rows, raw, strict=True))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Total length of `list` across ranks is zero"
+)  # Lightning notices too
+def test_without_validation_pairs_the_run_stops_at_the_start(tmp_path):
+    class NoPairs(Squares):
+        def val_dataloader(self):
+            return []
+
+    with pytest.raises(InputError, match="EditGrid draws validation pairs and there are none"):
+        make_trainer(tmp_path, EditGrid()).fit(make_module(), datamodule=NoPairs())
+
+
+def test_each_part_gets_its_own_mode_back_also_after_an_exception():
+    module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1).eval())
+    with pytest.raises(KeyError), evaluating(module):  # noqa: PT012
+        assert not module[0].training
+        raise KeyError
+    assert [part.training for part in module] == [True, False]
+
+
+@pytest.mark.parametrize("values", [{"every": 0}, {"per_task": 0}])
+def test_numbers_below_one_are_refused(values):
+    with pytest.raises(InputError, match="EditGrid needs every and per_task of at least 1"):
+        EditGrid(**values)

@@ -1,0 +1,74 @@
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from callbacks.progress import Progress, clock
+from emu_edit.errors import InputError
+from tests.training.stage import TRAINER_WARNINGS, Squares, make_module, make_trainer
+
+pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
+
+
+def shown(bar: Progress, *, is_terminal: bool, **settings) -> str:
+    file = io.StringIO()
+    bar.console = Console(file=file, force_terminal=is_terminal, width=200, highlight=False)
+    trainer = make_trainer(settings.pop("folder"), bar, enable_progress_bar=True, **settings)
+    trainer.fit(make_module(), datamodule=Squares(steps=2))
+    return file.getvalue()
+
+
+def test_without_a_terminal_there_are_lines_over_the_whole_run(tmp_path):
+    text = shown(Progress(line_every=1e-6), is_terminal=False, folder=tmp_path, max_epochs=3)
+    lines = text.splitlines()
+    assert [line.split(" · ")[0] for line in lines][:3] == [
+        "training step 1/6 (17 %)",
+        "training step 2/6 (33 %)",
+        "training step 3/6 (50 %)",
+    ]
+    assert "100 %" in lines[-1]
+    assert re.search(r"\d+:\d\d left · \d+\.\d samples/s · .*train/loss \d", lines[-1])
+    assert "validating" not in text
+
+
+def test_lines_are_rare_by_default_but_the_last_one_always_comes(tmp_path):
+    text = shown(Progress(), is_terminal=False, folder=tmp_path, max_epochs=2)
+    assert [line.split(" · ")[0] for line in text.splitlines()] == ["training step 4/4 (100 %)"]
+
+
+def test_on_a_terminal_one_bar_covers_all_epochs(tmp_path):
+    text = shown(Progress(), is_terminal=True, folder=tmp_path, max_epochs=2)
+    assert "4/4" in text
+    assert "samples/s" in text
+    assert "2/2" not in text
+
+
+def test_a_disabled_bar_shows_nothing(tmp_path):
+    bar = Progress(line_every=1e-6)
+    bar.console = Console(file=(file := io.StringIO()))
+    trainer = make_trainer(tmp_path, bar, enable_progress_bar=True)
+    bar.disable()
+    trainer.fit(make_module(), datamodule=Squares(steps=2))
+    bar.print("hello")
+    assert file.getvalue() == ""
+
+
+def test_validation_alone_has_a_bar_of_its_own(tmp_path):
+    bar = Progress(line_every=1e-6)
+    bar.console = Console(file=(file := io.StringIO()))
+    trainer = make_trainer(tmp_path, bar, enable_progress_bar=True)
+    trainer.validate(make_module(), datamodule=Squares(), verbose=False)
+    assert "validating step 2/2 (100 %)" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0:00"), (61.0, "1:01"), (3599.6, "1:00:00"), (7325.0, "2:02:05")]
+)
+def test_durations_are_written_as_a_clock_shows_them(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_a_period_of_nothing_is_refused():
+    with pytest.raises(InputError, match="line_every must be above 0"):
+        Progress(line_every=0.0)

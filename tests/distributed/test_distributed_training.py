@@ -1,0 +1,70 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.distributed.two_ranks import BATCH, STEPS, train
+from tests.training.stage import TRAINER_WARNINGS
+
+pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS)]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict, dict]:
+    """Run the script on two gloo processes; return each rank's result and the table of losses."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / "distributed" / "two_ranks.py"), str(folder)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    return first, second, json.loads((folder / "task_loss.json").read_text())
+
+
+def test_gradients_of_two_half_batches_are_those_of_the_whole(two_ranks, tmp_path):
+    first, second, _ = two_ranks
+    alone = train(tmp_path, devices=1)
+    assert_close(first["gradients"], second["gradients"], rtol=0, atol=0)
+    # float32 means in another order
+    assert_close(first["gradients"], alone["gradients"], rtol=1e-3, atol=1e-6)
+
+
+def test_weights_and_averages_are_equal_on_all_ranks(two_ranks):
+    first, second, _ = two_ranks
+    assert_close(first["weights"], second["weights"], rtol=0, atol=0)
+    assert_close(first["average"], second["average"], rtol=0, atol=0)
+    name = "networks.denoiser.unet.conv_in.weight"
+    assert not torch.equal(first["average"][name], first["weights"][name])
+
+
+def test_the_table_of_losses_counts_the_samples_of_all_ranks(two_ranks):
+    _, _, table = two_ranks
+    assert sum(row["all"]["count"] for row in table["train"].values()) == STEPS * BATCH
+
+
+def test_both_ranks_stop_at_the_broken_sample_of_one_and_name_it(two_ranks):
+    first, second, _ = two_ranks
+    assert first["spoilt"] == second["spoilt"]
+    # rank 1 has the second half of the second batch of four
+    assert "pair-006" in first["spoilt"]
+    assert "pair-007" in first["spoilt"]
+    assert "pair-005" not in first["spoilt"]

@@ -1,0 +1,159 @@
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from emu_edit.training.loggers import (
+    REDACTED,
+    WandbLogger,
+    git_revision,
+    is_secret,
+    redact,
+    wandb_mode,
+)
+
+CANARIES = ("canary-one", "canary-two", "canary-three", "canary-four")
+
+
+@pytest.fixture
+def nobody_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty home folder: no key, no netrc, no settings of W&B."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(home / "wandb-config"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(home / "wandb-cache"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(home / "wandb-data"))
+    monkeypatch.delenv("NETRC_FILE", raising=False)
+    return home
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "token",
+        "hf_token",
+        "api_key",
+        "apiKey",
+        "API-KEY",
+        "password",
+        "db.password",
+        "client_secret",
+        "credentials",
+    ],
+)
+def test_keys_that_name_a_secret_are_recognised(key):
+    assert is_secret(key)
+
+
+@pytest.mark.parametrize(
+    "key", ["tokenizer", "num_tokens", "max_tokens", "secretary", "task_to_tokens", "keys", "api"]
+)
+def test_words_that_only_contain_a_secret_word_stay_readable(key):
+    assert not is_secret(key)
+
+
+def test_redaction_reaches_nested_values_and_addresses_and_keeps_the_rest():
+    config = {
+        "data": {"url": "https://me:hunter2@host/x", "token": "abc", "num_tokens": 77},
+        "list": [{"password": "p"}, 1.5, None],
+        "token": None,
+    }
+    assert redact(config) == {
+        "data": {"url": f"https://{REDACTED}@host/x", "token": REDACTED, "num_tokens": 77},
+        "list": [{"password": REDACTED}, 1.5, None],
+        "token": None,
+    }
+
+
+def test_an_address_without_credentials_is_kept():
+    assert redact("see https://host/a@b and me@host") == "see https://host/a@b and me@host"
+
+
+@pytest.mark.usefixtures("nobody_home")
+def test_without_a_key_wandb_is_offline():
+    assert wandb_mode() == "offline"
+
+
+@pytest.mark.usefixtures("nobody_home")
+@pytest.mark.parametrize(
+    ("value", "mode"),
+    [("disabled", "disabled"), ("offline", "offline"), ("dryrun", "offline"), ("online", "online")],
+)
+def test_the_users_wandb_mode_wins(monkeypatch, value, mode):
+    monkeypatch.setenv("WANDB_MODE", value)
+    assert wandb_mode() == mode
+
+
+def test_a_key_in_netrc_means_online(nobody_home):
+    (nobody_home / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    assert wandb_mode() == "online"
+
+
+@pytest.mark.usefixtures("nobody_home")
+def test_a_key_in_the_environment_means_online(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert wandb_mode() == "online"
+
+
+def test_the_git_revision_is_the_commit_and_says_when_files_differ(tmp_path):
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    assert git_revision(tmp_path) == "unknown"
+    git("init", "-q")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "a")
+    commit = git("rev-parse", "HEAD")
+    assert git_revision(tmp_path) == commit
+    (tmp_path / "a").write_text("2")
+    assert git_revision(tmp_path) == f"{commit}+changes"
+
+
+def test_an_offline_run_holds_metrics_and_config_but_no_secret(
+    nobody_home, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr("sys.stdin", None)  # a prompt would fail at once
+    monkeypatch.setattr("sys.argv", ["emu-edit", "fit", f"--token={CANARIES[0]}"])
+    folder = tmp_path / "run"
+    logger = WandbLogger(save_dir=str(folder))
+    logger.log_hyperparams({
+        "api_key": CANARIES[1],
+        "url": f"s3://user:{CANARIES[2]}@bucket",
+        "lr": 0.125,
+        "note": "plain-note",
+    })
+    logger.log_metrics({"loss": 1.0}, step=1)
+    os.write(1, f"{CANARIES[3]}\n".encode())
+    logger.experiment.finish()
+    logger.finalize("success")
+
+    files = [path for path in (*folder.rglob("*"), *nobody_home.rglob("*")) if path.is_file()]
+    content = b"".join(path.read_bytes() for path in files)
+    assert [canary for canary in CANARIES if canary.encode() in content] == []
+    assert b"plain-note" in content
+    assert b"git_revision" in content
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    assert "wandb: (1)" not in "".join(capfd.readouterr())  # the first line of its question
+
+
+@pytest.mark.usefixtures("nobody_home")
+def test_a_disabled_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = WandbLogger(save_dir=str(tmp_path / "run"))
+    logger.log_hyperparams({"lr": json.loads("0.5")})
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []

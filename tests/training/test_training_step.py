@@ -1,0 +1,171 @@
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.weighting import Weighting
+from emu_edit.errors import InputError
+from emu_edit.images import to_float
+from emu_edit.models.codec import PatchCodec
+from emu_edit.models.dropout import DropoutRates
+from emu_edit.models.interfaces import Conditioning
+from emu_edit.models.surgery import freeze
+from emu_edit.models.tiny import TinyText
+from emu_edit.training.draws import Phase
+from emu_edit.training.encoder import BatchEncoder
+from emu_edit.training.module import EditModule
+from tests.training.stage import TASKS, make_batch, make_module, train_step
+
+NO_DROPOUT = DropoutRates(text=0.0, image=0.0, both=0.0, task=0.0)
+
+
+class Blurry(PatchCodec):
+    """A codec that is unsure by half a unit about everything."""
+
+    def posterior(self, images):
+        mean, _ = super().posterior(images)
+        return mean, torch.full_like(mean, 0.5)
+
+
+def errors(module: EditModule, positions: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return train_step(module, make_batch(positions))["error"]
+
+
+def test_a_samples_error_does_not_depend_on_what_it_is_batched_with():
+    module = make_module()
+    together = errors(module, [0, 1, 2, 3, 4, 5])
+    apart = torch.cat([
+        errors(module, [5, 4]),
+        errors(module, [3]),
+        errors(module, [2, 1, 0]),
+    ]).flip(0)
+    assert_close(together, apart, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+    assert len(set(together.tolist())) == 6
+
+
+def test_the_same_position_meets_the_same_numbers_and_another_seed_or_phase_meets_others():
+    module = make_module()
+    batch = make_batch([3, 4])
+    first, again = module.drawn(batch, Phase.train), module.drawn(batch, Phase.train)
+    assert torch.equal(first.eps, again.eps)
+    assert torch.equal(first.u, again.u)
+    for other in (module.drawn(batch, Phase.validate), module.drawn(batch, Phase.test)):
+        assert not torch.equal(first.eps, other.eps)
+        assert not torch.equal(first.u, other.u)
+    module.seed = 1
+    assert not torch.equal(first.eps, module.drawn(batch, Phase.train).eps)
+
+
+def test_a_drawn_batch_has_all_fields_and_moves_with_its_numbers():
+    module = make_module()
+    batch = make_batch([3, 4])
+    drawn = module.drawn(batch, Phase.train)
+    assert drawn.key == batch.key
+    assert torch.equal(drawn.target, batch.target)
+    moved = drawn.to("cpu", non_blocking=True)
+    assert torch.equal(moved.eps, drawn.eps)
+
+
+def test_the_loss_is_the_weighted_error_of_the_predicted_change():
+    module = make_module(dropout=NO_DROPOUT)
+    module.weighting = Weighting.one_plus_min_snr
+    batch = module.drawn(make_batch([0, 1, 2]), Phase.train)
+    with torch.no_grad():
+        output = module.step(batch, dropout=module.dropout)
+        codec = module.networks.codec
+        z_0, z_source = codec.encode(to_float(batch.target)), codec.encode(to_float(batch.source))
+        t = (batch.u[:, 0] * 1000).long()
+        alpha, sigma = (
+            table[t].float()[:, None, None, None]
+            for table in (module.schedule.alpha, module.schedule.sigma)
+        )
+        text, _ = module.networks.encode_text(list(batch.instruction))
+        cond = Conditioning(
+            text=text, z_source=z_source, v_task=module.networks.task_embedding(batch.task)
+        )
+        z_0_hat = z_source + module.networks.denoiser(alpha * z_0 + sigma * batch.eps, t, cond)
+        error = (z_0_hat - z_0).square().mean((1, 2, 3))
+        weight = 1 + module.schedule.snr[t].float().clamp(max=5)
+    assert torch.equal(output["t"], t)
+    assert_close(output["error"], error)
+    assert_close(output["loss"], (weight * error).mean())
+
+
+def test_dropout_withholds_everything_in_training_and_nothing_in_validation():
+    module = make_module(dropout=DropoutRates(text=0.0, image=0.0, both=1.0, task=1.0))
+    seen: list[Conditioning] = []
+    module.networks.denoiser.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["cond"]), with_kwargs=True
+    )
+    batch = make_batch([0, 1])
+    _, _, null_text = module.encoder(module.drawn(batch, Phase.train))
+    with torch.no_grad():
+        train_step(module, batch)
+        module.step(module.drawn(batch, Phase.validate), dropout=None)
+    dropped, full = seen
+    assert not dropped.z_source.any()
+    assert not dropped.v_task.any()
+    assert_close(dropped.text.tokens, null_text.tokens.expand(2, -1, -1))
+    assert full.z_source.any()
+    assert full.v_task.any()
+    assert not torch.equal(full.text.tokens[0], null_text.tokens[0])
+
+
+def test_targets_are_sampled_from_the_posterior_with_noise_of_their_own_and_sources_are_not():
+    module = make_module()
+    sharp = BatchEncoder(module.networks)
+    batch = module.drawn(make_batch([0, 1]), Phase.train)
+    z_mean, cond_mean, _ = sharp(batch)
+    module.networks.codec = Blurry()
+    z_0, cond, _ = BatchEncoder(module.networks)(batch)
+    assert_close(z_0 - z_mean, 0.5 * batch.eps_posterior)
+    assert_close(cond.z_source, cond_mean.z_source)
+    assert not torch.equal(batch.eps_posterior, batch.eps)
+
+
+def test_the_codec_is_frozen_and_only_the_denoiser_is_in_train_mode():
+    networks = make_module().networks
+    assert networks.denoiser.training
+    assert not networks.text_encoder.training
+    assert not networks.codec.training
+    assert any(p.requires_grad for p in networks.text_encoder.parameters())
+
+
+def test_a_text_encoder_that_comes_frozen_stays_out_of_training_and_of_the_state():
+    module = make_module()
+    frozen = EditModule(
+        denoiser=module.networks.denoiser,
+        text_encoder=freeze(TinyText(dim=16, num_layers=1, num_heads=2)),
+        codec=PatchCodec(),
+        tasks=TASKS,
+        prediction=Prediction.change,
+    )
+    assert [name for name in module.state_dict() if ".text_encoder." in name]
+    assert [name for name in frozen.state_dict() if ".text_encoder." in name] == []
+    assert [name for name in frozen.state_dict() if ".denoiser." in name]
+
+
+def test_eps_with_a_noise_only_last_step_is_refused():
+    with pytest.raises(
+        InputError, match=re.escape("set model.prediction: v, or model.zero_terminal_snr: false")
+    ):
+        make_module(prediction=Prediction.eps)
+
+
+def test_gradients_reach_every_weight_that_learns():
+    module = make_module(dropout=NO_DROPOUT)
+    # the task maps start at zero; from any other value the table gets a gradient too
+    with torch.no_grad():
+        module.networks.denoiser.task_to_time.weight.add_(0.1)
+    batch = make_batch([0, 1, 2])
+    train_step(module, replace(batch, task=torch.tensor([0, 1, 2])))["loss"].backward()
+    without = [
+        n
+        for n, p in module.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
+    assert without == []
