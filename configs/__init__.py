@@ -1,0 +1,1 @@
+"""Packaged configs: parts (model, data, trainer, callbacks, logger) and the recipes in `train/`."""

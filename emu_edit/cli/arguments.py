@@ -1,0 +1,74 @@
+"""Argument parsing whose complaints look like all errors of the program: one line, exit 2."""
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from typing import NoReturn
+
+from emu_edit.errors import InputError, closest
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse that raises InputError, takes no abbreviations and suggests the nearest option."""
+
+    def __init__(
+        self, prog: str, description: str, epilog: str = "", *, add_help: bool = True
+    ) -> None:
+        super().__init__(
+            prog=prog,
+            description=textwrap.fill(description, 80),
+            epilog=epilog,
+            add_help=add_help,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `arguments`.
+
+        Raises:
+            InputError: for an unknown option (the nearest known one is named), a missing or a
+                malformed argument.
+        """
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            options = [name for action in self._actions for name in action.option_strings]
+            hint = closest(unknown[0].partition("=")[0], options)
+            raise InputError(f"unknown argument {unknown[0]!r}.{hint} See {self.prog} --help")
+        return parsed
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1 (an argparse type)."""
+    return _whole_number(text, 1)
+
+
+def positive_or_zero(text: str) -> int:
+    """Parse a whole number of at least 0 (an argparse type)."""
+    return _whole_number(text, 0)
+
+
+def seed_int(text: str) -> int:
+    """Parse a seed, 0 to 2**63 - 1 (an argparse type)."""
+    value = _whole_number(text, 0)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"needs a whole number below 2^63, got {text!r}")
+    return value
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"needs a whole number of at least {least}, got {text!r}")
+    return value

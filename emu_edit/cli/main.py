@@ -1,0 +1,112 @@
+"""The program `emu-edit` (and `python -m emu_edit`): finds the verb, runs it, words its errors.
+
+Nothing heavy is imported here: a verb's module is imported when the verb is used, and imports torch
+only when it runs, so that every `--help` is instant. This is the one place where an error becomes a
+line: what the user can cause is one line on stderr and exit status 2; anything else is a defect of
+the program and keeps its traceback.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from emu_edit.errors import InputError, closest
+
+USAGE_ERROR = 2  # also argparse's and jsonargparse's
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+# errors of the machine rather than of a path: full disk, quota, read-only disk, no memory
+MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: the module and function that run it on its arguments, and one line of help."""
+
+    module: str
+    function: str
+    summary: str
+
+
+VERBS = {
+    "fit": Verb("fit", "run_fit", "train; without arguments the tiny editor on a built-in world"),
+    "validate": Verb("fit", "run_validate", "measure a checkpoint's loss on the validation set"),
+    "test": Verb("fit", "run_test", "measure a checkpoint's loss on the test set"),
+    "edit": Verb("edit", "run", "edit a picture by instruction"),
+    "shards": Verb("shards", "run", "write, convert and check training data"),
+    "evaluate": Verb("evaluate", "run", "score a model against exact ground truth, per task"),
+    "export": Verb("export", "run", "turn a checkpoint into a model directory"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `emu-edit` with `arguments` (default: the command line's); return the exit status.
+
+    `EMU_EDIT_TRACEBACK=1` in the environment shows the traceback of errors that are otherwise one
+    line.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return dispatch(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (InputError, OSError) as error:
+        line = describe(error)
+        if line is None or os.environ.get("EMU_EDIT_TRACEBACK") == "1":
+            raise
+        sys.stderr.write(f"emu-edit: error: {line}\n")
+        return USAGE_ERROR
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the verb that `arguments` begin with."""
+    first = arguments[0] if arguments else "--help"
+    if first in {"--help", "-h", "help"}:
+        sys.stdout.write(overview())
+        return 0
+    if first == "--version":
+        sys.stdout.write(f"emu-edit {installed_version()}\n")
+        return 0
+    if first not in VERBS:
+        hint = closest(first, list(VERBS))
+        raise InputError(f"unknown command {first!r}; known: {', '.join(VERBS)}.{hint}")
+    verb = VERBS[first]
+    run = getattr(import_module(f"emu_edit.cli.{verb.module}"), verb.function)
+    return run(arguments[1:])
+
+
+def describe(error: InputError | OSError) -> str | None:
+    """Word an error in one line; None for an OSError no user can act on."""
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if error.errno in MACHINE_ERRORS:
+        return f"cannot write: {error.strerror}; free some space or write elsewhere"
+    return None
+
+
+def overview() -> str:
+    """Return the help of the program."""
+    lines = [f"  {name:<10}{verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join([
+        "usage: emu-edit COMMAND [ARGUMENTS]",
+        "",
+        "Edit images by instruction over sixteen tasks, and train models that do.",
+        "",
+        *lines,
+        "",
+        "emu-edit COMMAND --help tells more; emu-edit --version prints the version.",
+        "",
+    ])
+
+
+def installed_version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return version("emu-edit")
+    except PackageNotFoundError:
+        return "(not installed: run from its source folder)"

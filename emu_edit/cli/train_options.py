@@ -1,0 +1,70 @@
+"""The options of fit, validate and test that are ours; all others are left to Lightning.
+
+They are taken out before Lightning sees the command line, because a run's folder, its recipe and
+its checkpoint must be known before anything is built.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emu_edit.cli.arguments import ArgumentParser, positive_or_zero
+from emu_edit.cli.recipes import find_config
+from emu_edit.cli.run_folder import find_checkpoint
+
+SCORE_PAIRS = 8  # of each task: half a minute on two cores
+ASKING = {"--help", "--print_config"}  # answered without training anything
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line says.
+
+    Attributes:
+        configs: the files after --config, in order; a later one changes an earlier one.
+        checkpoint: the file to go on from, or to measure.
+        run: the folder the user wants.
+        score_pairs: pairs of each task in the table that ends a training on the world; 0 for none.
+        rest: everything else, for Lightning.
+    """
+
+    configs: tuple[Path, ...]
+    checkpoint: Path | None
+    run: str | None
+    score_pairs: int
+    rest: tuple[str, ...]
+
+    @staticmethod
+    def parse(verb: str, arguments: list[str]) -> "TrainOptions":
+        """Split the command line after `verb`.
+
+        Raises:
+            InputError: if a config or checkpoint does not exist.
+        """
+        parser = ArgumentParser(prog=f"emu-edit {verb}", description="", add_help=False)
+        parser.add_argument("-c", "--config", action="append", default=[])
+        parser.add_argument("--ckpt_path", type=Path)
+        parser.add_argument("--run")
+        parser.add_argument("--score_pairs", type=positive_or_zero, default=SCORE_PAIRS)
+        known, rest = parser.parse_known_args(arguments)
+        return TrainOptions(
+            configs=tuple(find_config(name) for name in known.config),
+            checkpoint=None if known.ckpt_path is None else find_checkpoint(known.ckpt_path),
+            run=known.run,
+            score_pairs=known.score_pairs,
+            rest=tuple(rest),
+        )
+
+    @property
+    def only_asks(self) -> bool:
+        """Whether the user wants to read, not to run."""
+        return any(argument.partition("=")[0] in ASKING for argument in self.rest)
+
+    def with_default_config(self, config: Path) -> "TrainOptions":
+        """Return the options with `config` if they name none."""
+        return self if self.configs else replace(self, configs=(config,))
+
+    def to_arguments(self) -> list[str]:
+        """Return the command line for Lightning; flags come last and so win over configs."""
+        configs = [part for config in self.configs for part in ("--config", str(config))]
+        checkpoint = [] if self.checkpoint is None else ["--ckpt_path", str(self.checkpoint)]
+        return [*configs, *self.rest, *checkpoint]

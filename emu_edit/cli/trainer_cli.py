@@ -1,0 +1,245 @@
+"""Lightning's command line, made ours: run folders, packaged recipes, errors in one line.
+
+`fit` builds module, data and trainer from a config and trains; what is made from the result is in
+`report.py`. Two traps of LightningCLI are closed here: `--ckpt_path` must not overrule the config
+with what the checkpoint stores, and checkpoints are only read with `weights_only=True`.
+"""
+
+import logging
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from emu_edit.cli.config_errors import one_line
+from emu_edit.cli.recipes import DEFAULT_RECIPE, find_config
+from emu_edit.cli.report import FinishedRun, write_report
+from emu_edit.cli.run_folder import CONFIG, PLACEHOLDER, new_run_folder, recipe_of, run_of
+from emu_edit.cli.train_options import TrainOptions
+from emu_edit.errors import InputError
+from emu_edit.training.loggers import redact
+from emu_edit.training.module import EditModule
+
+# what Lightning tells everybody at every start, and what it brings up about other libraries
+NOISE = (
+    r".*is smaller than the logging interval.*",
+    r".*in eval mode at the start of training.*",
+    r".*overridden `transfer_batch_to_device`.*",
+    r".*does not have many workers.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*`?lr_scheduler.step\(\)`? before.*",
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write the config into the run's folder and the loggers, secrets replaced.
+
+    `{run}` stays a placeholder, so that the file can be used again.
+    """
+
+    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.folder = folder
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Write the file; called on rank 0 only."""
+        values = redact(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(values, sort_keys=False)
+        (self.folder / CONFIG).write_text(text, encoding="utf-8")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(values)
+
+
+class TrainerCLI(LightningCLI):
+    """LightningCLI whose run folder is known before anything is built."""
+
+    def __init__(self, verb: str, arguments: list[str], folder: Path) -> None:
+        """Parse `arguments` and run `verb`.
+
+        Args:
+            verb: fit, validate or test.
+            arguments: the command line after the verb.
+            folder: the run's folder; `{run}` in a config's `trainer` stands for it.
+        """
+        self.folder = folder
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig if verb == "fit" else None,
+            save_config_kwargs={"folder": folder} if verb == "fit" else None,
+            parser_kwargs={
+                name: {"exit_on_error": False, "description": f"emu-edit {name}"}
+                for name in self.subcommands()
+            }
+            | {"exit_on_error": False, "prog": "emu-edit"},
+            args=[verb, *arguments],
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add our own option; its value was taken before parsing."""
+        parser.add_argument("--run", type=str | None, default=None, help="folder of the run")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and word what is wrong in one line.
+
+        Raises:
+            InputError: for an unknown or malformed option.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            known = [action.dest for action in self._parser(args[0])._actions]
+            raise InputError(one_line(str(error), known)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not let the configuration stored in a checkpoint overrule the user's."""
+
+    def instantiate_classes(self) -> None:
+        """Build module, data and trainer from the config with `{run}` filled in.
+
+        Raises:
+            InputError: if this machine cannot do what the trainer is asked for.
+        """
+        # as the parent does, but self.config keeps its placeholders: it is what will be saved
+        self.config_init = self.parser.instantiate_classes(self._for_this_run(self.config.clone()))
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        try:
+            self.trainer = self.instantiate_trainer()
+        except MisconfigurationException as error:
+            raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _for_this_run(self, config: Namespace) -> Namespace:
+        section = config[self.config.subcommand]
+        section.trainer = _filled(section.trainer, str(self.folder))
+        if section.trainer.default_root_dir is None:
+            section.trainer.default_root_dir = str(self.folder)
+        if self.config.subcommand != "fit":
+            section.trainer.logger = False
+        return config
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+
+def _filled(value: Any, folder: str) -> Any:
+    """Replace `{run}` in all strings of a config."""
+    match value:
+        case str():
+            return value.replace(PLACEHOLDER, folder)
+        case Namespace():
+            return Namespace(**{key: _filled(entry, folder) for key, entry in vars(value).items()})
+        case Mapping():
+            return {key: _filled(entry, folder) for key, entry in value.items()}
+        case list():
+            return [_filled(entry, folder) for entry in value]
+        case _:
+            return value
+
+
+def run_trainer(verb: str, arguments: list[str]) -> int:
+    """Run fit, validate or test; return the exit status.
+
+    Raises:
+        InputError: for anything wrong in options, config, data or checkpoint.
+        KeyboardInterrupt: when the user stops the program.
+    """
+    start = time.monotonic()
+    options = TrainOptions.parse(verb, arguments)
+    if verb == "fit":
+        options = options.with_default_config(_default_config(options.checkpoint))
+        folder = new_run_folder(recipe_of(options.configs[0]), options.run)
+    else:
+        options, folder = of_its_run(verb, options)
+    with quiet():
+        cli = _interruptible(lambda: TrainerCLI(verb, options.to_arguments(), folder))
+        if verb == "fit" and cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
+            if not isinstance(cli.model, EditModule):
+                raise InputError("model: only an EditModule can be exported")
+            seconds = time.monotonic() - start
+            photos = cli.config.fit.data.init_args.get("photos")
+            write_report(
+                FinishedRun(
+                    folder,
+                    trainer=cli.trainer,
+                    module=cli.model,
+                    data=cli.datamodule,
+                    photos=photos,
+                    score_pairs=options.score_pairs,
+                    seconds=seconds,
+                )
+            )
+    return 0
+
+
+def _default_config(checkpoint: Path | None) -> Path:
+    """Return the config of the run that is resumed, or that of the default recipe."""
+    folder = None if checkpoint is None else run_of(checkpoint)
+    return find_config(DEFAULT_RECIPE) if folder is None else folder / CONFIG
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let our data modules say what they do, and Lightning only what is wrong."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    ours = logging.getLogger("datamodules")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            # Lightning calls jsonargparse and torch by old names; no user can change that
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for message in NOISE:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        ours.removeHandler(handler)
+
+
+def of_its_run(verb: str, options: TrainOptions) -> tuple[TrainOptions, Path]:
+    """Return the run folder a checkpoint belongs to, and the options with that run's config.
+
+    Raises:
+        InputError: if no checkpoint is given, or nothing says how it was trained.
+    """
+    if options.only_asks:
+        return options, Path()
+    checkpoint = options.checkpoint
+    if checkpoint is None:
+        raise InputError(f"{verb} needs a checkpoint; give --ckpt_path FILE or a run's folder")
+    folder = run_of(checkpoint)
+    if folder is not None:
+        return options.with_default_config(folder / CONFIG), folder
+    if not options.configs:
+        raise InputError(
+            f"{checkpoint} lies in no run folder, so its config is unknown; give --config FILE"
+        )
+    return options, checkpoint.parent
+
+
+def _interruptible(build: Callable[[], TrainerCLI]) -> TrainerCLI:
+    """Give Ctrl-C back its name: Lightning turns it into sys.exit(1) after its clean-up."""
+    try:
+        return build()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise

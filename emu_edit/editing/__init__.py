@@ -1,0 +1,1 @@
+"""Inference for people: pictures and an instruction in, pictures out."""

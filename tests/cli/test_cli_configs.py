@@ -1,0 +1,189 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from callbacks.ema import Ema
+from datamodules.edit import EditDataModule
+from emu_edit.cli.main import main
+from emu_edit.cli.recipes import configs_folder, find_config, recipe_names
+from emu_edit.cli.trainer_cli import TrainerCLI, quiet
+from emu_edit.errors import InputError
+from emu_edit.training.checkpoint_io import DurableCheckpointIO
+from emu_edit.training.module import EditModule
+
+RECIPES = sorted((configs_folder() / "train").glob("*.yaml"))
+PARTS = sorted(set(configs_folder().rglob("*.yaml")) - set(RECIPES))
+ON_A_CPU = (
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.strategy=auto",
+    "--trainer.precision=32",
+)
+SMALLER = {
+    "tiny": ("--model.denoiser.channels=[32, 32, 32]",),
+    "photos": ("--model.denoiser.channels=[32, 32, 32]",),
+    "pairs": ("--model.denoiser.channels=[32, 32, 32]",),
+    "smoke": (),
+}
+
+
+class Built(TrainerCLI):
+    """Everything is parsed and built; nothing runs."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def build(recipe: str, folder: Path, *options: str) -> Built:
+    config = str(find_config(recipe))
+    with quiet():
+        return Built("fit", ["--config", config, *ON_A_CPU, *options], folder)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+@pytest.mark.parametrize("recipe", sorted(SMALLER))
+def test_a_recipe_builds_module_data_and_trainer(recipe: str, workplace: Path) -> None:
+    built = build(recipe, workplace / "run", *SMALLER[recipe])
+    assert isinstance(built.model, EditModule)
+    assert isinstance(built.datamodule, EditDataModule)
+    assert any(isinstance(callback, Ema) for callback in built.trainer.callbacks)
+    assert isinstance(built.trainer.strategy.checkpoint_io, DurableCheckpointIO)
+    assert built.trainer.default_root_dir == str(workplace / "run")
+    (csv, *_) = built.trainer.loggers
+    assert csv.log_dir == str(workplace / "run" / "logs")
+
+
+def test_the_production_recipe_builds_from_a_model_directory(
+    workplace: Path, stable_diffusion: Path
+) -> None:
+    paths = (
+        f"--model.{slot}.path={stable_diffusion}" for slot in ("denoiser", "text_encoder", "codec")
+    )
+    built = build("sd15", workplace / "run", *paths)
+    assert isinstance(built.model, EditModule)
+    assert built.model.networks.denoiser.latent_channels == 4
+
+
+def test_every_recipe_is_built_by_a_test() -> None:
+    assert recipe_names() == sorted([*SMALLER, "sd15"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_opens_with_its_command_and_what_to_expect(recipe: Path) -> None:
+    opening = recipe.read_text().partition("\nseed_everything")[0]
+    assert all(line.startswith("#") for line in opening.splitlines())
+    assert "emu-edit fit" in opening
+    assert "expected:" in opening
+
+
+def test_a_recipe_only_references_parts() -> None:
+    for recipe in RECIPES:
+        values = yaml.safe_load(recipe.read_text())
+        assert sorted(values) == ["data", "model", "seed_everything", "trainer"]
+        for group in ("data", "model", "trainer"):
+            assert (recipe.parent / values[group]).is_file()
+
+
+def test_every_part_is_used() -> None:
+    used = {
+        (path.parent / reference).resolve()
+        for path in (*RECIPES, *PARTS)
+        for reference in re.findall(r"\.\./\w+/\w+\.yaml", path.read_text())
+    }
+    assert used == {part.resolve() for part in PARTS}
+
+
+@pytest.mark.parametrize("name", ["tiny", "configs/train/tiny.yaml"])
+@pytest.mark.usefixtures("workplace")
+def test_a_recipe_is_found_by_name_and_path_from_any_folder(name: str) -> None:
+    assert find_config(name) == configs_folder() / "train" / "tiny.yaml"
+
+
+def test_a_config_of_the_user_comes_before_a_packaged_one(workplace: Path) -> None:
+    (workplace / "tiny").write_text("seed_everything: 1\n")
+    assert find_config("tiny") == Path("tiny")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_an_unknown_recipe_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"no config 'tinny'; .*pairs.* Did you mean 'tiny'"):
+        find_config("tinny")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["fit", "--config=smoke", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("emu-edit: error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--model.predicton=v", "model: .*'predicton' is not accepted.*Did you mean 'prediction'"),
+        ("--trainer.max_epoch=2", "trainer.max_epoch"),
+        ("--datta.pairs=2", "unrecognized arguments: --datta.pairs=2"),
+        ("--trainer.max_epochs=many", "trainer.max_epochs: .*many"),
+        ("--model.prediction=vv", "vv"),
+        ("--model.denoiser=NoSuchNetwork", "NoSuchNetwork"),
+        ("--trainer.accelerator=tpu", "trainer: .*TPU"),
+        ("--data.global_batch=0", "global_batch"),
+        ("--data.photos=missing", "photos='missing' is not a folder"),
+        ("--model.optimizer.lr=-1", "optimizer.lr must be above 0, got -1"),
+        ("--model.prediction=eps", "cannot be used with a zero-terminal-SNR schedule"),
+        ("--ckpt_path=missing.ckpt", "there is no checkpoint at missing.ckpt"),
+        ("--config=missing.yaml", "there is no config 'missing.yaml'"),
+        ("--score_pairs=x", "--score_pairs: needs a whole number of at least 0, got 'x'"),
+    ],
+)
+@pytest.mark.usefixtures("workplace")
+def test_a_wrong_option_is_refused_in_one_line(
+    option: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert re.search(words, refused(capsys, option))
+
+
+def test_a_wrong_key_in_a_config_file_is_refused_with_the_nearest_key(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, nearest, text in (
+        ("max_epoch", "max_epochs", "trainer:\n  max_epoch: 3\n"),
+        (
+            "warmup_step",
+            "warmup_steps",
+            "model:\n  init_args:\n    optimizer:\n      warmup_step: 3\n",
+        ),
+        ("modle", "model", "modle: 3\n"),
+    ):
+        (workplace / "over.yaml").write_text(text)
+        error = refused(capsys, "--config=over.yaml")
+        assert key in error
+        assert f"Did you mean '{nearest}'" in error
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_measuring_needs_a_checkpoint_and_its_config(
+    verb: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb]) == 2
+    assert f"{verb} needs a checkpoint; give --ckpt_path" in capsys.readouterr().err
+    (workplace / "stray.ckpt").write_bytes(b"")
+    assert main([verb, "--ckpt_path=stray.ckpt"]) == 2
+    assert "lies in no run folder, so its config is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_config_can_be_printed_without_training(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config=smoke", "--data.pairs=77", "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["init_args"]["pairs"] == 77
+    assert not Path("runs").exists()

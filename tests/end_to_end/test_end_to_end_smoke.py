@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from emu_edit.cli.main import main
+from emu_edit.cli.run_folder import PLACEHOLDER
+from emu_edit.editing.editor import Editor
+from emu_edit.images import read_image
+from emu_edit.training.export import export_model, load_ema, load_module
+from tests.end_to_end.conftest import SHORT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_fit_leaves_everything_a_run_promises(run: Path) -> None:
+    for name in (
+        "config.yaml",
+        "checkpoints/last.ckpt",
+        "logs/metrics.csv",
+        "model/model_index.json",
+        "curves.png",
+        "grid.png",
+        "table.md",
+        "results.json",
+    ):
+        assert (run / name).is_file(), name
+    assert run.name.startswith("smoke-")
+    results = json.loads((run / "results.json").read_text())
+    assert results["steps"] == 4
+    rows = results["report"]["model"]["tasks"]
+    assert len(rows) == 16
+    assert results["report"]["oracle"]["overall"]["success"] == 1
+    assert results["report"]["copy-input"]["overall"]["success"] == 0
+
+
+def test_the_table_has_every_task_and_both_yardsticks(run: Path) -> None:
+    table = (run / "table.md").read_text()
+    for name in ("local", "segmap", "copy-input", "oracle"):
+        assert f"| {name} " in table
+
+
+def test_the_saved_config_keeps_the_placeholder_and_trains_again_elsewhere(
+    run: Path, trained: Path
+) -> None:
+    assert f"{PLACEHOLDER}/checkpoints" in (run / "config.yaml").read_text()
+    again = [
+        "fit",
+        f"--config={run / 'config.yaml'}",
+        "--run=runs2/again",
+        "--trainer.max_epochs=1",
+    ]
+    assert main(again) == 0
+    assert (trained / "runs2" / "again" / "model" / "model_index.json").is_file()
+
+
+def test_a_second_run_is_not_written_into_the_folder_of_the_first(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *SHORT, f"--run={run}"]) == 2
+    assert "already holds a run; choose another --run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_a_checkpoint_is_measured_with_its_own_config(
+    verb: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(run.rglob("*"))
+    assert main([verb, f"--ckpt_path={run}"]) == 0
+    name = "val" if verb == "validate" else "test"
+    assert f"{name}/loss" in capsys.readouterr().out
+    assert sorted(run.rglob("*")) == files
+
+
+def test_training_goes_on_from_a_run(run: Path, trained: Path) -> None:
+    more = [f"--ckpt_path={run}", "--run=runs2/more", "--trainer.max_epochs=3"]
+    assert main(["fit", *more]) == 0
+    results = json.loads((trained / "runs2" / "more" / "results.json").read_text())
+    assert results["steps"] == 6
+
+
+def test_the_exported_model_gives_the_pixels_of_the_checkpoint(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), "-o", str(tmp_path / "model")]) == 0
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    module = load_module(checkpoint)
+    export_model(module, tmp_path / "by_hand", ema=load_ema(checkpoint))
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    first, second, third = (
+        Editor.from_pretrained(path).edit(image, "make it red", task="local")
+        for path in (tmp_path / "model", tmp_path / "by_hand", run / "model")
+    )
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+
+
+def test_raw_weights_are_exported_when_asked_for(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), "-o", str(tmp_path / "raw"), "--weights", "raw"]) == 0
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    raw, ema = (
+        Editor.from_pretrained(path).edit(image, "make it red", task="local")
+        for path in (tmp_path / "raw", run / "model")
+    )
+    assert not torch.equal(raw, ema)
+
+
+@pytest.mark.usefixtures("run")
+def test_edit_uses_the_run_just_trained(photo: Path) -> None:
+    arguments = ["edit", str(photo), "make it red", "--task", "local", "-o", "edited.png"]
+    assert main([*arguments, "--steps", "2"]) == 0
+    assert read_image(Path("edited.png")).shape == (3, 32, 40)
+
+
+@pytest.mark.parametrize("what", ["folder", "model", "checkpoint"])
+def test_evaluate_takes_a_run_a_model_or_a_checkpoint(
+    what: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {
+        "folder": run,
+        "model": run / "model",
+        "checkpoint": run / "checkpoints" / "last.ckpt",
+    }
+    out = tmp_path / "scores"
+    assert main(["evaluate", str(paths[what]), "--pairs", "1", "-o", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "| copy-input | 16 " in printed
+    assert "| oracle     | 16 " in printed
+    for name in ("results.json", "table.md", "grid.png"):
+        assert (out / name).is_file()
+
+
+def test_a_checkpoint_of_another_task_table_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SHORT, "--model.tasks=[local, add]", "--data.weights={local: 1.0, add: 1.0}"]
+    assert main(["fit", *arguments, f"--ckpt_path={run}", "--run=runs2/other"]) == 2
+    error = capsys.readouterr().err
+    assert "the checkpoint was trained for other tasks" in error
+    assert error.count("\n") == 1
+
+
+def test_a_truncated_checkpoint_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (run / "checkpoints" / "last.ckpt").read_bytes()
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(whole[: len(whole) // 2])
+    assert main(["export", str(cut), "-o", str(tmp_path / "model")]) == 2
+    assert "is truncated or not a checkpoint" in capsys.readouterr().err
