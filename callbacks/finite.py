@@ -95,8 +95,8 @@ class Finite(Callback):
 def _all_finite(window: list[MicroBatch], gradients: list[Tensor], device: torch.device) -> bool:
     """Tell whether errors and gradients are finite on every rank; the one wait for the device."""
     errors = torch.cat([micro.error for micro in window])
-    norms = torch.stack([norm.to(device) for norm in torch._foreach_norm(gradients)])
-    is_bad = ~(errors.isfinite().all() & norms.isfinite().all())
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    is_bad = ~(errors.isfinite().all() & norm.isfinite().to(device))
     flag = is_bad.float()
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)

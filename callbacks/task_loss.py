@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int64
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from emu_edit.batch import EditBatch
@@ -120,14 +121,14 @@ class TaskLoss(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Tensor],
+        outputs: STEP_OUTPUT,
         batch: EditBatch,
         batch_idx: int,
     ) -> None:
         """Count a batch; every so many optimizer steps, log."""
         if self._train is None:
             return
-        self._train.add(batch.task, outputs["t"], outputs["error"])
+        self._train.add(batch.task, *t_and_error(outputs))
         if trainer.global_step - self._logged_step >= self.every:
             self._logged_step = trainer.global_step
             self._log_training(trainer, pl_module)
@@ -140,14 +141,14 @@ class TaskLoss(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Mapping[str, Tensor],
+        outputs: STEP_OUTPUT,
         batch: EditBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Count a batch."""
         if self._val is not None:
-            self._val.add(batch.task, outputs["t"], outputs["error"])
+            self._val.add(batch.task, *t_and_error(outputs))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean error of each task."""
@@ -173,6 +174,13 @@ class TaskLoss(Callback):
             _log(trainer, table.scalars("loss"))
             self._tables["train"] = table.rows()
             self._train = _empty_table(module)
+
+
+def t_and_error(outputs: STEP_OUTPUT) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
+    """Return what an EditModule's step says about each sample: its timestep and its error."""
+    if not isinstance(outputs, Mapping):
+        raise TypeError(f"a step of EditModule gives a dictionary, got {type(outputs).__name__}")
+    return outputs["t"], outputs["error"]
 
 
 def _empty_table(module: LightningModule) -> ErrorTable:

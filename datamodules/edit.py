@@ -224,7 +224,7 @@ class EditDataModule(LightningDataModule):
         if module.automatic_optimization and not self._is_in_step(trainer):
             raise InputError(
                 f"the checkpoint has {trainer.global_step} optimizer steps but its data state "
-                f"({type(self).__qualname__}) says {self._consumed // self.global_batch}; resume "
+                f"({type(self).__name__}) says {self._consumed // self.global_batch}; resume "
                 "with the kind of data module that wrote it, or start a new run from the weights"
             )
 

@@ -1,8 +1,8 @@
 """A 5x7 bitmap alphabet and its exact coverage of pixels at any size.
 
 The letters were drawn for this world. A word is a small bitmap; how much of each pixel it covers is
-the product of two overlap matrices, one for rows and one for columns, so letters are crisp at 32
-and 64 px and smooth at any other size.
+the product of two overlap matrices, one for rows and one for columns, so letters are crisp at 64 px
+and smooth at any other size.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 ROWS, COLUMNS = 7, 5
 CELL = 1 / 32  # side of a bitmap cell in fractions of the picture: two pixels at 64 px
-BAND_TOP = {"top": 2 * CELL, "bottom": 1 - (ROWS + 2) * CELL}
+BAND_TOP = {"top": 1.5 * CELL, "bottom": 1 - (ROWS + 1.5) * CELL}
 
 _LETTERS = {
     "A": "01110 10001 10001 11111 10001 10001 10001",
@@ -52,8 +52,7 @@ def word_coverage(text: str, band: str, size: int) -> Float32[np.ndarray, "size 
     """Return how much of each pixel the word covers, in [0, 1]; centred in its band."""
     cells = bitmap(text)
     rows = _overlap(size, BAND_TOP[band], cells.shape[0])
-    # words have an odd number of columns: half a cell off the centre keeps them crisp at 32 px too
-    columns = _overlap(size, 0.5 - (cells.shape[1] + 1) * CELL / 2, cells.shape[1])
+    columns = _overlap(size, 0.5 - cells.shape[1] * CELL / 2, cells.shape[1])
     coverage = np.clip(rows @ cells @ columns.T, 0, 1)
     coverage.flags.writeable = False
     return coverage

@@ -15,6 +15,7 @@ from emu_edit.errors import closest
 
 UNKNOWN_KEY = re.compile(r"(?:accept option|Option) '([^']+)'|unrecognized arguments: --([^\s=]+)")
 CLASS_PATH = re.compile(r"given class_path '([^']+)'")
+TRIED = ("Does not validate", "- Does not validate", "Subtypes:", "Errors:", "Given value")
 PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
 
 
@@ -25,33 +26,42 @@ def one_line(message: str, known: Iterable[str]) -> str:
         message: what jsonargparse said.
         known: dotted names of all options of the command.
     """
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    key = PARSER_KEY.search(message)
-    place = "" if key is None else f"{key[1]}: "
+    keys = ".".join(dict.fromkeys(PARSER_KEY.findall(message)))
+    place = f"{keys}: " if keys else ""
     hint = _hint(message, known)
-    return f"{place}{_reason(lines)}.{hint} See --help-all or --print_config"
+    return f"{place}{_reason(message.splitlines())}.{hint} See --help-all or --print_config"
 
 
 def _reason(lines: list[str]) -> str:
     """Return the innermost complaint, without the list of types that were tried."""
+    where = ""
     problems = [i for i, line in enumerate(lines) if "Problem with given class_path" in line]
     if problems:
-        where = CLASS_PATH.search(lines[problems[-1]])
-        told = " ".join(_until_next_item(lines[problems[-1] + 1 :]))
-        return told if where is None else f"{told} (in {where[1]})"
-    kept = [
-        re.sub(r"<class '([\w.]+)'>", r"\1", PARSER_KEY.sub("", line).lstrip(": -"))
-        for line in lines
-        if not line.startswith(("Does not validate", "Subtypes:", "Errors:", "Given value type"))
-    ]
-    return ", ".join(line for line in kept if line and "NoneType" not in line)
+        innermost = problems[-1]
+        where = CLASS_PATH.sub(r" (in \1)", lines[innermost].strip().lstrip("- ").rstrip(":"))
+        where = where.removeprefix("Problem with").strip()
+        lines = list(_indented_below(lines[innermost], lines[innermost + 1 :]))
+    told = [_plain(line) for line in lines if not line.strip().startswith(TRIED)]
+    return " ".join([", ".join(dict.fromkeys(filter(None, told))), where]).strip()
 
 
-def _until_next_item(lines: list[str]) -> Iterable[str]:
+def _plain(line: str) -> str:
+    """Strip what only repeats: bullets, the key, and how Python writes a class."""
+    line = PARSER_KEY.sub("", line).strip().strip("-: ")
+    line = re.sub(r"<(?:class|enum) '([\w.]+)'>", r"\1", line)
+    return "" if "NoneType" in line else line.rstrip(".")
+
+
+def _indented_below(head: str, lines: list[str]) -> Iterable[str]:
+    """Yield the lines that belong to `head`."""
     for line in lines:
-        if line.startswith(("- ", "Given value")):
+        if line.strip() and _indent(line) <= _indent(head):
             return
         yield line
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _hint(message: str, known: Iterable[str]) -> str:

@@ -87,7 +87,7 @@ class TrainerCLI(LightningCLI):
                 name: {"exit_on_error": False, "description": f"emu-edit {name}"}
                 for name in self.subcommands()
             }
-            | {"exit_on_error": False, "prog": "emu-edit"},
+            | {"exit_on_error": False, "prog": "emu-edit", "allow_abbrev": False},
             args=[verb, *arguments],
         )
 
@@ -117,12 +117,17 @@ class TrainerCLI(LightningCLI):
             InputError: if this machine cannot do what the trainer is asked for.
         """
         # as the parent does, but self.config keeps its placeholders: it is what will be saved
-        self.config_init = self.parser.instantiate_classes(self._for_this_run(self.config.clone()))
+        config = self._for_this_run(self.config.clone())
+        try:
+            self.config_init = self.parser.instantiate_classes(config)
+        except (ArgumentError, TypeError, ValueError) as error:
+            # jsonargparse buries what a constructor says under the types it tried
+            raise _buried(error) or error from error
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         try:
             self.trainer = self.instantiate_trainer()
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ModuleNotFoundError) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _for_this_run(self, config: Namespace) -> Namespace:
@@ -136,6 +141,14 @@ class TrainerCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+
+def _buried(error: BaseException) -> InputError | None:
+    """Return the InputError that led to `error`, None if there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _filled(value: Any, folder: str) -> Any:

@@ -43,7 +43,8 @@ def update(average: Mapping[str, Tensor], module: nn.Module, decay: float) -> No
     a = decay a + (1 - decay) w
     """
     weights = [p.detach().to(torch.float32) for p in trainable(module).values()]
-    torch._foreach_lerp_(list(average.values()), weights, 1 - decay)
+    # one kernel for all weights; torch's own optimizers and averages are built on it
+    torch._foreach_lerp_(list(average.values()), weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def check_matches(average: Mapping[str, Tensor], module: nn.Module) -> None:

@@ -8,6 +8,7 @@ renamed.
 import errno
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,11 +30,14 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; give a .ckpt file written by `emu-edit fit`")
     advice = "give a .ckpt file written by `emu-edit fit`"
+    # torch also reads older formats, which are bare pickles; a cut file has lost its directory
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is truncated or not a checkpoint; {advice}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} holds more than tensors and primitives, or no checkpoint at all; {advice}"
+            f"{path} holds more than tensors and primitives, so it is not loaded; {advice}"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(f"{path} is truncated or not a checkpoint; {advice}") from error

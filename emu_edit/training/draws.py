@@ -39,6 +39,12 @@ class DrawnBatch(EditBatch):
     eps: Float[Tensor, "b c lh lw"]
     eps_posterior: Float[Tensor, "b c lh lw"]
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "DrawnBatch":
+        """Return the batch with its tensors on `device`."""
+        moved = super().to(device, non_blocking)
+        assert isinstance(moved, DrawnBatch)
+        return moved
+
 
 def draw(
     batch: EditBatch, *, seed: int, phase: Phase, latent_shape: tuple[int, int, int]

@@ -17,8 +17,8 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 import wandb
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 SAME_SERVER = {
@@ -135,7 +135,8 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Mapping | Namespace) -> None:
         """Store a config in the run, secrets replaced."""
-        super().log_hyperparams(redact(vars(params) if isinstance(params, Namespace) else params))
+        given = vars(params) if isinstance(params, Namespace) else params
+        super().log_hyperparams({name: redact(value, name) for name, value in given.items()})
 
 
 def _netrc_has(hosts: set[str]) -> bool:

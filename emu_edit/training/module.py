@@ -14,6 +14,7 @@ from lightning import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -104,7 +105,7 @@ class EditModule(LightningModule):
             # train: pretrained networks arrive in eval mode, where gradient checkpointing is off;
             # channels-last: convolutions are faster so on CPUs and GPUs alike, and the numbers
             # agree up to rounding
-            denoiser=denoiser.train().to(memory_format=torch.channels_last),
+            denoiser=channels_last(denoiser.train()),
             # eval even when it learns: dropout inside it would not be keyed by the sample
             text_encoder=text_encoder.eval() if _learns(text_encoder) else freeze(text_encoder),
             codec=freeze(codec),
@@ -183,7 +184,7 @@ class EditModule(LightningModule):
         self.log("test/loss", output["loss"], batch_size=len(batch), sync_dist=True)
         return output
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build fused AdamW with warm-up and cosine over the steps this training will make."""
         settings = self.optimizer_settings
         optimizer = adamw(self, settings)
@@ -267,6 +268,14 @@ class EditModule(LightningModule):
         if self.trainer.training:
             return Phase.train
         return Phase.test if self.trainer.testing else Phase.validate
+
+
+def channels_last(denoiser: Denoiser) -> Denoiser:
+    """Store convolution weights channels-last; the numbers agree up to rounding."""
+    for parameter in denoiser.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return denoiser
 
 
 def check_tasks(checkpoint: dict, table: TaskTable) -> None:

@@ -21,7 +21,8 @@ class Kept(WandbLogger):
         self.images: list[tuple[str, list, int | None]] = []
         self._name = self._save_dir = self._project = self._id = None
 
-    def log_image(self, key, images, step=None):
+    def log_image(self, key, images, step=None, **kwargs):
+        assert not kwargs
         self.images.append((key, images, step))
 
     def log_metrics(self, metrics, step=None):
@@ -141,7 +142,7 @@ def test_the_grid_is_made_with_the_averaged_weights_and_leaves_the_module_as_it_
 )  # Lightning notices too
 def test_without_validation_pairs_the_run_stops_at_the_start(tmp_path):
     class NoPairs(Squares):
-        def val_dataloader(self):
+        def val_dataloader(self):  # pyright: ignore[reportIncompatibleMethodOverride]
             return []
 
     with pytest.raises(InputError, match="EditGrid draws validation pairs and there are none"):

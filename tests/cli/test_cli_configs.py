@@ -25,6 +25,7 @@ SMALLER = {
     "tiny": ("--model.denoiser.channels=[32, 32, 32]",),
     "photos": ("--model.denoiser.channels=[32, 32, 32]",),
     "pairs": ("--model.denoiser.channels=[32, 32, 32]",),
+    "long": ("--model.denoiser.channels=[32, 32, 32]",),
     "smoke": (),
 }
 

@@ -82,7 +82,7 @@ def test_a_permutation_refuses_an_index_outside(index: int):
 
 
 @given(raw=RAW, start_epoch=st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_every_epoch_of_every_task_is_a_permutation(raw: RawSpec, start_epoch: int):
     spec = build(raw)
     order = Order(spec)
@@ -102,7 +102,7 @@ def test_every_epoch_of_every_task_is_a_permutation(raw: RawSpec, start_epoch: i
 
 
 @given(raw=RAW, block=st.integers(0, 10**9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_quotas_are_exact_in_every_period(raw: RawSpec, block: int):
     spec = build(raw)
     order, period = Order(spec), spec.period
@@ -111,7 +111,7 @@ def test_quotas_are_exact_in_every_period(raw: RawSpec, block: int):
 
 
 @given(raw=RAW)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_no_prefix_departs_from_the_mixture_by_more_than_the_bound(raw: RawSpec):
     spec = build(raw)
     order, num_tasks = Order(spec), len(spec.tasks)

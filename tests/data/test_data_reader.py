@@ -234,13 +234,12 @@ def test_source_target_and_mask_are_cut_alike(seed: int | None, height: int, wid
 
 
 def test_training_cuts_anywhere_and_evaluation_in_the_middle():
-    columns = torch.arange(48, dtype=torch.uint8).expand(3, 16, 48).contiguous()
-    lefts = {
-        int(SquareCrop(16, seed=0)(columns, columns, None, g)[0][0, 0, 0]) for g in range(2000)
-    }
-    assert lefts == set(range(33))
+    columns = torch.arange(20, dtype=torch.uint8).expand(3, 16, 20).contiguous()
+    crop = SquareCrop(16, seed=0)
+    lefts = {int(crop(columns, columns, None, g)[0][0, 0, 0]) for g in range(100)}
+    assert lefts == set(range(5))
     middle = SquareCrop(16)(columns, columns, None, 0)[0]
-    assert int(middle[0, 0, 0]) == 16
+    assert int(middle[0, 0, 0]) == 2
 
 
 def test_flips_happen_to_half_of_the_samples_and_only_when_asked():
@@ -249,9 +248,9 @@ def test_flips_happen_to_half_of_the_samples_and_only_when_asked():
     def is_mirrored(crop: SquareCrop, g: int) -> bool:
         return int(crop(columns, columns, None, g)[0][0, 0, 0]) == 15
 
-    count = sum(is_mirrored(SquareCrop(16, seed=0, flip=True), g) for g in range(1000))
-    assert abs(count - 500) < 95  # 6 standard deviations
-    assert not any(is_mirrored(SquareCrop(16, seed=0), g) for g in range(100))
+    count = sum(is_mirrored(SquareCrop(16, seed=0, flip=True), g) for g in range(200))
+    assert abs(count - 100) < 43  # 6 standard deviations
+    assert not any(is_mirrored(SquareCrop(16, seed=0), g) for g in range(20))
 
 
 def test_crops_depend_on_seed_and_position_only():

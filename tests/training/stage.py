@@ -54,7 +54,7 @@ def make_module(
 ) -> EditModule:
     """Build a model of a few ten thousand weights; the same seed gives the same weights."""
     with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(weights_seed)
+        torch.default_generator.manual_seed(weights_seed)
         return EditModule(
             denoiser=UNetDenoiser(
                 48,

@@ -3,8 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 from callbacks.edit_grid import evaluating
+from emu_edit.batch import EditBatch
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.models.dropout import DropoutRates
 from emu_edit.training.optim import OptimizerSettings, adamw
@@ -13,6 +15,7 @@ from tests.training.stage import (
     Squares,
     make_batch,
     make_module,
+    make_sample,
     make_trainer,
     train_step,
 )
@@ -67,13 +70,12 @@ def test_validation_gives_the_same_loss_every_time_and_in_batches_of_any_size(tm
     for _ in range(2):
         trainer = make_trainer(tmp_path)
         losses.append(trainer.validate(module, datamodule=Squares(), verbose=False)[0]["val/loss"])
-    (alone,) = make_trainer(tmp_path).validate(
-        module,
-        dataloaders=torch.utils.data.DataLoader(
-            [make_batch([i]) for i in range(6)], batch_size=None
-        ),
-        verbose=False,  # type: ignore[arg-type]
+    one_by_one = DataLoader(
+        [make_sample(i) for i in range(6)],  # type: ignore[arg-type]
+        batch_size=1,
+        collate_fn=EditBatch.collate,
     )
+    (alone,) = make_trainer(tmp_path).validate(module, dataloaders=one_by_one, verbose=False)
     assert losses[0] == losses[1]
     assert alone["val/loss"] == pytest.approx(losses[0], rel=1e-4)
 

@@ -160,7 +160,7 @@ def test_gradients_reach_every_weight_that_learns():
     module = make_module(dropout=NO_DROPOUT)
     # the task maps start at zero; from any other value the table gets a gradient too
     with torch.no_grad():
-        module.networks.denoiser.task_to_time.weight.add_(0.1)
+        module.networks.denoiser.get_parameter("task_to_time.weight").add_(0.1)
     batch = make_batch([0, 1, 2])
     train_step(module, replace(batch, task=torch.tensor([0, 1, 2])))["loss"].backward()
     without = [
