@@ -15,7 +15,7 @@ from emu_edit.errors import closest
 
 UNKNOWN_KEY = re.compile(r"(?:accept option|Option) '([^']+)'|unrecognized arguments: --([^\s=]+)")
 CLASS_PATH = re.compile(r"given class_path '([^']+)'")
-TRIED = ("Does not validate", "- Does not validate", "Subtypes:", "Errors:", "Given value")
+TRIED = ("Does not validate", "- Does not validate", "Subtypes:", "Errors:", "Given value type")
 PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
 
 
@@ -38,8 +38,7 @@ def _reason(lines: list[str]) -> str:
     problems = [i for i, line in enumerate(lines) if "Problem with given class_path" in line]
     if problems:
         innermost = problems[-1]
-        where = CLASS_PATH.sub(r" (in \1)", lines[innermost].strip().lstrip("- ").rstrip(":"))
-        where = where.removeprefix("Problem with").strip()
+        where = " ".join(f"(in {path})" for path in CLASS_PATH.findall(lines[innermost]))
         lines = list(_indented_below(lines[innermost], lines[innermost + 1 :]))
     told = [_plain(line) for line in lines if not line.strip().startswith(TRIED)]
     return " ".join([", ".join(dict.fromkeys(filter(None, told))), where]).strip()

@@ -122,7 +122,10 @@ class TrainerCLI(LightningCLI):
             self.config_init = self.parser.instantiate_classes(config)
         except (ArgumentError, TypeError, ValueError) as error:
             # jsonargparse buries what a constructor says under the types it tried
-            raise _buried(error) or error from error
+            buried = _buried(error)
+            if buried is None:
+                raise
+            raise buried from None
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         try:

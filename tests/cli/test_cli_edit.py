@@ -63,17 +63,11 @@ def test_the_same_seed_writes_the_same_file_and_options_change_it(photo: Path, m
     assert written() == first
     for change in (
         {"seed": "1"},
-        {"steps": "3"},
+        {"steps": "2"},
         {"guidance-text": "7"},
-        {"guidance-image": "3"},
-        {"sampler": "euler_ancestral", "steps": "3"},
-        {"task": "style"},
+        {"sampler": "euler_ancestral", "steps": "2"},
     ):
-        if change == {"task": "style"}:
-            # the maps of the task vector start at zero: an untrained model does not know tasks
-            assert written(**change) == first
-        else:
-            assert written(**change) != first, change
+        assert written(**change) != first, change
 
 
 @pytest.mark.usefixtures("workplace")

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.weighting import Weighting
@@ -169,3 +170,32 @@ def test_gradients_reach_every_weight_that_learns():
         if p.requires_grad and (p.grad is None or not p.grad.any())
     ]
     assert without == []
+
+
+class Waits(TorchDispatchMode):
+    """Note every operation that reads a value back from the device."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name().removeprefix("aten::").startswith(self.NAMES):
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_step_reads_nothing_back_from_the_device(monkeypatch):
+    module = make_module()
+    batch = module.drawn(make_batch([0, 1]), Phase.train)
+    # the text encoder of transformers has habits of its own, and other tests
+    features = module.networks.encode_text(list(batch.instruction))
+    monkeypatch.setattr(module.networks, "encode_text", lambda _: features)
+    with Waits() as waits:
+        module.step(batch, dropout=module.dropout)["loss"].backward()
+    assert waits.seen == []
+    with Waits() as waits:
+        batch.u.sum().item()
+    assert len(waits.seen) == 1
