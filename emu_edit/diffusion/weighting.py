@@ -24,6 +24,20 @@ class Weighting(Enum):
     one_plus_min_snr = "one_plus_min_snr"
 
 
+def check_weighting(weighting: Weighting, prediction: Prediction, schedule: NoiseSchedule) -> None:
+    """Refuse a weighting that is unbounded, or that never trains the step sampling starts from.
+
+    Raises:
+        InputError: for one_plus_min_snr with eps; for min_snr at zero terminal SNR.
+    """
+    _refuse_unbounded(weighting, prediction)
+    if weighting is Weighting.min_snr and schedule.has_zero_terminal_snr:
+        raise InputError(
+            "model.weighting='min_snr' gives weight 0 to the last step of a zero-terminal-SNR "
+            "schedule, where sampling starts; set model.weighting: one_plus_min_snr or uniform"
+        )
+
+
 def loss_weight(
     weighting: Weighting,
     t: Int64[Tensor, " b"],
@@ -53,12 +67,8 @@ def loss_weight(
             return floor + snr.clamp(max=gamma)
         case Prediction.v:
             return (floor + snr.clamp(max=gamma)) / (snr + 1)
-        case Prediction.eps if weighting is Weighting.one_plus_min_snr:
-            raise InputError(
-                "model.weighting='one_plus_min_snr' cannot be used with model.prediction='eps' "
-                "(it is unbounded at low SNR); set model.weighting: min_snr, or model.prediction: v"
-            )
         case Prediction.eps:
+            _refuse_unbounded(weighting, prediction)
             return gamma / snr.clamp(min=gamma)  # min(SNR, gamma) / SNR without 0 / 0
 
 
@@ -78,3 +88,11 @@ def change_balance(
     uses. Source: ours.
     """
     return ((z_0 - z_source).square().mean(dim=(1, 2, 3)) + floor).pow(-power)
+
+
+def _refuse_unbounded(weighting: Weighting, prediction: Prediction) -> None:
+    if weighting is Weighting.one_plus_min_snr and prediction is Prediction.eps:
+        raise InputError(
+            "model.weighting='one_plus_min_snr' cannot be used with model.prediction='eps' "
+            "(it is unbounded at low SNR); set model.weighting: min_snr, or model.prediction: v"
+        )

@@ -23,7 +23,12 @@ from emu_edit.diffusion.loss import denoising_error
 from emu_edit.diffusion.prediction import Prediction, check, with_source
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.diffusion.timesteps import shift_to_noise, uniform_timesteps
-from emu_edit.diffusion.weighting import Weighting, change_balance, loss_weight
+from emu_edit.diffusion.weighting import (
+    Weighting,
+    change_balance,
+    check_weighting,
+    loss_weight,
+)
 from emu_edit.editing.editor import Editor, EditorSettings
 from emu_edit.errors import InputError
 from emu_edit.models.dropout import DropoutRates, drop
@@ -93,6 +98,7 @@ class EditModule(LightningModule):
         table = SIXTEEN if tasks is None else TaskTable(tuple(tasks))
         self.schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=zero_terminal_snr)
         check(prediction, self.schedule)
+        check_weighting(weighting, prediction, self.schedule)
         self.prediction = prediction
         self.weighting = weighting
         self.timestep_shift = timestep_shift

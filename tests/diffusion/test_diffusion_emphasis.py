@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.diffusion.timesteps import shift_to_noise, uniform_timesteps
-from emu_edit.diffusion.weighting import change_balance
+from emu_edit.diffusion.weighting import Weighting, change_balance, check_weighting
 from emu_edit.errors import InputError
 
 
@@ -46,3 +48,19 @@ def test_balance_is_the_power_of_the_mean_squared_change():
 def test_an_unchanged_pair_has_a_bounded_factor():
     z = torch.ones(1, 1, 2, 2)
     torch.testing.assert_close(change_balance(z, z, 1.0), torch.tensor([20.0]))
+
+
+@pytest.mark.parametrize("prediction", [Prediction.v, Prediction.z0, Prediction.change])
+def test_min_snr_is_refused_where_it_would_never_train_the_first_sampling_step(prediction):
+    schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=True)
+    with pytest.raises(InputError, match="weight 0 to the last step"):
+        check_weighting(Weighting.min_snr, prediction, schedule)
+    check_weighting(
+        Weighting.min_snr, prediction, NoiseSchedule.scaled_linear(zero_terminal_snr=False)
+    )
+
+
+def test_one_plus_min_snr_is_refused_for_eps():
+    schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=False)
+    with pytest.raises(InputError, match=r"cannot be used with .*='eps'"):
+        check_weighting(Weighting.one_plus_min_snr, Prediction.eps, schedule)
