@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.index import ROLES, index_shard, load_index
-from datamodules.manifest import Manifest, ShardEntry, read_manifest, verify_hash
+from datamodules.manifest import Manifest, ShardEntry, load_manifest, verify_hash, verify_size
 from datamodules.reader import OpenShard, decode_pair
 from emu_edit.errors import InputError, ShardError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable
@@ -103,9 +103,9 @@ def check_folder(
         table: the tasks that may occur.
 
     Raises:
-        ShardError: if there is no manifest to start from, or it does not describe the folder.
+        ShardError: if there is no manifest to start from, or it is damaged.
     """
-    manifest = read_manifest(folder)
+    manifest = load_manifest(folder)
     check = _Check(folder, manifest, progress)
     for entry in manifest.entries:
         check.add_shard(entry, table)
@@ -160,6 +160,7 @@ class _Check:
 
     def _open(self, entry: ShardEntry) -> OpenShard:
         path = self.report.folder / entry.file
+        verify_size(path, entry)
         verify_hash(path, entry)
         found = index_shard(path, task=entry.task)
         if not np.array_equal(found, load_index(path, entry)):

@@ -96,11 +96,21 @@ def read_manifest(folder: Path) -> Manifest:
         ShardError: if there is no manifest, it is damaged, or a shard is missing or changed its
             size since.
     """
+    manifest = load_manifest(folder)
+    for entry in manifest.entries:
+        verify_size(folder / entry.file, entry)
+    return manifest
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read the manifest alone, without a look at the shards.
+
+    Raises:
+        ShardError: if there is no manifest, or it is damaged.
+    """
     path = folder / MANIFEST
     manifest = _parse(path)
     _refuse_odd_entries(manifest.entries, path)
-    for entry in manifest.entries:
-        _check_size(folder / entry.file, entry)
     return manifest
 
 
@@ -118,7 +128,12 @@ def verify_hash(path: Path, entry: ShardEntry) -> None:
         )
 
 
-def _check_size(path: Path, entry: ShardEntry) -> None:
+def verify_size(path: Path, entry: ShardEntry) -> None:
+    """Compare the size of a shard with its entry in the manifest.
+
+    Raises:
+        ShardError: if the file is missing or has another size.
+    """
     try:
         size = path.stat().st_size
     except OSError as error:

@@ -62,9 +62,8 @@ def run(arguments: list[str]) -> int:
     with step_bar("evaluating", "pairs") as on_step:
         result = evaluate_world(editor, benchmark, on_step)
     seconds = time.monotonic() - start
-    folder = options.output or options.model.with_name(
-        f"{options.model.name}-world-{options.split}"
-    )
+    path = options.model.absolute()
+    folder = options.output or path.with_name(f"{path.name}-world-{options.split}")
     about = {
         "model": str(options.model),
         **benchmark.describe(),

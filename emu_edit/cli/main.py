@@ -18,6 +18,7 @@ from emu_edit.errors import InputError, closest
 
 USAGE_ERROR = 2  # also argparse's and jsonargparse's
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+OUTPUT_CLOSED = 141  # 128 + SIGPIPE
 # errors of the machine rather than of a path: full disk, quota, read-only disk, no memory
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -53,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return dispatch(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output, `head` say, has gone; python must not write to it when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
     except (InputError, OSError) as error:
         line = describe(error)
         if line is None or os.environ.get("EMU_EDIT_TRACEBACK") == "1":

@@ -24,10 +24,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from emu_edit.cli.config_errors import one_line
 from emu_edit.cli.recipes import DEFAULT_RECIPE, find_config
 from emu_edit.cli.report import FinishedRun, write_report
-from emu_edit.cli.run_folder import CONFIG, PLACEHOLDER, new_run_folder, recipe_of, run_of
+from emu_edit.cli.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    LAST,
+    PLACEHOLDER,
+    new_run_folder,
+    recipe_of,
+    run_of,
+)
 from emu_edit.cli.train_options import TrainOptions
 from emu_edit.errors import InputError
-from emu_edit.training.loggers import redact
+from emu_edit.training.loggers import ending_wandb_run, redact
 from emu_edit.training.module import EditModule
 
 # what Lightning tells everybody at every start, and what it brings up about other libraries
@@ -54,7 +62,8 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Write the file; called on rank 0 only."""
-        values = redact(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        values = {name: redact(section, name) for name, section in dumped.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(values, sort_keys=False)
         (self.folder / CONFIG).write_text(text, encoding="utf-8")
@@ -183,9 +192,10 @@ def run_trainer(verb: str, arguments: list[str]) -> int:
         folder = new_run_folder(recipe_of(options.configs[0]), options.run)
     else:
         options, folder = of_its_run(verb, options)
-    with quiet():
-        cli = _interruptible(lambda: TrainerCLI(verb, options.to_arguments(), folder))
-        if verb == "fit" and cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
+    with quiet(), ending_wandb_run():
+        cli = _interruptible(lambda: TrainerCLI(verb, options.to_arguments(), folder), folder)
+        is_trial = cli.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if verb == "fit" and cli.trainer.is_global_zero and not is_trial:
             if not isinstance(cli.model, EditModule):
                 raise InputError("model: only an EditModule can be exported")
             seconds = time.monotonic() - start
@@ -251,11 +261,16 @@ def of_its_run(verb: str, options: TrainOptions) -> tuple[TrainOptions, Path]:
     return options, checkpoint.parent
 
 
-def _interruptible(build: Callable[[], TrainerCLI]) -> TrainerCLI:
-    """Give Ctrl-C back its name: Lightning turns it into sys.exit(1) after its clean-up."""
+def _interruptible(build: Callable[[], TrainerCLI], folder: Path) -> TrainerCLI:
+    """Give Ctrl-C back its name, and say how to go on.
+
+    Lightning turns it into sys.exit(1) after its clean-up.
+    """
     try:
         return build()
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from stop
-        raise
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        if (folder / CHECKPOINTS / LAST).is_file():
+            sys.stderr.write(f"stopped; go on with: emu-edit fit --ckpt_path {folder}\n")
+        raise KeyboardInterrupt from stop

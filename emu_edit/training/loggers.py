@@ -10,7 +10,8 @@ import os
 import re
 import subprocess
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -131,12 +132,29 @@ class WandbLogger(LightningWandbLogger):
             ),
             config={"git_revision": git_revision(Path(__file__).parent)},
         )
+        # Lightning always passes it; W&B has dropped it and warns about it at every start
+        self._wandb_init.pop("anonymous", None)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping | Namespace) -> None:
         """Store a config in the run, secrets replaced."""
         given = vars(params) if isinstance(params, Namespace) else params
         super().log_hyperparams({name: redact(value, name) for name, value in given.items()})
+
+
+@contextmanager
+def ending_wandb_run() -> Iterator[None]:
+    """End this process's W&B run on the way out, marked as failed when an exception passes.
+
+    Lightning ends it only after a training that went through.
+    """
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        if wandb.run is not None:
+            wandb.finish(exit_code=exit_code)
 
 
 def _netrc_has(hosts: set[str]) -> bool:

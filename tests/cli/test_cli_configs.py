@@ -53,7 +53,8 @@ def test_a_recipe_builds_module_data_and_trainer(recipe: str, workplace: Path) -
     built = build(recipe, workplace / "run", *SMALLER[recipe])
     assert isinstance(built.model, EditModule)
     assert isinstance(built.datamodule, EditDataModule)
-    assert any(isinstance(callback, Ema) for callback in built.trainer.callbacks)
+    callbacks = built.trainer.callbacks  # type: ignore[attr-defined]
+    assert any(isinstance(callback, Ema) for callback in callbacks)
     assert isinstance(built.trainer.strategy.checkpoint_io, DurableCheckpointIO)
     assert built.trainer.default_root_dir == str(workplace / "run")
     (csv, *_) = built.trainer.loggers
