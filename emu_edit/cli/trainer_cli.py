@@ -40,6 +40,7 @@ from emu_edit.training.module import EditModule
 
 # what Lightning tells everybody at every start, and what it brings up about other libraries
 NOISE = (
+    r".*The dirpath has changed.*",  # a resumed run has a folder of its own
     r".*is smaller than the logging interval.*",
     r".*in eval mode at the start of training.*",
     r".*overridden `transfer_batch_to_device`.*",
