@@ -85,8 +85,8 @@ class UNetDenoiser(Denoiser):
             use_linear_projection=True,
         )
         if zero_output:
-            nn.init.zeros_(unet.conv_out.weight)
-            nn.init.zeros_(unet.conv_out.bias)
+            for parameter in unet.conv_out.parameters():
+                nn.init.zeros_(parameter)
         self._wrap(unet, task_dim, gradient_checkpointing)
 
     def _wrap(

@@ -271,3 +271,21 @@ def test_a_file_and_an_empty_directory_are_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"holds no \*.safetensors"):
         PretrainedUNetDenoiser(str(tmp_path), TASK_DIM)
+
+
+@torch.no_grad()
+def test_an_untrained_network_with_zero_output_changes_nothing(
+    scratch: UNetDenoiser, z_t: Tensor, cond: Conditioning
+):
+    assert scratch(z_t, T, cond).abs().max() > 0
+    zero = UNetDenoiser(
+        4,
+        [8, 16],
+        attention=[True, False],
+        text_dim=TEXT_DIM,
+        task_dim=TASK_DIM,
+        head_dim=4,
+        norm_groups=4,
+        zero_output=True,
+    ).eval()
+    assert torch.equal(zero(z_t, T, cond), torch.zeros_like(z_t))
