@@ -21,13 +21,8 @@ ON_A_CPU = (
     "--trainer.strategy=auto",
     "--trainer.precision=32",
 )
-SMALLER = {
-    "tiny": ("--model.denoiser.channels=[32, 32, 32]",),
-    "photos": ("--model.denoiser.channels=[32, 32, 32]",),
-    "pairs": ("--model.denoiser.channels=[32, 32, 32]",),
-    "long": ("--model.denoiser.channels=[32, 32, 32]",),
-    "smoke": (),
-}
+NARROW = ("--model.denoiser.channels=[32, 32]", "--model.denoiser.attention=[false, true]")
+SMALLER = {"tiny": NARROW, "long": NARROW, "photos": NARROW, "pairs": NARROW, "smoke": ()}
 
 
 class Built(TrainerCLI):

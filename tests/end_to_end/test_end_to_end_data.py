@@ -15,7 +15,8 @@ from emu_edit.cli.main import main
 from tests.data.shards import make_folder, sample, text, write_tar
 
 NARROW = (
-    "--model.denoiser.channels=[32, 32, 32]",
+    "--model.denoiser.channels=[32, 32]",
+    "--model.denoiser.attention=[false, true]",
     "--trainer.accelerator=cpu",
     "--trainer.precision=32",
     "--trainer.max_epochs=1",

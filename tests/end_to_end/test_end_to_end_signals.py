@@ -10,12 +10,19 @@ import pytest
 from tests.end_to_end.conftest import SHORT
 
 REPOSITORY = Path(__file__).parents[2]
+# a shell lets programs in the background ignore Ctrl-C, and the tests may be such a program
+LISTENING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from emu_edit.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_training_quietly_and_says_how_to_go_on(tmp_path: Path) -> None:
     training = subprocess.Popen(
-        [sys.executable, "-m", "emu_edit", "fit", *SHORT, "--trainer.max_epochs=100000", "--run=r"],
+        [sys.executable, "-c", LISTENING, "fit", *SHORT, "--trainer.max_epochs=100000", "--run=r"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
