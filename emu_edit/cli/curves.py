@@ -50,19 +50,22 @@ def read_curves(metrics: Path) -> dict[str, Curve]:
     return dict(curves)
 
 
-def draw_curves(curves: dict[str, Curve], path: Path) -> None:
-    """Draw the panels that have something to show."""
+def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
+    """Draw the panels that have something to show; return whether there were any."""
     # the object interface: nothing global, no display needed
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = [panel for panel in PANELS if any(panel.shows(name) for name in curves)]
+    if not panels:
+        return False
     figure = Figure(figsize=(12, 4 * ((len(panels) + 1) // 2)), layout="constrained")
     FigureCanvasAgg(figure)
     for number, panel in enumerate(panels):
         axes = figure.add_subplot((len(panels) + 1) // 2, 2, number + 1)
         _draw(axes, panel, {name: c for name, c in curves.items() if panel.shows(name)})
     figure.savefig(path, dpi=100)
+    return True
 
 
 def _draw(axes: "Axes", panel: Panel, curves: dict[str, Curve]) -> None:

@@ -64,8 +64,7 @@ def write_report(run: FinishedRun) -> None:
     export_model(run.module, run.folder / MODEL, ema=None if ema is None else ema.average)
     lines = [f"model       {run.folder / MODEL}", f"checkpoint  {last_checkpoint(run.trainer)}"]
     metrics = run.folder / METRICS
-    if metrics.is_file():
-        draw_curves(read_curves(metrics), run.folder / CURVES)
+    if metrics.is_file() and draw_curves(read_curves(metrics), run.folder / CURVES):
         lines.append(f"curves      {run.folder / CURVES}")
     about = about_run(run)
     if isinstance(run.data, WorldData) and run.score_pairs > 0:
