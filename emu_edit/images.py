@@ -155,7 +155,9 @@ def decode_mask(data: bytes, where: str = "") -> Bool[Tensor, "h w"]:
         return torch.from_numpy(np.asarray(on_white.convert("L")) >= 128)
 
 
-def read_image(path: Path, *, background: tuple[int, int, int] = WHITE) -> UInt8[Tensor, "3 h w"]:
+def read_image(
+    path: Path | str, *, background: tuple[int, int, int] = WHITE
+) -> UInt8[Tensor, "3 h w"]:
     """Read and decode one picture file by the rules of `decode_rgb`.
 
     Raises:
@@ -164,14 +166,14 @@ def read_image(path: Path, *, background: tuple[int, int, int] = WHITE) -> UInt8
     return decode_rgb(read_image_bytes(path), background=background, where=str(path))
 
 
-def read_image_bytes(path: Path) -> bytes:
+def read_image_bytes(path: Path | str) -> bytes:
     """Return the bytes of a regular file of at most `MAX_BYTES`.
 
     Raises:
         BadImageError: if the file is missing, a folder or a device, empty, too large, or may not be
             read.
     """
-    where = str(path)
+    where, path = str(path), Path(path)
     if "\0" in where:
         raise _bad(where, "a file name cannot hold a NUL character")
     try:
@@ -194,7 +196,7 @@ def encode_png(image: UInt8[Tensor, "3 h w"]) -> bytes:
     return _encode(image, "PNG")
 
 
-def write_image(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
+def write_image(path: Path | str, image: UInt8[Tensor, "3 h w"]) -> None:
     """Write the picture by extension: .png and .webp lossless, .jpg with quality 95.
 
     The file appears complete or not at all; an existing one is replaced.
@@ -202,6 +204,7 @@ def write_image(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
     Raises:
         InputError: for another extension, a missing folder, or a place that cannot be written.
     """
+    path = Path(path)
     kind = EXTENSIONS.get(path.suffix.lower())
     if kind is None:
         known = ", ".join(EXTENSIONS)
@@ -211,12 +214,13 @@ def write_image(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
     _write_atomically(path, _encode(image, kind))
 
 
-def save_png(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
+def save_png(path: Path | str, image: UInt8[Tensor, "3 h w"]) -> None:
     """Write the picture as PNG, complete or not at all.
 
     Raises:
         InputError: if the name does not end in .png, or the place cannot be written.
     """
+    path = Path(path)
     if path.suffix.lower() != ".png":
         raise InputError(f"{_printable(str(path))}: cannot write {path.suffix!r}, needs .png")
     _write_atomically(path, encode_png(image))
