@@ -4,8 +4,15 @@ Source latents are concatenated to z_t on the channels. The task vector v enters
 gives 4 extra text tokens, another one is added to the timestep embedding. Both maps start at zero,
 and the tokens are attended beside the text (`task_attention.py` says why), so that step 0 equals
 the U-Net without task, bit for bit.
+
+A U-Net from scratch may also be told the pooled text through the timestep embedding
+(`modulate_by_text`). Which object an instruction means is then a product of what a pixel shows and
+what the text says, in every residual block, and is learnt several times sooner (CONTRIBUTING,
+decision 7).
 Source: Sheynin et al. 2023, arXiv:2311.10089, section 4.2; the two maps as in Movie Gen,
-arXiv:2410.13720.
+arXiv:2410.13720; modulation as FiLM, Perez et al. 2018, arXiv:1709.07871, through the timestep
+embedding as in ADM, Dhariwal and Nichol 2021, arXiv:2105.05233, with pooled text as in SDXL,
+arXiv:2307.01952.
 """
 
 from pathlib import Path
@@ -18,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emu_edit.errors import InputError
-from emu_edit.models.interfaces import Conditioning, Denoiser
+from emu_edit.models.interfaces import Conditioning, Denoiser, TextFeatures
 from emu_edit.models.sources import find_part, load_diffusers
 from emu_edit.models.surgery import check_plain, open_class_embedding, widen_for_source
 from emu_edit.models.task_attention import NUM_TASK_TOKENS, attend_task_tokens
@@ -39,9 +46,11 @@ class UNetDenoiser(Denoiser):
         task_dim: width of the task vector.
         head_dim: width of an attention head; must divide every level's width.
         norm_groups: groups of the group norms; must divide every level's width.
+        modulate_by_text: add a linear map of the mean text token to the timestep embedding, and let
+            that embedding scale and shift every residual block instead of only shifting it.
         zero_output: start with an output of zero; with `change` prediction the untrained network
-        then copies. sample_size: side of the latent it is meant for; kept in the config for
-        diffusers, nothing
+            then copies.
+        sample_size: side of the latent it is meant for; kept in the config for diffusers, nothing
             depends on it.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a
             third more time.
@@ -61,6 +70,7 @@ class UNetDenoiser(Denoiser):
         task_dim: int = 64,
         head_dim: int = 32,
         norm_groups: int = 16,
+        modulate_by_text: bool = False,
         zero_output: bool = False,
         sample_size: int = 16,
         gradient_checkpointing: bool = False,
@@ -82,25 +92,32 @@ class UNetDenoiser(Denoiser):
             attention_head_dim=tuple(width // head_dim for width in channels),  # pyright: ignore[reportArgumentType]
             norm_num_groups=norm_groups,
             class_embed_type="identity",
+            resnet_time_scale_shift="scale_shift" if modulate_by_text else "default",
             use_linear_projection=True,
         )
         if zero_output:
             for parameter in unet.conv_out.parameters():
                 nn.init.zeros_(parameter)
-        self._wrap(unet, task_dim, gradient_checkpointing)
-
-    def _wrap(
-        self, unet: UNet2DConditionModel, task_dim: int, gradient_checkpointing: bool
-    ) -> None:
-        attend_task_tokens(unet)
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        self._wrap(unet, task_dim, modulate_by_text=modulate_by_text)
+
+    def _wrap(self, unet: UNet2DConditionModel, task_dim: int, *, modulate_by_text: bool) -> None:
+        attend_task_tokens(unet)
         self.unet = unet
         self.latent_channels = unet.config["out_channels"]
         self.text_dim = unet.config["cross_attention_dim"]
         self.task_dim = task_dim
         self.task_to_tokens = _zero_linear(task_dim, NUM_TASK_TOKENS * self.text_dim)
-        self.task_to_time = _zero_linear(task_dim, unet.time_embedding.linear_2.out_features)
+        time_dim = unet.time_embedding.linear_2.out_features
+        self.task_to_time = _zero_linear(task_dim, time_dim)
+        self.text_to_time = nn.Linear(self.text_dim, time_dim) if modulate_by_text else None
+
+    def maps(self) -> dict[str, Tensor]:
+        """Return the weights that are not the U-Net's, by name: those of the maps to it."""
+        return {
+            name: value for name, value in self.state_dict().items() if not name.startswith("unet.")
+        }
 
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"], cond: Conditioning
@@ -117,16 +134,22 @@ class UNetDenoiser(Denoiser):
             encoder_attention_mask=torch.cat(
                 [mask, mask.new_ones(len(mask), NUM_TASK_TOKENS)], dim=1
             ),
-            class_labels=self.task_to_time(cond.v_task),
+            class_labels=self._time_shift(cond),
             return_dict=False,
         )[0]
+
+    def _time_shift(self, cond: Conditioning) -> Float[Tensor, "b d"]:
+        shift = self.task_to_time(cond.v_task)
+        if self.text_to_time is None:
+            return shift
+        return shift + self.text_to_time(mean_token(cond.text))
 
 
 class PretrainedUNetDenoiser(UNetDenoiser):
     """The U-Net of a Stable Diffusion 1.x/2.x, of an editing checkpoint or of our own.
 
     A text-to-image U-Net gets zero weights for the source latents; a U-Net that already edits keeps
-    all of its channels. A model directory of this project also brings its two task maps.
+    all of its channels. A model directory of this project also brings its own maps.
 
     Args:
         path: model directory (or its `unet/`), or a hub name `owner/name/unet`; safetensors only.
@@ -145,17 +168,16 @@ class PretrainedUNetDenoiser(UNetDenoiser):
         check_plain(unet, str(source))
         widen_for_source(unet, str(source))
         open_class_embedding(unet)
-        self._wrap(unet, task_dim, gradient_checkpointing)
+        if gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         task_file = Path(source.root) / TASK_FILE
-        if task_file.is_file():
-            self._load_task_maps(task_file)
+        maps = load_file(task_file) if task_file.is_file() else {}
+        self._wrap(unet, task_dim, modulate_by_text="text_to_time.weight" in maps)
+        if maps:
+            self._load_maps(maps, task_file)
 
-    def _load_task_maps(self, task_file: Path) -> None:
-        tensors = load_file(task_file)
-        own = {
-            name: value for name, value in self.state_dict().items() if name.startswith("task_to_")
-        }
-        for name, value in own.items():
+    def _load_maps(self, tensors: dict[str, Tensor], task_file: Path) -> None:
+        for name, value in self.maps().items():
             if name not in tensors or tensors[name].shape != value.shape:
                 found = tuple(tensors[name].shape) if name in tensors else "nothing"
                 raise InputError(
@@ -163,6 +185,12 @@ class PretrainedUNetDenoiser(UNetDenoiser):
                     "set task_dim to the model's"
                 )
             value.copy_(tensors[name])
+
+
+def mean_token(text: TextFeatures) -> Float[Tensor, "b d"]:
+    """Return the mean of the tokens that the mask keeps; every text has at least its end mark."""
+    kept = text.mask[..., None].to(text.tokens.dtype)
+    return (text.tokens * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -192,10 +192,7 @@ def _write_parts(
         folder / "tasks" / "tasks.json",
         {"names": list(networks.tasks.names), "dim": networks.task_embedding.dim},
     )
-    maps = {
-        name: value for name, value in denoiser.state_dict().items() if name.startswith("task_to_")
-    }
-    tensors = {TABLE: networks.task_embedding.table.detach(), **maps}
+    tensors = {TABLE: networks.task_embedding.table.detach(), **denoiser.maps()}
     save_file(
         {name: value.cpu().contiguous() for name, value in tensors.items()}, folder / TASK_FILE
     )
