@@ -82,7 +82,7 @@ class EditDataModule(LightningDataModule):
         self.steps_per_epoch = steps_per_epoch
         self.table = SIXTEEN if tasks is None else TaskTable(tuple(tasks))
         self._micro_batch = micro_batch
-        self._weights = weights
+        self.weights = weights
         self._num_workers = num_workers
         self._seed = seed
         self._window = window
@@ -111,7 +111,7 @@ class EditDataModule(LightningDataModule):
         """
         trainer = self.trainer
         self._rank = 0 if trainer is None else trainer.global_rank
-        self._layout = self._fit_layout(1 if trainer is None else trainer.world_size)
+        self._layout = self.fit_layout(1 if trainer is None else trainer.world_size)
         if stage == "fit":
             self._train = self._read(self.train_folder)
             self._order_spec(self._train)  # refuses weights now rather than at the first batch
@@ -267,9 +267,9 @@ class EditDataModule(LightningDataModule):
 
     def _order_spec(self, manifest: Manifest) -> OrderSpec:
         weights = dict.fromkeys(manifest.tasks, 1.0)
-        if self._weights is not None:
-            _refuse_unknown(self._weights, manifest.tasks, self.train_folder)
-            weights = {t: self._weights[t] for t in manifest.tasks if t in self._weights}
+        if self.weights is not None:
+            check_weights(self.weights, manifest.tasks, self.train_folder)
+            weights = {t: self.weights[t] for t in manifest.tasks if t in self.weights}
         return OrderSpec(
             seed=self._seed,
             tasks=tuple(
@@ -296,7 +296,12 @@ class EditDataModule(LightningDataModule):
         }
         return fingerprint_of(spec, data, settings)
 
-    def _fit_layout(self, world: int) -> Layout:
+    def fit_layout(self, world: int) -> Layout:
+        """Return how an optimizer step is split over `world` processes.
+
+        Raises:
+            InputError: if the batch sizes do not divide.
+        """
         given = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         if self._micro_batch is None:
             return Layout(self.global_batch, given, world)
@@ -325,7 +330,12 @@ class EditDataModule(LightningDataModule):
         callbacks.insert(0, FollowTraining(self))
 
 
-def _refuse_unknown(weights: Mapping[str, float], tasks: list[str], folder: Path) -> None:
+def check_weights(weights: Mapping[str, float], tasks: list[str], folder: Path) -> None:
+    """Refuse weights that name unknown tasks, or none.
+
+    Raises:
+        InputError: with the nearest name.
+    """
     if not weights:
         raise InputError("data.weights is empty; leave it out to draw all tasks equally")
     for task in weights:

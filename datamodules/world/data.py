@@ -7,11 +7,14 @@ validation pairs of the split "heldout": new sentences and new combinations of c
 import logging
 from pathlib import Path
 
-from datamodules.edit import EditDataModule
+from datamodules.edit import EditDataModule, check_weights, refuse_trainer
 from datamodules.manifest import MANIFEST, read_manifest
+from datamodules.order import quotas
 from datamodules.world.photos import Photos
 from datamodules.world.write import made_by, write_world
 from emu_edit.errors import InputError
+from emu_edit.progress import step_bar
+from emu_edit.tasks import SIXTEEN
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +77,10 @@ class WorldData(EditDataModule):
         """Write the shards that are missing; one process of a machine does it for all.
 
         Raises:
-            InputError: if the folder holds another world than the one asked for.
+            InputError: if the folder holds another world than the one asked for, or batch sizes,
+                weights and trainer do not go together; nothing is written then.
         """
+        self._check_before_writing()
         photos = None if self._photos is None else Photos(self._photos)
         fewest, most = VAL_PAIRS
         val_pairs = min(max(self._pairs // VAL_SHARE, fewest), most)
@@ -88,7 +93,26 @@ class WorldData(EditDataModule):
             self._refuse_another(folder, made_by(pairs, WORLD_SEED, self._size, split, photos))
             return
         logger.info("writing %d %s pairs of the world to %s", pairs, split, folder)
-        write_world(folder, pairs, seed=WORLD_SEED, size=self._size, split=split, photos=photos)
+        with step_bar(f"writing {split} pairs", "pairs") as progress:
+            write_world(
+                folder,
+                pairs,
+                seed=WORLD_SEED,
+                size=self._size,
+                split=split,
+                photos=photos,
+                progress=progress,
+            )
+
+    def _check_before_writing(self) -> None:
+        """Refuse now what `setup` would refuse once minutes of writing are over."""
+        trainer = self.trainer
+        layout = self.fit_layout(1 if trainer is None else trainer.world_size)
+        if trainer is not None:
+            refuse_trainer(trainer, layout, self.steps_per_epoch)
+        if self.weights is not None:
+            check_weights(self.weights, list(SIXTEEN.names), self.train_folder)
+            quotas(self.weights)
 
     def _refuse_another(self, folder: Path, wanted: dict[str, object]) -> None:
         found = read_manifest(folder).made_by

@@ -84,8 +84,8 @@ def change_balance(
 
     A sketch moves every pixel, a recoloured object one in forty: with `change` prediction their
     errors differ fifty-fold at the start, and the small edits are learnt last. power 0 leaves that
-    alone, 1 measures each error relative to the change; one half is the compromise the tiny recipe
-    uses. Source: ours.
+    alone, 1 measures each error relative to the change. `z_source` is what the network is told:
+    zeros where the source is dropped. Source: ours.
     """
     return ((z_0 - z_source).square().mean(dim=(1, 2, 3)) + floor).pow(-power)
 

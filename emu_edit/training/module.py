@@ -29,7 +29,8 @@ from emu_edit.diffusion.weighting import (
     check_weighting,
     loss_weight,
 )
-from emu_edit.editing.editor import Editor, EditorSettings
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
 from emu_edit.models.dropout import DropoutRates, drop
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
@@ -149,9 +150,11 @@ class EditModule(LightningModule):
     def step(self, batch: DrawnBatch, *, dropout: DropoutRates | None) -> StepOutput:
         """Return the weighted loss, and each sample's unweighted error and timestep (detached)."""
         z_0, cond, null_text = self.encoder(batch)
-        balance = change_balance(z_0, cond.z_source, self.balance)
         if dropout is not None:
             cond = drop(cond, null_text, dropout, batch.u[:, 1:])
+        # after dropping: where the source is withheld everything is change; taken for a small edit,
+        # such a pair would weigh most and teach nothing
+        balance = change_balance(z_0, cond.z_source, self.balance)
         t = uniform_timesteps(
             shift_to_noise(batch.u[:, 0], self.timestep_shift), self.schedule.num_steps
         )

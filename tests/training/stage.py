@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from emu_edit.batch import EditBatch, EditSample
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Prediction
-from emu_edit.editing.editor import EditorSettings
+from emu_edit.editing.settings import EditorSettings
 from emu_edit.models.codec import PatchCodec
 from emu_edit.models.dropout import DropoutRates
 from emu_edit.models.tiny import TinyText

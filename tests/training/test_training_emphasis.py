@@ -3,6 +3,7 @@ import torch
 from lightning import Callback
 from torch.testing import assert_close
 
+from emu_edit.models.dropout import DropoutRates
 from emu_edit.training.draws import Phase
 from tests.training.stage import (
     TRAINER_WARNINGS,
@@ -38,6 +39,18 @@ def test_balance_weighs_each_pair_by_its_change():
     weighted = module.weight(balanced["t"]) * factor * balanced["error"]
     assert_close(balanced["error"], plain["error"], rtol=0, atol=0)
     assert_close(balanced["loss"].detach(), weighted.mean())
+
+
+def test_a_pair_that_lost_its_source_weighs_by_all_of_its_picture():
+    module = make_module()
+    module.balance = 1.0
+    module.dropout = DropoutRates(text=0, image=1, both=0, task=0)
+    batch = make_batch([0, 1, 2, 3])
+    output = train_step(module, batch)
+    z_0, _, _ = module.encoder(module.drawn(batch, Phase.train))
+    factor = 1 / (z_0.square().mean(dim=(1, 2, 3)) + 0.05)
+    weighted = module.weight(output["t"]) * factor * output["error"]
+    assert_close(output["loss"].detach(), weighted.mean())
 
 
 class Norms(Callback):

@@ -189,3 +189,21 @@ def test_the_data_module_writes_its_world_once_and_feeds_it(tmp_path: Path):
     assert made_by["split"] == "heldout"
     with pytest.raises(InputError, match="train was made with pairs=48, needed is 64; give anoth"):
         module(64).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"global_batch": 0}, "global_batch=0"),
+        ({"global_batch": 8, "micro_batch": 3}, "micro_batch=3 on 1 processes does not divide"),
+        ({"weights": {"locl": 1.0}}, "names task 'locl'.*local"),
+        ({"weights": {"local": 0.0}}, "'local' has weight 0.0, needs one above 0"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused_before_a_world_is_written(
+    tmp_path: Path, settings: dict, message: str
+):
+    data = WorldData(str(tmp_path / "world"), pairs=48, image_size=16, **settings)
+    with pytest.raises(InputError, match=message):
+        data.prepare_data()
+    assert not (tmp_path / "world").exists()

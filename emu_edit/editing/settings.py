@@ -1,0 +1,85 @@
+"""How a model is sampled: picture size, guidance, steps, sampler; JSON in its directory."""
+
+from dataclasses import dataclass, field
+
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.diffusion.samplers import Sampler
+from emu_edit.errors import InputError, closest
+
+
+@dataclass(frozen=True)
+class EditorSettings:
+    """How a model is sampled unless a call says otherwise.
+
+    Attributes:
+        image_size: side in pixels of the training pictures; other sizes are edited as they are, not
+            resized.
+        guidance: strength of text and of source picture; (1, 1) is the plain conditional model, at
+            a third of the cost.
+        num_steps: sampler steps, at least 1.
+        sampler: `euler_ancestral` adds fresh noise on the way, the others are deterministic given
+            the first noise.
+    """
+
+    image_size: int = 64
+    guidance: Guidance = field(default_factory=Guidance)
+    num_steps: int = 20
+    sampler: Sampler = Sampler.ddim
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and step counts below 1."""
+        for name, value in (("image_size", self.image_size), ("num_steps", self.num_steps)):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the settings as JSON-ready primitives."""
+        return {
+            "image_size": self.image_size,
+            "guidance_text": self.guidance.text,
+            "guidance_image": self.guidance.image,
+            "num_steps": self.num_steps,
+            "sampler": self.sampler.name,
+        }
+
+    @staticmethod
+    def from_dict(values: dict[str, object], *, where: str) -> "EditorSettings":
+        """Rebuild settings from `to_dict`.
+
+        Raises:
+            InputError: if an entry is missing or not of the kind `to_dict` writes.
+        """
+        return EditorSettings(
+            image_size=int(number(values, "image_size", where)),
+            guidance=Guidance(
+                text=number(values, "guidance_text", where),
+                image=number(values, "guidance_image", where),
+            ),
+            num_steps=int(number(values, "num_steps", where)),
+            sampler=Sampler[choice(values, "sampler", [s.name for s in Sampler], where)],
+        )
+
+
+def number(values: dict[str, object], name: str, where: str) -> float:
+    """Return a number of a JSON object.
+
+    Raises:
+        InputError: if it is missing or no number.
+    """
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{where}: {name} must be a number, got {value!r}; export the model again")
+    return float(value)
+
+
+def choice(values: dict[str, object], name: str, known: list[str], where: str) -> str:
+    """Return an entry of a JSON object that must be one of `known`.
+
+    Raises:
+        InputError: if it is missing or another, with the nearest.
+    """
+    value = values.get(name)
+    if value not in known:
+        hint = closest(str(value), known)
+        raise InputError(f"{where}: {name} must be one of {', '.join(known)}, got {value!r}.{hint}")
+    return str(value)
