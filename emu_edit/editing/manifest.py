@@ -1,0 +1,290 @@
+"""What a session did, as JSON that anyone can check and replay: turns, picture and model by hash.
+
+A manifest holds everything that decides the pixels and nothing of the machine it was made on: no
+path, no user name, no time. Reading one is strict, because it comes from a file of a stranger:
+each entry has a fixed kind and range, and what is missing, unknown or of another kind is refused by
+name.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.diffusion.samplers import Sampler
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.task_mix import parse_task
+from emu_edit.editing.threshold import check_alpha
+from emu_edit.errors import InputError, closest
+from emu_edit.models.codec import KLCodec, PatchCodec
+from emu_edit.text_rules import clean_instruction
+
+VERSION = 1
+SEEDS = 2**63  # a seed is at least 0 and below this, as on the command line
+MOST_TURNS = 1000
+MOST_STEPS = 1000  # the schedule has no more
+
+# Tensors above this many numbers are hashed by as many evenly spaced ones: a production model's
+# fingerprint then takes a fraction of a second instead of several. Training moves every number.
+HASHED = 65536
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One edit with everything that decides its result; nothing is left to a default.
+
+    Attributes:
+        instruction: what was asked for.
+        task: what the model was told, as `parse_task` reads it.
+        seed: of the noise.
+        negative: what the picture should not show; "" for nothing.
+        guidance_text: strength of the instruction.
+        guidance_image: strength of the source picture.
+        num_steps: sampler steps.
+        sampler: name of the sampler.
+        threshold: alpha of `keep_unchanged`; None when the result was taken as it came.
+
+    Raises:
+        InputError: if an entry is out of its range.
+    """
+
+    instruction: str
+    task: str
+    seed: int
+    negative: str
+    guidance_text: float
+    guidance_image: float
+    num_steps: int
+    sampler: str
+    threshold: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse what no edit could have been made with."""
+        if self.negative:
+            clean_instruction(self.negative, what="negative text")
+        clean_instruction(self.instruction)
+        parse_task(self.task)
+        Guidance(self.guidance_text, self.guidance_image)
+        if not 0 <= self.seed < SEEDS:
+            raise InputError(f"a seed must be at least 0 and below 2^63, got {self.seed}")
+        if not 1 <= self.num_steps <= MOST_STEPS:
+            raise InputError(f"num_steps must be 1 to {MOST_STEPS}, got {self.num_steps}")
+        if self.sampler not in (names := [sampler.name for sampler in Sampler]):
+            raise InputError(
+                f"unknown sampler {self.sampler!r}; known samplers: {', '.join(names)}."
+                f"{closest(self.sampler, names)}"
+            )
+        if self.threshold is not None:
+            check_alpha(self.threshold)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the turn as JSON-ready primitives."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: object, *, where: str = "turn") -> "Turn":
+        """Rebuild a turn from `to_dict`; `where` names it in messages, e.g. "turn 3".
+
+        Raises:
+            InputError: if an entry is missing, unknown, of another kind or out of its range.
+        """
+        if not isinstance(values, dict):
+            raise InputError(f"{where} must be a JSON object, got {_kind(values)}")
+        names = [field.name for field in fields(Turn)]
+        if odd := sorted(set(names) ^ set(values), key=str):
+            what = "has no" if odd[0] in names else "has an unknown entry"
+            raise InputError(f"{where} {what} {odd[0]!r}; its entries are {', '.join(names)}")
+        threshold = values["threshold"]
+        try:
+            return Turn(
+                instruction=_text(values, "instruction"),
+                task=_text(values, "task"),
+                seed=_whole(values, "seed"),
+                negative=_text(values, "negative"),
+                guidance_text=_number(values, "guidance_text"),
+                guidance_image=_number(values, "guidance_image"),
+                num_steps=_whole(values, "num_steps"),
+                sampler=_text(values, "sampler"),
+                threshold=None if threshold is None else _number(values, "threshold"),
+            )
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A session without its pictures.
+
+    Attributes:
+        seed: the session's seed.
+        width: of the original, in pixels.
+        height: of the original, in pixels.
+        original: `pixel_hash` of the original.
+        model: `fingerprint` of the model.
+        turns: what was done, in order.
+        results: `pixel_hash` of each turn's result; another device or torch version may differ in
+            the last grey level.
+    """
+
+    seed: int
+    width: int
+    height: int
+    original: str
+    model: str
+    turns: tuple[Turn, ...]
+    results: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the manifest as JSON-ready primitives."""
+        return {
+            "version": VERSION,
+            "original": {"width": self.width, "height": self.height, "sha256": self.original},
+            "model": {"sha256": self.model},
+            "seed": self.seed,
+            "turns": [turn.to_dict() for turn in self.turns],
+            "results": list(self.results),
+        }
+
+    @staticmethod
+    def from_dict(values: object) -> "Manifest":
+        """Read what `to_dict` wrote; entries beside it, e.g. the program's name, are let be.
+
+        Raises:
+            InputError: if it is of another version, or an entry is missing or malformed.
+        """
+        if not isinstance(values, dict) or "version" not in values:
+            raise InputError(
+                "the manifest must be a JSON object with a version; give the manifest.json "
+                "that 'emu-edit edit' wrote"
+            )
+        if values["version"] != VERSION or isinstance(values["version"], bool):
+            raise InputError(
+                f"the manifest has version {values['version']!r}, this program reads {VERSION}; "
+                "replay it with the program that wrote it"
+            )
+        original, model = _object(values, "original"), _object(values, "model")
+        turns, results = _list(values, "turns"), _list(values, "results")
+        if len(turns) != len(results):
+            raise InputError(f"the manifest has {len(turns)} turns and {len(results)} results")
+        return Manifest(
+            seed=_whole(values, "seed"),
+            width=_whole(original, "width"),
+            height=_whole(original, "height"),
+            original=_hash(original, "sha256"),
+            model=_hash(model, "sha256"),
+            turns=tuple(
+                Turn.from_dict(turn, where=f"turn {number}")
+                for number, turn in enumerate(turns, start=1)
+            ),
+            results=tuple(_hash({"results": result}, "results") for result in results),
+        )
+
+
+def parse_manifest(text: str | bytes) -> Manifest:
+    """Read a manifest from the text of its file.
+
+    Raises:
+        InputError: if it is no JSON, of another version, or malformed.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the manifest is not JSON ({error})") from error
+    return Manifest.from_dict(values)
+
+
+def pixel_hash(image: UInt8[Tensor, "3 h w"]) -> str:
+    """Return the SHA-256 of a picture's size and pixels, independent of any file format."""
+    height, width = image.shape[-2:]
+    digest = hashlib.sha256(f"{width}x{height} RGB ".encode())
+    digest.update(image.cpu().permute(1, 2, 0).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def fingerprint(editor: Editor) -> str:
+    """Return a SHA-256 of what decides the pixels in a model: weights, codec, schedule, tasks.
+
+    Settings are left out, because a turn states its own, and so are predictor and device. Each
+    tensor enters with name, kind and shape; large ones by evenly spaced numbers.
+    """
+    networks = editor.networks
+    about = {
+        "prediction": editor.prediction.name,
+        "schedule": hashlib.sha256(
+            torch.stack([editor.schedule.alpha, editor.schedule.sigma]).numpy().tobytes()
+        ).hexdigest(),
+        "tasks": list(networks.tasks.names),
+        "codec": _codec_numbers(networks.codec),
+    }
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for name, tensor in sorted(networks.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        numbers = tensor.flatten()[:: -(-max(tensor.numel(), 1) // HASHED)].cpu()
+        # as bytes: numpy has no bfloat16
+        digest.update(numbers.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _codec_numbers(codec: object) -> list[object]:
+    match codec:
+        case PatchCodec():
+            return ["PatchCodec", codec.patch, codec.shift, codec.scale]
+        case KLCodec():
+            return ["KLCodec", codec.scale_condition, codec.shift, codec.scale]
+        case _:
+            return [type(codec).__name__]
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def _refuse(name: str, needed: str, value: object) -> InputError:
+    return InputError(f"{name} must be {needed}, got {_kind(value)}")
+
+
+def _text(values: dict, name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str):
+        raise _refuse(name, "text", value)
+    return value
+
+
+def _whole(values: dict, name: str) -> int:
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _refuse(name, "a whole number", value)
+    return value
+
+
+def _number(values: dict, name: str) -> float:
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
+        raise _refuse(name, "a number", value)
+    return float(value)
+
+
+def _hash(values: dict, name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        raise _refuse(name, "a SHA-256 of 64 hexadecimal digits", value)
+    return value
+
+
+def _object(values: dict, name: str) -> dict:
+    value = values.get(name)
+    if not isinstance(value, dict):
+        raise _refuse(name, "a JSON object", value)
+    return value
+
+
+def _list(values: dict, name: str) -> list:
+    value = values.get(name)
+    if not isinstance(value, list) or len(value) > MOST_TURNS:
+        raise _refuse(name, f"a list of at most {MOST_TURNS} entries", value)
+    return value

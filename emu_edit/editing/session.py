@@ -1,0 +1,265 @@
+"""Editing in several turns: an immutable session, so that undo, branches and replay are free.
+
+`Editor` answers one question; a session remembers. Each turn edits the last picture, keeps what
+hardly changed bit for bit (`threshold.py`) and gives a new session; the old one stays as it was, so
+undoing is going back to it and branching is editing it twice. `manifest()` writes down all that
+decides the pixels, `replay` makes them again. Every turn has a noise of its own: the same noise at
+every turn adds up to a visible pattern. Knows no file and no screen.
+"""
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.diffusion.samplers import Sampler
+from emu_edit.editing.editor import Editor, OnStep
+from emu_edit.editing.manifest import Manifest, Turn, fingerprint, pixel_hash
+from emu_edit.editing.task_mix import TaskChoice, parse_task
+from emu_edit.editing.threshold import Threshold, default_alpha, keep_unchanged
+from emu_edit.errors import InputError
+from emu_edit.images import from_pil
+from emu_edit.randomness import keyed_generator
+from emu_edit.text_rules import clean_instruction
+
+__all__ = ["EditSession", "Turn", "replay", "turn_seed"]
+
+
+@dataclass(frozen=True, eq=False)
+class EditSession:
+    """A picture, the turns it went through, and all pictures on the way.
+
+    Make one with `start`; `edit`, `undo` and `at` return new sessions and leave this one alone.
+    Sessions share their pictures: a branch costs no memory.
+
+    Attributes:
+        editor: what edits.
+        seed: of the session; the turns' seeds come from it.
+        images: the original, then the result of each turn, on the CPU.
+        turns: what was done, one entry per result.
+    """
+
+    editor: Editor
+    seed: int
+    images: tuple[UInt8[Tensor, "3 h w"], ...]
+    turns: tuple[Turn, ...] = ()
+
+    @classmethod
+    def start(
+        cls, editor: Editor, image: UInt8[Tensor, "3 h w"] | Image.Image, *, seed: int = 0
+    ) -> "EditSession":
+        """Begin with a picture of any size; a PIL image is turned upright and made RGB first."""
+        pixels = from_pil(image) if isinstance(image, Image.Image) else image.cpu()
+        return cls(editor, seed, (pixels,))
+
+    @property
+    def original(self) -> UInt8[Tensor, "3 h w"]:
+        """The picture the session began with."""
+        return self.images[0]
+
+    @property
+    def image(self) -> UInt8[Tensor, "3 h w"]:
+        """The last picture."""
+        return self.images[-1]
+
+    def edit(
+        self,
+        instruction: str,
+        *,
+        task: TaskChoice | None = None,
+        negative: str = "",
+        guidance: Guidance | None = None,
+        num_steps: int | None = None,
+        sampler: Sampler | None = None,
+        threshold: float | Threshold | None = Threshold.default,
+        seed: int | None = None,
+        on_step: OnStep | None = None,
+    ) -> "EditSession":
+        """Edit the last picture; return the session with one turn more.
+
+        Args:
+            instruction: what to change, in words.
+            task: name of the task or a mix of two; None asks the model's task predictor.
+            negative: what the picture should not show.
+            guidance: strength of text and of source picture; None keeps the model's.
+            num_steps: sampler steps; None keeps the model's.
+            sampler: how to step; None keeps the model's.
+            threshold: alpha of `keep_unchanged`, or None to take the result as it comes; by
+                default on from the second turn, unless the task repaints the whole picture.
+            seed: of this turn's noise; None derives it from the session's.
+            on_step: called with (steps done, steps in all), for progress bars.
+
+        Raises:
+            InputError: for an unknown task, an instruction that is empty, too long or not text, a
+                number out of range, or a task that is left open on a model without a predictor.
+        """
+        turn = self.next_turn(
+            instruction,
+            task=task,
+            negative=negative,
+            guidance=guidance,
+            num_steps=num_steps,
+            sampler=sampler,
+            threshold=threshold,
+            seed=seed,
+        )
+        return self.play(turn, on_step=on_step)
+
+    def next_turn(
+        self,
+        instruction: str,
+        *,
+        task: TaskChoice | None = None,
+        negative: str = "",
+        guidance: Guidance | None = None,
+        num_steps: int | None = None,
+        sampler: Sampler | None = None,
+        threshold: float | Threshold | None = Threshold.default,
+        seed: int | None = None,
+    ) -> Turn:
+        """Say what `edit` with these arguments would do, with every default filled in.
+
+        Raises:
+            InputError: as `edit`.
+        """
+        settings, number = self.editor.settings, len(self.turns) + 1
+        guidance = settings.guidance if guidance is None else guidance
+        text = clean_instruction(instruction)
+        if task is None:
+            task = self.editor.predict_tasks([text])[0].task
+        return Turn(
+            instruction=text,
+            task=str(task),
+            seed=turn_seed(self.seed, number) if seed is None else seed,
+            negative=clean_instruction(negative, what="negative text") if negative else "",
+            guidance_text=float(guidance.text),
+            guidance_image=float(guidance.image),
+            num_steps=settings.num_steps if num_steps is None else num_steps,
+            sampler=(settings.sampler if sampler is None else sampler).name,
+            threshold=_alpha(threshold, task, number),
+        )
+
+    def play(self, turn: Turn, *, on_step: OnStep | None = None) -> "EditSession":
+        """Edit the last picture exactly as `turn` says.
+
+        Raises:
+            InputError: if the model does not know the turn's task, or cannot take its steps.
+        """
+        # the task is read back from its text, here as in a replay: a mix keeps six digits there
+        edited = self.editor.edit(
+            self.image,
+            turn.instruction,
+            task=parse_task(turn.task),
+            seed=turn.seed,
+            negative=turn.negative,
+            guidance=Guidance(turn.guidance_text, turn.guidance_image),
+            num_steps=turn.num_steps,
+            sampler=Sampler[turn.sampler],
+            on_step=on_step,
+        )
+        if turn.threshold is not None:
+            edited = keep_unchanged(self.image, edited, alpha=turn.threshold)
+        return replace(self, images=(*self.images, edited), turns=(*self.turns, turn))
+
+    def undo(self) -> "EditSession":
+        """Return the session without its last turn.
+
+        Raises:
+            InputError: if there is no turn.
+        """
+        if not self.turns:
+            raise InputError("there is no turn to undo: the picture is the original")
+        return self.at(len(self.turns) - 1)
+
+    def at(self, turn: int) -> "EditSession":
+        """Return the session as it was after `turn`, to branch from; 0 is the original.
+
+        Raises:
+            InputError: if it has no such turn.
+        """
+        if not 0 <= turn <= len(self.turns):
+            raise InputError(f"the session has turns 0 to {len(self.turns)}, there is no {turn}")
+        return replace(self, images=self.images[: turn + 1], turns=self.turns[:turn])
+
+    def manifest(self) -> dict[str, object]:
+        """Return what `replay` needs, as JSON-ready primitives; it names no file and no person."""
+        height, width = self.original.shape[-2:]
+        return Manifest(
+            seed=self.seed,
+            width=width,
+            height=height,
+            original=pixel_hash(self.original),
+            model=fingerprint(self.editor),
+            turns=self.turns,
+            results=tuple(pixel_hash(image) for image in self.images[1:]),
+        ).to_dict()
+
+
+def replay(
+    editor: Editor,
+    image: UInt8[Tensor, "3 h w"] | Image.Image,
+    manifest: dict[str, object],
+    on_turn: OnStep | None = None,
+) -> EditSession:
+    """Make a session again from its manifest: the same model, picture and turns, the same pixels.
+
+    Pixels are identical on the kind of device and the torch version that made them; elsewhere sums
+    round differently. Compare `manifest()["results"]` of the two to know.
+
+    Args:
+        editor: the model the session was made with.
+        image: the picture it began with.
+        manifest: what `EditSession.manifest` returned.
+        on_turn: called with (turns done, turns in all) before the first turn and after each.
+
+    Raises:
+        InputError: if the manifest is malformed or of another version, model or picture.
+    """
+    wanted = Manifest.from_dict(manifest)
+    session = EditSession.start(editor, image, seed=wanted.seed)
+    _check_same(session, wanted)
+    for done, turn in enumerate(wanted.turns):
+        if on_turn is not None:
+            on_turn(done, len(wanted.turns))
+        session = session.play(turn)
+    if on_turn is not None:
+        on_turn(len(wanted.turns), len(wanted.turns))
+    return session
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """Return the seed of a turn (counted from 1), a pure function of the session's seed.
+
+    The first turn has the session's own, so that a session of one turn is the plain edit with that
+    seed; later ones are drawn, below 2^32.
+    """
+    if turn == 1:
+        return seed
+    return int(keyed_generator(seed, "turn", turn).integers(2**32))
+
+
+def _alpha(threshold: float | Threshold | None, task: TaskChoice, turn: int) -> float | None:
+    if isinstance(threshold, Threshold):
+        return default_alpha(task, turn)
+    return None if threshold is None else float(threshold)
+
+
+def _check_same(session: EditSession, wanted: Manifest) -> None:
+    height, width = session.original.shape[-2:]
+    if (width, height) != (wanted.width, wanted.height):
+        shorter = min(wanted.width, wanted.height)
+        raise InputError(
+            f"the manifest is of a picture of {wanted.width}x{wanted.height}, this one is "
+            f"{width}x{height}; give the original, or --size {shorter} if it was resized"
+        )
+    if pixel_hash(session.original) != wanted.original:
+        raise InputError(
+            "the manifest is of another picture: the size agrees, the pixels do not; "
+            "give the original"
+        )
+    if fingerprint(session.editor) != wanted.model:
+        raise InputError(
+            "the manifest was made with another model (its weights differ); give that one"
+        )

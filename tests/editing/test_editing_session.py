@@ -1,0 +1,227 @@
+import json
+
+import pytest
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.samplers import Sampler
+from emu_edit.diffusion.schedule import NoiseSchedule
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.predictor import TaskPrediction
+from emu_edit.editing.session import EditSession, Turn, replay, turn_seed
+from emu_edit.editing.settings import EditorSettings
+from emu_edit.editing.task_mix import TaskMix
+from emu_edit.editing.threshold import ALPHA, keep_unchanged
+from emu_edit.errors import InputError
+from emu_edit.images import to_pil
+from emu_edit.models.codec import PatchCodec
+from emu_edit.models.task_embedding import TaskEmbedding
+from emu_edit.models.tiny import TinyText
+from emu_edit.models.unet import UNetDenoiser
+from emu_edit.models.weights import EditNetworks
+from emu_edit.tasks import SIXTEEN
+
+
+def make_editor(seed: int = 7) -> Editor:
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(seed)
+        networks = EditNetworks(
+            UNetDenoiser(
+                12,
+                [16, 16],
+                attention=[False, True],
+                text_dim=16,
+                task_dim=8,
+                head_dim=8,
+                norm_groups=4,
+            ),
+            TinyText(dim=16, num_layers=1, num_heads=2),
+            PatchCodec(patch=2),
+            task_embedding=TaskEmbedding(len(SIXTEEN), 8),
+            tasks=SIXTEEN,
+        ).eval()
+        # an untrained model says "no change" and ignores its task: its last layer and its task maps
+        # are zero
+        for parameter in networks.parameters():
+            if not parameter.any():
+                parameter.data.normal_(std=0.05)
+    return Editor(
+        networks,
+        schedule=NoiseSchedule.scaled_linear(),
+        prediction=Prediction.change,
+        settings=EditorSettings(image_size=16, num_steps=2, guidance=Guidance(2.0, 1.2)),
+    )
+
+
+@pytest.fixture(scope="module")
+def editor() -> Editor:
+    return make_editor()
+
+
+def picture(height: int = 12, width: int = 14, seed: int = 0) -> UInt8[Tensor, "3 h w"]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def session(editor: Editor) -> EditSession:
+    """Three turns with all that can be chosen, one of them after an undo."""
+    started = EditSession.start(editor, picture(), seed=5)
+    first = started.edit("make it red", task="local")
+    second = first.edit("add a hat", task=TaskMix("add", "local", 1 / 3), negative="a dog").undo()
+    second = second.edit("paint it", task="style", sampler=Sampler.euler_ancestral, num_steps=3)
+    return second.edit("blur", task="local", guidance=Guidance(3.0, 1.0), threshold=1.0, seed=9)
+
+
+def test_editing_makes_a_new_session_and_leaves_the_old_one_alone(editor: Editor) -> None:
+    image = picture()
+    started = EditSession.start(editor, image)
+    edited = started.edit("make it red", task="local")
+    assert (len(started.turns), len(started.images)) == (0, 1)
+    assert (len(edited.turns), len(edited.images)) == (1, 2)
+    assert torch.equal(edited.original, picture())
+    assert not torch.equal(edited.image, image)
+
+
+def test_a_session_of_one_turn_is_the_plain_edit_with_the_sessions_seed(editor: Editor) -> None:
+    edited = EditSession.start(editor, picture(), seed=3).edit("make it red", task="local")
+    assert torch.equal(edited.image, editor.edit(picture(), "make it red", task="local", seed=3))
+
+
+def test_a_pil_picture_starts_the_same_session_as_its_pixels(editor: Editor) -> None:
+    assert torch.equal(EditSession.start(editor, to_pil(picture())).image, picture())
+    assert isinstance(to_pil(picture()), Image.Image)
+
+
+def test_every_turn_has_a_seed_of_its_own_that_depends_on_the_sessions() -> None:
+    seeds = [turn_seed(seed, turn) for seed in (0, 1, 2**63 - 1) for turn in range(1, 20)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds == [turn_seed(seed, turn) for seed in (0, 1, 2**63 - 1) for turn in range(1, 20)]
+    assert turn_seed(5, 1) == 5
+
+
+def test_a_turn_says_all_that_decided_its_pixels(session: EditSession) -> None:
+    assert session.turns == (
+        Turn("make it red", "local", 5, "", 2.0, 1.2, 2, "ddim", None),
+        Turn("paint it", "style", turn_seed(5, 2), "", 2.0, 1.2, 3, "euler_ancestral", None),
+        Turn("blur", "local", 9, "", 3.0, 1.0, 2, "ddim", 1.0),
+    )
+
+
+def test_the_second_turn_is_thresholded_unless_it_is_switched_off(editor: Editor) -> None:
+    first = EditSession.start(editor, picture()).edit("make it red", task="local")
+    usual = first.edit("add a hat", task="add")
+    free = first.edit("add a hat", task="add", threshold=None)
+    strong = first.edit("add a hat", task="add", threshold=0.5)
+    assert [s.turns[-1].threshold for s in (usual, free, strong)] == [ALPHA, None, 0.5]
+    assert torch.equal(usual.image, keep_unchanged(first.image, free.image))
+    assert torch.equal(strong.image, keep_unchanged(first.image, free.image, alpha=0.5))
+    assert not torch.equal(strong.image, free.image)
+
+
+def test_undo_goes_back_to_the_very_same_picture_and_a_branch_goes_on_from_it(
+    session: EditSession,
+) -> None:
+    assert session.undo().images == session.images[:-1]
+    assert session.undo().turns == session.turns[:-1]
+    branch = session.at(1).edit("make it green", task="local")
+    assert branch.images[:2] == session.images[:2]
+    assert [turn.instruction for turn in branch.turns] == ["make it red", "make it green"]
+    assert len(session.turns) == 3
+    assert session.at(3).images == session.images
+
+
+def test_undoing_the_original_is_refused(editor: Editor) -> None:
+    with pytest.raises(InputError, match="there is no turn to undo: the picture is the original"):
+        EditSession.start(editor, picture()).undo()
+
+
+@pytest.mark.parametrize("turn", [-1, 4])
+def test_branching_from_a_turn_that_is_not_there_is_refused(
+    session: EditSession, turn: int
+) -> None:
+    with pytest.raises(InputError, match=f"the session has turns 0 to 3, there is no {turn}"):
+        session.at(turn)
+
+
+def test_replaying_a_manifest_from_its_file_gives_identical_pixels(session: EditSession) -> None:
+    manifest = json.loads(json.dumps(session.manifest()))
+    told = []
+    again = replay(
+        make_editor(), picture(), manifest, lambda done, total: told.append((done, total))
+    )
+    assert again.turns == session.turns
+    for mine, theirs in zip(again.images, session.images, strict=True):
+        assert torch.equal(mine, theirs)
+    assert again.manifest() == manifest
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_a_branch_replays_to_identical_pixels_too(editor: Editor, session: EditSession) -> None:
+    branch = session.at(1).edit("add a hat", task=TaskMix("add", "local", 1 / 3))
+    again = replay(editor, picture(), json.loads(json.dumps(branch.manifest())))
+    assert torch.equal(again.image, branch.image)
+    assert again.undo().manifest() == session.at(1).manifest()
+
+
+def test_a_replayed_session_goes_on_like_the_first(editor: Editor, session: EditSession) -> None:
+    again = replay(editor, picture(), session.manifest())
+    assert torch.equal(
+        again.edit("add a hat", task="add").image, session.edit("add a hat", task="add").image
+    )
+
+
+def test_another_picture_is_refused(editor: Editor, session: EditSession) -> None:
+    with pytest.raises(InputError, match=r"the manifest is of another picture: the size agrees"):
+        replay(editor, picture(seed=1), session.manifest())
+    with pytest.raises(
+        InputError, match=r"is of a picture of 14x12, this one is 15x12; .* --size 12 if it was"
+    ):
+        replay(editor, picture(12, 15), session.manifest())
+
+
+def test_another_model_is_refused(session: EditSession) -> None:
+    with pytest.raises(InputError, match=r"with another model \(its weights differ\); give"):
+        replay(make_editor(seed=8), picture(), session.manifest())
+
+
+class FixedPredictor(torch.nn.Module):
+    def predict(self, instructions: list[str]) -> list[TaskPrediction]:
+        return [TaskPrediction("add", 0.9, (("add", 0.9), ("local", 0.1))) for _ in instructions]
+
+
+def test_the_predictor_chooses_the_task_when_none_is_named(editor: Editor) -> None:
+    told = EditSession.start(editor, picture()).edit("add a hat", task="add")
+    asked = make_editor()
+    asked.predictor = FixedPredictor()  # type: ignore[assignment]
+    guessed = EditSession.start(asked, picture()).edit("add a hat")
+    assert guessed.turns == told.turns
+    assert torch.equal(guessed.image, told.image)
+
+
+def test_a_turn_without_task_is_refused_on_a_model_without_predictor(editor: Editor) -> None:
+    with pytest.raises(InputError, match="this model has no task predictor; name the task"):
+        EditSession.start(editor, picture()).edit("add a hat")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"instruction": " "}, "the instruction is empty"),
+        ({"negative": "\x00"}, r"the negative text has the character U\+0000"),
+        ({"task": "lokal"}, "unknown task 'lokal'.* Did you mean 'local'"),
+        ({"threshold": -1.0}, "the threshold must be a number of at least 0"),
+        ({"seed": -1}, r"a seed must be at least 0 and below 2\^63, got -1"),
+        ({"num_steps": 0}, "num_steps must be 1 to 1000, got 0"),
+    ],
+)
+def test_a_turn_that_cannot_be_made_is_refused(
+    editor: Editor, change: dict[str, object], words: str
+) -> None:
+    arguments = {"instruction": "make it red", "task": "local", **change}
+    with pytest.raises(InputError, match=words):
+        EditSession.start(editor, picture()).edit(**arguments)  # type: ignore[arg-type]
