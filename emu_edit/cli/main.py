@@ -39,6 +39,10 @@ VERBS = {
     "edit": Verb("edit", "run", "edit a picture by instruction"),
     "shards": Verb("shards", "run", "write, convert and check training data"),
     "evaluate": Verb("evaluate", "run", "score a model against exact ground truth, per task"),
+    "predictor": Verb(
+        "predictor", "run", "train and measure what tells the task from the instruction"
+    ),
+    "app": Verb("app", "run", "serve a web page for editing in turns, on this computer"),
     "export": Verb("export", "run", "turn a checkpoint into a model directory"),
 }
 

@@ -1,4 +1,4 @@
-"""What a finished training leaves behind: model, curves, grid, table, and where it all is.
+"""What a finished training leaves behind: model, predictor, curves, grid, table, and where it is.
 
 Everything is made from the exported model directory and the metrics file, not from the live module,
 so that what is reported is what a user will get.
@@ -13,10 +13,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.ema import Ema
+from datamodules.edit import EditDataModule
 from datamodules.world.data import WorldData
 from datamodules.world.photos import Photos
 from emu_edit.cli.curves import draw_curves, read_curves
 from emu_edit.cli.find_model import MODEL
+from emu_edit.cli.predictor_training import add_predictor
 from emu_edit.cli.progress import step_bar
 from emu_edit.cli.run_folder import METRICS
 from emu_edit.cli.world_benchmark import (
@@ -63,6 +65,9 @@ def write_report(run: FinishedRun) -> None:
     ema = next((c for c in run.trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
     export_model(run.module, run.folder / MODEL, ema=None if ema is None else ema.average)
     lines = [f"model       {run.folder / MODEL}", f"checkpoint  {last_checkpoint(run.trainer)}"]
+    if isinstance(run.data, EditDataModule):
+        told = add_predictor(run.folder / MODEL, run.data.train_folder, run.module.networks.tasks)
+        lines.append(f"predictor   {told}")
     metrics = run.folder / METRICS
     if metrics.is_file() and draw_curves(read_curves(metrics), run.folder / CURVES):
         lines.append(f"curves      {run.folder / CURVES}")
@@ -76,7 +81,7 @@ def write_report(run: FinishedRun) -> None:
         grids = sorted((run.folder / "grids").glob("*.png"))
         lines += [f"grid        {grid}" for grid in grids[-1:]]
     lines.append(f"numbers     {run.folder / RESULTS}")
-    sys.stdout.write("\n".join(lines) + "\n\n" + next_command(run.folder))
+    sys.stdout.write("\n".join(lines) + "\n\n" + next_command(run))
 
 
 def about_run(run: FinishedRun) -> dict[str, object]:
@@ -112,9 +117,11 @@ def last_checkpoint(trainer: Trainer) -> str:
     return "none (no ModelCheckpoint with save_last in trainer.callbacks)"
 
 
-def next_command(folder: Path) -> str:
+def next_command(run: FinishedRun) -> str:
     """Tell how to use what was trained."""
+    # without a predictor the task has to be named
+    task = "" if isinstance(run.data, EditDataModule) else " --task local"
     return (
         "edit a picture with it:\n"
-        f'  emu-edit edit PICTURE "make the sky red" --task local -o edited.png --model {folder}\n'
+        f'  emu-edit edit PICTURE "make the sky red"{task} -o edited.png --model {run.folder}\n'
     )

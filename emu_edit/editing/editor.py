@@ -7,7 +7,7 @@ it, so they cannot disagree about an edit.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +20,18 @@ from emu_edit.diffusion.guidance import Guidance, guided
 from emu_edit.diffusion.prediction import Predict, Prediction, check, with_source
 from emu_edit.diffusion.samplers import Sampler, sample
 from emu_edit.diffusion.schedule import NoiseSchedule
-from emu_edit.errors import InputError, closest
+from emu_edit.editing.predictor import PREDICTOR, TaskPrediction, TaskPredictor
+from emu_edit.editing.settings import EditorSettings, choice
+from emu_edit.editing.task_mix import TaskChoice, task_vectors
+from emu_edit.errors import InputError
 from emu_edit.images import from_pil, to_float, to_uint8
 from emu_edit.models.conditioning import branches
-from emu_edit.models.interfaces import Conditioning
+from emu_edit.models.interfaces import Conditioning, TextFeatures
 from emu_edit.models.weights import EditNetworks, load_networks, save_networks
 from emu_edit.text_rules import clean_instruction
 
 OnStep = Callable[[int, int], None]  # called with (steps done, steps in all)
+Seed = int | torch.Generator  # a number, or a CPU generator that goes on from where it is
 
 # diffusers' `prediction_type`; for `change` it holds once the source latents are added
 DIFFUSERS_NAMES = {
@@ -36,59 +40,6 @@ DIFFUSERS_NAMES = {
     Prediction.z0: "sample",
     Prediction.change: "sample",
 }
-
-
-@dataclass(frozen=True)
-class EditorSettings:
-    """How a model is sampled unless a call says otherwise.
-
-    Attributes:
-        image_size: side in pixels of the training pictures; other sizes are edited as they are, not
-            resized.
-        guidance: strength of text and of source picture; (1, 1) is the plain conditional model, at
-            a third of the cost.
-        num_steps: sampler steps, at least 1.
-        sampler: `euler_ancestral` adds fresh noise on the way, the others are deterministic given
-            the first noise.
-    """
-
-    image_size: int = 64
-    guidance: Guidance = field(default_factory=Guidance)
-    num_steps: int = 20
-    sampler: Sampler = Sampler.ddim
-
-    def __post_init__(self) -> None:
-        """Refuse sizes and step counts below 1."""
-        for name, value in (("image_size", self.image_size), ("num_steps", self.num_steps)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
-
-    def to_dict(self) -> dict[str, object]:
-        """Return the settings as JSON-ready primitives."""
-        return {
-            "image_size": self.image_size,
-            "guidance_text": self.guidance.text,
-            "guidance_image": self.guidance.image,
-            "num_steps": self.num_steps,
-            "sampler": self.sampler.name,
-        }
-
-    @staticmethod
-    def from_dict(values: dict[str, object], *, where: str) -> "EditorSettings":
-        """Rebuild settings from `to_dict`.
-
-        Raises:
-            InputError: if an entry is missing or not of the kind `to_dict` writes.
-        """
-        return EditorSettings(
-            image_size=int(_number(values, "image_size", where)),
-            guidance=Guidance(
-                text=_number(values, "guidance_text", where),
-                image=_number(values, "guidance_image", where),
-            ),
-            num_steps=int(_number(values, "num_steps", where)),
-            sampler=Sampler[_choice(values, "sampler", [s.name for s in Sampler], where)],
-        )
 
 
 class Editor:
@@ -106,6 +57,7 @@ class Editor:
         schedule: NoiseSchedule,
         prediction: Prediction,
         settings: EditorSettings,
+        predictor: TaskPredictor | None = None,
     ) -> None:
         """Join networks and schedule; the networks are used where they are, not copied.
 
@@ -118,23 +70,30 @@ class Editor:
         self.schedule = schedule
         self.prediction = prediction
         self.settings = settings
+        self.predictor = predictor
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "cpu") -> "Editor":
         """Load a model directory written by `save_pretrained` (or `emu-edit export`).
+
+        Its task predictor is loaded when it has one.
 
         Raises:
             InputError: if `path` is not such a directory, or a part of it is missing or of another
                 model.
         """
         networks, scheduler_config, values = load_networks(Path(path), device)
+        predictor = Path(path).expanduser() / PREDICTOR
         where = f"{path}/model_index.json"
-        prediction = Prediction[_choice(values, "prediction", [p.name for p in Prediction], where)]
+        prediction = Prediction[choice(values, "prediction", [p.name for p in Prediction], where)]
         return cls(
             networks.eval(),
             schedule=NoiseSchedule.from_config(scheduler_config),
             prediction=prediction,
             settings=EditorSettings.from_dict(values, where=where),
+            predictor=TaskPredictor.from_pretrained(predictor, tasks=networks.tasks).to(device)
+            if predictor.exists()
+            else None,
         )
 
     def save_pretrained(self, path: Path | str) -> None:
@@ -147,7 +106,13 @@ class Editor:
                 "prediction_type": DIFFUSERS_NAMES[self.prediction],
             },
             settings={"prediction": self.prediction.name, **self.settings.to_dict()},
+            also=self._write_predictor,
         )
+
+    def _write_predictor(self, folder: Path) -> None:
+        if self.predictor is not None:
+            (folder / PREDICTOR).mkdir()
+            self.predictor.write_parts(folder / PREDICTOR)
 
     @property
     def device(self) -> torch.device:
@@ -167,8 +132,9 @@ class Editor:
         image: UInt8[Tensor, "3 h w"] | Image.Image,
         instruction: str,
         *,
-        task: str,
+        task: TaskChoice | None = None,
         seed: int = 0,
+        negative: str = "",
         guidance: Guidance | None = None,
         num_steps: int | None = None,
         sampler: Sampler | None = None,
@@ -182,8 +148,11 @@ class Editor:
         Args:
             image: the picture; a PIL image is turned upright and made RGB first.
             instruction: what to change, in words.
-            task: name of the task, see `emu_edit.tasks`.
+            task: name of the task, see `emu_edit.tasks`, or a mix of two; None asks the model's
+                task predictor.
             seed: same seed, same pixels.
+            negative: what the picture should not show; stands where guidance has no text, so it
+                needs a text guidance other than 1.
             guidance: strength of text and of source picture.
             num_steps: sampler steps.
             sampler: how to step.
@@ -200,21 +169,43 @@ class Editor:
             sampler=self.settings.sampler if sampler is None else sampler,
         )
         return self.edit_batch(
-            pixels[None], [instruction], [task], [seed], settings=settings, on_step=on_step
+            pixels[None],
+            [instruction],
+            [task],
+            [seed],
+            negative=negative,
+            settings=settings,
+            on_step=on_step,
         )[0]
+
+    def predict_tasks(self, instructions: Sequence[str]) -> list[TaskPrediction]:
+        """Ask the model's predictor which tasks are meant.
+
+        Raises:
+            InputError: if the model has none, or an instruction is empty, too long or not text.
+        """
+        if self.predictor is None:
+            raise InputError(
+                "this model has no task predictor; name the task (--task), or train one with "
+                "'emu-edit predictor fit MODEL'"
+            )
+        return self.predictor.predict([clean_instruction(text) for text in instructions])
 
     @torch.no_grad()
     def edit_batch(
         self,
         images: UInt8[Tensor, "b 3 h w"],
         instructions: Sequence[str],
-        tasks: Sequence[str],
-        seeds: Sequence[int],
+        tasks: Sequence[TaskChoice | None],
+        seeds: Sequence[Seed],
         *,
+        negative: str = "",
         settings: EditorSettings | None = None,
         on_step: OnStep | None = None,
     ) -> UInt8[Tensor, "b 3 h w"]:
         """Edit pictures of one size together, each as if edited alone; the result is on the CPU.
+
+        A generator given for a seed is advanced; rows that share one draw from it in turn.
 
         Raises:
             InputError: for an unknown task, or an instruction that is empty, too long or not text.
@@ -227,35 +218,41 @@ class Editor:
                 f"edit_batch needs as many instructions, tasks and seeds as images, got {counts}"
             )
         texts = [clean_instruction(text) for text in instructions]
-        indices = torch.tensor([self.networks.tasks.index(task) for task in tasks])
+        if negative:
+            negative = clean_instruction(negative, what="negative text")
+            if settings.guidance.text == 1:
+                raise InputError(
+                    "negative text has no effect at text guidance 1; give a higher one, e.g. 3"
+                )
+        v_task = task_vectors(self.networks, self._chosen(texts, tasks))
         height, width = images.shape[-2:]
         padded = reflect_to_multiple(images, self.multiple)
-        edited = self._edit_padded(padded, texts, indices, seeds, settings, on_step)
+        text, null_text = self.networks.encode_text(texts, negative)
+        cond = Conditioning(
+            text=text,
+            z_source=self.networks.codec.encode_condition(to_float(padded.to(self.device))),
+            v_task=v_task,
+        )
+        edited = self._sample(cond, null_text, seeds, settings, on_step)
         return edited[..., :height, :width]
 
-    def _edit_padded(
+    def _chosen(self, texts: list[str], tasks: Sequence[TaskChoice | None]) -> list[TaskChoice]:
+        unnamed = [text for text, task in zip(texts, tasks, strict=True) if task is None]
+        predicted = iter(self.predict_tasks(unnamed) if unnamed else [])
+        return [next(predicted).task if task is None else task for task in tasks]
+
+    def _sample(
         self,
-        images: UInt8[Tensor, "b 3 h w"],
-        texts: list[str],
-        tasks: Int64[Tensor, " b"],
-        seeds: Sequence[int],
+        cond: Conditioning,
+        null_text: TextFeatures,
+        seeds: Sequence[Seed],
         settings: EditorSettings,
         on_step: OnStep | None,
     ) -> UInt8[Tensor, "b 3 h w"]:
-        networks, device = self.networks, self.device
-        text, null_text = networks.encode_text(texts)
-        cond = Conditioning(
-            text=text,
-            z_source=networks.codec.encode_condition(to_float(images.to(device))),
-            v_task=networks.task_embedding(tasks.to(device)),
-        )
-        if settings.guidance.is_plain:
-            predict = self._predictor(cond)
-        else:
-            predict = guided(self._predictor(branches(cond, null_text)), settings.guidance)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        told = branches(cond, null_text, settings.guidance.needed)
+        generators = [_generator(seed) for seed in seeds]
         latents = sample(
-            predict,
+            guided(self._predictor(told), settings.guidance),
             _noise(generators, cond.z_source),
             schedule=self.schedule,
             prediction=self.prediction,
@@ -264,7 +261,7 @@ class Editor:
             generator=generators,
             on_step=on_step,
         )
-        return to_uint8(networks.codec.decode(latents)).cpu()
+        return to_uint8(self.networks.codec.decode(latents)).cpu()
 
     def _predictor(self, cond: Conditioning) -> Predict:
         return with_source(
@@ -292,23 +289,12 @@ def _reflected(length: int, padded: int) -> Int64[Tensor, " n"]:
     return torch.where(index < length, index, period - index)
 
 
+def _generator(seed: Seed) -> torch.Generator:
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+
+
 def _noise(
     generators: list[torch.Generator], like: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b c h w"]:
     rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
     return torch.stack(rows).to(like)
-
-
-def _number(values: dict[str, object], name: str, where: str) -> float:
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{where}: {name} must be a number, got {value!r}; export the model again")
-    return float(value)
-
-
-def _choice(values: dict[str, object], name: str, known: list[str], where: str) -> str:
-    value = values.get(name)
-    if value not in known:
-        hint = closest(str(value), known)
-        raise InputError(f"{where}: {name} must be one of {', '.join(known)}, got {value!r}.{hint}")
-    return str(value)

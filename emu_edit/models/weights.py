@@ -9,6 +9,8 @@ not at all: it is written under another name and renamed.
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
@@ -27,10 +29,18 @@ from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.unet import TASK_FILE, PretrainedUNetDenoiser, UNetDenoiser
 from emu_edit.tasks import TaskTable
 
-__all__ = ["EditNetworks", "freeze", "load_networks", "save_networks"]
+__all__ = [
+    "EditNetworks",
+    "freeze",
+    "load_networks",
+    "new_directory",
+    "read_task_table",
+    "save_networks",
+]
 
 Json = dict[str, object]
 TABLE = "table"
+INDEX = "model_index.json"  # diffusers' name; what makes a directory a model directory
 
 
 class EditNetworks(nn.Module):
@@ -80,9 +90,11 @@ class EditNetworks(nn.Module):
         """Where the task table is; the networks are moved together."""
         return self.task_embedding.table.device
 
-    def encode_text(self, texts: tuple[str, ...] | list[str]) -> tuple[TextFeatures, TextFeatures]:
-        """Return the features of `texts` and those of "" (b = 1, equal token count)."""
-        features = self.text_encoder([*texts, ""])
+    def encode_text(
+        self, texts: tuple[str, ...] | list[str], null_text: str = ""
+    ) -> tuple[TextFeatures, TextFeatures]:
+        """Return the features of `texts` and those of `null_text` (b = 1, equal token count)."""
+        features = self.text_encoder([*texts, null_text])
         b = len(texts)
         return (
             TextFeatures(tokens=features.tokens[:b], mask=features.mask[:b]),
@@ -100,7 +112,12 @@ class EditNetworks(nn.Module):
 
 
 def save_networks(
-    networks: EditNetworks, path: str | Path, *, scheduler_config: Json, settings: Json
+    networks: EditNetworks,
+    path: str | Path,
+    *,
+    scheduler_config: Json,
+    settings: Json,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model directory; one that exists is replaced when it is a model directory too.
 
@@ -110,25 +127,49 @@ def save_networks(
         scheduler_config: for `scheduler/scheduler_config.json`, in diffusers' words.
         settings: everything else an editor needs to know, kept in `model_index.json` under
             "_emu_edit".
+        also: called with the directory before it appears under its name, to write more parts.
 
     Raises:
         InputError: if `path` is a file or a directory of something else.
     """
+    with new_directory(path, INDEX, what="model directory") as part:
+        _write_parts(networks, part, scheduler_config, settings)
+        if also is not None:
+            also(part)
+
+
+@contextmanager
+def new_directory(path: str | Path, index: str, *, what: str) -> Iterator[Path]:
+    """Yield an empty directory that appears under `path` when the block ends without an error.
+
+    Args:
+        path: the directory to make; replaced when it exists.
+        index: name of the file that every directory of this kind has.
+        what: name of the kind, for the message.
+
+    Raises:
+        InputError: if `path` is a file, or a directory of another kind that is not empty.
+    """
     target = Path(path).expanduser().absolute()
-    if target.is_file() or (
-        target.is_dir() and any(target.iterdir()) and not _index_file(target).is_file()
-    ):
-        raise InputError(
-            f"{target} exists and is no model directory; it is left alone, give another path"
-        )
+    refuse_another_kind(target, index, what=what)
     part = target.parent / f".{target.name}.{os.getpid()}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        _write_parts(networks, part, scheduler_config, settings)
+        yield part
         _put_in_place(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def refuse_another_kind(path: Path, index: str, *, what: str) -> None:
+    """Refuse to replace what `new_directory` would not replace; call it before long work.
+
+    Raises:
+        InputError: if `path` is a file, or a directory without an `index` that is not empty.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / index).is_file()):
+        raise InputError(f"{path} exists and is no {what}; it is left alone, give another path")
 
 
 def load_networks(
@@ -168,7 +209,7 @@ def load_networks(
         task_embedding=task_embedding,
         tasks=names,
     )
-    scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     return networks.eval().to(device), scheduler_config, index["_emu_edit"]
 
 
@@ -187,8 +228,8 @@ def _write_parts(
     text.tokenizer.save_pretrained(folder / "tokenizer")
     vae = _write_codec(codec, folder / "vae")
     scheduler = {"_class_name": "DDIMScheduler", **scheduler_config}
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    _write_json(
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(
         folder / "tasks" / "tasks.json",
         {"names": list(networks.tasks.names), "dim": networks.task_embedding.dim},
     )
@@ -196,7 +237,7 @@ def _write_parts(
     save_file(
         {name: value.cpu().contiguous() for name, value in tensors.items()}, folder / TASK_FILE
     )
-    _write_json(
+    write_json(
         _index_file(folder),
         {
             "_class_name": "EmuEditPipeline",
@@ -224,7 +265,7 @@ def _write_codec(codec: ImageCodec, folder: Path) -> list[str]:
             return ["diffusers", "AutoencoderKL"]
         case PatchCodec():
             numbers = {"patch": codec.patch, "shift": codec.shift, "scale": codec.scale}
-            _write_json(folder / "config.json", {"_class_name": "PatchCodec", **numbers})
+            write_json(folder / "config.json", {"_class_name": "PatchCodec", **numbers})
             return ["emu_edit.models.codec", "PatchCodec"]
         case _:
             raise InputError(
@@ -233,7 +274,7 @@ def _write_codec(codec: ImageCodec, folder: Path) -> list[str]:
 
 
 def _read_codec(folder: Path, *, scale_condition: bool) -> ImageCodec:
-    config = _read_json(folder / "vae" / "config.json")
+    config = read_json(folder / "vae" / "config.json")
     if config.get("_class_name") != "PatchCodec":
         return KLCodec(str(folder), scale_condition=scale_condition)
     try:
@@ -246,13 +287,24 @@ def _read_codec(folder: Path, *, scale_condition: bool) -> ImageCodec:
         ) from error
 
 
-def _read_tasks(folder: Path, expected: TaskTable | None) -> tuple[Float[Tensor, "n k"], TaskTable]:
-    names = _read_json(folder / "tasks" / "tasks.json").get("names")
+def read_task_table(path: str | Path) -> TaskTable:
+    """Return the task names of a model directory, without loading its networks.
+
+    Raises:
+        InputError: if it is no model directory, or its list of names cannot be read.
+    """
+    folder = Path(path).expanduser()
+    _read_index(folder)
+    names = read_json(folder / "tasks" / "tasks.json").get("names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(
             f"{folder}/tasks/tasks.json has no list of task names; export the model again"
         )
-    tasks = TaskTable(tuple(names))
+    return TaskTable(tuple(names))
+
+
+def _read_tasks(folder: Path, expected: TaskTable | None) -> tuple[Float[Tensor, "n k"], TaskTable]:
+    tasks = read_task_table(folder)
     if expected is not None and tasks != expected:
         raise InputError(
             f"{folder} has another task table: {', '.join(tasks.names)}; "
@@ -275,7 +327,7 @@ def _read_index(folder: Path) -> dict:
         raise InputError(
             f"{folder} is no model directory (no model_index.json); give one made by `export`"
         )
-    index = _read_json(_index_file(folder))
+    index = read_json(_index_file(folder))
     if not isinstance(index.get("_emu_edit"), dict) or not isinstance(index.get("_networks"), dict):
         raise InputError(
             f"{folder} is a diffusers model, not one of this project; `fit` on it, then `export`"
@@ -284,10 +336,15 @@ def _read_index(folder: Path) -> dict:
 
 
 def _index_file(folder: Path) -> Path:
-    return folder / "model_index.json"
+    return folder / INDEX
 
 
-def _read_json(file: Path) -> dict:
+def read_json(file: Path) -> dict:
+    """Return the JSON object of a file that belongs to a model directory.
+
+    Raises:
+        InputError: if it cannot be read or holds something else.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -297,7 +354,8 @@ def _read_json(file: Path) -> dict:
     return value
 
 
-def _write_json(file: Path, value: Json) -> None:
+def write_json(file: Path, value: Json) -> None:
+    """Write a JSON object for people to read; its folder is made if missing."""
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

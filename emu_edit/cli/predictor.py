@@ -1,0 +1,198 @@
+"""`emu-edit predictor fit | evaluate`: train the task predictor of a model, and measure it."""
+
+import sys
+import time
+from pathlib import Path
+
+from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
+from emu_edit.cli.find_model import find_model
+from emu_edit.errors import InputError, closest
+
+PRETRAINED_LR = 1e-4  # fine-tuning; a frozen encoder's head learns at the default rate
+SUMMARIES = {
+    "fit": "train a predictor and put it into a model directory",
+    "evaluate": "measure a predictor: accuracy, confusions, calibration",
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Run one of the two commands.
+
+    Raises:
+        InputError: for an unknown command, or what the command cannot use.
+    """
+    commands = {"fit": run_fit, "evaluate": run_evaluate}
+    first = arguments[0] if arguments else "--help"
+    if first in {"--help", "-h"}:
+        sys.stdout.write(overview())
+        return 0
+    if first not in commands:
+        hint = closest(first, list(commands))
+        raise InputError(
+            f"unknown command 'predictor {first}'; known: {', '.join(commands)}.{hint}"
+        )
+    return commands[first](arguments[1:])
+
+
+def overview() -> str:
+    """Return the help of the verb."""
+    lines = [f"  {name:<10}{summary}" for name, summary in SUMMARIES.items()]
+    return "\n".join([
+        "usage: emu-edit predictor COMMAND [ARGUMENTS]",
+        "",
+        "The task predictor reads an instruction and names the kind of edit it asks for.",
+        "",
+        *lines,
+        "",
+        "emu-edit predictor COMMAND --help tells more.",
+        "",
+    ])
+
+
+def fit_parser() -> ArgumentParser:
+    """Build the parser of `predictor fit`."""
+    made = ArgumentParser(
+        prog="emu-edit predictor fit",
+        description="Train a task predictor and put it into a model directory, where `edit` finds "
+        "it. Without --data it learns the sentences of the built-in world, without --encoder with "
+        "a small text encoder of its own.",
+        epilog="example:\n"
+        "  emu-edit predictor fit MODEL --data shards/train --encoder google/flan-t5-base",
+    )
+    made.add_argument(
+        "model", type=Path, nargs="?", help="model directory or run folder (default: newest run's)"
+    )
+    made.add_argument("--data", type=Path, metavar="DIR", help="shards to take instructions from")
+    made.add_argument(
+        "--encoder", metavar="PATH", help="pretrained text encoder: a directory or a hub name"
+    )
+    made.add_argument(
+        "--freeze", action="store_true", help="train only the map from its features to the tasks"
+    )
+    made.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="write the predictor here instead"
+    )
+    made.add_argument("--steps", type=positive_int, help="optimizer steps (default 500)")
+    made.add_argument("--batch", type=positive_int, help="instructions per step (default 64)")
+    made.add_argument("--lr", type=float, help="peak learning rate (default: by encoder)")
+    made.add_argument("--seed", type=seed_int, default=0, help="same seed, same predictor on a CPU")
+    made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if --encoder)")
+    return made
+
+
+def run_fit(arguments: list[str]) -> int:
+    """Train, save, and say how sure the predictor may be.
+
+    Raises:
+        InputError: if model, data, encoder or output cannot be used.
+    """
+    options = fit_parser().parse(arguments)
+    if options.freeze and options.encoder is None:
+        raise InputError("--freeze needs --encoder: a small encoder of our own has to be trained")
+    model = None if options.model is None and options.output else find_model(options.model)
+    from emu_edit.cli.devices import choose_device
+    from emu_edit.cli.predictor_training import describe_training, gather, train_with_bar, untrained
+    from emu_edit.editing.predictor import INDEX, PREDICTOR
+    from emu_edit.models.weights import read_task_table, refuse_another_kind
+    from emu_edit.tasks import SIXTEEN
+    from emu_edit.training.predictor import PredictorSettings
+
+    folder = options.output
+    if folder is None and model is not None:
+        folder = model / PREDICTOR
+    refuse_another_kind(folder, INDEX, what="task predictor")
+    tasks = SIXTEEN if model is None else read_task_table(model)
+    is_tuned = options.encoder is not None and not options.freeze
+    defaults = PredictorSettings()
+    settings = PredictorSettings(
+        steps=defaults.steps if options.steps is None else options.steps,
+        batch_size=defaults.batch_size if options.batch is None else options.batch,
+        lr=(PRETRAINED_LR if is_tuned else defaults.lr) if options.lr is None else options.lr,
+        seed=options.seed,
+    )
+    device = choose_device("cpu" if options.encoder is None else options.device)
+    predictor = untrained(options.encoder, tasks, is_tuned=is_tuned, seed=options.seed).to(device)
+    instructions = gather(options.data, tasks, seed=options.seed)
+    start = time.monotonic()
+    calibration = train_with_bar(predictor, instructions, settings)
+    predictor.save_pretrained(folder)
+    sys.stdout.write(
+        f"{describe_training(calibration)}\n"
+        f"wrote {folder} ({len(instructions)} instructions, {time.monotonic() - start:.0f} s)\n"
+    )
+    return 0
+
+
+def evaluate_parser() -> ArgumentParser:
+    """Build the parser of `predictor evaluate`."""
+    made = ArgumentParser(
+        prog="emu-edit predictor evaluate",
+        description="Ask a predictor for the task of instructions whose task is known; writes "
+        "confusion.json and confusion.png.",
+    )
+    made.add_argument("model", type=Path, help="model directory, run folder or predictor directory")
+    made.add_argument(
+        "--split",
+        choices=("heldout", "train"),
+        default="heldout",
+        help="of the built-in world; heldout: sentences that training never saw (default)",
+    )
+    made.add_argument("--data", type=Path, metavar="DIR", help="shards instead of the world")
+    made.add_argument(
+        "--texts", type=positive_int, default=1600, help="instructions of the world (default 1600)"
+    )
+    made.add_argument("--seed", type=seed_int, default=1, help="of the world (default 1)")
+    made.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: beside MODEL")
+    made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
+    return made
+
+
+def run_evaluate(arguments: list[str]) -> int:
+    """Measure the predictor, print the table, write numbers and picture.
+
+    Raises:
+        InputError: if there is no predictor, or its data cannot be read.
+    """
+    options = evaluate_parser().parse(arguments)
+    directory = predictor_directory(options.model)
+    from datamodules.instructions import shard_instructions, world_instructions
+    from emu_edit.cli.devices import choose_device
+    from emu_edit.cli.predictor_report import format_score, score, write_score
+    from emu_edit.cli.progress import step_bar
+    from emu_edit.editing.predictor import TaskPredictor
+
+    predictor = TaskPredictor.from_pretrained(directory).to(choose_device(options.device))
+    with step_bar("reading", "instructions") as on_step:
+        if options.data is None:
+            source = f"{options.split} world, seed {options.seed}"
+            found = world_instructions(
+                options.seed, options.texts, split=options.split, on_step=on_step
+            )
+        else:
+            source = str(options.data)
+            found = shard_instructions(options.data, on_step=on_step)
+    result = score(predictor, found)
+    path = options.model.absolute()
+    name = options.split if options.data is None else options.data.absolute().name
+    folder = options.output or path.with_name(f"{path.name}-predictor-{name}")
+    write_score(folder, result, predictor=str(directory), source=source)
+    sys.stdout.write(f"{format_score(result)}\n\nwrote {folder}\n")
+    return 0
+
+
+def predictor_directory(path: Path) -> Path:
+    """Return the predictor's directory meant by `path`: itself, or the one of a model.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from emu_edit.editing.predictor import INDEX, PREDICTOR
+
+    if (path / INDEX).is_file():
+        return path
+    model = find_model(path)
+    if not (model / PREDICTOR).is_dir():
+        raise InputError(
+            f"{model} has no task predictor; train one with 'emu-edit predictor fit {model}'"
+        )
+    return model / PREDICTOR

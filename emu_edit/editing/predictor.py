@@ -1,0 +1,243 @@
+"""The task predictor: an instruction in, the task it asks for out, with calibrated confidence.
+
+A text encoder, the mean over its real tokens, and a linear map to the tasks of the model's table.
+The logits are divided by a temperature fitted on texts that were held back from training, so that a
+confidence of 0.9 is right nine times in ten. A predictor lies in a directory of its own, usually
+`predictor/` of a model directory: `predictor.json`, `head.safetensors`, and the encoder in
+transformers' format.
+Source: task index from a fine-tuned Flan-T5, Sheynin et al. 2023, arXiv:2311.10089; temperature
+scaling, Guo et al. 2017, arXiv:1706.04599.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Float64
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emu_edit.errors import InputError
+from emu_edit.models.sources import check_safetensors, quiet_transformers
+from emu_edit.models.text import ModelText, TransformersText
+from emu_edit.models.weights import new_directory, read_json, write_json
+from emu_edit.tasks import TaskTable
+
+PREDICTOR = "predictor"  # its folder in a model directory
+INDEX = "predictor.json"
+HEAD = "head.safetensors"
+VERSION = 1  # of the directory's layout
+TEXTS_AT_ONCE = 128
+AGAIN = "train it again with 'emu-edit predictor fit MODEL'"
+
+
+@dataclass(frozen=True)
+class TaskPrediction:
+    """What the predictor thinks of one instruction.
+
+    Attributes:
+        task: the most probable task.
+        confidence: its calibrated probability, 0 to 1.
+        ranking: all tasks with their probabilities, most probable first.
+    """
+
+    task: str
+    confidence: float
+    ranking: tuple[tuple[str, float], ...]
+
+    SURE = 0.8  # below it, people are shown the first three
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the confidence is high enough not to ask."""
+        return self.confidence >= self.SURE
+
+    def describe(self) -> str:
+        """Word it for people: the task, or the first three with their probabilities when unsure."""
+        if self.is_sure:
+            return f"{self.task} ({self.confidence:.0%})"
+        return ", ".join(f"{task} ({share:.0%})" for task, share in self.ranking[:3])
+
+
+class TaskPredictor(nn.Module):
+    """Tell which task of a table an instruction asks for.
+
+    Args:
+        encoder: T5, CLIP, BERT or another encoder of transformers; its padding is masked.
+        tasks: the table of the model it works for.
+        temperature: what logits are divided by before the softmax, above 0; 1 until it is fitted.
+    """
+
+    def __init__(self, encoder: ModelText, tasks: TaskTable, *, temperature: float = 1.0) -> None:
+        """Put a head of zeros on an encoder: every task is equally probable until it is trained.
+
+        Raises:
+            ValueError: if the encoder attends to its padding, which a mean must not see.
+        """
+        super().__init__()
+        if encoder.attend_padding:
+            raise ValueError("a predictor's encoder masks its padding; give attend_padding=False")
+        self.encoder = encoder
+        self.tasks = tasks
+        self.temperature = temperature
+        self.head = nn.Linear(encoder.dim, len(tasks))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, instructions: Sequence[str]) -> Float[Tensor, "b n"]:
+        """Return the logits of all tasks, not yet divided by the temperature.
+
+        Raises:
+            InputError: if an instruction has more tokens than the encoder takes.
+        """
+        features = self.encoder(list(instructions))
+        is_real = features.mask[..., None].to(features.tokens.dtype)
+        mean = (features.tokens * is_real).sum(dim=1) / is_real.sum(dim=1)
+        return self.head(mean)
+
+    @torch.no_grad()
+    def logits(self, instructions: Sequence[str]) -> Float[Tensor, "b n"]:
+        """Return the logits of any number of instructions, on the CPU.
+
+        Raises:
+            InputError: if an instruction has more tokens than the encoder takes.
+        """
+        parts = [
+            self(instructions[first : first + TEXTS_AT_ONCE]).float().cpu()
+            for first in range(0, len(instructions), TEXTS_AT_ONCE)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, len(self.tasks))
+
+    def probabilities(self, instructions: Sequence[str]) -> Float64[Tensor, "b n"]:
+        """Return the calibrated probability of each task, in the order of the table, on the CPU.
+
+        Raises:
+            InputError: if an instruction has more tokens than the encoder takes.
+        """
+        return torch.softmax(self.logits(instructions).double() / self.temperature, dim=1)
+
+    def predict(self, instructions: Sequence[str]) -> list[TaskPrediction]:
+        """Return one prediction per instruction, in order; put the module in eval mode first.
+
+        Args:
+            instructions: as `clean_instruction` returns them, any number.
+
+        Raises:
+            InputError: if an instruction has more tokens than the encoder takes.
+        """
+        return self.rank(self.probabilities(instructions))
+
+    def rank(self, probabilities: Float64[Tensor, "b n"]) -> list[TaskPrediction]:
+        """Name the tasks of what `probabilities` returned, most probable first."""
+        return [self._prediction(row) for row in probabilities.tolist()]
+
+    def _prediction(self, shares: list[float]) -> TaskPrediction:
+        named = zip(self.tasks.names, shares, strict=True)
+        ranking = tuple(sorted(named, key=lambda task: -task[1]))
+        return TaskPrediction(*ranking[0], ranking=ranking)
+
+    def save_pretrained(self, path: Path | str) -> None:
+        """Write the predictor's directory, whole or not at all; one that exists is replaced.
+
+        Raises:
+            InputError: if `path` is a file or a directory of something else.
+        """
+        with new_directory(path, INDEX, what="task predictor") as part:
+            self.write_parts(part)
+
+    def write_parts(self, folder: Path) -> None:
+        """Write the predictor's files into an empty folder."""
+        with quiet_transformers():
+            self.encoder.model.save_pretrained(folder / "text_encoder")
+        self.encoder.tokenizer.save_pretrained(folder / "tokenizer")
+        head = {"weight": self.head.weight, "bias": self.head.bias}
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in head.items()}, folder / HEAD
+        )
+        write_json(
+            folder / INDEX,
+            {
+                "version": VERSION,
+                "tasks": list(self.tasks.names),
+                "temperature": self.temperature,
+                "max_tokens": self.encoder.max_tokens,
+            },
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Path | str, *, tasks: TaskTable | None = None
+    ) -> "TaskPredictor":
+        """Load a predictor's directory: frozen, in eval mode, on the CPU. Nothing is unpickled.
+
+        Args:
+            path: directory written by `save_pretrained`.
+            tasks: when given, the table of the model that the predictor must be for.
+
+        Raises:
+            InputError: if it is no such directory, a part is missing or damaged, or it is for
+                another table.
+        """
+        folder = Path(path).expanduser()
+        table, temperature, max_tokens = _read_index(folder)
+        if tasks is not None and table != tasks:
+            raise InputError(
+                f"{folder} predicts other tasks than the model has: {', '.join(table.names)}; "
+                f"the model has {', '.join(tasks.names)}; {AGAIN}"
+            )
+        # without this, TransformersText would take a missing folder's name for one on the hub
+        check_safetensors(folder / "text_encoder", "text_encoder")
+        encoder = TransformersText(str(folder), attend_padding=False, max_tokens=max_tokens)
+        predictor = cls(encoder, table, temperature=temperature)
+        predictor.head.load_state_dict(_read_head(folder, predictor.head))
+        return predictor.eval().requires_grad_(False)
+
+
+def _read_index(folder: Path) -> tuple[TaskTable, float, int]:
+    """Return table, temperature and longest text of a predictor's directory."""
+    if not (folder / INDEX).is_file():
+        raise InputError(f"{folder} is no task predictor (it has no {INDEX}); {AGAIN}")
+    values = read_json(folder / INDEX)
+    if values.get("version") != VERSION:
+        raise InputError(
+            f"{folder / INDEX} is of version {values.get('version')!r}, this program reads "
+            f"{VERSION}; {AGAIN}"
+        )
+    names = values.get("tasks")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{folder / INDEX} has no list of task names; {AGAIN}")
+    temperature, max_tokens = values.get("temperature"), values.get("max_tokens")
+    if (
+        not isinstance(temperature, float)
+        or not math.isfinite(temperature)
+        or temperature <= 0
+        or not isinstance(max_tokens, int)
+        or max_tokens < 1
+    ):
+        raise InputError(
+            f"{folder / INDEX}: temperature and max_tokens must be numbers above 0, got "
+            f"{temperature!r} and {max_tokens!r}; {AGAIN}"
+        )
+    return TaskTable(tuple(names)), temperature, max_tokens
+
+
+def _read_head(folder: Path, head: nn.Linear) -> dict[str, Tensor]:
+    """Return weight and bias of the linear map, of the shapes of `head`."""
+    file = folder / HEAD
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read {file}: {error}; {AGAIN}") from error
+    needed = {name: tuple(value.shape) for name, value in head.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    if shapes != needed:
+        raise InputError(
+            f"{file} has {shapes}, needs {needed}: its encoder or its tasks are another "
+            f"predictor's; {AGAIN}"
+        )
+    if not all(bool(value.isfinite().all()) for value in found.values()):
+        raise InputError(f"{file} holds NaN or infinite weights; {AGAIN}")
+    return found

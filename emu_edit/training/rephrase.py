@@ -1,0 +1,60 @@
+"""Vary instructions as people would write them, and then some, while a task predictor is trained.
+
+People write capitals and full stops, say please, make slips, and use words no training set has. A
+predictor that has only seen tidy sentences relies on one or two telling words; with words left out,
+put in, swapped or replaced by invented ones it has to use all that is left.
+Ours; in the spirit of Wei & Zou 2019, "EDA", arXiv:1901.11196.
+"""
+
+import numpy as np
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SHORTEST, LONGEST = 2, 6  # letters of an invented word: few, each may be a token
+CHANGED = 0.7  # share of the texts in which words are changed,
+MOST_CHANGED = 0.35  # each word with a probability drawn up to this
+SHUFFLED = 0.05  # share of the texts whose words are put in another order
+
+
+def rephrase(text: str, generator: np.random.Generator) -> str:
+    """Return a variant of an instruction that asks for the same, as far as words can tell."""
+    words = text.split(" ")
+    if generator.random() < CHANGED:
+        words = _changed(words, generator) or words
+    if generator.random() < SHUFFLED:
+        words = [words[i] for i in generator.permutation(len(words))]
+    return _in_another_hand(" ".join(words), generator)
+
+
+def _changed(words: list[str], generator: np.random.Generator) -> list[str]:
+    """Return the words with some replaced, left out, or followed by a word that means nothing."""
+    rate = MOST_CHANGED * generator.random()
+    kept: list[str] = []
+    for word, draw in zip(words, generator.random(len(words)), strict=True):
+        if draw >= rate:
+            kept.append(word)
+        elif draw < 0.5 * rate:
+            kept.append(_invented(generator))
+        elif draw < 0.75 * rate:
+            kept += [word, _invented(generator)]
+    return kept
+
+
+def _invented(generator: np.random.Generator) -> str:
+    length = int(generator.integers(SHORTEST, LONGEST))
+    return "".join(LETTERS[i] for i in generator.integers(len(LETTERS), size=length))
+
+
+def _in_another_hand(text: str, generator: np.random.Generator) -> str:
+    """Return the text with other capitals, an end mark, or a "please"."""
+    case, end, please = generator.random(3)
+    if please < 0.05:
+        text = f"please {text}"
+    elif please < 0.1:
+        text = f"{text} please"
+    if case < 0.1:
+        text = text.lower()
+    elif case < 0.35:
+        text = text[:1].upper() + text[1:]
+    if end < 0.15:
+        return f"{text}."
+    return f"{text}!" if end < 0.2 else text

@@ -1,0 +1,235 @@
+"""Training a task predictor: it learns, it is exact, and it takes any encoder of transformers."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from emu_edit.editing.predictor import TaskPredictor
+from emu_edit.errors import InputError
+from emu_edit.models.sources import quiet_transformers
+from emu_edit.randomness import keyed_generator
+from emu_edit.tasks import SIXTEEN, TaskTable
+from emu_edit.training import predictor as training
+from emu_edit.training.predictor import (
+    PredictorSettings,
+    pretrained_predictor,
+    tiny_predictor,
+    train_predictor,
+)
+from emu_edit.training.rephrase import rephrase
+
+TABLE = TaskTable(("remove", "add", "style"))
+COLOURS = ("red", "blue", "green", "pink", "brown", "orange")
+TEXTS = [
+    *((f"delete the {colour} thing", "remove") for colour in COLOURS),
+    *((f"insert a {colour} star", "add") for colour in COLOURS),
+]
+SHORT = PredictorSettings(steps=3, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def flan_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny T5 with random weights, in the format of google/flan-t5-*: encoder and decoder."""
+    folder = tmp_path_factory.mktemp("flan") / "flan-t5-tiny"
+    words = sorted({word for text, _ in TEXTS for word in text.split()})
+    letters = sorted({letter for word in words for letter in word})
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *letters, *(f"▁{word}" for word in words)]
+    unigram = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], 2))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=unigram, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    config = T5Config(
+        vocab_size=len(pieces),
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    with quiet_transformers():
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # the class name that Google's repositories have
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "T5Tokenizer"}))
+    return folder
+
+
+def weights(predictor: TaskPredictor) -> list[torch.Tensor]:
+    return [value.clone() for value in predictor.state_dict().values()]
+
+
+def test_two_tasks_are_learnt_in_a_few_steps() -> None:
+    predictor = tiny_predictor(TABLE)
+    calibration = train_predictor(predictor, TEXTS, PredictorSettings(steps=80, batch_size=16))
+    found = predictor.predict([text for text, _ in TEXTS])
+    assert [prediction.task for prediction in found] == [task for _, task in TEXTS]
+    assert calibration.accuracy > 0.8
+    assert calibration.tasks_without_texts == ("style",)
+    assert predictor.temperature == calibration.temperature != 1
+    assert not predictor.training
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    predictors = []
+    for seed in (0, 0, 1):
+        predictors.append(tiny_predictor(TABLE, seed=seed))
+        train_predictor(predictors[-1], TEXTS, replace(SHORT, seed=seed))
+    first, again, other = map(weights, predictors)
+    assert all(map(torch.equal, first, again))
+    assert predictors[0].temperature == predictors[1].temperature
+    assert not all(map(torch.equal, first, other))
+
+
+def test_neither_building_nor_training_touches_the_global_random_state() -> None:
+    before = torch.random.get_rng_state()
+    train_predictor(tiny_predictor(TABLE), TEXTS, SHORT)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_texts_held_back_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def as_it_is(text: str, _: np.random.Generator) -> str:
+        seen.append(text)
+        return text
+
+    monkeypatch.setattr(training, "rephrase", as_it_is)
+    settings = PredictorSettings(steps=20, batch_size=16, held_back=0.4)
+    calibration = train_predictor(tiny_predictor(TABLE), [*TEXTS, *TEXTS], settings)
+    trained, held_back = set(seen[:320]), set(seen[320:])
+    assert len(seen) == 320 + calibration.texts
+    assert not trained & held_back
+    assert trained | held_back == {text for text, _ in TEXTS}
+    assert Counter(text.split()[0] for text in held_back) == {"delete": 2, "insert": 2}
+
+
+def test_a_task_with_many_texts_is_not_drawn_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def as_it_is(text: str, _: np.random.Generator) -> str:
+        seen.append(text.split()[0])
+        return text
+
+    monkeypatch.setattr(training, "rephrase", as_it_is)
+    texts = [*TEXTS, ("paint it", "style")]
+    train_predictor(tiny_predictor(TABLE), texts, PredictorSettings(steps=3, batch_size=7))
+    assert Counter(seen[:21]) == {"delete": 7, "insert": 7, "paint": 7}
+
+
+def test_a_text_that_just_fits_is_not_made_too_long_by_rephrasing() -> None:
+    predictor = tiny_predictor(TABLE)
+    longest = max(len(predictor.encoder.tokenizer(text)["input_ids"]) for text, _ in TEXTS)
+    predictor.encoder.max_tokens = longest
+    train_predictor(predictor, TEXTS, PredictorSettings(steps=10, batch_size=16))
+    predictor.encoder.max_tokens = longest - 1
+    with pytest.raises(InputError, match="the text encoder takes at most"):
+        train_predictor(predictor, TEXTS, PredictorSettings(steps=10, batch_size=16))
+
+
+def test_progress_is_told_after_every_step() -> None:
+    told: list[tuple[int, int]] = []
+    train_predictor(
+        tiny_predictor(TABLE), TEXTS, SHORT, lambda done, total: told.append((done, total))
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_texts_of_unknown_tasks_or_no_texts_are_refused() -> None:
+    with pytest.raises(InputError, match="unknown task 'detect'; known tasks: remove, add, style"):
+        train_predictor(tiny_predictor(TABLE), [("box it", "detect")], SHORT)
+    with pytest.raises(InputError, match="there are no instructions"):
+        train_predictor(tiny_predictor(TABLE), [], SHORT)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps of the predictor must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size of the predictor must be at least 1"),
+        ({"lr": 0.0}, r"lr of the predictor must be above 0, got 0.0"),
+        ({"lr": float("nan")}, "lr of the predictor must be above 0, got nan"),
+        ({"held_back": 1.0}, "held_back must be between 0 and 1, got 1.0"),
+    ],
+)
+def test_settings_that_train_nothing_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PredictorSettings(**values)
+
+
+def test_a_flan_t5_is_fine_tuned_saved_and_loaded(flan_t5: Path, tmp_path: Path) -> None:
+    predictor = pretrained_predictor(str(flan_t5), TABLE)
+    before = weights(predictor)
+    train_predictor(predictor, TEXTS, replace(SHORT, lr=1e-3))
+    changed = [not torch.equal(a, b) for a, b in zip(before, weights(predictor), strict=True)]
+    assert all(changed)
+    predictor.save_pretrained(tmp_path / "predictor")
+    loaded = TaskPredictor.from_pretrained(tmp_path / "predictor", tasks=TABLE)
+    texts = [text for text, _ in TEXTS]
+    assert torch.equal(loaded.probabilities(texts), predictor.probabilities(texts))
+
+
+def test_fine_tuning_with_dropout_gives_the_same_weights_twice(flan_t5: Path) -> None:
+    predictors = [pretrained_predictor(str(flan_t5), TABLE) for _ in range(2)]
+    config = predictors[0].encoder.model.config
+    assert isinstance(config, T5Config)
+    assert config.dropout_rate > 0
+    for predictor in predictors:
+        train_predictor(predictor, TEXTS, SHORT)
+    assert all(map(torch.equal, *map(weights, predictors)))
+
+
+def test_a_frozen_encoder_keeps_every_bit_and_only_the_head_learns(flan_t5: Path) -> None:
+    predictor = pretrained_predictor(str(flan_t5), TABLE, trainable=False)
+    before = [value.clone() for value in predictor.encoder.state_dict().values()]
+    train_predictor(predictor, TEXTS, SHORT)
+    assert all(map(torch.equal, before, predictor.encoder.state_dict().values()))
+    assert bool(predictor.head.weight.any())
+
+
+def test_clip_serves_as_an_encoder_too(stable_diffusion: Path) -> None:
+    predictor = pretrained_predictor(str(stable_diffusion), TABLE, trainable=False)
+    train_predictor(predictor, [("abc", "add"), ("de", "remove"), ("f", "style")], SHORT)
+    together, alone = predictor.probabilities(["abc", "d"]), predictor.probabilities(["d"])
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_an_encoder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no directory .*, and it is no hub name"):
+        pretrained_predictor(str(tmp_path / "nothing"), SIXTEEN)
+
+
+def test_a_rephrasing_is_a_function_of_the_generators_seed() -> None:
+    text = "replace the red circle with a blue square"
+    drawn = [rephrase(text, keyed_generator(0, "test", i)) for i in range(200)]
+    assert drawn == [rephrase(text, keyed_generator(0, "test", i)) for i in range(200)]
+    assert len(set(drawn)) > 100
+    assert text in drawn  # tidy sentences stay among them
+
+
+def test_a_rephrasing_is_never_empty() -> None:
+    for text in ("blur", "{", "a b"):
+        assert all(rephrase(text, keyed_generator(1, "test", i)).strip() for i in range(300))
+
+
+def test_most_words_of_most_rephrasings_are_the_texts_own() -> None:
+    text = "replace the red circle with a blue square"
+    kept = [
+        len(set(text.split()) & set(rephrase(text, keyed_generator(2, "test", i)).lower().split()))
+        for i in range(300)
+    ]
+    assert np.mean(kept) > 5
