@@ -1,6 +1,7 @@
 """Classifier-free guidance with two conditions, text and source image, in one batched forward.
 
 The combination is linear with weights that sum to 1, so it is the same in eps, v and z_0 space.
+A branch whose weight is exactly zero is not run: without image guidance, two branches are enough.
 """
 
 import math
@@ -38,30 +39,43 @@ class Guidance:
             )
 
     @property
-    def is_plain(self) -> bool:
-        """Whether guidance does nothing, so that running the full branch alone is enough."""
-        return self.text == 1 and self.image == 1
+    def needed(self) -> tuple[bool, bool, bool]:
+        """Which of the branches (full, image only, nothing) have a weight other than zero.
+
+        The weights are s_text, s_image - s_text and 1 - s_image, so a branch is idle when its scale
+        equals the one before it.
+        """
+        return self.text != 0, self.image != self.text, self.image != 1
 
 
 def guided(predict_branches: Predict, guidance: Guidance) -> Predict:
-    """Combine three branches of one forward pass into one prediction.
+    """Combine the needed branches of one forward pass into one prediction.
 
     output = nothing + s_image (image_only - nothing) + s_text (full - image_only)
 
+    without the terms of branches of weight zero.
+
     Args:
-        predict_branches: gets 3b rows, z_t and t repeated, whose conditions are stacked as
-            (full, image only, nothing).
+        predict_branches: gets z_t and t once for each branch that `guidance.needed` names; their
+            conditions are stacked in the order (full, image only, nothing).
         guidance: the scales.
 
     Source: InstructPix2Pix, Brooks et al. 2023, arXiv:2211.09800, eq. 3.
     """
+    scales = [
+        scale
+        for scale, is_needed in zip(
+            (guidance.text, guidance.image, 1.0), guidance.needed, strict=True
+        )
+        if is_needed
+    ]
 
     def predict(z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-        full, image_only, nothing = predict_branches(
-            torch.cat([z_t] * 3), torch.cat([t] * 3)
-        ).chunk(3)
-        return (
-            nothing + guidance.image * (image_only - nothing) + guidance.text * (full - image_only)
-        )
+        n = len(scales)
+        outputs = predict_branches(torch.cat([z_t] * n), torch.cat([t] * n)).chunk(n)
+        combined = outputs[-1]
+        for i in reversed(range(n - 1)):
+            combined = combined + scales[i] * (outputs[i] - outputs[i + 1])
+        return combined
 
     return predict

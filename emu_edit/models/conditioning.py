@@ -29,7 +29,20 @@ def with_null_text(cond: Conditioning, null_text: TextFeatures) -> Conditioning:
     return replace(cond, text=text)
 
 
-def branches(cond: Conditioning, null_text: TextFeatures) -> Conditioning:
-    """Stack the three branches of dual guidance along the batch: (full, image only, nothing)."""
+def branches(
+    cond: Conditioning,
+    null_text: TextFeatures,
+    needed: tuple[bool, bool, bool] = (True, True, True),
+) -> Conditioning:
+    """Stack branches of dual guidance along the batch: those needed of (full, image only, nothing).
+
+    Args:
+        cond: what the full branch is told.
+        null_text: the encoding of "" or of a negative text (b = 1), as many tokens as `cond.text`.
+        needed: which of the three to stack, at least one; the order is kept.
+    """
     image_only = with_null_text(cond, null_text)
-    return Conditioning.cat([cond, image_only, null_image(image_only)])
+    three = (cond, image_only, null_image(image_only))
+    return Conditioning.cat([
+        branch for branch, is_needed in zip(three, needed, strict=True) if is_needed
+    ])

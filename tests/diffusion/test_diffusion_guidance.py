@@ -23,21 +23,63 @@ def branches(seed: int = 0):
     return output, lambda _z_t, _t: output
 
 
+def guide_some(output: torch.Tensor, guidance: Guidance) -> tuple[torch.Tensor, int]:
+    """Guide with the rows of `output` that are needed; return the result and how many rows."""
+    rows = torch.cat([
+        part for part, is_needed in zip(output.chunk(3), guidance.needed, strict=True) if is_needed
+    ])
+    return guided(lambda _z_t, _t: rows, guidance)(latents(2, 1), T), len(rows) // 2
+
+
+def in_full(output: torch.Tensor, guidance: Guidance) -> torch.Tensor:
+    """The formula of InstructPix2Pix with all of its terms."""
+    full, image_only, nothing = output.chunk(3)
+    return nothing + guidance.image * (image_only - nothing) + guidance.text * (full - image_only)
+
+
 def test_scales_of_one_give_the_full_prediction():
-    output, predict = branches()
-    result = guided(predict, Guidance(text=1.0, image=1.0))(latents(2, 1), T)
-    torch.testing.assert_close(result, output[:2], rtol=0, atol=1e-15)
+    output, _ = branches()
+    result, _ = guide_some(output, Guidance(text=1.0, image=1.0))
+    assert torch.equal(result, output[:2])
 
 
 def test_no_text_scale_gives_the_image_only_prediction():
-    output, predict = branches()
-    result = guided(predict, Guidance(text=0.0, image=1.0))(latents(2, 1), T)
-    torch.testing.assert_close(result, output[2:4], rtol=0, atol=1e-15)
+    output, _ = branches()
+    result, _ = guide_some(output, Guidance(text=0.0, image=1.0))
+    assert torch.equal(result, output[2:4])
 
 
 def test_no_scale_at_all_gives_the_unconditional_prediction():
-    output, predict = branches()
-    assert torch.equal(guided(predict, Guidance(text=0.0, image=0.0))(latents(2, 1), T), output[4:])
+    output, _ = branches()
+    result, _ = guide_some(output, Guidance(text=0.0, image=0.0))
+    assert torch.equal(result, output[4:])
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "number"),
+    [
+        (1.0, 1.0, 1),
+        (0.0, 1.0, 1),
+        (0.0, 0.0, 1),
+        (5.0, 1.0, 2),  # nothing is idle
+        (1.5, 1.5, 2),  # image only is idle
+        (0.0, 1.5, 2),  # full is idle
+        (5.0, 1.5, 3),
+        (1.0, 1.5, 3),
+        (1.0, 0.0, 3),
+    ],
+)
+def test_idle_branches_are_not_run_and_the_result_is_that_of_all_three(text, image, number):
+    output, guidance = branches(4)[0], Guidance(text=text, image=image)
+    result, run = guide_some(output, guidance)
+    assert run == number
+    torch.testing.assert_close(result, in_full(output, guidance), rtol=0, atol=1e-14)
+
+
+def test_three_branches_are_combined_in_the_order_of_the_formula_bit_for_bit():
+    output, guidance = branches(5)[0].float(), Guidance(text=5.0, image=1.5)
+    result, _ = guide_some(output, guidance)
+    assert torch.equal(result, in_full(output, guidance))
 
 
 def test_the_combination_is_the_one_of_instruct_pix2pix():
@@ -88,10 +130,16 @@ def test_the_change_is_guided_with_the_source_of_each_branch():
     torch.testing.assert_close(result, 1.5 * z_source, rtol=0, atol=1e-15)
 
 
-def test_only_two_ones_are_plain():
-    assert Guidance(1.0, 1.0).is_plain
-    assert not Guidance(1.0, 1.5).is_plain
-    assert not Guidance(5.0, 1.0).is_plain
+def test_only_needed_branches_are_asked_for():
+    calls = []
+
+    def predict(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append((len(z_t), t.tolist()))
+        return z_t
+
+    for guidance in (Guidance(1.0, 1.0), Guidance(5.0, 1.0), Guidance(5.0, 1.5)):
+        guided(predict, guidance)(latents(2, 1), T)
+    assert calls == [(2, [400, 900]), (4, [400, 900] * 2), (6, [400, 900] * 3)]
 
 
 def test_the_defaults_are_the_papers():

@@ -1,0 +1,215 @@
+"""`emu-edit evaluate MODEL --drift`: what ten turns do to a picture, with and without threshold.
+
+Every session of the world is edited twice, with the same instructions and seeds, once taking each
+result as it comes and once through `keep_unchanged` after every turn, the first included. Through
+`EditSession`, so that what is measured is what people use.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from datamodules.world.palette import Split
+from datamodules.world.photos import Photos
+from datamodules.world.sessions import TASKS, SessionTurn, WorldSession, make_session
+from emu_edit.cli.drift_plot import draw_curves, draw_sessions
+from emu_edit.cli.drift_table import drift_table
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.session import EditSession
+from emu_edit.editing.threshold import ALPHA
+from emu_edit.errors import InputError
+from emu_edit.metrics.drift import (
+    DriftPoint,
+    TurnScore,
+    TurnTruth,
+    drift_curve,
+    score_session,
+    success_share,
+)
+
+RESULTS, TABLE, CURVES, SESSIONS = "drift.json", "drift.md", "drift.png", "sessions.png"
+SHOWN = 2  # sessions in the picture
+
+Kind = Literal["without", "with"]
+ALPHAS: dict[Kind, float | None] = {"without": None, "with": ALPHA}
+
+
+@dataclass(frozen=True)
+class DriftBenchmark:
+    """Which sessions a model is put through.
+
+    Attributes:
+        sessions: how many.
+        turns: of each session; the odd ones edit, the even ones ask for nothing.
+        split: of the phrasings.
+        seed: of sessions and noise.
+        size: side of the pictures in pixels; None means the model's training size.
+        photos: photographs for the backgrounds.
+    """
+
+    sessions: int = 20
+    turns: int = 10
+    split: Split = "heldout"
+    seed: int = 1  # 0 is the training world's
+    size: int | None = None
+    photos: Photos | None = None
+
+    def describe(self) -> dict[str, object]:
+        """Return what the numbers depend on, besides the model, as JSON-able values."""
+        return {
+            "benchmark": "drift",
+            "sessions": self.sessions,
+            "turns": self.turns,
+            "split": self.split,
+            "seed": self.seed,
+            "size": self.size,
+            "photos": None if self.photos is None else str(self.photos.folder),
+            "alpha": ALPHA,
+        }
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Scores of all sessions under one of the two conditions.
+
+    Attributes:
+        scores: of each session, turn by turn.
+        shown: all pictures of the first sessions, original first.
+    """
+
+    scores: list[list[TurnScore]]
+    shown: list[tuple[UInt8[Tensor, "3 h w"], ...]]
+
+    @property
+    def curve(self) -> list[DriftPoint]:
+        """The means over sessions, turn by turn."""
+        return drift_curve(self.scores)
+
+
+@dataclass(frozen=True)
+class DriftResult:
+    """Both conditions, and the sessions themselves."""
+
+    drifts: dict[Kind, Drift]
+    sessions: list[WorldSession]
+
+    @property
+    def summary(self) -> dict[str, float | None]:
+        """The numbers of the last turn, and of all edits.
+
+        `error_ratio` is the error outside without over that with threshold; None if the latter is
+        zero.
+        """
+        without, kept = (self.drifts[kind].curve[-1].outside_l1 for kind in ALPHAS)
+        return {
+            "outside_l1_without": without,
+            "outside_l1_with": kept,
+            "error_ratio": without / kept if kept > 0 else None,
+            **{f"success_{kind}": success_share(self.drifts[kind].scores) for kind in ALPHAS},
+        }
+
+    def to_dict(self) -> dict[str, object]:
+        """Return summary, curves and instructions as JSON-able values."""
+        return {
+            "summary": self.summary,
+            "curves": {kind: [asdict(p) for p in self.drifts[kind].curve] for kind in ALPHAS},
+            "by_session": [self._session(i) for i in range(len(self.sessions))],
+        }
+
+    def _session(self, i: int) -> dict[str, object]:
+        turns = [
+            {
+                "task": turn.task,
+                "instruction": turn.pair.instruction,
+                "asks_for_nothing": turn.is_noop,
+                **{kind: asdict(self.drifts[kind].scores[i][k]) for kind in ALPHAS},
+            }
+            for k, turn in enumerate(self.sessions[i].turns)
+        ]
+        return {"key": self.sessions[i].key, "turns": turns}
+
+
+def evaluate_drift(
+    editor: Editor,
+    benchmark: DriftBenchmark,
+    on_step: Callable[[int, int], None] | None = None,
+) -> DriftResult:
+    """Put the model through all sessions under both conditions; `on_step` counts edits.
+
+    Raises:
+        InputError: if the model lacks a task of the sessions.
+    """
+    missing = [task for task in TASKS if task not in editor.networks.tasks.names]
+    if missing:
+        raise InputError(
+            f"the model does not know the task {', '.join(missing)}; drift is measured with "
+            f"{', '.join(TASKS)}"
+        )
+    sessions = [
+        make_session(
+            benchmark.seed,
+            index,
+            turns=benchmark.turns,
+            size=editor.settings.image_size if benchmark.size is None else benchmark.size,
+            split=benchmark.split,
+            photos=benchmark.photos,
+        )
+        for index in range(benchmark.sessions)
+    ]
+    drifts: dict[Kind, Drift] = {kind: Drift([], []) for kind in ALPHAS}
+    total, done = len(ALPHAS) * benchmark.sessions * benchmark.turns, 0
+    for i, session in enumerate(sessions):
+        truths = [truth_of(turn) for turn in session.turns]
+        for kind, alpha in ALPHAS.items():
+            edited = EditSession.start(editor, truths[0].before, seed=benchmark.seed + i)
+            for turn in session.turns:
+                edited = edited.edit(turn.pair.instruction, task=turn.task, threshold=alpha)
+                done += 1
+                if on_step is not None:
+                    on_step(done, total)
+            drifts[kind].scores.append(score_session(edited.images, truths))
+            drifts[kind].shown.extend([edited.images] if i < SHOWN else [])
+    return DriftResult(drifts, sessions)
+
+
+def truth_of(turn: SessionTurn) -> TurnTruth:
+    """Return a turn of the world as the metrics take it."""
+    before, target = (
+        torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+        for picture in (turn.pair.source, turn.pair.target)
+    )
+    return TurnTruth(before, target, torch.from_numpy(turn.pair.mask))
+
+
+def write_drift(folder: Path, result: DriftResult, *, title: str, about: dict[str, object]) -> None:
+    """Write drift.json, drift.md, drift.png (curves) and sessions.png (pictures).
+
+    Args:
+        folder: made when missing.
+        result: what to write.
+        title: heading of table and plot.
+        about: what else goes into drift.json: model, benchmark, time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**about, **result.to_dict()}, indent=2) + "\n"
+    (folder / RESULTS).write_text(text, encoding="utf-8")
+    (folder / TABLE).write_text(f"# {title}\n\n{table_of(result)}\n", encoding="utf-8")
+    draw_curves(*curves_of(result), folder / CURVES, title=title)
+    shown = zip(result.drifts["without"].shown, result.drifts["with"].shown, strict=True)
+    draw_sessions(result.sessions[:SHOWN], list(shown), folder / SESSIONS)
+
+
+def table_of(result: DriftResult) -> str:
+    """Return the table of both curves and its summary, for people."""
+    return drift_table(*curves_of(result), result.summary)
+
+
+def curves_of(result: DriftResult) -> tuple[list[DriftPoint], list[DriftPoint]]:
+    """Return the curves without and with threshold."""
+    return result.drifts["without"].curve, result.drifts["with"].curve

@@ -1,0 +1,300 @@
+"""The editor under diffusers' names: arguments and results of its InstructPix2Pix pipeline.
+
+A thin coat over `Editor`: it brings pictures of any of diffusers' kinds to bytes, pairs them with
+prompts, tasks and generators, and hands the result back as it was asked for. All editing is the
+editor's, so the same seed gives the same pixels here, there and on the command line.
+Source of the argument names: diffusers, StableDiffusionInstructPix2PixPipeline.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.diffusion.timesteps import trailing_timesteps
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.settings import EditorSettings
+from emu_edit.editing.task_mix import TaskChoice, parse_task
+from emu_edit.errors import InputError, closest
+from emu_edit.images import from_pil, to_float, to_pil, to_uint8
+
+Picture = Image.Image | np.ndarray | Tensor
+Pictures = Picture | Sequence[Picture]
+OUTPUT_TYPES = ("pil", "np", "pt")
+StepEnd = Callable[["EmuEditPipeline", int, int, dict[str, object]], dict[str, object] | None]
+Item = TypeVar("Item")
+
+
+class EmuEditPipeline(DiffusionPipeline):
+    """Edit pictures by instruction, called like diffusers' InstructPix2Pix pipeline.
+
+    Its one component is the editor. There is no diffusers scheduler to swap: the sampler is the
+    model's (`pipe.editor.settings`).
+    """
+
+    editor: Editor
+
+    def __init__(self, editor: Editor) -> None:
+        super().__init__()
+        self.register_modules(editor=editor)
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # no hub, no pickles
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, device: str = "cpu"
+    ) -> "EmuEditPipeline":
+        """Load a model directory written by `save_pretrained` or `emu-edit export`.
+
+        Raises:
+            InputError: if it is not such a directory.
+        """
+        return cls(Editor.from_pretrained(Path(pretrained_model_name_or_path), device=device))
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # safetensors, whole
+        self, save_directory: str | os.PathLike[str]
+    ) -> None:
+        """Write the model directory, the same that `Editor.save_pretrained` writes."""
+        self.editor.save_pretrained(Path(save_directory))
+
+    def to(self, device: str | torch.device | torch.dtype) -> "EmuEditPipeline":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move all networks to a device; they keep their precision.
+
+        Raises:
+            InputError: if a precision is given.
+        """
+        if isinstance(device, torch.dtype):
+            raise InputError(
+                f"the pipeline edits in the precision of its weights, got {device}; "
+                "give a device, e.g. pipe.to('cuda')"
+            )
+        self.editor.networks.to(device)
+        if self.editor.predictor is not None:
+            self.editor.predictor.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.editor.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the denoiser's weights."""
+        return next(self.editor.networks.denoiser.parameters()).dtype
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        image: Pictures,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+        num_images_per_prompt: int = 1,
+        *,
+        task: TaskChoice | Sequence[TaskChoice] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepEnd | None = None,
+    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
+        """Edit pictures; `images` of the result are in the order of the prompts.
+
+        Steps and scales that are None are the model's own.
+
+        Args:
+            prompt: one instruction for all pictures, or one for each.
+            image: one picture for all prompts, or one for each; all of one size. PIL pictures of
+                any mode; arrays "h w 3" and tensors "3 h w", alone, stacked or in a list, as uint8
+                or as floats in [0, 1].
+            num_inference_steps: sampler steps.
+            guidance_scale: strength of the text.
+            image_guidance_scale: strength of the source picture.
+            negative_prompt: what no picture should show.
+            num_images_per_prompt: results for each prompt, next to each other.
+            task: name or mix of tasks for all pictures, or one for each; None asks the model's task
+                predictor.
+            generator: a CPU generator for all pictures, who then draw from it in turn, or one for
+                each result; None means torch's global one. `torch.Generator().manual_seed(7)` gives
+                the pixels of `Editor.edit(..., seed=7)`.
+            output_type: "pil", "np" (float32 "b h w 3" in [0, 1]) or "pt" (float32 "b 3 h w" in
+                [0, 1], on the CPU).
+            return_dict: False returns a tuple of one instead.
+            callback_on_step_end: called as (pipeline, step, timestep, {}) after each step, from 0.
+                The dictionary is empty and so must be what it returns: latents cannot be replaced.
+
+        Raises:
+            InputError: if the counts of prompts, pictures, tasks and generators do not fit, or one
+                of them cannot be used.
+        """
+        _check_call(output_type, num_images_per_prompt)
+        prompts, pictures = _as_list(prompt), read_pictures(image)
+        tasks = [_read_task(one) for one in _as_list(task)]
+        count = max(len(prompts), len(pictures))
+        prompts = _spread("prompt", prompts, count, num_images_per_prompt)
+        pictures = _spread("image", pictures, count, num_images_per_prompt)
+        tasks = _spread("task", tasks, count, num_images_per_prompt)
+        settings = self._settings(num_inference_steps, guidance_scale, image_guidance_scale)
+        timesteps = trailing_timesteps(self.editor.schedule.num_steps, settings.num_steps).tolist()
+        # torch.compiler.disable hides the arguments of diffusers' method
+        with self.progress_bar(total=settings.num_steps) as bar:  # pyright: ignore[reportCallIssue]
+
+            def on_step(done: int, _total: int) -> None:
+                bar.update()
+                if callback_on_step_end is not None:
+                    answer = callback_on_step_end(self, done - 1, timesteps[done - 1], {})
+                    _check_answer(answer)
+
+            edited = self.editor.edit_batch(
+                torch.stack(pictures),
+                prompts,
+                tasks,
+                _generators(generator, len(prompts)),
+                negative="" if negative_prompt is None else negative_prompt,
+                settings=settings,
+                on_step=on_step,
+            )
+        images = _as_asked(edited, output_type)
+        # diffusers annotates no tensors here, yet every one of its pipelines returns them for "pt"
+        return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type]
+
+    def _settings(
+        self, num_steps: int | None, text: float | None, image: float | None
+    ) -> EditorSettings:
+        default = self.editor.settings
+        return replace(
+            default,
+            guidance=Guidance(
+                text=default.guidance.text if text is None else text,
+                image=default.guidance.image if image is None else image,
+            ),
+            num_steps=default.num_steps if num_steps is None else num_steps,
+        )
+
+
+def _check_call(output_type: str, num_images: int) -> None:
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(
+            f"unknown output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}."
+            f"{closest(output_type, list(OUTPUT_TYPES))}"
+        )
+    if num_images < 1:
+        raise InputError(f"num_images_per_prompt must be at least 1, got {num_images}")
+
+
+def _check_answer(answer: dict[str, object] | None) -> None:
+    if answer:
+        raise InputError(
+            f"callback_on_step_end returned {', '.join(answer)}, which the sampler cannot take "
+            "over; return None or an empty dict"
+        )
+
+
+def _as_list(value: Item | Sequence[Item]) -> list[Item]:
+    """Return a sequence as a list, anything else (a string, too) as a list of one."""
+    is_many = isinstance(value, Sequence) and not isinstance(value, str)
+    return list(value) if is_many else [value]  # type: ignore[arg-type]
+
+
+def _read_task(task: TaskChoice | None) -> TaskChoice | None:
+    return parse_task(task) if isinstance(task, str) else task
+
+
+def _spread(name: str, items: list[Item], count: int, times: int) -> list[Item]:
+    """Return `count` items, those given or the one given for all, each `times` in a row."""
+    if len(items) not in {1, count}:
+        raise InputError(
+            f"got {len(items)} of {name} for {count} pictures to make; give one for all, or one "
+            "for each"
+        )
+    spread = items if len(items) == count else items * count
+    return [item for item in spread for _ in range(times)]
+
+
+def _generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> list[torch.Generator]:
+    match generator:
+        case None:
+            generators = [torch.default_generator] * count
+        case torch.Generator():
+            generators = [generator] * count
+        case _:
+            generators = list(generator)
+    if len(generators) != count:
+        raise InputError(
+            f"got {len(generators)} generators for {count} pictures to make; give one for all, or "
+            "one for each"
+        )
+    for one in generators:
+        if one.device.type != "cpu":
+            raise InputError(
+                f"the generator is on {one.device}, noise is drawn on the CPU so that a seed gives "
+                "the same picture on every device; give torch.Generator().manual_seed(SEED)"
+            )
+    return generators
+
+
+def read_pictures(image: object) -> list[UInt8[Tensor, "3 h w"]]:
+    """Return pictures of all kinds the pipeline takes as bytes; they must be of one size.
+
+    Raises:
+        InputError: if there is none, or one is of another kind, shape, range or size.
+    """
+    pictures = [pixels for one in _as_list(image) for pixels in _one_or_stack(one)]
+    if not pictures:
+        raise InputError("got no image; give at least one picture")
+    sizes = {(picture.shape[2], picture.shape[1]) for picture in pictures}
+    if len(sizes) > 1:
+        named = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        raise InputError(f"pictures of one call need one size, got {named}; make a call for each")
+    return pictures
+
+
+def _one_or_stack(image: object) -> list[UInt8[Tensor, "3 h w"]]:
+    match image:
+        case Image.Image():
+            return [from_pil(image)]
+        case np.ndarray() if image.ndim in {3, 4} and image.shape[-1] == 3:
+            values = torch.tensor(image).movedim(-1, -3)  # a copy: arrays may be read-only
+        case Tensor() if image.ndim in {3, 4} and image.shape[-3] == 3:
+            values = image
+        case np.ndarray() | Tensor():
+            raise InputError(
+                f"image has the shape {tuple(image.shape)}, needs 'h w 3' (array) or '3 h w' "
+                "(tensor), or a stack of such"
+            )
+        case _:
+            raise InputError(
+                f"image is of type {type(image).__name__}; give PIL pictures, arrays or tensors"
+            )
+    return list(_bytes(values if values.ndim == 4 else values[None]))
+
+
+def _bytes(values: Tensor) -> UInt8[Tensor, "b 3 h w"]:
+    if values.dtype == torch.uint8:
+        return values
+    if not values.is_floating_point():
+        raise InputError(f"image has {values.dtype} values, needs uint8 or floats in [0, 1]")
+    # written so that NaN is refused, too
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        span = f"{values.min().item():g} to {values.max().item():g}"
+        raise InputError(f"image has values from {span}, floats must be in [0, 1]; give x / 255")
+    return to_uint8(values.float() * 2 - 1)
+
+
+def _as_asked(
+    edited: UInt8[Tensor, "b 3 h w"], output_type: str
+) -> list[Image.Image] | Float[np.ndarray, "b h w 3"] | Float[Tensor, "b 3 h w"]:
+    if output_type == "pil":
+        return [to_pil(picture) for picture in edited]
+    shares = (to_float(edited) + 1) / 2
+    return shares if output_type == "pt" else shares.permute(0, 2, 3, 1).contiguous().numpy()
