@@ -1,161 +1,209 @@
-"""`emu-edit edit IMAGE "instruction" --task T -o OUT`: edit one picture."""
+"""`emu-edit edit IMAGE "turn 1" ["turn 2" …] -o OUT`: edit pictures by instruction.
+
+Parses and checks what needs neither torch nor a model, so that a slip is answered in an instant;
+`edit_run.py` does the work.
+"""
 
 import argparse
-import os
 import sys
-import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
+from emu_edit.cli.edit_places import (
+    STREAM,
+    SUFFIXES,
+    check_session_folder,
+    find_sources,
+    has_predictor,
+    is_many,
+    place_for_one,
+    places_for_many,
+)
 from emu_edit.cli.find_model import find_model
-from emu_edit.errors import InputError, closest
+from emu_edit.errors import InputError
 from emu_edit.tasks import TASKS
+from emu_edit.text_rules import clean_instruction
 
-if TYPE_CHECKING:
-    from jaxtyping import UInt8
-    from torch import Tensor
+EPILOG = """\
+IMAGE is a picture (JPEG, PNG, WebP), '-' for standard input, or, to edit many alike, a folder or
+a quoted pattern such as 'photos/*.jpg'. The turns are made one after the other, each on the result
+of the one before; from the second turn on, pixels that hardly changed are kept bit for bit (see
+--threshold).
 
-    from emu_edit.editing.editor import Editor, EditorSettings
+OUT with a picture's suffix is the final picture, '-' the final picture as PNG on standard output.
+Any other OUT is a folder, made if it is missing: turn-01.png, turn-02.png, ..., original.png,
+sheet.png (all side by side) and manifest.json, which makes the same pixels again:
+  emu-edit edit OUT/original.png --replay OUT/manifest.json -o AGAIN
+Many pictures need a folder: OUT/NAME.png for one turn, a folder OUT/NAME for several. Files that
+exist are replaced, never a picture that is being edited. PNG files carry instructions, tasks, seed,
+settings, the model's name and the program's version, nothing else.
 
-# a side this many times the training pictures' shows the network nothing it knows, and takes
-# minutes
-MOST_TIMES_LARGER = 16
+exit status: 0 done; 1 some of many pictures could not be read (each is named); 2 nothing could be
+done, or not all of it (a full disk, say); standard error says why in one line.
+"""
+
+
+class TurnParser(ArgumentParser):
+    """Takes options before, between and after the instructions."""
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `arguments`.
+
+        Raises:
+            InputError: for an unknown option (the nearest known one is named), a missing or a
+                malformed argument.
+        """
+        parsed, unknown = self.parse_known_intermixed_args(arguments)
+        # only options can be unknown, the instructions take all the rest; the usual way names them
+        return super().parse([parsed.image, "-o", parsed.output, *unknown]) if unknown else parsed
 
 
 def parser() -> ArgumentParser:
     """Build the verb's parser."""
     tasks = "\n".join(f"  {task.name:<12}{task.definition}" for task in TASKS)
-    made = ArgumentParser(
+    made = TurnParser(
         prog="emu-edit edit",
-        description="Edit a picture by instruction; the result has the size of the picture.",
-        epilog=f"tasks:\n{tasks}\n\nexample:\n"
-        '  emu-edit edit photo.jpg "paint the chair red" --task local -o red.png',
+        description="Edit pictures by instruction, in one turn or several; a result has the size "
+        "of its picture.",
+        epilog=f"{EPILOG}\ntasks:\n{tasks}\n\nexamples:\n"
+        '  emu-edit edit photo.jpg "paint the chair red" -o red.png\n'
+        '  emu-edit edit photo.jpg "remove the dog" "make it evening" -o session\n'
+        "  emu-edit edit 'photos/*.jpg' \"add a hat\" --task add -o hats --json",
     )
-    made.add_argument("image", type=Path, help="the picture: JPEG, PNG or WebP")
-    made.add_argument("instruction", help="what to change, in words")
-    made.add_argument("--task", required=True, help="kind of edit, one of the tasks below")
-    made.add_argument("-o", "--output", type=Path, required=True, help="picture to write")
+    made.add_argument("image", metavar="IMAGE", help="picture, folder, 'pattern' or -")
+    made.add_argument(
+        "instructions", nargs="*", metavar="INSTRUCTION", help="what to change, a text per turn"
+    )
+    made.add_argument("-o", "--output", required=True, metavar="OUT", help="picture, folder or -")
+    made.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        help="kind of edit, see below, or a mix like style+global:0.3; once for all turns or once "
+        "per turn (default: the model's predictor decides)",
+    )
     made.add_argument(
         "--model", type=Path, help="model directory or run folder (default: newest in ./runs)"
     )
     made.add_argument("--seed", type=seed_int, default=0, help="same seed, same result (default 0)")
-    made.add_argument("--steps", type=positive_int, help="sampler steps (default: the model's)")
-    made.add_argument("--guidance-text", type=float, help="how strongly to follow the instruction")
-    made.add_argument("--guidance-image", type=float, help="how strongly to keep the picture")
-    made.add_argument("--sampler", help="ddim, euler_ancestral or dpm_solver_pp_2m")
+    _add_sampling(made)
     made.add_argument(
-        "--size", type=positive_int, help="first resize, shorter side to this many pixels"
+        "--sheet", action="store_true", help="beside OUT.png: OUT.sheet.png, all side by side"
     )
+    made.add_argument(
+        "--manifest", action="store_true", help="beside OUT.png: OUT.manifest.json, for --replay"
+    )
+    made.add_argument("--replay", type=Path, metavar="MANIFEST", help="make a session again")
+    made.add_argument("--json", action="store_true", help="print one JSON object per picture")
     made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
     return made
 
 
+def _add_sampling(made: ArgumentParser) -> None:
+    made.add_argument("--steps", type=positive_int, help="sampler steps (default: the model's)")
+    made.add_argument("--guidance-text", type=float, help="how strongly to follow the instruction")
+    made.add_argument("--guidance-image", type=float, help="how strongly to keep the picture")
+    made.add_argument("--negative", default="", help="what the picture should not show")
+    made.add_argument("--sampler", help="ddim, euler_ancestral or dpm_solver_pp_2m")
+    made.add_argument(
+        "--size", type=positive_int, help="first resize, shorter side to this many pixels"
+    )
+    made.add_argument(
+        "--threshold",
+        type=float,
+        metavar="ALPHA",
+        help="keep pixels whose mean change, summed over RGB in 0..1, is below this, in every turn "
+        "(default: 0.03 from the second turn, off for tasks that repaint the whole picture)",
+    )
+    made.add_argument(
+        "--no-threshold", action="store_true", help="take every result as it comes, in every turn"
+    )
+
+
 def run(arguments: list[str]) -> int:
-    """Edit the picture and write the result.
+    """Edit and write the results; return the exit status.
 
     Raises:
-        InputError: if picture, instruction, task, model or output cannot be used.
+        InputError: if picture, instruction, task, manifest, model or output cannot be used.
     """
     options = parser().parse(arguments)
-    check_output(options.output)
-    model = find_model(options.model)
+    turns = asked_turns(options)
+    sources, passed_over = find_sources(options.image)
+    extras = {"sheet": options.sheet, "manifest": options.manifest}
+    if is_many(options.image):
+        places = places_for_many(options.output, sources, turns=len(turns), **extras)
+    else:
+        places = [place_for_one(options.output, sources[0], **extras)]
+        if places[0].folder is not None and options.replay is None:
+            check_session_folder(places[0].folder, len(turns))
+    options.model = find_model(options.model)
+    if any(task is None for _, task in turns) and not has_predictor(options.model):
+        raise InputError(
+            f"the model {options.model} has no task predictor; name the task with --task, or train "
+            f"one with 'emu-edit predictor fit {options.model}'"
+        )
     # everything above answers in an instant; only now is torch needed
-    from emu_edit.cli.devices import choose_device
-    from emu_edit.cli.progress import step_bar
-    from emu_edit.editing.editor import Editor
-    from emu_edit.images import read_image, write_image
-    from emu_edit.text_rules import clean_instruction
+    from emu_edit.cli.edit_run import edit_many, edit_one, replay_one
 
-    instruction = clean_instruction(options.instruction)
-    image = read_image(options.image)
-    editor = Editor.from_pretrained(model, device=choose_device(options.device))
-    editor.networks.tasks.index(options.task)
-    image = fit_size(image, options.size, editor, options.image)
-    settings = settings_from(options, editor)
-    start = time.monotonic()
-    with step_bar("editing") as on_step:
-        edited = editor.edit(
-            image,
-            instruction,
-            task=options.task,
-            seed=options.seed,
-            guidance=settings.guidance,
-            num_steps=settings.num_steps,
-            sampler=settings.sampler,
-            on_step=on_step,
-        )
-    write_image(options.output, edited)
-    height, width = edited.shape[-2:]
-    sys.stdout.write(
-        f"wrote {options.output} ({width}x{height}, task {options.task}, seed {options.seed}, "
-        f"model {model}, {time.monotonic() - start:.1f} s)\n"
-    )
-    return 0
+    if options.replay is not None:
+        return replay_one(options, sources[0], places[0])
+    if is_many(options.image):
+        if passed_over:
+            sys.stderr.write(f"left alone, no picture by name: {', '.join(passed_over)}\n")
+        return edit_many(options, turns, sources, places)
+    return edit_one(options, turns, sources[0], places[0])
 
 
-def check_output(path: Path) -> None:
-    """Refuse, before any work is done, an output that could not be written at the end.
+def asked_turns(options: argparse.Namespace) -> list[tuple[str, str | None]]:
+    """Return each turn's instruction and task, None where the predictor shall decide.
 
     Raises:
-        InputError: if `path` is a folder, or its folder is missing or read-only.
+        InputError: if an instruction is missing, empty, too long, not text or the name of a
+            picture, if tasks and turns do not match, or if options exclude each other.
     """
-    folder = path.parent
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, the output must be a file name, e.g. {path}/out.png")
-    if not folder.is_dir():
-        raise InputError(f"{path} cannot be written: there is no folder {folder}; create it first")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise InputError(f"{path} cannot be written: no permission; choose another output")
-
-
-def fit_size(
-    image: "UInt8[Tensor, '3 h w']", size: int | None, editor: "Editor", path: Path
-) -> "UInt8[Tensor, '3 H W']":
-    """Resize as asked, or refuse pictures far larger than the model ever saw.
-
-    Raises:
-        InputError: if no size was asked for and the picture is far larger than training pictures.
-    """
-    from emu_edit.images import resize
-
-    height, width = image.shape[-2:]
-    if size is not None:
-        scale = size / min(height, width)
-        return resize(image, (round(height * scale), round(width * scale)))
-    trained = editor.settings.image_size
-    if max(height, width) > MOST_TIMES_LARGER * trained:
+    check_combination(options)
+    for text in options.instructions:
+        if Path(text).suffix.lower() in SUFFIXES and Path(text).is_file():
+            raise InputError(
+                f"the instruction {text!r} is a picture; to edit many, quote the pattern, so that "
+                "the shell leaves it alone: 'photos/*.jpg'"
+            )
+    count, tasks = len(options.instructions), options.task
+    if len(tasks) not in {0, 1, count} and options.replay is None:
         raise InputError(
-            f"{path} is {width}x{height}, more than {MOST_TIMES_LARGER} times the {trained} px "
-            f"this model was trained at; edit a smaller copy with --size {trained}"
+            f"{count} turns with {len(tasks)} tasks; give --task once, once per turn, or not at all"
         )
-    return image
+    told = tasks if len(tasks) == count else (tasks or [None]) * count
+    where = "turn {}" if count > 1 else ""
+    return [
+        (clean_instruction(text, where.format(number)), task)
+        for number, (text, task) in enumerate(zip(options.instructions, told, strict=True), start=1)
+    ]
 
 
-def settings_from(options: argparse.Namespace, editor: "Editor") -> "EditorSettings":
-    """Return the model's settings, overridden by what the command line says.
+def check_combination(options: argparse.Namespace) -> None:
+    """Refuse options that exclude each other.
 
     Raises:
-        InputError: for an unknown sampler, with the nearest name.
+        InputError: naming the two.
     """
-    from emu_edit.diffusion.guidance import Guidance
-    from emu_edit.diffusion.samplers import Sampler
-
-    settings = editor.settings
-    guidance = Guidance(
-        text=settings.guidance.text if options.guidance_text is None else options.guidance_text,
-        image=settings.guidance.image if options.guidance_image is None else options.guidance_image,
-    )
-    names = [sampler.name for sampler in Sampler]
-    if options.sampler is not None and options.sampler not in names:
-        raise InputError(
-            f"unknown sampler {options.sampler!r}; known samplers: {', '.join(names)}."
-            f"{closest(options.sampler, names)}"
-        )
-    return replace(
-        settings,
-        guidance=guidance,
-        num_steps=settings.num_steps if options.steps is None else options.steps,
-        sampler=settings.sampler if options.sampler is None else Sampler[options.sampler],
-    )
+    if not options.image or not options.output:
+        raise InputError("IMAGE and OUT must not be empty; an unset variable in a script, perhaps?")
+    if options.threshold is not None and options.no_threshold:
+        raise InputError("--threshold and --no-threshold exclude each other; give one")
+    if options.json and options.output == STREAM:
+        raise InputError("--json and -o - both need standard output; write the picture to a file")
+    if options.replay is None:
+        if not options.instructions:
+            raise InputError('say what to change: emu-edit edit IMAGE "make the sky red" -o OUT')
+        return
+    usual = parser().parse([options.image, "-o", options.output])
+    kept = {"image", "output", "model", "size", "device", "json", "sheet", "manifest", "replay"}
+    for name, value in vars(options).items():
+        if name not in kept and value != getattr(usual, name):
+            raise InputError(
+                f"--replay takes the turns from the manifest; leave {name.replace('_', '-')} out"
+            )
+    if is_many(options.image):
+        raise InputError("--replay needs the one picture that its manifest is of")

@@ -9,7 +9,8 @@ from PIL import Image
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.schedule import NoiseSchedule
-from emu_edit.editing.editor import Editor, EditorSettings
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.settings import EditorSettings
 from emu_edit.models.codec import PatchCodec
 from emu_edit.models.task_embedding import TaskEmbedding
 from emu_edit.models.tiny import TinyText

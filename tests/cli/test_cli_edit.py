@@ -55,9 +55,11 @@ def test_a_picture_is_edited_and_keeps_its_size(
 
 @pytest.mark.usefixtures("workplace")
 def test_the_same_seed_writes_the_same_file_and_options_change_it(photo: Path, model: Path) -> None:
-    def written(**changes: str) -> bytes:
+    def written(**changes: str) -> tuple[bytes, bytes]:
+        """Return the file, and its pixels alone: the file also holds the options."""
         assert main(edit(photo, model, **changes)) == 0
-        return Path("out.png").read_bytes()
+        with Image.open("out.png") as image:
+            return Path("out.png").read_bytes(), image.tobytes()
 
     first = written()
     assert written() == first
@@ -67,7 +69,7 @@ def test_the_same_seed_writes_the_same_file_and_options_change_it(photo: Path, m
         {"guidance-text": "7"},
         {"sampler": "euler_ancestral", "steps": "2"},
     ):
-        assert written(**change) != first, change
+        assert written(**change)[1] != first[1], change
 
 
 @pytest.mark.usefixtures("workplace")
@@ -93,12 +95,15 @@ def test_the_newest_run_is_used_when_no_model_is_named(
     [
         ({"task": "lokal"}, "unknown task 'lokal'; known tasks: .* Did you mean 'local'"),
         ({"picture": "missing.png"}, r"missing\.png: no such file"),
-        ({"picture": "."}, "is a folder, needs a picture file"),
+        ({"picture": "."}, r"\. is a folder without a picture \(\.png, "),
+        ({"picture": "*.jpg"}, r"no file matches '\*\.jpg'; check the pattern"),
+        ({"picture": ""}, "IMAGE and OUT must not be empty"),
         ({"instruction": "   "}, "the instruction is empty; say what to change"),
         ({"instruction": "x" * 2001}, "2001 characters"),
         ({"instruction": "a\x07b"}, r"has the character U\+0007 at position 1"),
         ({"output": "missing/out.png"}, "there is no folder missing; create it first"),
-        ({"output": "."}, "is a folder, the output must be a file name"),
+        ({"output": ""}, "IMAGE and OUT must not be empty"),
+        ({"output": "missing/out"}, "missing/out cannot be made: there is no folder missing"),
         ({"output": "out.bmp"}, r"cannot write '\.bmp', needs one of"),
         ({"model": "missing"}, "there is no model at missing; train one with 'emu-edit fit'"),
         ({"model": "."}, r"is not a model directory \(it has no model_index.json\)"),
@@ -106,6 +111,12 @@ def test_the_newest_run_is_used_when_no_model_is_named(
         ({"steps": "0"}, "--steps: needs a whole number of at least 1, got '0'"),
         ({"steps": "5000"}, "5000"),
         ({"seed": "-1"}, r"--seed: needs a whole number of at least 0, got '-1'"),
+        ({"task": "style+"}, "unknown task ''; known tasks: "),
+        ({"task": "style+global:x"}, "task 'style.global:x': the share 'x' is no number"),
+        ({"threshold": "-1"}, "the threshold must be a number of at least 0, got -1"),
+        ({"negative": "a\x07"}, r"the negative text has the character U\+0007"),
+        ({"negative": "a dog", "guidance-text": "1"}, "negative text has no effect at text guid"),
+        ({"size": "100000"}, "--size 100000 makes .* 125000x100000, at most 16384 a side"),
         ({"guidance-text": "nan"}, "guidance scales must be finite"),
         ({"guidance-text": "much"}, "--guidance-text: invalid float value: 'much'"),
         ({"device": "abacus"}, "device 'abacus' cannot be used here; try --device cpu"),

@@ -1,0 +1,176 @@
+"""What `edit` writes: pictures with their history inside, sheet and manifest, all or nothing.
+
+The files of one result appear together: each is written under a temporary name in its folder,
+flushed to the disk, and only when all are there are they renamed. A full disk or Ctrl-C leaves
+nothing behind.
+"""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from emu_edit.cli.edit_places import Place
+from emu_edit.cli.edit_sheet import draw_sheet
+from emu_edit.cli.main import installed_version
+from emu_edit.editing.manifest import Turn
+from emu_edit.editing.session import EditSession
+from emu_edit.errors import InputError
+from emu_edit.images import to_pil, write_image
+
+METADATA = "emu-edit"  # keyword of the chunk that holds turns, model and seed as JSON
+
+
+def program() -> str:
+    """Return the program's name and version."""
+    return f"emu-edit {installed_version()}"
+
+
+def save_session(session: EditSession, place: Place, model: str) -> None:
+    """Write what `place` asks for, all of it or nothing.
+
+    Args:
+        session: what was done.
+        place: where it goes.
+        model: the model's name, no path.
+
+    Raises:
+        InputError: if the disk is full, a folder is missing, or writing is not allowed.
+    """
+    turns, count = session.turns, len(session.turns)
+    history = [metadata(turns[:number], session.seed, model) for number in range(count + 1)]
+    if place.is_stream:
+        write_stdout(encode(to_pil(session.image), history[-1]))
+        return
+    files: dict[Path, bytes] = {}
+    for number in range(1, count + 1):
+        path = place.turn(number, count)
+        if path is not None and path.suffix.lower() == ".png":
+            files[path] = encode(to_pil(session.images[number]), history[number])
+    if place.original is not None:
+        files[place.original] = encode(to_pil(session.original), history[0])
+    if place.sheet is not None:
+        files[place.sheet] = encode(session_sheet(session), history[-1])
+    if place.manifest is not None:
+        files[place.manifest] = manifest_bytes(session, model)
+    write_files(files)
+    if place.picture is not None and place.picture not in files:  # a JPEG or WebP: pixels only
+        write_image(place.picture, session.image)
+
+
+def metadata(turns: Sequence[Turn], seed: int, model: str) -> dict[str, str]:
+    """Return what a PNG says of itself; none of it tells where or by whom it was made."""
+    about = {"model": model, "seed": seed, "turns": [turn.to_dict() for turn in turns]}
+    return {
+        "Software": program(),  # both keywords are registered in the PNG specification
+        "Description": "\n".join(turn.instruction for turn in turns),
+        METADATA: json.dumps(about, ensure_ascii=False),
+    }
+
+
+def encode(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    """Return the picture as a PNG with `texts` as iTXt chunks (UTF-8, any language)."""
+    info = PngInfo()
+    for keyword, text in texts.items():
+        info.add_itxt(keyword, text)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def session_sheet(session: EditSession) -> Image.Image:
+    """Draw the original and each turn's result with its task and instruction."""
+    captions = [("original", "")]
+    captions += [
+        (f"{number}. {turn.task}", turn.instruction)
+        for number, turn in enumerate(session.turns, start=1)
+    ]
+    return draw_sheet(session.images, captions)
+
+
+def manifest_bytes(session: EditSession, model: str) -> bytes:
+    """Return the session's manifest, and which program and model it is from, as a JSON file."""
+    values = session.manifest()
+    values["program"], values["model_name"] = program(), model
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write all files or none; existing ones are replaced, missing folders made.
+
+    Raises:
+        InputError: if the disk is full or writing is not allowed.
+    """
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
+    with _folders_of(files):
+        try:
+            for path, data in files.items():
+                with _refusing(path):
+                    _write_part(parts[path], data)
+            for path, part in parts.items():
+                with _refusing(path):
+                    part.replace(path)
+        finally:
+            for part in parts.values():
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+
+
+def write_stdout(data: bytes) -> None:
+    """Write bytes to standard output.
+
+    Raises:
+        InputError: if whatever is behind it is full.
+    """
+    sys.stdout.flush()
+    # unbuffered: what a failed write left in a buffer would fail once more, without a word, when
+    # python ends
+    with open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as stream, _refusing(None):
+        view = memoryview(data)
+        while view:
+            view = view[stream.write(view) :]
+
+
+def _write_part(part: Path, data: bytes) -> None:
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _refusing(path: Path | None) -> Iterator[None]:
+    """Word an error of the disk; a reader that has gone is the program's business, not ours."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = "standard output" if path is None else str(path)
+        raise InputError(
+            f"{where} cannot be written ({error.strerror}); free some space or write elsewhere"
+        ) from error
+
+
+@contextmanager
+def _folders_of(files: Mapping[Path, bytes]) -> Iterator[None]:
+    """Make the files' missing folders, and take them away again when they stay empty."""
+    made: list[Path] = []
+    try:
+        for folder in sorted({path.parent for path in files}):
+            missing = [f for f in (folder, *folder.parents) if not f.exists()]
+            for one in reversed(missing):
+                with _refusing(one):
+                    one.mkdir()
+                made.append(one)
+        yield
+    finally:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()  # refuses, and is right to, when there is something in it

@@ -1,0 +1,270 @@
+"""Run what `edit` was asked for: one picture, many pictures, or a manifest again.
+
+The command line has been checked as far as names go (`edit.py`, `edit_places.py`) before this
+module, and with it torch, is imported.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from emu_edit.cli.devices import choose_device
+from emu_edit.cli.edit_files import save_session
+from emu_edit.cli.edit_pictures import fit_size, read_source
+from emu_edit.cli.edit_places import Place, Source, check_session_folder
+from emu_edit.cli.edit_report import Report
+from emu_edit.cli.find_model import MODEL, RUNS
+from emu_edit.cli.progress import step_bar
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.diffusion.samplers import Sampler
+from emu_edit.editing.editor import Editor, OnStep
+from emu_edit.editing.manifest import Manifest, parse_manifest
+from emu_edit.editing.predictor import TaskPrediction
+from emu_edit.editing.session import EditSession, replay
+from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task
+from emu_edit.editing.threshold import Threshold, check_alpha
+from emu_edit.errors import InputError, closest
+
+SOME_FAILED = 1  # exit status when pictures among many could not be edited
+MAX_MANIFEST = 16 * 2**20  # bytes; a thousand turns of the longest text take 9 MB
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done to every picture, with the model loaded.
+
+    Attributes:
+        editor: the model.
+        name: its name, for people and files.
+        instructions: what to change, turn by turn.
+        tasks: what the model is told at each turn.
+        options: the command line.
+        report: where results are told.
+    """
+
+    editor: Editor
+    name: str
+    instructions: Sequence[str]
+    tasks: Sequence[TaskChoice]
+    options: argparse.Namespace
+    report: Report
+
+    def edit(self, image: UInt8[Tensor, "3 h w"], on_step: OnStep) -> EditSession:
+        """Edit a picture in all turns; `on_step` counts the steps of all of them."""
+        options = self.options
+        session = EditSession.start(self.editor, image, seed=options.seed)
+        guidance, count = asked_guidance(options, self.editor), len(self.tasks)
+        for turn, (instruction, task) in enumerate(zip(self.instructions, self.tasks, strict=True)):
+            session = session.edit(
+                instruction,
+                task=task,
+                negative=options.negative,
+                guidance=guidance,
+                num_steps=options.steps,
+                sampler=asked_sampler(options.sampler),
+                threshold=asked_threshold(options),
+                on_step=_shifted(on_step, turn, count),
+            )
+        return session
+
+
+def edit_one(
+    options: argparse.Namespace,
+    turns: Sequence[tuple[str, str | None]],
+    source: Source,
+    place: Place,
+) -> int:
+    """Edit one picture; return the exit status.
+
+    Raises:
+        InputError: if picture, task, model, a number or the output cannot be used.
+    """
+    start = time.monotonic()
+    check_numbers(options)
+    image = read_source(source)
+    job = load_job(options, turns)
+    image = fit_size(image, options.size, job.editor, source)
+    job.report.predicted()
+    with step_bar("editing") as on_step:
+        session = job.edit(image, on_step)
+    save_session(session, place, job.name)
+    job.report.edited(source, place, session, time.monotonic() - start)
+    return 0
+
+
+def edit_many(
+    options: argparse.Namespace,
+    turns: Sequence[tuple[str, str | None]],
+    sources: Sequence[Source],
+    places: Sequence[Place],
+) -> int:
+    """Edit each picture; one that cannot be read is named, counted and left out.
+
+    Raises:
+        InputError: if task, model, a number or the output cannot be used: what would hold for all.
+    """
+    check_numbers(options)
+    job = load_job(options, turns)
+    job.report.predicted()
+    refused = 0
+    with step_bar("editing") as on_step:
+        for number, (source, place) in enumerate(zip(sources, places, strict=True)):
+            start = time.monotonic()
+            try:
+                image = fit_size(read_source(source), options.size, job.editor, source)
+            except InputError as error:
+                refused += 1
+                job.report.refused(source, str(error))
+                continue
+            session = job.edit(image, _shifted(on_step, number, len(sources)))
+            save_session(session, place, job.name)
+            job.report.edited(source, place, session, time.monotonic() - start)
+    sys.stderr.write(f"edited {len(sources) - refused} of {len(sources)} pictures\n")
+    return SOME_FAILED if refused else 0
+
+
+def replay_one(options: argparse.Namespace, source: Source, place: Place) -> int:
+    """Make a session again from its manifest; return the exit status.
+
+    Raises:
+        InputError: if the manifest is malformed, or of another version, model or picture.
+    """
+    start = time.monotonic()
+    wanted = read_manifest(options.replay)
+    if place.folder is not None:
+        check_session_folder(place.folder, len(wanted.turns))
+    image = read_source(source)
+    editor = Editor.from_pretrained(options.model, device=choose_device(options.device))
+    image = fit_size(image, options.size, editor, source)
+    with step_bar("replaying", "turns") as on_turn:
+        session = replay(editor, image, wanted.to_dict(), on_turn)
+    save_session(session, place, model_name(options.model))
+    report = Report(str(options.model), options.json, is_quiet=place.is_stream)
+    report.edited(source, place, session, time.monotonic() - start)
+    made = Manifest.from_dict(session.manifest()).results
+    for number, (is_hash, was_hash) in enumerate(zip(made, wanted.results, strict=True), start=1):
+        if is_hash != was_hash:
+            sys.stderr.write(
+                f"turn {number} does not have the pixels of the manifest: another device or "
+                "version of torch rounds differently\n"
+            )
+            break
+    return 0
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest file; messages name it.
+
+    Raises:
+        InputError: if it is missing, too large, no manifest or of another version.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the manifest.json of a session")
+    if path.stat().st_size > MAX_MANIFEST:
+        raise InputError(f"{path}: a manifest has at most {MAX_MANIFEST} bytes")
+    try:
+        wanted = parse_manifest(path.read_bytes())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if not wanted.turns:
+        raise InputError(f"{path}: the manifest has no turns, there is nothing to replay")
+    return wanted
+
+
+def load_job(options: argparse.Namespace, turns: Sequence[tuple[str, str | None]]) -> Job:
+    """Load the model, ask its predictor where no task is named, and check the tasks' names.
+
+    Raises:
+        InputError: if the model cannot be loaded, has no predictor but needs one, or does not know
+            a task.
+    """
+    named = [None if task is None else parse_task(task) for _, task in turns]
+    editor = Editor.from_pretrained(options.model, device=choose_device(options.device))
+    tasks: list[TaskChoice] = []
+    predictions: list[TaskPrediction | None] = []
+    instructions = [instruction for instruction, _ in turns]
+    for instruction, task in zip(instructions, named, strict=True):
+        if task is None:
+            prediction = editor.predict_tasks([instruction])[0]
+            predictions.append(prediction)
+            tasks.append(prediction.task)
+        else:
+            check_task(task, editor)
+            predictions.append(None)
+            tasks.append(task)
+    report = Report(str(options.model), options.json, options.output == "-", predictions)
+    return Job(editor, model_name(options.model), instructions, tasks, options, report)
+
+
+def check_task(task: TaskChoice, editor: Editor) -> None:
+    """Refuse a task that the model does not know.
+
+    Raises:
+        InputError: with the known tasks and the nearest of them.
+    """
+    for name in [task.first, task.second] if isinstance(task, TaskMix) else [task]:
+        editor.networks.tasks.index(name)
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, numbers and names that no model takes.
+
+    Raises:
+        InputError: for an unknown sampler, or a scale or threshold that is out of range.
+    """
+    asked_sampler(options.sampler)
+    Guidance(options.guidance_text or 0.0, options.guidance_image or 0.0)
+    if options.threshold is not None:
+        check_alpha(options.threshold)
+
+
+def asked_guidance(options: argparse.Namespace, editor: Editor) -> Guidance:
+    """Return the model's scales, overridden by what the command line says."""
+    text, image = options.guidance_text, options.guidance_image
+    usual = editor.settings.guidance
+    return Guidance(
+        text=usual.text if text is None else text, image=usual.image if image is None else image
+    )
+
+
+def asked_sampler(name: str | None) -> Sampler | None:
+    """Return the sampler of that name.
+
+    Raises:
+        InputError: for an unknown one, with the nearest.
+    """
+    names = [sampler.name for sampler in Sampler]
+    if name is not None and name not in names:
+        raise InputError(
+            f"unknown sampler {name!r}; known samplers: {', '.join(names)}.{closest(name, names)}"
+        )
+    return None if name is None else Sampler[name]
+
+
+def asked_threshold(options: argparse.Namespace) -> float | Threshold | None:
+    """Return the threshold of every turn: a number, none at all, or what the session decides."""
+    if options.no_threshold:
+        return None
+    return Threshold.default if options.threshold is None else options.threshold
+
+
+def model_name(model: Path) -> str:
+    """Return what to call a model in files: its folder, or its run's, without the way to it."""
+    path = model.resolve()
+    in_run = path.name == MODEL and path.parent.parent.name == RUNS.name
+    return path.parent.name if in_run else path.name
+
+
+def _shifted(on_step: OnStep, part: int, parts: int) -> Callable[[int, int], None]:
+    """Return the progress of one part of `parts` equal ones, told as progress of the whole."""
+
+    def told(done: int, total: int) -> None:
+        on_step(part * total + done, parts * total)
+
+    return told

@@ -1,0 +1,182 @@
+"""What the web page does when a visitor does something: the state's next value, and its drawing.
+
+What a button means is decided in `web_state.py`; here its answer is turned into what gradio shows.
+An InputError becomes a one-line message. Of any other error the visitor learns nothing: gradio
+writes its traceback to the server's stderr and answers "Error".
+"""
+
+import html
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr  # pyright: ignore[reportMissingImports]
+
+from emu_edit.cli import web_state
+from emu_edit.cli.web_difference import draw_difference
+from emu_edit.cli.web_limits import Limits
+from emu_edit.cli.web_state import PageState, Wish
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.threshold import ALPHA, Threshold
+from emu_edit.errors import InputError
+from emu_edit.images import encode_png, to_pil
+
+PREDICTED = "predicted"  # the entry of the drop-down that asks the predictor
+KEEPING = {"automatic": Threshold.default, "always": ALPHA, "never": None}
+AGAINST = ("compare with the turn before", "compare with the original")
+SHARE = "{:.0%}".format
+
+# gradio recognises a parameter whose default is a Progress, and fills it
+PROGRESS = gr.Progress()
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn a user's mistake into a message of the page; gradio shows messages as HTML."""
+    try:
+        yield
+    except InputError as error:
+        line = html.escape(" ".join(str(error).split()))
+        raise gr.Error(line, title="That does not work", print_exception=False) from None
+
+
+class Handlers:
+    """The model, the limits and the folder of files behind one page.
+
+    Args:
+        editor: what edits.
+        limits: what a visitor may ask.
+        folder: for downloads; it is gradio's cache, which is emptied by age.
+    """
+
+    def __init__(self, editor: Editor, limits: Limits, folder: Path) -> None:
+        self.editor = editor
+        self.limits = limits
+        self.folder = folder
+
+    def opened(
+        self, state: PageState | None, against: str, data: bytes | None, is_resized: bool
+    ) -> Any:
+        """Begin with the uploaded picture."""
+        del state  # a new picture is a new session
+        with one_line():
+            if data is None:
+                raise InputError("no file came; choose a JPEG, PNG or WebP picture")
+            opened = web_state.open_picture(
+                self.editor, data, is_resized=is_resized, limits=self.limits
+            )
+            return self._show(opened, against)
+
+    def resized(
+        self, state: PageState | None, against: str, data: bytes | None, is_resized: bool
+    ) -> Any:
+        """Open the picture again at the other size, unless turns would be lost."""
+        has_turns = state is not None and any(line.turns for line in state.lines)
+        if data is None or has_turns:
+            return gr.skip()
+        return self.opened(state, against, data, is_resized)
+
+    def edited(
+        self,
+        state: PageState | None,
+        against: str,
+        instruction: str | None,
+        task: str | None,
+        negative: str | None,
+        text: float,
+        image: float,
+        steps: int,
+        seed: int | None,
+        keeping: str,
+        progress: gr.Progress = PROGRESS,
+    ) -> list[Any]:
+        """Make the edit that the form asks for."""
+
+        def on_step(done: int, total: int) -> None:
+            progress((done, total), desc="editing", unit="steps")
+
+        with one_line():
+            if task is None:
+                raise InputError("choose the kind of edit first: this model cannot guess it")
+            wish = Wish(
+                instruction=instruction or "",
+                task=None if task == PREDICTED else task,
+                guidance=Guidance(float(text), float(image)),
+                num_steps=int(steps),
+                negative=(negative or "").strip(),
+                seed=seed,
+                threshold=KEEPING[keeping],
+            )
+            return self._show(web_state.edit(state, wish, self.limits, on_step), against)
+
+    def undone(self, state: PageState | None, against: str) -> list[Any]:
+        """Take the last turn back."""
+        with one_line():
+            return self._show(web_state.undo(state), against)
+
+    def turn_clicked(
+        self, state: PageState | None, against: str, clicked: gr.SelectData
+    ) -> list[Any]:
+        """Go to the turn that was clicked in the history."""
+        with one_line():
+            return self._show(web_state.show_turn(state, int(clicked.index)), against)
+
+    def line_chosen(self, state: PageState | None, against: str, line: int) -> list[Any]:
+        """Go to the end of another branch."""
+        with one_line():
+            return self._show(web_state.show_line(state, line), against)
+
+    def compared(self, state: PageState | None, against: str) -> Any:
+        """Compare with the other picture."""
+        if state is None:
+            return gr.skip()
+        before, after = web_state.comparison(state, is_with_original=against == AGAINST[1])
+        return to_pil(before), to_pil(after)
+
+    def typed(self, instruction: str | None) -> str:
+        """Say which task the words ask for; nothing while they ask for none."""
+        words = (instruction or "")[: self.limits.characters]
+        try:
+            (prediction,) = self.editor.predict_tasks([words])
+        except InputError:  # half an instruction is no mistake yet
+            return ""
+        if prediction.is_sure:
+            return f"Predicted: **{html.escape(prediction.task)}** ({SHARE(prediction.confidence)})"
+        first = ", ".join(
+            f"{html.escape(task)} ({SHARE(share)})" for task, share in prediction.ranking[:3]
+        )
+        return f"Not sure: {first}. Choose above if the first is wrong."
+
+    def _show(self, state: PageState, against: str) -> list[Any]:
+        """Draw a state, in the order of `web_page._tie`."""
+        session = state.session
+        names = web_state.line_names(state)
+        previous = session.images[max(state.turn - 1, 0)]
+        manifest = json.dumps(session.manifest(), indent=1)
+        return [
+            state,
+            self.compared(state, against),
+            to_pil(draw_difference(previous, session.image)),
+            html.escape(web_state.summary(state)),
+            gr.Gallery(
+                value=[(to_pil(image), text) for image, text in web_state.history(state)],
+                selected_index=state.turn,
+            ),
+            gr.Dropdown(
+                choices=[(name, index) for index, name in enumerate(names)],
+                value=state.line,
+                visible=len(names) > 1,
+            ),
+            gr.Button(interactive=state.turn > 0),
+            self._download("edited.png", encode_png(session.image)),
+            self._download("manifest.json", manifest.encode()),
+        ]
+
+    def _download(self, name: str, data: bytes) -> Any:
+        token = secrets.token_urlsafe(16)  # other visitors must not guess it
+        path = web_state.write_download(self.folder, token, name, data)
+        return gr.DownloadButton(value=str(path), interactive=True)

@@ -1,0 +1,170 @@
+"""The page as gradio lays it out; without a browser. Skipped where the extra `app` is missing."""
+
+import asyncio
+import gc
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from emu_edit.cli.app import prepare_environment
+from emu_edit.cli.web_limits import Limits
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.predictor import TaskPrediction
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio (the extra app)"),
+    pytest.mark.filterwarnings("ignore"),  # gradio's own, on import
+]
+
+
+class Guesser:
+    """A predictor that is sure of instructions with the word `sure`."""
+
+    def predict(self, instructions: Sequence[str]) -> list[TaskPrediction]:
+        def one(text: str) -> TaskPrediction:
+            first = 0.9 if "sure" in text else 0.5
+            ranking = (("style", first), ("local", 0.08), ("add", 0.02), ("remove", 0.0))
+            return TaskPrediction("style", first, ranking)
+
+        return [one(text) for text in instructions]
+
+
+@pytest.fixture
+def handlers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+    folder = tmp_path / "page"
+    folder.mkdir()
+    prepare_environment(folder)
+    from emu_edit.cli.web_handlers import Handlers
+
+    # gradio asks for an event loop and leaves it open: give it one, and clean up while warnings of
+    # forgotten sockets are ignored
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield Handlers(Editor.from_pretrained(model), Limits(), folder)
+    asyncio.set_event_loop(None)
+    loop.close()
+    gc.collect()
+
+
+@pytest.fixture
+def guessing(handlers: Any) -> Any:
+    handlers.editor.predictor = Guesser()
+    return handlers
+
+
+def layout(handlers: Any) -> dict[str, dict[str, Any]]:
+    """Return the properties of the page's components by element id."""
+    from emu_edit.cli.web_page import build_page
+
+    components = build_page(handlers).get_config_file()["components"]
+    return {part["props"].get("elem_id"): part["props"] for part in components}
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 16), (200, 10, 10)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def asked(state: Any, **changes: Any) -> list[Any]:
+    values = {
+        "state": state, "against": "compare with the original", "instruction": "make it red",
+        "task": "local", "negative": None, "text": 1.0, "image": 1.0, "steps": 2, "seed": None,
+        "keeping": "automatic",
+    }  # fmt: skip
+    return list({**values, **changes}.values())
+
+
+def test_without_a_predictor_the_drop_down_offers_no_prediction(handlers: Any) -> None:
+    task = layout(handlers)["task"]
+    assert task.get("value") is None
+    assert [value for _, value in task["choices"]] == list(handlers.editor.networks.tasks.names)
+
+
+def test_with_a_predictor_the_drop_down_begins_with_it(guessing: Any) -> None:
+    task = layout(guessing)["task"]
+    assert task["value"] == "predicted"
+    assert task["choices"][0] == ("predicted from the words", "predicted")
+
+
+def test_layout_and_theme_name_no_address_of_the_network(handlers: Any) -> None:
+    from emu_edit.cli.web_page import CSS, page_theme
+
+    theme = page_theme()
+    assert theme._stylesheets == []
+    assert "http" not in theme._get_theme_css().replace("http://www.w3.org/2000/svg", "")
+    assert "http" not in CSS
+    assert "http" not in json.dumps(layout(handlers), default=str)
+
+
+def test_words_are_answered_with_the_task_or_three_when_unsure(guessing: Any) -> None:
+    assert guessing.typed("surely a painting") == "Predicted: **style** (90%)"
+    unsure = guessing.typed("a painting")
+    assert unsure.startswith("Not sure: style (50%), local (8%), add (2%). Choose above")
+    assert guessing.typed("  ") == ""
+    assert guessing.typed(None) == ""
+
+
+def test_a_session_through_the_buttons(guessing: Any) -> None:
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+
+    against = "compare with the original"
+    state, *_ = guessing.opened(None, against, picture(), False)
+    state, *_ = guessing.edited(*asked(state))
+    state, images, _, summary, _, _, undo, *_ = guessing.edited(
+        *asked(state, task="predicted", instruction="surely a painting", seed=7)
+    )
+    assert "Turn 2 of 2, 20x16 px. Task style, seed 7, steps 2" in summary
+    assert images[0].getpixel((0, 0)) == (200, 10, 10)
+    assert undo.interactive
+    clicked = gr.SelectData(None, {"index": 1, "value": None})
+    state, *_ = guessing.turn_clicked(state, against, clicked)
+    state, *_, line, _, picture_file, manifest_file = guessing.edited(*asked(state))
+    assert line.visible
+    assert len(line.choices) == 2
+    manifest = json.loads(Path(manifest_file.value["path"]).read_text())
+    assert [turn["task"] for turn in manifest["turns"]] == ["local", "local"]
+    with Image.open(picture_file.value["path"]) as image:
+        assert image.info == {}
+    state, *_ = guessing.line_chosen(state, against, 0)
+    state, *_ = guessing.undone(state, against)
+    assert state.turn == 1
+
+
+def test_a_mistake_is_one_escaped_line_and_a_picture_with_turns_is_kept(handlers: Any) -> None:
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+
+    against = "compare with the turn before"
+    with pytest.raises(gr.Error) as refused:
+        handlers.edited(*asked(None))
+    assert refused.value.message == "there is no picture yet; upload one first"
+    with pytest.raises(gr.Error, match="no file came"):
+        handlers.opened(None, against, None, False)
+    state, *_ = handlers.opened(None, against, picture(), False)
+    for task, line in ((None, "choose the kind of edit first"), ("<img src=x>", "&lt;img src=x")):
+        with pytest.raises(gr.Error) as refused:
+            handlers.edited(*asked(state, task=task))
+        assert line in refused.value.message
+        assert not refused.value.print_exception
+    resized, *_ = handlers.resized(state, against, picture(), True)
+    assert resized.session.image.shape == (3, 16, 20)
+    edited, *_ = handlers.edited(*asked(state))
+    assert not isinstance(handlers.resized(edited, against, picture(), True), list)
+
+
+def test_requests_wait_in_a_queue_of_the_stated_length(handlers: Any) -> None:
+    from emu_edit.cli.web_page import build_page
+
+    handlers.limits = replace(handlers.limits, queue=3, idle_seconds=50)
+    page = build_page(handlers)
+    assert page._queue.max_size == 3
+    assert page.delete_cache == (5, 50)
