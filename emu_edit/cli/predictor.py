@@ -89,7 +89,10 @@ def run_fit(arguments: list[str]) -> int:
     options = fit_parser().parse(arguments)
     if options.freeze and options.encoder is None:
         raise InputError("--freeze needs --encoder: a small encoder of our own has to be trained")
-    model = None if options.model is None and options.output else find_model(options.model)
+    if options.output is None or options.model is not None:
+        model: Path | None = find_model(options.model)
+    else:
+        model = None
     from emu_edit.cli.devices import choose_device
     from emu_edit.cli.predictor_training import describe_training, gather, train_with_bar, untrained
     from emu_edit.editing.predictor import INDEX, PREDICTOR
@@ -97,9 +100,7 @@ def run_fit(arguments: list[str]) -> int:
     from emu_edit.tasks import SIXTEEN
     from emu_edit.training.predictor import PredictorSettings
 
-    folder = options.output
-    if folder is None and model is not None:
-        folder = model / PREDICTOR
+    folder: Path = options.output if model is None or options.output else model / PREDICTOR
     refuse_another_kind(folder, INDEX, what="task predictor")
     tasks = SIXTEEN if model is None else read_task_table(model)
     is_tuned = options.encoder is not None and not options.freeze

@@ -20,7 +20,7 @@ MOST_TEXT_GUIDANCE = 15.0
 MOST_IMAGE_GUIDANCE = 5.0
 # in pixels: with them everything fits a window of 1280x900 but the opened settings
 PICTURE_HEIGHT = 340
-HISTORY_HEIGHT = 150
+HISTORY_HEIGHT = 165
 
 # fonts of the visitor's computer: gradio's own themes load theirs from Google
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
@@ -36,7 +36,8 @@ CSS = """
 }
 #history .caption-label {
   left: 0; right: 0; bottom: 0; max-width: 100%; padding: 1px 4px; border-radius: 0;
-  font-size: 0.75rem; line-height: 1.25; white-space: normal;
+  font-size: 0.75rem; line-height: 1.25; white-space: normal; overflow: hidden;
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
 }
 """
 
@@ -131,7 +132,7 @@ def _form(handlers: Handlers) -> Form:
     return Form(upload, is_resized, instruction, task, predicted, *strength, edit, undo)
 
 
-def _strength(handlers: Handlers) -> tuple[Any, ...]:
+def _strength(handlers: Handlers) -> tuple[Any, Any, Any, Any, Any, Any]:
     """Lay out what is seldom changed: negative text, guidance, steps, seed and thresholding."""
     limits, settings = handlers.limits, handlers.editor.settings
     with gr.Accordion("Strength, steps, seed", open=False, elem_id="more"):
@@ -230,12 +231,13 @@ def _view() -> View:
     return View(summary, against, compare, difference, *_past())
 
 
-def _past() -> tuple[Any, ...]:
+def _past() -> tuple[Any, Any, Any, Any]:
     """Lay out history, branches and downloads."""
     gr.Markdown("**History.** Click a turn to go on from there.")
+    line = gr.Dropdown([], label="Branch", visible=False, interactive=True, elem_id="line")
     history = gr.Gallery(
         show_label=False,
-        columns=6,
+        columns=5,
         fit_columns=False,
         height=HISTORY_HEIGHT,
         format="png",
@@ -245,7 +247,6 @@ def _past() -> tuple[Any, ...]:
         buttons=[],
         elem_id="history",
     )
-    line = gr.Dropdown([], label="Branch", visible=False, interactive=True, elem_id="line")
     with gr.Row():
         picture = gr.DownloadButton("Download picture (PNG)", interactive=False, elem_id="picture")
         manifest = gr.DownloadButton(

@@ -233,11 +233,11 @@ def summary(state: PageState) -> str:
         return f"The original, {size}. Say what to change."
     last = session.turns[-1]
     where = changed(session.images[-2], session.image)
-    share = where.double().mean().item()
     kept = "" if last.threshold is None else f", unchanged pixels kept (alpha {last.threshold:g})"
     return (
         f"Turn {state.turn} of {len(state.whole_line.turns)}, {size}. Task {last.task}, "
-        f"seed {last.seed}, steps {last.num_steps}{kept}. {share:.0%} of the pixels changed."
+        f"seed {last.seed}, steps {last.num_steps}{kept}. "
+        f"{int(where.sum())} of {where.numel()} pixels changed."
     )
 
 

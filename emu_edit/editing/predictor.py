@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float, Float64
@@ -83,7 +84,9 @@ class TaskPredictor(nn.Module):
         self.encoder = encoder
         self.tasks = tasks
         self.temperature = temperature
-        self.head = nn.Linear(encoder.dim, len(tasks))
+        # skip_init: nn.Linear would draw weights from the global generator, to be overwritten
+        head = nn.utils.skip_init(nn.Linear, encoder.dim, len(tasks))
+        self.head = cast("nn.Linear", head)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHORTEST, LONGEST = 2, 6  # letters of an invented word: few, each may be a token
+FIRST = 0.25  # share of the texts whose first word is an invented one
 CHANGED = 0.7  # share of the texts in which words are changed,
 MOST_CHANGED = 0.35  # each word with a probability drawn up to this
 SHUFFLED = 0.05  # share of the texts whose words are put in another order
@@ -18,6 +19,9 @@ SHUFFLED = 0.05  # share of the texts whose words are put in another order
 def rephrase(text: str, generator: np.random.Generator) -> str:
     """Return a variant of an instruction that asks for the same, as far as words can tell."""
     words = text.split(" ")
+    # the verb of a request comes first, and of all its words people vary it most
+    if len(words) > 1 and generator.random() < FIRST:
+        words[0] = _invented(generator)
     if generator.random() < CHANGED:
         words = _changed(words, generator) or words
     if generator.random() < SHUFFLED:
@@ -40,7 +44,7 @@ def _changed(words: list[str], generator: np.random.Generator) -> list[str]:
 
 
 def _invented(generator: np.random.Generator) -> str:
-    length = int(generator.integers(SHORTEST, LONGEST))
+    length = int(generator.integers(SHORTEST, LONGEST + 1))
     return "".join(LETTERS[i] for i in generator.integers(len(LETTERS), size=length))
 
 

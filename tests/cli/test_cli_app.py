@@ -158,6 +158,8 @@ def test_the_page_shows_history_comparison_and_what_was_done(editor: Editor) -> 
     assert re.match(
         r"Turn 2 of 2, 20x16 px\. Task local, seed \d+, steps 1", web_state.summary(state)
     )
+    count = int((state.session.images[1] != state.session.image).any(0).sum())
+    assert web_state.summary(state).endswith(f" {count} of 320 pixels changed.")
     previous, after = web_state.comparison(state, is_with_original=False)
     original, _ = web_state.comparison(state, is_with_original=True)
     images = state.session.images

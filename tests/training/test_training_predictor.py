@@ -24,6 +24,9 @@ from emu_edit.training.predictor import (
     train_predictor,
 )
 from emu_edit.training.rephrase import rephrase
+from tests.models.conftest import stable_diffusion
+
+__all__ = ["stable_diffusion"]  # a fixture
 
 TABLE = TaskTable(("remove", "add", "style"))
 COLOURS = ("red", "blue", "green", "pink", "brown", "orange")
@@ -57,8 +60,6 @@ def flan_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_layers=1,
         num_heads=2,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
     )
     with quiet_transformers():
         T5ForConditionalGeneration(config).save_pretrained(folder)
