@@ -20,7 +20,6 @@ from emu_edit.cli.edit_pictures import fit_size, read_source
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
 from emu_edit.cli.edit_report import Report
 from emu_edit.cli.find_model import MODEL, RUNS
-from emu_edit.cli.progress import step_bar
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor, OnStep
@@ -30,6 +29,7 @@ from emu_edit.editing.session import EditSession, replay
 from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task
 from emu_edit.editing.threshold import Threshold, check_alpha
 from emu_edit.errors import InputError, closest
+from emu_edit.progress import step_bar
 
 SOME_FAILED = 1  # exit status when pictures among many could not be edited
 MAX_MANIFEST = 16 * 2**20  # bytes; a thousand turns of the longest text take 9 MB

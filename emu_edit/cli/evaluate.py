@@ -117,9 +117,9 @@ def load_editor(options: argparse.Namespace) -> "Editor":
 def run_world(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]:
     """Score single edits of every task; return the table and the folder written."""
     from datamodules.world.photos import Photos
-    from emu_edit.cli.progress import step_bar
     from emu_edit.cli.world_benchmark import WorldBenchmark, evaluate_world, write_results
     from emu_edit.metrics.table import format_table
+    from emu_edit.progress import step_bar
 
     benchmark = WorldBenchmark(
         pairs_per_task=PAIRS if options.pairs is None else options.pairs,
@@ -142,7 +142,7 @@ def run_drift(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]
     """Score sessions of several turns; return the table and the folder written."""
     from datamodules.world.photos import Photos
     from emu_edit.cli.drift import DriftBenchmark, evaluate_drift, table_of, write_drift
-    from emu_edit.cli.progress import step_bar
+    from emu_edit.progress import step_bar
 
     benchmark = DriftBenchmark(
         sessions=SESSIONS if options.sessions is None else options.sessions,

@@ -159,8 +159,8 @@ def run_evaluate(arguments: list[str]) -> int:
     from datamodules.instructions import shard_instructions, world_instructions
     from emu_edit.cli.devices import choose_device
     from emu_edit.cli.predictor_report import format_score, score, write_score
-    from emu_edit.cli.progress import step_bar
     from emu_edit.editing.predictor import TaskPredictor
+    from emu_edit.progress import step_bar
 
     predictor = TaskPredictor.from_pretrained(directory).to(choose_device(options.device))
     with step_bar("reading", "instructions") as on_step:

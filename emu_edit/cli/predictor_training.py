@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from datamodules.instructions import Instruction, training_instructions
-from emu_edit.cli.progress import step_bar
 from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
 from emu_edit.errors import InputError
+from emu_edit.progress import step_bar
 from emu_edit.tasks import TaskTable
 from emu_edit.training.predictor import (
     Calibration,

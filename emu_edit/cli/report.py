@@ -19,7 +19,6 @@ from datamodules.world.photos import Photos
 from emu_edit.cli.curves import draw_curves, read_curves
 from emu_edit.cli.find_model import MODEL
 from emu_edit.cli.predictor_training import add_predictor
-from emu_edit.cli.progress import step_bar
 from emu_edit.cli.run_folder import METRICS
 from emu_edit.cli.world_benchmark import (
     GRID,
@@ -31,6 +30,7 @@ from emu_edit.cli.world_benchmark import (
 )
 from emu_edit.editing.editor import Editor
 from emu_edit.metrics.table import format_table
+from emu_edit.progress import step_bar
 from emu_edit.training.export import export_model
 from emu_edit.training.module import EditModule
 

@@ -76,7 +76,7 @@ def run_world(arguments: list[str]) -> int:
     options = world_parser().parse(arguments)
     from datamodules.world.photos import Photos
     from datamodules.world.write import write_world
-    from emu_edit.cli.progress import step_bar
+    from emu_edit.progress import step_bar
 
     photos = None if options.photos is None else Photos(options.photos)
     with step_bar("writing the world", "pairs") as on_step:
@@ -121,7 +121,7 @@ def run_convert(arguments: list[str]) -> int:
     """
     options = convert_parser().parse(arguments)
     from datamodules.convert.run import convert
-    from emu_edit.cli.progress import step_bar
+    from emu_edit.progress import step_bar
 
     with step_bar("converting", "pairs") as on_step:
         report = convert(
@@ -157,7 +157,7 @@ def run_check(arguments: list[str]) -> int:
     """
     options = check_parser().parse(arguments)
     from datamodules.check import check_folder, summarize
-    from emu_edit.cli.progress import step_bar
+    from emu_edit.progress import step_bar
 
     with step_bar("checking", "pairs") as on_step:
         report = check_folder(options.folder, on_step)

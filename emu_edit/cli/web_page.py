@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
+from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 
 from emu_edit.cli.web_handlers import AGAINST, KEEPING, PREDICTED, Handlers
 from emu_edit.cli.web_limits import MEBI
@@ -99,7 +100,7 @@ def build_page(handlers: Handlers) -> Any:
 
 def page_theme() -> Any:
     """Return the looks: gradio's plain theme with the fonts of the visitor's computer."""
-    return gr.themes.Default(font=FONTS, font_mono=MONO, primary_hue="teal", neutral_hue="slate")
+    return Default(font=FONTS, font_mono=MONO, primary_hue="teal", neutral_hue="slate")
 
 
 def _form(handlers: Handlers) -> Form:

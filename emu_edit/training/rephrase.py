@@ -10,7 +10,7 @@ import numpy as np
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHORTEST, LONGEST = 2, 6  # letters of an invented word: few, each may be a token
-FIRST = 0.25  # share of the texts whose first word is an invented one
+FIRST = 0.2  # share of the texts whose first word is an invented one
 CHANGED = 0.7  # share of the texts in which words are changed,
 MOST_CHANGED = 0.35  # each word with a probability drawn up to this
 SHUFFLED = 0.05  # share of the texts whose words are put in another order
