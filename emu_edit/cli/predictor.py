@@ -89,10 +89,8 @@ def run_fit(arguments: list[str]) -> int:
     options = fit_parser().parse(arguments)
     if options.freeze and options.encoder is None:
         raise InputError("--freeze needs --encoder: a small encoder of our own has to be trained")
-    if options.output is None or options.model is not None:
-        model: Path | None = find_model(options.model)
-    else:
-        model = None
+    output: Path | None = options.output
+    model = find_model(options.model) if output is None or options.model is not None else None
     from emu_edit.cli.devices import choose_device
     from emu_edit.cli.predictor_training import describe_training, gather, train_with_bar, untrained
     from emu_edit.editing.predictor import INDEX, PREDICTOR
@@ -100,7 +98,10 @@ def run_fit(arguments: list[str]) -> int:
     from emu_edit.tasks import SIXTEEN
     from emu_edit.training.predictor import PredictorSettings
 
-    folder: Path = options.output if model is None or options.output else model / PREDICTOR
+    folder = output
+    if folder is None:
+        assert model is not None  # found above when there is no output
+        folder = model / PREDICTOR
     refuse_another_kind(folder, INDEX, what="task predictor")
     tasks = SIXTEEN if model is None else read_task_table(model)
     is_tuned = options.encoder is not None and not options.freeze
