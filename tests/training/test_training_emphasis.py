@@ -29,6 +29,7 @@ def test_a_timestep_shift_trains_at_higher_noise():
 
 def test_balance_weighs_each_pair_by_its_change():
     module = make_module()
+    module.dropout = DropoutRates(text=0.0, image=0.0, both=0.0, task=0.0)
     batch = make_batch([0, 1, 2, 3])
     plain = train_step(module, batch)
     module.balance = 0.5
@@ -44,7 +45,7 @@ def test_balance_weighs_each_pair_by_its_change():
 def test_a_pair_that_lost_its_source_weighs_by_all_of_its_picture():
     module = make_module()
     module.balance = 1.0
-    module.dropout = DropoutRates(text=0, image=1, both=0, task=0)
+    module.dropout = DropoutRates(text=0.0, image=1.0, both=0.0, task=0.0)
     batch = make_batch([0, 1, 2, 3])
     output = train_step(module, batch)
     z_0, _, _ = module.encoder(module.drawn(batch, Phase.train))
