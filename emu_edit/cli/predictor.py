@@ -72,7 +72,7 @@ def fit_parser() -> ArgumentParser:
     made.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="write the predictor here instead"
     )
-    made.add_argument("--steps", type=positive_int, help="optimizer steps (default 500)")
+    made.add_argument("--steps", type=positive_int, help="optimizer steps (default 400)")
     made.add_argument("--batch", type=positive_int, help="instructions per step (default 64)")
     made.add_argument("--lr", type=float, help="peak learning rate (default: by encoder)")
     made.add_argument("--seed", type=seed_int, default=0, help="same seed, same predictor on a CPU")
@@ -111,6 +111,8 @@ def run_fit(arguments: list[str]) -> int:
         batch_size=defaults.batch_size if options.batch is None else options.batch,
         lr=(PRETRAINED_LR if is_tuned else defaults.lr) if options.lr is None else options.lr,
         seed=options.seed,
+        # a pretrained encoder is large enough for all cores
+        threads=defaults.threads if options.encoder is None else None,
     )
     device = choose_device("cpu" if options.encoder is None else options.device)
     predictor = untrained(options.encoder, tasks, is_tuned=is_tuned, seed=options.seed).to(device)

@@ -16,14 +16,13 @@ from emu_edit.errors import InputError
 from emu_edit.models.sources import quiet_transformers
 from emu_edit.randomness import keyed_generator
 from emu_edit.tasks import SIXTEEN, TaskTable
-from emu_edit.training import predictor as training
 from emu_edit.training.predictor import (
     PredictorSettings,
     pretrained_predictor,
     tiny_predictor,
     train_predictor,
 )
-from emu_edit.training.rephrase import rephrase
+from emu_edit.training.rephrase import Rephraser
 from tests.models.conftest import stable_diffusion
 
 __all__ = ["stable_diffusion"]  # a fixture
@@ -102,14 +101,43 @@ def test_neither_building_nor_training_touches_the_global_random_state() -> None
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_the_number_of_threads_changes_nothing_and_is_given_back() -> None:
+    found, before = [], torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            seen: list[int] = []
+            predictor = tiny_predictor(TABLE)
+            train_predictor(
+                predictor, TEXTS, SHORT, lambda *_, s=seen: s.append(torch.get_num_threads())
+            )
+            assert seen == [1, 1, 1]
+            assert torch.get_num_threads() == number
+            found.append(weights(predictor))
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *found))
+
+
+def test_no_number_of_threads_leaves_what_is_set() -> None:
+    seen: list[int] = []
+    train_predictor(
+        tiny_predictor(TABLE),
+        TEXTS,
+        replace(SHORT, threads=None),
+        lambda *_: seen.append(torch.get_num_threads()),
+    )
+    assert seen == [torch.get_num_threads()] * 3
+
+
 def test_the_texts_held_back_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def as_it_is(text: str, _: np.random.Generator) -> str:
+    def as_it_is(_: Rephraser, text: str, __: np.random.Generator) -> str:
         seen.append(text)
         return text
 
-    monkeypatch.setattr(training, "rephrase", as_it_is)
+    monkeypatch.setattr(Rephraser, "__call__", as_it_is)
     settings = PredictorSettings(steps=20, batch_size=16, held_back=0.4)
     calibration = train_predictor(tiny_predictor(TABLE), [*TEXTS, *TEXTS], settings)
     trained, held_back = set(seen[:320]), set(seen[320:])
@@ -122,11 +150,11 @@ def test_the_texts_held_back_are_never_trained_on(monkeypatch: pytest.MonkeyPatc
 def test_a_task_with_many_texts_is_not_drawn_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def as_it_is(text: str, _: np.random.Generator) -> str:
+    def as_it_is(_: Rephraser, text: str, __: np.random.Generator) -> str:
         seen.append(text.split()[0])
         return text
 
-    monkeypatch.setattr(training, "rephrase", as_it_is)
+    monkeypatch.setattr(Rephraser, "__call__", as_it_is)
     texts = [*TEXTS, ("paint it", "style")]
     train_predictor(tiny_predictor(TABLE), texts, PredictorSettings(steps=3, batch_size=7))
     assert Counter(seen[:21]) == {"delete": 7, "insert": 7, "paint": 7}
@@ -162,6 +190,7 @@ def test_texts_of_unknown_tasks_or_no_texts_are_refused() -> None:
     [
         ({"steps": 0}, "steps of the predictor must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size of the predictor must be at least 1"),
+        ({"threads": 0}, "threads of the predictor must be at least 1"),
         ({"lr": 0.0}, r"lr of the predictor must be above 0, got 0.0"),
         ({"lr": float("nan")}, "lr of the predictor must be above 0, got nan"),
         ({"held_back": 1.0}, "held_back must be between 0 and 1, got 1.0"),
@@ -214,23 +243,34 @@ def test_an_encoder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         pretrained_predictor(str(tmp_path / "nothing"), SIXTEEN)
 
 
+REPHRASE = Rephraser.of(text for text, _ in TEXTS)
+
+
 def test_a_rephrasing_is_a_function_of_the_generators_seed() -> None:
     text = "replace the red circle with a blue square"
-    drawn = [rephrase(text, keyed_generator(0, "test", i)) for i in range(200)]
-    assert drawn == [rephrase(text, keyed_generator(0, "test", i)) for i in range(200)]
+    drawn = [REPHRASE(text, keyed_generator(0, "test", i)) for i in range(200)]
+    assert drawn == [REPHRASE(text, keyed_generator(0, "test", i)) for i in range(200)]
     assert len(set(drawn)) > 100
     assert text in drawn  # tidy sentences stay among them
 
 
+def test_half_of_the_invented_words_are_spliced_from_known_ones() -> None:
+    splicer = Rephraser(("QQ", "ZZ"))
+    drawn = " ".join(splicer("a b c d", keyed_generator(0, "test", i)) for i in range(300))
+    invented = [word for word in drawn.split() if len(word.strip(".!")) > 1 and word != "please"]
+    spliced = [word for word in invented if set(word.strip(".!").upper()) <= {"Q", "Z"}]
+    assert 0.4 < len(spliced) / len(invented) < 0.6
+
+
 def test_a_rephrasing_is_never_empty() -> None:
     for text in ("blur", "{", "a b"):
-        assert all(rephrase(text, keyed_generator(1, "test", i)).strip() for i in range(300))
+        assert all(REPHRASE(text, keyed_generator(1, "test", i)).strip() for i in range(300))
 
 
 def test_most_words_of_most_rephrasings_are_the_texts_own() -> None:
     text = "replace the red circle with a blue square"
     kept = [
-        len(set(text.split()) & set(rephrase(text, keyed_generator(2, "test", i)).lower().split()))
+        len(set(text.split()) & set(REPHRASE(text, keyed_generator(2, "test", i)).lower().split()))
         for i in range(300)
     ]
     assert np.mean(kept) > 5
