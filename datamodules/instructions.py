@@ -13,7 +13,15 @@ from string import Formatter
 from datamodules.manifest import ShardEntry, read_manifest
 from datamodules.paraphrases import PARAPHRASES
 from datamodules.reader import OpenShard
-from datamodules.world.instructions import EFFECTS, FILTERS, SIZES, STYLES, background_words, pick
+from datamodules.world.instructions import (
+    EFFECTS,
+    FILTERS,
+    SIZES,
+    STYLES,
+    background_words,
+    corpus,
+    pick,
+)
 from datamodules.world.pair import MIN_SIZE, make_pair
 from datamodules.world.palette import (
     BANDS,
@@ -115,7 +123,8 @@ def training_instructions(
 ) -> list[Instruction]:
     """Return what a task predictor is trained on, of the built-in world or of a shard folder.
 
-    When the folder holds a world, or none is given, the paraphrases are added.
+    When the folder holds a world, or none is given, the paraphrases are added; and to a world of
+    few pairs, which cannot have every sentence, all training sentences of the world.
 
     Args:
         folder: shards, at most `MOST_PER_TASK` of a task are read; None means the training world.
@@ -131,6 +140,8 @@ def training_instructions(
         own = shard_instructions(folder, most_per_task=MOST_PER_TASK, on_step=on_step)
         if read_manifest(folder).made_by.get("program") != WORLD_PROGRAM:
             return own
+        if len(own) < WORLD_TEXTS:
+            own += corpus("train")
     return [*own, *paraphrases(seed, PARAPHRASED_TEXTS)]
 
 

@@ -149,11 +149,11 @@ def train_predictor(
     train, held_back = (tuple(part) for part in zip(*split, strict=True))
     tasks = tuple(index for index, of_task in enumerate(texts) if of_task)
     rephrase = Rephraser.of(text for of_task in train for text in of_task)
-    with _threads(settings.threads):
-        _train(predictor, _Texts(predictor.encoder, rephrase, train, tasks), settings, on_step)
     held_back = _Texts(predictor.encoder, rephrase, held_back, tasks)
     without = (name for name, t in zip(predictor.tasks.names, texts, strict=True) if not t)
-    return _calibrate(predictor, held_back, settings, tuple(without))
+    with _threads(settings.threads):
+        _train(predictor, _Texts(predictor.encoder, rephrase, train, tasks), settings, on_step)
+        return _calibrate(predictor, held_back, settings, tuple(without))
 
 
 @contextmanager

@@ -153,4 +153,7 @@ def test_training_takes_paraphrases_for_the_world_and_for_no_other_data(
     assert steps[-1] == (32, 32)
     assert built_in == [*world_instructions(0, 32), *paraphrases(0, 16)]
     assert sorted(training_instructions(tmp_path / "world")) == sorted(built_in)
+    monkeypatch.setattr(instructions, "WORLD_TEXTS", 33)  # now the folder's 32 are too few
+    filled_up = [*built_in, *corpus("train")]
+    assert sorted(training_instructions(tmp_path / "world")) == sorted(filled_up)
     assert training_instructions(tmp_path / "own") == shard_instructions(tmp_path / "own")
