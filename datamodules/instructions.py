@@ -4,38 +4,23 @@ Two sources: the procedural world (a pure function of seed and index) and any fo
 which only the texts are read. Pictures are made or decoded in neither.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from string import Formatter
 
 from datamodules.manifest import ShardEntry, read_manifest
 from datamodules.paraphrases import PARAPHRASES
 from datamodules.reader import OpenShard
 from datamodules.world.instructions import (
-    EFFECTS,
-    FILTERS,
-    SIZES,
-    STYLES,
     background_words,
     corpus,
+    fix_articles,
     pick,
+    slot_words,
+    slots_of,
 )
 from datamodules.world.pair import MIN_SIZE, make_pair
-from datamodules.world.palette import (
-    BANDS,
-    COLOURS,
-    HELDOUT_PAIRS,
-    INKS,
-    MARKS,
-    PLACES,
-    PLAIN_BACKGROUNDS,
-    SCENIC_BACKGROUNDS,
-    SHAPES,
-    TEXTURES,
-    WORDS,
-)
+from datamodules.world.palette import PLAIN_BACKGROUNDS, TEXTURES, WORDS
 from datamodules.world.write import PROGRAM as WORLD_PROGRAM
 from emu_edit.errors import InputError
 from emu_edit.randomness import keyed_generator
@@ -87,8 +72,8 @@ def paraphrases(seed: int, count: int) -> list[Instruction]:
         generator = keyed_generator(seed, "paraphrase", index)
         task = SIXTEEN.names[index % len(SIXTEEN)]
         template = pick(generator, PARAPHRASES[task])
-        words = {slot: pick(generator, slot_words()[slot]) for slot in slots_of(template)}
-        made.append((_with_articles(template.format_map(words)), task))
+        words = {slot: pick(generator, paraphrase_words()[slot]) for slot in slots_of(template)}
+        made.append((fix_articles(template.format_map(words)), task))
     return made
 
 
@@ -159,46 +144,22 @@ def _places(
         first += entry.samples
 
 
-def slots_of(template: str) -> tuple[str, ...]:
-    """Return the names in braces of a sentence, in order."""
-    return tuple(slot for _, slot, _, _ in Formatter().parse(template) if slot)
-
-
 @cache
-def slot_words() -> dict[str, tuple[str, ...]]:
+def paraphrase_words() -> dict[str, tuple[str, ...]]:
     """Return what each slot of a paraphrase may be filled with; no held-out combination."""
-    bodies = (*SHAPES, "person")
-    things = tuple(f"{c} {s}" for s in bodies for c in COLOURS if (c, s) not in HELDOUT_PAIRS)
+    words = slot_words("local", "swap", "train")
+    things = words["thing"]
     shapes = tuple(thing for thing in things if not thing.endswith("person"))
-    backgrounds = tuple(background_words(b) for b in (*PLAIN_BACKGROUNDS, *SCENIC_BACKGROUNDS))
     plain = tuple(map(background_words, PLAIN_BACKGROUNDS))
     return {
-        "thing": things,
+        **words,
         "new": (*shapes, *(f"{t} {s}" for t, s in zip(TEXTURES * 4, shapes, strict=False))),
-        "colour": tuple(COLOURS),
-        "size": tuple(SIZES),
-        "texture": TEXTURES,
-        "place": tuple(PLACES),
-        "background": backgrounds,
-        "command": tuple(command for command, _ in EFFECTS.values()),
-        "clause": tuple(clause for _, clause in EFFECTS.values()),
-        "style": STYLES,
-        "word": WORDS,
         "new_word": tuple(reversed(WORDS)),
-        "ink": tuple(INKS),
-        "band": BANDS,
-        "mark": tuple(MARKS),
-        "filter": tuple(FILTERS.values()),
         "scene": tuple(
             f"a {first} and a {second} on {plain[i % len(plain)]}"
             for i, (first, second) in enumerate(zip(things, reversed(things), strict=True))
         ),
     }
-
-
-def _with_articles(text: str) -> str:
-    """Return the text with "a" turned into "an" before a vowel; templates always say "a"."""
-    return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
 def _refuse_none(count: int) -> None:

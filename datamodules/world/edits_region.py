@@ -103,12 +103,17 @@ def _region(
     studio: Studio, task: str, kind: str, scenes: tuple[Scene, Scene], words: dict[str, str]
 ) -> Edited:
     """Return the pair of two scenes that differ in one figure; the mask is where it is seen."""
-    mask = np.zeros((studio.size, studio.size), dtype=np.bool_)
-    for scene, other in (scenes, scenes[::-1]):
+    return edited(studio, task, kind, scenes, words, changed(*scenes, studio.size))
+
+
+def changed(before: Scene, after: Scene, size: int) -> Bool[np.ndarray, "size size"]:
+    """Return where a figure is seen that only one of two scenes has; nothing else may differ."""
+    mask = np.zeros((size, size), dtype=np.bool_)
+    for scene, other in ((before, after), (after, before)):
         for figure in scene.figures:
             if all(figure is not f for f in other.figures):
-                mask |= seen(scene, figure, studio.size)
-    return edited(studio, task, kind, scenes, words, mask)
+                mask |= seen(scene, figure, size)
+    return mask
 
 
 def _other_thing(studio: Studio, scene: Scene, old: Thing) -> Thing:

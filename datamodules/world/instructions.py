@@ -68,7 +68,7 @@ def phrase(
     generator: np.random.Generator, task: str, kind: str, split: Split, words: Mapping[str, str]
 ) -> str:
     """Return an instruction: a phrasing drawn from the split's, with its slots filled."""
-    return _fix_articles(pick(generator, templates(task, kind, split)).format_map(words))
+    return fix_articles(pick(generator, templates(task, kind, split)).format_map(words))
 
 
 def with_article(noun: str) -> str:
@@ -76,7 +76,7 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _fix_articles(text: str) -> str:
+def fix_articles(text: str) -> str:
     """Return the text with "a" turned into "an" before a vowel; templates always say "a"."""
     words = text.split(" ")
     for i, (word, following) in enumerate(pairwise(words)):
@@ -90,8 +90,13 @@ def background_words(name: str) -> str:
     return f"a plain {name} backdrop" if name in PLAIN_BACKGROUNDS else f"a {name}"
 
 
+def slots_of(template: str) -> tuple[str, ...]:
+    """Return the names in braces of a sentence, in order."""
+    return tuple(slot for _, slot, _, _ in Formatter().parse(template) if slot)
+
+
 @cache
-def _slot_words(task: str, kind: str, split: Split) -> dict[str, tuple[str, ...]]:
+def slot_words(task: str, kind: str, split: Split) -> dict[str, tuple[str, ...]]:
     """Return every filling of each slot, in an order in which neighbours differ."""
     held = split == "heldout"
     things = tuple(
@@ -141,11 +146,11 @@ def corpus(split: Split) -> tuple[tuple[str, str], ...]:
     pairs: dict[tuple[str, str], None] = {}
     for task, kinds in PHRASINGS.items():
         for kind in kinds:
-            words = _slot_words(task, kind, split)
+            words = slot_words(task, kind, split)
             for template in templates(task, kind, split):
-                slots = [slot for _, slot, _, _ in Formatter().parse(template) if slot]
+                slots = slots_of(template)
                 rows = max((len(words[slot]) for slot in slots), default=1)
                 for row in range(rows):
                     filling = {slot: words[slot][row % len(words[slot])] for slot in slots}
-                    pairs[_fix_articles(template.format_map(filling)), task] = None
+                    pairs[fix_articles(template.format_map(filling)), task] = None
     return tuple(pairs)

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from math import hypot
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
-from datamodules.world.edits_region import ADDED_RADIUS, edited
+from datamodules.world.edits_region import ADDED_RADIUS, changed, edited
 from datamodules.world.instructions import SIZES, pick
 from datamodules.world.pair import MIN_SIZE
 from datamodules.world.palette import COLOURS, HELDOUT_PAIRS, PLACES, SHAPES, Split
 from datamodules.world.photos import Photos
-from datamodules.world.render import seen
 from datamodules.world.scene import Scene, Thing
 from datamodules.world.studio import MAX_RADIUS, MIN_RADIUS, Edited, Rules, Studio
 from emu_edit.errors import InputError
@@ -109,16 +108,6 @@ def make_session(
         made.append(SessionTurn(change.task, pair))
         scene = change.after
     return WorldSession(f"session-{split}-{seed}-{index:08d}", tuple(made))
-
-
-def changed(before: Scene, after: Scene, size: int) -> Bool[np.ndarray, "size size"]:
-    """Return where a figure is seen that only one of two scenes has; nothing else may differ."""
-    mask = np.zeros((size, size), dtype=np.bool_)
-    for scene, other in ((before, after), (after, before)):
-        for figure in scene.figures:
-            if figure not in other.figures:
-                mask |= seen(scene, figure, size)
-    return mask
 
 
 Draw = Callable[[Studio, Scene], Change]

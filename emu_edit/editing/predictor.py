@@ -96,10 +96,7 @@ class TaskPredictor(nn.Module):
         Raises:
             InputError: if an instruction has more tokens than the encoder takes.
         """
-        features = self.encoder(list(instructions))
-        is_real = features.mask[..., None].to(features.tokens.dtype)
-        mean = (features.tokens * is_real).sum(dim=1) / is_real.sum(dim=1)
-        return self.head(mean)
+        return self.head(self.encoder(list(instructions)).mean())
 
     @torch.no_grad()
     def logits(self, instructions: Sequence[str]) -> Float[Tensor, "b n"]:

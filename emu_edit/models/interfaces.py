@@ -19,6 +19,11 @@ class TextFeatures:
     tokens: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
 
+    def mean(self) -> Float[Tensor, "b d"]:
+        """Return the mean of the real tokens; every text has at least its end mark."""
+        is_real = self.mask[..., None].to(self.tokens.dtype)
+        return (self.tokens * is_real).sum(dim=1) / is_real.sum(dim=1).clamp(min=1)
+
 
 @dataclass(frozen=True)
 class Conditioning:

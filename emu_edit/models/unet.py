@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emu_edit.errors import InputError
-from emu_edit.models.interfaces import Conditioning, Denoiser, TextFeatures
+from emu_edit.models.interfaces import Conditioning, Denoiser
 from emu_edit.models.sources import find_part, load_diffusers
 from emu_edit.models.surgery import check_plain, open_class_embedding, widen_for_source
 from emu_edit.models.task_attention import NUM_TASK_TOKENS, attend_task_tokens
@@ -142,7 +142,7 @@ class UNetDenoiser(Denoiser):
         shift = self.task_to_time(cond.v_task)
         if self.text_to_time is None:
             return shift
-        return shift + self.text_to_time(mean_token(cond.text))
+        return shift + self.text_to_time(cond.text.mean())
 
 
 class PretrainedUNetDenoiser(UNetDenoiser):
@@ -185,12 +185,6 @@ class PretrainedUNetDenoiser(UNetDenoiser):
                     "set task_dim to the model's"
                 )
             value.copy_(tensors[name])
-
-
-def mean_token(text: TextFeatures) -> Float[Tensor, "b d"]:
-    """Return the mean of the tokens that the mask keeps; every text has at least its end mark."""
-    kept = text.mask[..., None].to(text.tokens.dtype)
-    return (text.tokens * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -8,15 +8,14 @@ import pytest
 
 from datamodules import instructions, reader
 from datamodules.instructions import (
+    paraphrase_words,
     paraphrases,
     shard_instructions,
-    slot_words,
-    slots_of,
     training_instructions,
     world_instructions,
 )
 from datamodules.paraphrases import PARAPHRASES
-from datamodules.world.instructions import corpus
+from datamodules.world.instructions import corpus, slots_of
 from datamodules.world.pair import make_pair
 from datamodules.world.palette import HELDOUT_PAIRS
 from datamodules.world.phrasings import PHRASINGS
@@ -69,7 +68,7 @@ def test_no_paraphrase_has_a_word_that_only_held_out_sentences_have() -> None:
 def test_no_paraphrase_has_a_combination_that_is_held_out() -> None:
     texts = " | ".join(text for text, _ in paraphrases(0, 3200))
     assert all(f"{colour} {shape}" not in texts for colour, shape in HELDOUT_PAIRS)
-    known = [*slot_words()["thing"], *slot_words()["new"], *slot_words()["scene"]]
+    known = [*paraphrase_words()["thing"], *paraphrase_words()["new"], *paraphrase_words()["scene"]]
     assert all(f"{c} {s}" not in " | ".join(known) for c, s in HELDOUT_PAIRS)
 
 
@@ -85,7 +84,7 @@ def test_paraphrases_are_shared_equally_and_clean_and_filled() -> None:
 def test_every_slot_of_every_paraphrase_has_words() -> None:
     for templates in PARAPHRASES.values():
         for template in templates:
-            assert set(slots_of(template)) <= set(slot_words())
+            assert set(slots_of(template)) <= set(paraphrase_words())
 
 
 def test_no_paraphrase_reads_like_another_tasks_sentence() -> None:

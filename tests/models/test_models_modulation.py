@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from emu_edit.models.interfaces import Conditioning, TextFeatures
-from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser, mean_token
+from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser
 from tests.models.conftest import TASK_DIM, TEXT_DIM
 
 T = torch.tensor([0, 500, 999])
@@ -64,7 +64,7 @@ def test_the_mean_token_is_the_mean_of_the_kept_ones():
     tokens = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]], [[5.0, 7.0]] * 3])
     mask = torch.tensor([[True, True, False], [True, False, False]])
     expected = torch.tensor([[2.0, 4.0], [5.0, 7.0]])
-    assert torch.equal(mean_token(TextFeatures(tokens, mask)), expected)
+    assert torch.equal(TextFeatures(tokens, mask).mean(), expected)
 
 
 def test_a_saved_unet_brings_its_text_map(
