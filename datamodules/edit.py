@@ -26,7 +26,7 @@ from datamodules.resume import (
     rescale_progress,
 )
 from datamodules.sampler import GlobalBatchSampler, Layout, evaluation_batches, valid_splits
-from datamodules.transforms import SquareCrop
+from datamodules.transforms import Noops, SquareCrop
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable
@@ -51,6 +51,8 @@ class EditDataModule(LightningDataModule):
         seed: of the order and the crops.
         window: number of shards of a task whose samples are mixed.
         flip: mirror half of the training pairs; wrong for instructions that name left or right.
+        noops: for each task, the share of its training pairs that are shown as already edited
+            (source = target), so that the model learns to leave alone; by default none.
         tasks: the model's task table, in the order of its embedding; by default the sixteen.
         allow_change: go on from a checkpoint although the data have changed since.
     """
@@ -68,6 +70,7 @@ class EditDataModule(LightningDataModule):
         seed: int = 0,
         window: int = 8,
         flip: bool = False,
+        noops: dict[str, float] | None = None,
         tasks: list[str] | None = None,
         allow_change: bool = False,
     ) -> None:
@@ -87,6 +90,7 @@ class EditDataModule(LightningDataModule):
         self._seed = seed
         self._window = window
         self._crop = SquareCrop(image_size, seed=seed, flip=flip)
+        self._noops = Noops(noops or {}, seed)
         self._val_crop = SquareCrop(image_size)
         self._allow_change = allow_change
         self._layout = Layout(global_batch=1, accumulate=1, world=1)
@@ -130,6 +134,7 @@ class EditDataModule(LightningDataModule):
             order=Order(spec),
             tasks=self.table,
             crop=self._crop,
+            noops=self._noops,
         )
         batches = GlobalBatchSampler(
             self._next_position, self.steps_per_epoch, self._layout, self._rank
@@ -266,6 +271,7 @@ class EditDataModule(LightningDataModule):
         return manifest
 
     def _order_spec(self, manifest: Manifest) -> OrderSpec:
+        check_named(self._noops.rates, manifest.tasks, self.train_folder, setting="data.noops")
         weights = dict.fromkeys(manifest.tasks, 1.0)
         if self.weights is not None:
             check_weights(self.weights, manifest.tasks, self.train_folder)
@@ -293,6 +299,8 @@ class EditDataModule(LightningDataModule):
             "steps_per_epoch": self.steps_per_epoch,
             "image_size": self._crop.image_size,
             "flip": self._crop.flip,
+            # absent without them, as in the checkpoints of before there were any
+            **({"noops": dict(self._noops.rates)} if self._noops.rates else {}),
         }
         return fingerprint_of(spec, data, settings)
 
@@ -338,10 +346,21 @@ def check_weights(weights: Mapping[str, float], tasks: list[str], folder: Path) 
     """
     if not weights:
         raise InputError("data.weights is empty; leave it out to draw all tasks equally")
-    for task in weights:
+    check_named(weights, tasks, folder, setting="data.weights")
+
+
+def check_named(
+    numbers: Mapping[str, float], tasks: list[str], folder: Path, *, setting: str
+) -> None:
+    """Refuse numbers for tasks the folder does not have.
+
+    Raises:
+        InputError: with the nearest name.
+    """
+    for task in numbers:
         if task not in tasks:
             raise InputError(
-                f"data.weights names task {task!r}, {folder} has {', '.join(tasks)}."
+                f"{setting} names task {task!r}, {folder} has {', '.join(tasks)}."
                 f"{closest(task, tasks)}"
             )
 

@@ -15,13 +15,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.index import ROLES, check_text, load_index
 from datamodules.manifest import ShardEntry
 from datamodules.order import Position
-from datamodules.transforms import SquareCrop
+from datamodules.transforms import Noops, SquareCrop
 from emu_edit.batch import EditSample
 from emu_edit.errors import BadImageError, BadSampleError, ShardError
 from emu_edit.images import decode_mask, decode_rgb
@@ -129,6 +130,7 @@ class ShardDataset(Dataset[EditSample]):
         order: what position means which sample.
         tasks: gives each task its index.
         crop: brings the pictures to the training size.
+        noops: which pairs are shown as already edited; by default none.
     """
 
     def __init__(
@@ -139,12 +141,14 @@ class ShardDataset(Dataset[EditSample]):
         order: Callable[[int], Position],
         tasks: TaskTable,
         crop: SquareCrop,
+        noops: Noops | None = None,
     ) -> None:
         self._folder = folder
         self._shards = shards
         self._order = order
         self._tasks = tasks
         self._crop = crop
+        self._noops = Noops() if noops is None else noops
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
@@ -162,6 +166,11 @@ class ShardDataset(Dataset[EditSample]):
         shard = self._shard(self._shards[where.task][where.shard])
         text = shard.text(where.sample)
         source, target, mask = self._crop(*decode_pair(shard, where.sample), position)
+        target_caption = text.get("target_caption", "")
+        source_caption = text.get("source_caption", "")
+        if self._noops(shard.task, position):
+            source, source_caption = target, target_caption
+            mask = None if mask is None else torch.zeros_like(mask)
         return EditSample(
             key=shard.key(where.sample),
             source=source,
@@ -169,8 +178,8 @@ class ShardDataset(Dataset[EditSample]):
             instruction=text["instruction"],
             task=self._tasks.index(shard.task),
             mask=mask,
-            source_caption=text.get("source_caption", ""),
-            target_caption=text.get("target_caption", ""),
+            source_caption=source_caption,
+            target_caption=target_caption,
             position=position,
         )
 

@@ -8,6 +8,7 @@ micro-batches and not optimizer steps, in step with it.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -188,7 +189,7 @@ class FollowTraining(Callback):
 
 
 def fingerprint_of(
-    spec: OrderSpec, data: dict[str, str], settings: dict[str, int | bool]
+    spec: OrderSpec, data: dict[str, str], settings: Mapping[str, Any]
 ) -> Fingerprint:
     """Collect what decides which pictures a step sees: the order's parts and other settings."""
     return {

@@ -1,11 +1,12 @@
-"""Bring a pair and its mask to the training size, all of them by the same crop and flip.
+"""What happens to a pair between shard and batch: the same crop and flip for all of it; no-ops.
 
 A square is cut and resampled to `image_size`; a smaller picture is enlarged. The square is as large
 as fits, so the whole short side is seen; along the long side it lies in the middle, or, in
 training, anywhere. Draws are keyed by (seed, position), so neither worker nor restart changes them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, UInt8
@@ -64,6 +65,35 @@ class SquareCrop:
         size = (self.image_size, self.image_size)
         pair = resize(torch.stack([cut(source), cut(target)]), size)
         return pair[0], pair[1], None if mask is None else _resize_mask(cut(mask), size)
+
+
+@dataclass(frozen=True)
+class Noops:
+    """Show some pairs as already edited: the target is source, too, and nothing is left to do.
+
+    Pairs of a data set always change something, so a model trained on nothing else also "removes
+    the hat" of somebody who wears none, and in a long session damages what it should leave alone.
+    For tasks of which a second edit changes nothing: not for "make it bigger" or "brighter".
+    Source: ours; measured in benchmarks/README.md.
+
+    Args:
+        rates: for each task, the share of its pairs, 0 to 1; tasks left out have none.
+        seed: keys the choice.
+    """
+
+    rates: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        for task, rate in self.rates.items():
+            if not 0 <= rate <= 1:
+                raise InputError(f"data.noops.{task}={rate} must be a share from 0 to 1")
+
+    def __call__(self, task: str, position: int) -> bool:
+        """Return whether the pair of a task at a position is shown as already edited."""
+        rate = self.rates.get(task, 0.0)
+        return rate > 0 and keyed_generator(self.seed, "noop", position).random() < rate
 
 
 def _resize_mask(mask: Bool[Tensor, "H W"], size: tuple[int, int]) -> Bool[Tensor, "h w"]:

@@ -35,6 +35,7 @@ class WorldData(EditDataModule):
         micro_batch: samples a process trains on at a time; accumulation follows from it.
         steps_per_epoch: optimizer steps in a virtual epoch.
         weights: how often each task is drawn, relative to the others; by default equally.
+        noops: for each task, the share of its training pairs shown as already edited.
         num_workers: loader processes; changes speed only.
         seed: of the order of the pairs.
         window: number of shards of a task whose samples are mixed.
@@ -51,6 +52,7 @@ class WorldData(EditDataModule):
         micro_batch: int | None = None,
         steps_per_epoch: int = 100,
         weights: dict[str, float] | None = None,
+        noops: dict[str, float] | None = None,
         num_workers: int = 0,
         seed: int = 0,
         window: int = 8,
@@ -64,6 +66,7 @@ class WorldData(EditDataModule):
             micro_batch=micro_batch,
             steps_per_epoch=steps_per_epoch,
             weights=weights,
+            noops=noops,
             num_workers=num_workers,
             seed=seed,
             window=window,

@@ -18,6 +18,7 @@ Everything lands in one new folder, runs/RECIPE-DATE-TIME.
                             more --config files change what the first one says
   --run DIR                 the run's folder, instead of a new one under ./runs
   --ckpt_path PATH          go on from a checkpoint (a file, or the folder of a run)
+  --start_from PATH         begin a new training with the weights of a model, run or checkpoint
   --score_pairs N           pairs of each task in the table at the end (8; 0 for no table)
   --seed_everything N       seed of the first weights
   --model.seed N            seed of noise, timesteps and dropout

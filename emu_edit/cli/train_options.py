@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, positive_or_zero
+from emu_edit.cli.find_model import INDEX
 from emu_edit.cli.recipes import find_config
 from emu_edit.cli.run_folder import find_checkpoint
+from emu_edit.errors import InputError
 
 SCORE_PAIRS = 8  # of each task: half a minute on two cores
 ASKING = {"--help", "--print_config"}  # answered without training anything
@@ -22,6 +24,7 @@ class TrainOptions:
     Attributes:
         configs: the files after --config, in order; a later one changes an earlier one.
         checkpoint: the file to go on from, or to measure.
+        start: the checkpoint or model directory whose weights a new training begins with.
         run: the folder the user wants.
         score_pairs: pairs of each task in the table that ends a training on the world; 0 for none.
         rest: everything else, for Lightning.
@@ -29,6 +32,7 @@ class TrainOptions:
 
     configs: tuple[Path, ...]
     checkpoint: Path | None
+    start: Path | None
     run: str | None
     score_pairs: int
     rest: tuple[str, ...]
@@ -43,12 +47,19 @@ class TrainOptions:
         parser = ArgumentParser(prog=f"emu-edit {verb}", description="", add_help=False)
         parser.add_argument("-c", "--config", action="append", default=[])
         parser.add_argument("--ckpt_path", type=Path)
+        parser.add_argument("--start_from", type=Path)
         parser.add_argument("--run")
         parser.add_argument("--score_pairs", type=positive_or_zero, default=SCORE_PAIRS)
         known, rest = parser.parse_known_args(arguments)
+        if known.start_from is not None and known.ckpt_path is not None:
+            raise InputError(
+                "--ckpt_path goes on with a training, --start_from begins a new one from weights; "
+                "give one of them"
+            )
         return TrainOptions(
             configs=tuple(find_config(name) for name in known.config),
             checkpoint=None if known.ckpt_path is None else find_checkpoint(known.ckpt_path),
+            start=None if known.start_from is None else _weights_at(known.start_from),
             run=known.run,
             score_pairs=known.score_pairs,
             rest=tuple(rest),
@@ -68,3 +79,12 @@ class TrainOptions:
         configs = [part for config in self.configs for part in ("--config", str(config))]
         checkpoint = [] if self.checkpoint is None else ["--ckpt_path", str(self.checkpoint)]
         return [*configs, *self.rest, *checkpoint]
+
+
+def _weights_at(path: Path) -> Path:
+    """Return the model directory or the checkpoint file meant by `path`.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    return path if (path / INDEX).is_file() else find_checkpoint(path)

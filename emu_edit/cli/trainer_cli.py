@@ -37,6 +37,7 @@ from emu_edit.cli.train_options import TrainOptions
 from emu_edit.errors import InputError
 from emu_edit.training.loggers import ending_wandb_run, redact
 from emu_edit.training.module import EditModule
+from emu_edit.training.start import start_from
 
 # what Lightning tells everybody at every start, and what it brings up about other libraries
 NOISE = (
@@ -75,15 +76,19 @@ class SaveConfig(SaveConfigCallback):
 class TrainerCLI(LightningCLI):
     """LightningCLI whose run folder is known before anything is built."""
 
-    def __init__(self, verb: str, arguments: list[str], folder: Path) -> None:
+    def __init__(
+        self, verb: str, arguments: list[str], folder: Path, *, start: Path | None = None
+    ) -> None:
         """Parse `arguments` and run `verb`.
 
         Args:
             verb: fit, validate or test.
             arguments: the command line after the verb.
             folder: the run's folder; `{run}` in a config's `trainer` stands for it.
+            start: a checkpoint or model directory whose weights the training begins with.
         """
         self.folder = folder
+        self.start = start
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -138,6 +143,9 @@ class TrainerCLI(LightningCLI):
             raise buried from None
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
+        if self.start is not None and isinstance(self.model, EditModule):
+            start_from(self.model, self.start)
+            sys.stderr.write(f"starts with the weights of {self.start}\n")
         try:
             self.trainer = self.instantiate_trainer()
         except (MisconfigurationException, ModuleNotFoundError) as error:
@@ -194,7 +202,9 @@ def run_trainer(verb: str, arguments: list[str]) -> int:
     else:
         options, folder = of_its_run(verb, options)
     with quiet(), ending_wandb_run():
-        cli = _interruptible(lambda: TrainerCLI(verb, options.to_arguments(), folder), folder)
+        cli = _interruptible(
+            lambda: TrainerCLI(verb, options.to_arguments(), folder, start=options.start), folder
+        )
         is_trial = cli.trainer.fast_dev_run  # type: ignore[attr-defined]
         if verb == "fit" and cli.trainer.is_global_zero and not is_trial:
             if not isinstance(cli.model, EditModule):

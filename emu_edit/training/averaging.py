@@ -47,8 +47,10 @@ def update(average: Mapping[str, Tensor], module: nn.Module, decay: float) -> No
     torch._foreach_lerp_(list(average.values()), weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def check_matches(average: Mapping[str, Tensor], module: nn.Module) -> None:
-    """Refuse averaged weights of another model, naming the first difference.
+def check_matches(
+    average: Mapping[str, Tensor], module: nn.Module, *, what: str = "averaged weights"
+) -> None:
+    """Refuse averaged weights (or others, `what`) of another model, naming the first difference.
 
     Raises:
         InputError: if names or shapes differ from the module's trainable parameters.
@@ -58,7 +60,7 @@ def check_matches(average: Mapping[str, Tensor], module: nn.Module) -> None:
     for name in sorted(shapes.keys() | given.keys()):
         if shapes.get(name) != given.get(name):
             raise InputError(
-                f"averaged weights are of another model: {name} is {given.get(name, 'absent')} in "
+                f"{what} are of another model: {name} is {given.get(name, 'absent')} in "
                 f"the checkpoint, {shapes.get(name, 'absent or frozen')} in the model; use the "
                 "config the checkpoint was trained with"
             )

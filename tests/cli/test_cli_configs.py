@@ -22,7 +22,14 @@ ON_A_CPU = (
     "--trainer.precision=32",
 )
 NARROW = ("--model.denoiser.channels=[32, 32]", "--model.denoiser.attention=[false, true]")
-SMALLER = {"tiny": NARROW, "long": NARROW, "photos": NARROW, "pairs": NARROW, "smoke": ()}
+SMALLER = {
+    "tiny": NARROW,
+    "long": NARROW,
+    "sharpen": NARROW,
+    "photos": NARROW,
+    "pairs": NARROW,
+    "smoke": (),
+}
 
 
 class Built(TrainerCLI):
@@ -135,6 +142,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("--model.optimizer.lr=-1", "optimizer.lr must be above 0, got -1"),
         ("--model.prediction=eps", "cannot be used with a zero-terminal-SNR schedule"),
         ("--ckpt_path=missing.ckpt", "there is no checkpoint at missing.ckpt"),
+        ("--start_from=missing", "there is no checkpoint at missing"),
         ("--config=missing.yaml", "there is no config 'missing.yaml'"),
         ("--score_pairs=x", "--score_pairs: needs a whole number of at least 0, got 'x'"),
     ],
@@ -144,6 +152,14 @@ def test_a_wrong_option_is_refused_in_one_line(
     option: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert re.search(words, refused(capsys, option))
+
+
+@pytest.mark.usefixtures("workplace")
+def test_going_on_and_starting_from_weights_exclude_each_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reason = "--ckpt_path goes on with a training, --start_from begins a new one"
+    assert reason in refused(capsys, "--ckpt_path=a.ckpt", "--start_from=b.ckpt")
 
 
 def test_a_wrong_key_in_a_config_file_is_refused_with_the_nearest_key(

@@ -63,6 +63,15 @@ def test_tasks_are_drawn_equally_by_default_and_by_weight_when_given(make: Make)
     assert abs(counts[SIXTEEN.index("local")] - 80) <= 3
 
 
+def test_no_ops_are_for_training_only_and_only_for_their_tasks(make: Make):
+    data = make(noops={"local": 1.0})
+    for batch in first_epoch(data):
+        is_noop = (batch.source == batch.target).flatten(1).all(dim=1)
+        assert torch.equal(is_noop, batch.task == SIXTEEN.index("local"))
+    for batch in data.val_dataloader():
+        assert not (batch.source == batch.target).flatten(1).all(dim=1).any()
+
+
 def test_task_indices_follow_the_table(make: Make):
     table = ["depth", "other", "add", "local"]
     for batch in first_epoch(make(tasks=table)):
@@ -129,6 +138,11 @@ REFUSED = {
         r"data\.weights names task 'lokal', .* has local, add, depth\. Did you mean 'local'\?",
     ),
     "no weights": ({"weights": {}}, "data.weights is empty"),
+    "no share": ({"noops": {"local": 1.5}}, r"data\.noops\.local=1\.5 must be a share from 0 to 1"),
+    "unknown no-op": (
+        {"noops": {"lokal": 0.1}},
+        r"data\.noops names task 'lokal', .* has local, add, depth\. Did you mean 'local'\?",
+    ),
     "task not in table": (
         {"tasks": ["local", "depht", "add"]},
         r"has shards of unknown task 'depth'\. Did you mean 'depht'\?",

@@ -13,7 +13,7 @@ from datamodules.loader import PositionLoader
 from datamodules.manifest import ShardEntry, read_manifest, sha256_of, write_manifest
 from datamodules.order import Order, OrderSpec, Position, TaskOrder
 from datamodules.reader import MAX_OPEN_SHARDS, InOrder, ShardDataset
-from datamodules.transforms import SquareCrop
+from datamodules.transforms import Noops, SquareCrop
 from emu_edit.batch import EditBatch
 from emu_edit.errors import BadSampleError, InputError, ShardError
 from emu_edit.tasks import SIXTEEN
@@ -275,3 +275,39 @@ def test_a_mask_keeps_every_pixel_that_may_change():
 def test_a_size_no_network_can_use_is_refused():
     with pytest.raises(InputError, match=r"data\.image_size=4 must be at least 8"):
         SquareCrop(4)
+
+
+def test_a_no_op_shows_the_target_as_source_and_may_change_nothing(tmp_path: Path):
+    make_folder(tmp_path, {"local": 4})
+    manifest = read_manifest(tmp_path)
+    order = InOrder([[4]])
+    plain, repeated = (
+        ShardDataset(
+            tmp_path,
+            [manifest.of_task("local")],
+            order=order,
+            tasks=SIXTEEN,
+            crop=SquareCrop(SIZE),
+            noops=Noops({"local": rate}),
+        )
+        for rate in (0.0, 1.0)
+    )
+    for g in range(4):
+        was, now = plain[g], repeated[g]
+        assert torch.equal(now.source, was.target)
+        assert torch.equal(now.target, was.target)
+        assert now.source_caption == now.target_caption == was.target_caption
+        assert (now.instruction, now.key, now.task) == (was.instruction, was.key, was.task)
+        assert (now.mask is None) == (was.mask is None)
+        assert now.mask is None or not now.mask.any()
+        assert not torch.equal(was.source, was.target)
+
+
+def test_no_ops_come_as_often_as_asked_for_their_task_and_depend_on_position_and_seed_only():
+    noops = Noops({"local": 0.25, "add": 1.0}, seed=3)
+    local = [noops("local", g) for g in range(2000)]
+    assert 420 < sum(local) < 580  # 500 expected, standard deviation 19
+    assert local == [Noops({"local": 0.25}, seed=3)("local", g) for g in range(2000)]
+    assert local != [Noops({"local": 0.25}, seed=4)("local", g) for g in range(2000)]
+    assert all(noops("add", g) for g in range(20))
+    assert not any(noops("depth", g) for g in range(20))

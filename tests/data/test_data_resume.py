@@ -190,6 +190,7 @@ CHANGES = {
     "window": ({"window": 5}, "window was 2, is 5"),
     "image_size": ({"image_size": 16}, "image_size was 8, is 16"),
     "flip": ({"flip": True}, "flip was False, is True"),
+    "noops": ({"noops": {"add": 0.5}}, "noops was None, is {'add': 0.5}"),
     "steps": ({"steps_per_epoch": 9}, "steps_per_epoch was 3, is 9"),
     "weights": (
         {"weights": {"local": 1.0, "add": 1.0, "depth": 2.0}},

@@ -90,6 +90,21 @@ def test_training_goes_on_from_a_run(run: Path, trained: Path) -> None:
     assert results["steps"] == 6
 
 
+def test_a_new_training_starts_from_the_weights_of_a_run(
+    run: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # a rate of next to nothing: what comes out is what went in
+    still = ["--model.optimizer.lr=1e-30", "--model.optimizer.warmup_steps=0", "--run=runs2/again"]
+    assert main(["fit", *SHORT, *still, f"--start_from={run}"]) == 0
+    assert "starts with the weights of" in capsys.readouterr().err
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    before, after = (
+        Editor.from_pretrained(path).edit(image, "make it red", task="local")
+        for path in (run / "model", trained / "runs2" / "again" / "model")
+    )
+    assert torch.equal(before, after)
+
+
 def test_the_exported_model_gives_the_pixels_of_the_checkpoint(run: Path, tmp_path: Path) -> None:
     assert main(["export", str(run), "-o", str(tmp_path / "model")]) == 0
     checkpoint = run / "checkpoints" / "last.ckpt"
