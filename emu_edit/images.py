@@ -193,7 +193,35 @@ def read_image_bytes(path: Path | str) -> bytes:
 
 def encode_png(image: UInt8[Tensor, "3 h w"]) -> bytes:
     """Return the picture as a PNG without metadata."""
-    return _encode(image, "PNG")
+    return encode_image(image, "PNG")
+
+
+def encode_image(image: UInt8[Tensor, "3 h w"], kind: str) -> bytes:
+    """Return the picture as a file of one of `FORMATS`, without metadata; JPEG loses detail."""
+    buffer = io.BytesIO()
+    if kind == "JPEG":
+        # 4:4:4: chroma subsampling would bleed an edit's colour over its border
+        to_pil(image).save(buffer, kind, quality=JPEG_QUALITY, subsampling=0)
+    elif kind == "WEBP":
+        to_pil(image).save(buffer, kind, lossless=True)
+    else:
+        to_pil(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def format_of(path: Path) -> str:
+    """Return which of `FORMATS` the extension of a file to write stands for.
+
+    Raises:
+        InputError: for another extension.
+    """
+    kind = EXTENSIONS.get(path.suffix.lower())
+    if kind is None:
+        known = ", ".join(EXTENSIONS)
+        raise InputError(
+            f"{_printable(str(path))}: cannot write {path.suffix!r}, needs one of {known}"
+        )
+    return kind
 
 
 def write_image(path: Path | str, image: UInt8[Tensor, "3 h w"]) -> None:
@@ -205,13 +233,7 @@ def write_image(path: Path | str, image: UInt8[Tensor, "3 h w"]) -> None:
         InputError: for another extension, a missing folder, or a place that cannot be written.
     """
     path = Path(path)
-    kind = EXTENSIONS.get(path.suffix.lower())
-    if kind is None:
-        known = ", ".join(EXTENSIONS)
-        raise InputError(
-            f"{_printable(str(path))}: cannot write {path.suffix!r}, needs one of {known}"
-        )
-    _write_atomically(path, _encode(image, kind))
+    _write_atomically(path, encode_image(image, format_of(path)))
 
 
 def save_png(path: Path | str, image: UInt8[Tensor, "3 h w"]) -> None:
@@ -333,18 +355,6 @@ def _scale_deep(image: Image.Image, where: str) -> Image.Image:
 
 def _to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def _encode(image: UInt8[Tensor, "3 h w"], kind: str) -> bytes:
-    buffer = io.BytesIO()
-    if kind == "JPEG":
-        # 4:4:4: chroma subsampling would bleed an edit's colour over its border
-        to_pil(image).save(buffer, kind, quality=JPEG_QUALITY, subsampling=0)
-    elif kind == "WEBP":
-        to_pil(image).save(buffer, kind, lossless=True)
-    else:
-        to_pil(image).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

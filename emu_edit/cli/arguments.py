@@ -64,6 +64,14 @@ def seed_int(text: str) -> int:
     return value
 
 
+def add_sampling(made: argparse.ArgumentParser) -> None:
+    """Add the options that say how a model is sampled; those left out keep the model's."""
+    made.add_argument("--steps", type=positive_int, help="sampler steps (default: the model's)")
+    made.add_argument("--guidance-text", type=float, help="how strongly to follow the instruction")
+    made.add_argument("--guidance-image", type=float, help="how strongly to keep the picture")
+    made.add_argument("--sampler", help="ddim, euler_ancestral or dpm_solver_pp_2m")
+
+
 def _whole_number(text: str, least: int) -> int:
     try:
         value = int(text)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
+from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, seed_int
 from emu_edit.cli.edit_places import (
     STREAM,
     SUFFIXES,
@@ -87,7 +87,7 @@ def parser() -> ArgumentParser:
         "--model", type=Path, help="model directory or run folder (default: newest in ./runs)"
     )
     made.add_argument("--seed", type=seed_int, default=0, help="same seed, same result (default 0)")
-    _add_sampling(made)
+    _add_editing(made)
     made.add_argument(
         "--sheet", action="store_true", help="beside OUT.png: OUT.sheet.png, all side by side"
     )
@@ -100,12 +100,9 @@ def parser() -> ArgumentParser:
     return made
 
 
-def _add_sampling(made: ArgumentParser) -> None:
-    made.add_argument("--steps", type=positive_int, help="sampler steps (default: the model's)")
-    made.add_argument("--guidance-text", type=float, help="how strongly to follow the instruction")
-    made.add_argument("--guidance-image", type=float, help="how strongly to keep the picture")
+def _add_editing(made: ArgumentParser) -> None:
+    add_sampling(made)
     made.add_argument("--negative", default="", help="what the picture should not show")
-    made.add_argument("--sampler", help="ddim, euler_ancestral or dpm_solver_pp_2m")
     made.add_argument(
         "--size", type=positive_int, help="first resize, shorter side to this many pixels"
     )
@@ -118,6 +115,12 @@ def _add_sampling(made: ArgumentParser) -> None:
     )
     made.add_argument(
         "--no-threshold", action="store_true", help="take every result as it comes, in every turn"
+    )
+    made.add_argument(
+        "--chain-latents",
+        action="store_true",
+        help="give each turn the latents of the one before, not its picture encoded again: what an "
+        "autoencoder loses is lost once",
     )
 
 

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from emu_edit.cli.edit_places import Place
 from emu_edit.cli.edit_sheet import draw_sheet
@@ -22,7 +24,7 @@ from emu_edit.cli.main import installed_version
 from emu_edit.editing.manifest import Turn
 from emu_edit.editing.session import EditSession
 from emu_edit.errors import InputError
-from emu_edit.images import to_pil, write_image
+from emu_edit.images import encode_image, format_of, to_pil
 
 METADATA = "emu-edit"  # keyword of the chunk that holds turns, model and seed as JSON
 
@@ -41,7 +43,7 @@ def save_session(session: EditSession, place: Place, model: str) -> None:
         model: the model's name, no path.
 
     Raises:
-        InputError: if the disk is full, a folder is missing, or writing is not allowed.
+        InputError: if the disk is full, a name is no picture's, or writing is not allowed.
     """
     turns, count = session.turns, len(session.turns)
     history = [metadata(turns[:number], session.seed, model) for number in range(count + 1)]
@@ -51,8 +53,8 @@ def save_session(session: EditSession, place: Place, model: str) -> None:
     files: dict[Path, bytes] = {}
     for number in range(1, count + 1):
         path = place.turn(number, count)
-        if path is not None and path.suffix.lower() == ".png":
-            files[path] = encode(to_pil(session.images[number]), history[number])
+        if path is not None:
+            files[path] = encode_as(path, session.images[number], history[number])
     if place.original is not None:
         files[place.original] = encode(to_pil(session.original), history[0])
     if place.sheet is not None:
@@ -60,8 +62,6 @@ def save_session(session: EditSession, place: Place, model: str) -> None:
     if place.manifest is not None:
         files[place.manifest] = manifest_bytes(session, model)
     write_files(files)
-    if place.picture is not None and place.picture not in files:  # a JPEG or WebP: pixels only
-        write_image(place.picture, session.image)
 
 
 def metadata(turns: Sequence[Turn], seed: int, model: str) -> dict[str, str]:
@@ -82,6 +82,16 @@ def encode(image: Image.Image, texts: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
+
+
+def encode_as(path: Path, image: UInt8[Tensor, "3 h w"], texts: Mapping[str, str]) -> bytes:
+    """Return the picture in the format of a file's name; only a PNG gets `texts`.
+
+    Raises:
+        InputError: if the name is no picture's.
+    """
+    kind = format_of(path)
+    return encode(to_pil(image), texts) if kind == "PNG" else encode_image(image, kind)
 
 
 def session_sheet(session: EditSession) -> Image.Image:

@@ -6,13 +6,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from emu_edit.cli.edit_places import Source
+from emu_edit.cli.picture_size import MOST_TIMES_LARGER, is_far_larger, with_shorter_side
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.images import MAX_BYTES, MAX_SIDE, decode_rgb, read_image, resize
-
-# a side this many times the training pictures' shows the network nothing it knows, and takes
-# minutes
-MOST_TIMES_LARGER = 16
 
 
 def read_source(source: Source) -> UInt8[Tensor, "3 h w"]:
@@ -50,14 +47,14 @@ def fit_size(
     """
     height, width = image.shape[-2:]
     if size is not None:
-        new = [round(side * size / min(height, width)) for side in (height, width)]
+        new = with_shorter_side(size, height=height, width=width)
         if max(new) > MAX_SIDE:
             raise InputError(
                 f"--size {size} makes {source} {new[1]}x{new[0]}, at most {MAX_SIDE} a side work"
             )
-        return resize(image, (new[0], new[1]))
+        return resize(image, new)
     trained = editor.settings.image_size
-    if max(height, width) > MOST_TIMES_LARGER * trained:
+    if is_far_larger(trained, height=height, width=width):
         raise InputError(
             f"{source} is {width}x{height}, more than {MOST_TIMES_LARGER} times the {trained} px "
             f"this model was trained at; edit a smaller copy with --size {trained}"

@@ -58,7 +58,9 @@ class Job:
     def edit(self, image: UInt8[Tensor, "3 h w"], on_step: OnStep) -> EditSession:
         """Edit a picture in all turns; `on_step` counts the steps of all of them."""
         options = self.options
-        session = EditSession.start(self.editor, image, seed=options.seed)
+        session = EditSession.start(
+            self.editor, image, seed=options.seed, chain_latents=options.chain_latents
+        )
         guidance, count = asked_guidance(options, self.editor), len(self.tasks)
         for turn, (instruction, task) in enumerate(zip(self.instructions, self.tasks, strict=True)):
             session = session.edit(

@@ -1,10 +1,14 @@
-"""`emu-edit export CHECKPOINT -o DIR`: from a training checkpoint to a model directory."""
+"""`emu-edit export CHECKPOINT -o DIR`: from a training checkpoint to a model directory.
+
+A run's task predictor comes along: it belongs to the instructions, not to a step of the training.
+"""
 
 import sys
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser
-from emu_edit.cli.run_folder import find_checkpoint
+from emu_edit.cli.find_model import MODEL
+from emu_edit.cli.run_folder import find_checkpoint, run_of
 
 
 def parser() -> ArgumentParser:
@@ -36,5 +40,23 @@ def run(arguments: list[str]) -> int:
     from emu_edit.training.export import export_checkpoint
 
     export_checkpoint(checkpoint, options.output, ema=options.weights == "ema")
-    sys.stdout.write(f"wrote {options.output} ({options.weights} weights of {checkpoint})\n")
+    told = copy_predictor(checkpoint, options.output)
+    weights = f"{options.weights} weights of {checkpoint}"
+    sys.stdout.write(f"wrote {options.output} ({weights}; {told})\n")
     return 0
+
+
+def copy_predictor(checkpoint: Path, model: Path) -> str:
+    """Give a model directory the task predictor of the run a checkpoint lies in; say what was done.
+
+    Raises:
+        InputError: if the run's predictor cannot be read.
+    """
+    from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
+
+    run_folder = run_of(checkpoint)
+    source = None if run_folder is None else run_folder / MODEL / PREDICTOR
+    if source is None or not source.is_dir():
+        return f"no task predictor; train one with 'emu-edit predictor fit {model}'"
+    TaskPredictor.from_pretrained(source).save_pretrained(model / PREDICTOR)
+    return "with the task predictor of its run"

@@ -5,14 +5,11 @@ import time
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
-from emu_edit.cli.find_model import find_model
-from emu_edit.errors import InputError, closest
+from emu_edit.cli.find_model import RELEASED, RUNS, find_model, newest_model
+from emu_edit.cli.subcommands import Command, run_command
+from emu_edit.errors import InputError
 
 PRETRAINED_LR = 1e-4  # fine-tuning; a frozen encoder's head learns at the default rate
-SUMMARIES = {
-    "fit": "train a predictor and put it into a model directory",
-    "evaluate": "measure a predictor: accuracy, confusions, calibration",
-}
 
 
 def run(arguments: list[str]) -> int:
@@ -21,32 +18,12 @@ def run(arguments: list[str]) -> int:
     Raises:
         InputError: for an unknown command, or what the command cannot use.
     """
-    commands = {"fit": run_fit, "evaluate": run_evaluate}
-    first = arguments[0] if arguments else "--help"
-    if first in {"--help", "-h"}:
-        sys.stdout.write(overview())
-        return 0
-    if first not in commands:
-        hint = closest(first, list(commands))
-        raise InputError(
-            f"unknown command 'predictor {first}'; known: {', '.join(commands)}.{hint}"
-        )
-    return commands[first](arguments[1:])
-
-
-def overview() -> str:
-    """Return the help of the verb."""
-    lines = [f"  {name:<10}{summary}" for name, summary in SUMMARIES.items()]
-    return "\n".join([
-        "usage: emu-edit predictor COMMAND [ARGUMENTS]",
-        "",
-        "The task predictor reads an instruction and names the kind of edit it asks for.",
-        "",
-        *lines,
-        "",
-        "emu-edit predictor COMMAND --help tells more.",
-        "",
-    ])
+    commands = {
+        "fit": Command(run_fit, "train a predictor and put it into a model directory"),
+        "evaluate": Command(run_evaluate, "measure a predictor: accuracy, confusions, calibration"),
+    }
+    about = "The task predictor reads an instruction and names the kind of edit it asks for."
+    return run_command("predictor", commands, arguments, about=about)
 
 
 def fit_parser() -> ArgumentParser:
@@ -90,7 +67,7 @@ def run_fit(arguments: list[str]) -> int:
     if options.freeze and options.encoder is None:
         raise InputError("--freeze needs --encoder: a small encoder of our own has to be trained")
     output: Path | None = options.output
-    model = find_model(options.model) if output is None or options.model is not None else None
+    model = model_to_extend(options.model, output)
     from emu_edit.cli.devices import choose_device
     from emu_edit.cli.predictor_training import describe_training, gather, train_with_bar, untrained
     from emu_edit.editing.predictor import INDEX, PREDICTOR
@@ -182,6 +159,24 @@ def run_evaluate(arguments: list[str]) -> int:
     write_score(folder, result, predictor=str(directory), source=source)
     sys.stdout.write(f"{format_score(result)}\n\nwrote {folder}\n")
     return 0
+
+
+def model_to_extend(path: Path | None, output: Path | None) -> Path | None:
+    """Return the model whose tasks are learnt, and which gets the predictor without an `output`.
+
+    None if neither says one: the predictor then knows the sixteen tasks.
+
+    Raises:
+        InputError: if there is no model, or it is the released one, which is not to be changed.
+    """
+    if path is None:
+        return newest_model(RUNS) if output is None else None
+    model = find_model(path)
+    if model == RELEASED and output is None:
+        raise InputError(
+            "the released model belongs to the installation and has a predictor; give -o DIR"
+        )
+    return model
 
 
 def predictor_directory(path: Path) -> Path:

@@ -6,15 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
-from emu_edit.errors import InputError, closest
+from emu_edit.cli.subcommands import Command, run_command
 
 BAD_DATA = 65  # exit status of `check` when something is wrong (sysexits' EX_DATAERR)
 PROBLEMS = "problems.jsonl"
-SUMMARIES = {
-    "world": "write pairs of the built-in world: all tasks, exact ground truth",
-    "convert": "turn your own pairs into shards",
-    "check": "read every byte of a folder of shards and list what is wrong",
-}
 
 
 def run(arguments: list[str]) -> int:
@@ -23,28 +18,14 @@ def run(arguments: list[str]) -> int:
     Raises:
         InputError: for an unknown command, or what the command cannot use.
     """
-    commands = {"world": run_world, "convert": run_convert, "check": run_check}
-    first = arguments[0] if arguments else "--help"
-    if first in {"--help", "-h"}:
-        sys.stdout.write(overview())
-        return 0
-    if first not in commands:
-        hint = closest(first, list(commands))
-        raise InputError(f"unknown command 'shards {first}'; known: {', '.join(commands)}.{hint}")
-    return commands[first](arguments[1:])
-
-
-def overview() -> str:
-    """Return the help of the verb."""
-    lines = [f"  {name:<10}{summary}" for name, summary in SUMMARIES.items()]
-    return "\n".join([
-        "usage: emu-edit shards COMMAND [ARGUMENTS]",
-        "",
-        *lines,
-        "",
-        "emu-edit shards COMMAND --help tells more.",
-        "",
-    ])
+    commands = {
+        "world": Command(
+            run_world, "write pairs of the built-in world: all tasks, exact ground truth"
+        ),
+        "convert": Command(run_convert, "turn your own pairs into shards"),
+        "check": Command(run_check, "read every byte of a folder of shards and list what is wrong"),
+    }
+    return run_command("shards", commands, arguments)
 
 
 def world_parser() -> ArgumentParser:

@@ -25,6 +25,10 @@ from emu_edit.diffusion.timesteps import trailing_timesteps
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """A CPU generator for the batch, or one per row (rows then ignore each other), or torch's own."""
 
+StepEnd = Callable[[int, int, Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"] | None]
+"""Called after step i = 0, 1, … with i, its training step t and the latent it led to, z'; what it
+returns, if not None, takes the place of z'."""
+
 
 class Sampler(Enum):
     """ddim: first order; euler_ancestral: fresh noise each step; dpm_solver_pp_2m: second order."""
@@ -68,7 +72,7 @@ def sample(
     num_steps: int = 20,
     sampler: Sampler = Sampler.ddim,
     generator: Generators = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: StepEnd | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Return the clean latent that `noise` leads to, with one call of `predict` per step.
 
@@ -85,16 +89,15 @@ def sample(
         num_steps: 1 to the number of training steps, trailing spacing.
         sampler: which solver.
         generator: draws the noise of euler_ancestral on the CPU; the others are deterministic.
-        on_step: called as on_step(i, num_steps) after step i = 1..num_steps.
+        on_step: called after each step; may replace the latent, in the dtype of `noise`.
 
     Raises:
         InputError: for eps with zero terminal SNR, or a number of steps out of range.
     """
     check(prediction, schedule)
     steps = trailing_timesteps(schedule.num_steps, num_steps).tolist()
-    levels = [Level(schedule.alpha[t].item(), schedule.sigma[t].item()) for t in steps] + [
-        Level(1.0, 0.0)
-    ]
+    levels = [Level(schedule.alpha[t].item(), schedule.sigma[t].item()) for t in steps]
+    levels.append(Level(1.0, 0.0))
     z_t = levels[0].sigma * noise
     previous = None
     for i, t in enumerate(steps):
@@ -107,8 +110,8 @@ def sample(
             case Sampler.dpm_solver_pp_2m:
                 z_t = dpm_solver_pp_2m_step(now, levels[i + 1], previous)
         previous = now
-        if on_step is not None:
-            on_step(i + 1, num_steps)
+        if on_step is not None and (replaced := on_step(i, t, z_t)) is not None:
+            z_t = replaced
     return z_t
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance, guided
 from emu_edit.diffusion.prediction import Predict, Prediction, check, with_source
-from emu_edit.diffusion.samplers import Sampler, sample
+from emu_edit.diffusion.samplers import Sampler, StepEnd, sample
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.editing.predictor import PREDICTOR, TaskPrediction, TaskPredictor
 from emu_edit.editing.settings import EditorSettings, choice
@@ -175,7 +175,7 @@ class Editor:
             [seed],
             negative=negative,
             settings=settings,
-            on_step=on_step,
+            on_step=progress(on_step, settings.num_steps),
         )[0]
 
     def predict_tasks(self, instructions: Sequence[str]) -> list[TaskPrediction]:
@@ -201,21 +201,68 @@ class Editor:
         *,
         negative: str = "",
         settings: EditorSettings | None = None,
-        on_step: OnStep | None = None,
+        on_step: StepEnd | None = None,
     ) -> UInt8[Tensor, "b 3 h w"]:
         """Edit pictures of one size together, each as if edited alone; the result is on the CPU.
 
         A generator given for a seed is advanced; rows that share one draw from it in turn.
+        `on_step` hears of every step of the sampler and may replace the latents, see `StepEnd`.
+
+        Raises:
+            InputError: for an unknown task, or an instruction that is empty, too long or not text.
+            ValueError: if the four sequences differ in length.
+        """
+        latents = self.edit_latents(
+            self.encode(images),
+            instructions,
+            tasks,
+            seeds,
+            negative=negative,
+            settings=settings,
+            on_step=on_step,
+        )
+        return self.decode(latents, images.shape[-2:])
+
+    @torch.no_grad()
+    def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
+        """Return the latents of pictures as `edit_latents` takes and gives them.
+
+        Scaled, the posterior's mean; sides are padded by reflection to a multiple of `multiple`.
+        """
+        padded = reflect_to_multiple(images, self.multiple).to(self.device)
+        return self.networks.codec.posterior(to_float(padded))[0]
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[Tensor, "b c lh lw"], size: Sequence[int]
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """Return the pictures of latents, cut to (height, width), on the CPU."""
+        height, width = size
+        return to_uint8(self.networks.codec.decode(latents)).cpu()[..., :height, :width]
+
+    @torch.no_grad()
+    def edit_latents(
+        self,
+        latents: Float[Tensor, "b c lh lw"],
+        instructions: Sequence[str],
+        tasks: Sequence[TaskChoice | None],
+        seeds: Sequence[Seed],
+        *,
+        negative: str = "",
+        settings: EditorSettings | None = None,
+        on_step: StepEnd | None = None,
+    ) -> Float[Tensor, "b c lh lw"]:
+        """Edit as `edit_batch` does, from latents to latents: turns without a decoder in between.
 
         Raises:
             InputError: for an unknown task, or an instruction that is empty, too long or not text.
             ValueError: if the four sequences differ in length.
         """
         settings = self.settings if settings is None else settings
-        counts = (len(images), len(instructions), len(tasks), len(seeds))
+        counts = (len(latents), len(instructions), len(tasks), len(seeds))
         if len(set(counts)) != 1:
             raise ValueError(
-                f"edit_batch needs as many instructions, tasks and seeds as images, got {counts}"
+                f"an edit needs as many instructions, tasks and seeds as images, got {counts}"
             )
         texts = [clean_instruction(text) for text in instructions]
         if negative:
@@ -225,16 +272,10 @@ class Editor:
                     "negative text has no effect at text guidance 1; give a higher one, e.g. 3"
                 )
         v_task = task_vectors(self.networks, self._chosen(texts, tasks))
-        height, width = images.shape[-2:]
-        padded = reflect_to_multiple(images, self.multiple)
         text, null_text = self.networks.encode_text(texts, negative)
-        cond = Conditioning(
-            text=text,
-            z_source=self.networks.codec.encode_condition(to_float(padded.to(self.device))),
-            v_task=v_task,
-        )
-        edited = self._sample(cond, null_text, seeds, settings, on_step)
-        return edited[..., :height, :width]
+        z_source = self.networks.codec.as_condition(latents.to(self.device))
+        cond = Conditioning(text=text, z_source=z_source, v_task=v_task)
+        return self._sample(cond, null_text, seeds, settings, on_step)
 
     def _chosen(self, texts: list[str], tasks: Sequence[TaskChoice | None]) -> list[TaskChoice]:
         unnamed = [text for text, task in zip(texts, tasks, strict=True) if task is None]
@@ -247,11 +288,11 @@ class Editor:
         null_text: TextFeatures,
         seeds: Sequence[Seed],
         settings: EditorSettings,
-        on_step: OnStep | None,
-    ) -> UInt8[Tensor, "b 3 h w"]:
+        on_step: StepEnd | None,
+    ) -> Float[Tensor, "b c h w"]:
         told = branches(cond, null_text, settings.guidance.needed)
         generators = [_generator(seed) for seed in seeds]
-        latents = sample(
+        return sample(
             guided(self._predictor(told), settings.guidance),
             _noise(generators, cond.z_source),
             schedule=self.schedule,
@@ -261,12 +302,22 @@ class Editor:
             generator=generators,
             on_step=on_step,
         )
-        return to_uint8(self.networks.codec.decode(latents)).cpu()
 
     def _predictor(self, cond: Conditioning) -> Predict:
         return with_source(
             partial(self.networks.denoiser, cond=cond), cond.z_source, self.prediction
         )
+
+
+def progress(on_step: OnStep | None, num_steps: int) -> StepEnd | None:
+    """Return what tells `on_step` of the sampler's steps and leaves the latents alone."""
+    if on_step is None:
+        return None
+
+    def told(i: int, _t: int, _z_t: Tensor) -> None:
+        on_step(i + 1, num_steps)
+
+    return told
 
 
 def reflect_to_multiple(

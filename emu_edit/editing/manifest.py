@@ -125,6 +125,7 @@ class Manifest:
         height: of the original, in pixels.
         original: `pixel_hash` of the original.
         model: `fingerprint` of the model.
+        chain_latents: whether turns were given latents instead of pictures.
         turns: what was done, in order.
         results: `pixel_hash` of each turn's result; another device or torch version may differ in
             the last grey level.
@@ -135,6 +136,7 @@ class Manifest:
     height: int
     original: str
     model: str
+    chain_latents: bool
     turns: tuple[Turn, ...]
     results: tuple[str, ...]
 
@@ -145,6 +147,7 @@ class Manifest:
             "original": {"width": self.width, "height": self.height, "sha256": self.original},
             "model": {"sha256": self.model},
             "seed": self.seed,
+            "chain_latents": self.chain_latents,
             "turns": [turn.to_dict() for turn in self.turns],
             "results": list(self.results),
         }
@@ -176,6 +179,7 @@ class Manifest:
             height=_whole(original, "height"),
             original=_hash(original, "sha256"),
             model=_hash(model, "sha256"),
+            chain_latents=_flag(values, "chain_latents"),
             turns=tuple(
                 Turn.from_dict(turn, where=f"turn {number}")
                 for number, turn in enumerate(turns, start=1)
@@ -267,6 +271,13 @@ def _number(values: dict, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
         raise _refuse(name, "a number", value)
     return float(value)
+
+
+def _flag(values: dict, name: str) -> bool:
+    value = values.get(name)
+    if not isinstance(value, bool):
+        raise _refuse(name, "true or false", value)
+    return value
 
 
 def _hash(values: dict, name: str) -> str:

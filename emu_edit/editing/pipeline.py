@@ -7,20 +7,21 @@ Source of the argument names: diffusers, StableDiffusionInstructPix2PixPipeline.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance
-from emu_edit.diffusion.timesteps import trailing_timesteps
+from emu_edit.diffusion.samplers import StepEnd
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.editing.task_mix import TaskChoice, parse_task
@@ -30,7 +31,8 @@ from emu_edit.images import from_pil, to_float, to_pil, to_uint8
 Picture = Image.Image | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]
 OUTPUT_TYPES = ("pil", "np", "pt")
-StepEnd = Callable[["EmuEditPipeline", int, int, dict[str, object]], dict[str, object] | None]
+LATENTS = "latents"  # diffusers' name of z_t
+Callback = Callable[["EmuEditPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 Item = TypeVar("Item")
 
 
@@ -42,6 +44,7 @@ class EmuEditPipeline(DiffusionPipeline):
     """
 
     editor: Editor
+    _callback_tensor_inputs: ClassVar = [LATENTS]  # where diffusers' users look for the names
 
     def __init__(self, editor: Editor) -> None:
         super().__init__()
@@ -104,7 +107,8 @@ class EmuEditPipeline(DiffusionPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = (LATENTS,),
     ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
         """Edit pictures; `images` of the result are in the order of the prompts.
 
@@ -112,9 +116,8 @@ class EmuEditPipeline(DiffusionPipeline):
 
         Args:
             prompt: one instruction for all pictures, or one for each.
-            image: one picture for all prompts, or one for each; all of one size. PIL pictures of
-                any mode; arrays "h w 3" and tensors "3 h w", alone, stacked or in a list, as uint8
-                or as floats in [0, 1].
+            image: one picture for all prompts, or one for each, all of one size: PIL of any mode;
+                arrays "h w 3" or tensors "3 h w" of uint8 or floats in [0, 1], stacked or not.
             num_inference_steps: sampler steps.
             guidance_scale: strength of the text.
             image_guidance_scale: strength of the source picture.
@@ -122,37 +125,25 @@ class EmuEditPipeline(DiffusionPipeline):
             num_images_per_prompt: results for each prompt, next to each other.
             task: name or mix of tasks for all pictures, or one for each; None asks the model's task
                 predictor.
-            generator: a CPU generator for all pictures, who then draw from it in turn, or one for
-                each result; None means torch's global one. `torch.Generator().manual_seed(7)` gives
-                the pixels of `Editor.edit(..., seed=7)`.
-            output_type: "pil", "np" (float32 "b h w 3" in [0, 1]) or "pt" (float32 "b 3 h w" in
-                [0, 1], on the CPU).
+            generator: a CPU generator that all results draw from in turn, or one for each; None
+                means torch's global one. `torch.Generator().manual_seed(7)` gives the pixels of
+                `Editor.edit(..., seed=7)`.
+            output_type: "pil", or floats in [0, 1]: "np" ("b h w 3"), "pt" ("b 3 h w", on the CPU).
             return_dict: False returns a tuple of one instead.
-            callback_on_step_end: called as (pipeline, step, timestep, {}) after each step, from 0.
-                The dictionary is empty and so must be what it returns: latents cannot be replaced.
+            callback_on_step_end: called as (pipeline, step, timestep, {"latents": z_t}) after each
+                step, from 0; "latents" in what it returns replace z_t. A row of z_t is a result.
+            callback_on_step_end_tensor_inputs: what the dictionary holds; only latents can be had.
 
         Raises:
             InputError: if the counts of prompts, pictures, tasks and generators do not fit, or one
                 of them cannot be used.
         """
+        names = _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         _check_call(output_type, num_images_per_prompt)
-        prompts, pictures = _as_list(prompt), read_pictures(image)
-        tasks = [_read_task(one) for one in _as_list(task)]
-        count = max(len(prompts), len(pictures))
-        prompts = _spread("prompt", prompts, count, num_images_per_prompt)
-        pictures = _spread("image", pictures, count, num_images_per_prompt)
-        tasks = _spread("task", tasks, count, num_images_per_prompt)
+        prompts, pictures, tasks = _rows(prompt, image, task, num_images_per_prompt)
         settings = self._settings(num_inference_steps, guidance_scale, image_guidance_scale)
-        timesteps = trailing_timesteps(self.editor.schedule.num_steps, settings.num_steps).tolist()
         # torch.compiler.disable hides the arguments of diffusers' method
         with self.progress_bar(total=settings.num_steps) as bar:  # pyright: ignore[reportCallIssue]
-
-            def on_step(done: int, _total: int) -> None:
-                bar.update()
-                if callback_on_step_end is not None:
-                    answer = callback_on_step_end(self, done - 1, timesteps[done - 1], {})
-                    _check_answer(answer)
-
             edited = self.editor.edit_batch(
                 torch.stack(pictures),
                 prompts,
@@ -160,11 +151,25 @@ class EmuEditPipeline(DiffusionPipeline):
                 _generators(generator, len(prompts)),
                 negative="" if negative_prompt is None else negative_prompt,
                 settings=settings,
-                on_step=on_step,
+                on_step=self._step_end(callback_on_step_end, names, bar.update),
             )
         images = _as_asked(edited, output_type)
         # diffusers annotates no tensors here, yet every one of its pipelines returns them for "pt"
         return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type]
+
+    def _step_end(
+        self, callback: Callback | None, names: Sequence[str], advance: Callable[[], object]
+    ) -> StepEnd:
+        """Return what asks the callback for other latents and moves the progress bar."""
+
+        def on_step(step: int, timestep: int, latents: Tensor) -> Tensor | None:
+            answer = None
+            if callback is not None:
+                answer = callback(self, step, timestep, dict.fromkeys(names, latents))
+            advance()
+            return None if answer is None else _replacement(answer, latents)
+
+        return on_step
 
     def _settings(
         self, num_steps: int | None, text: float | None, image: float | None
@@ -190,12 +195,51 @@ def _check_call(output_type: str, num_images: int) -> None:
         raise InputError(f"num_images_per_prompt must be at least 1, got {num_images}")
 
 
-def _check_answer(answer: dict[str, object] | None) -> None:
-    if answer:
+def _tensor_inputs(callback: Callback | None, names: Sequence[str]) -> Sequence[str]:
+    """Return the names of the tensors that the callback asks for, all of which can be had."""
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):  # they bring their own
+        names = callback.tensor_inputs
+    _refuse_others("callback_on_step_end_tensor_inputs has", names)
+    return names
+
+
+def _refuse_others(what: str, names: Iterable[str]) -> None:
+    if others := [repr(name) for name in names if name != LATENTS]:
         raise InputError(
-            f"callback_on_step_end returned {', '.join(answer)}, which the sampler cannot take "
-            "over; return None or an empty dict"
+            f"{what} {', '.join(others)}; this pipeline gives and takes {LATENTS!r} only"
         )
+
+
+def _replacement(answer: Mapping[str, object], latents: Tensor) -> Tensor | None:
+    """Return the latents of a callback's answer, None if it has none."""
+    _refuse_others("callback_on_step_end returned", answer)
+    if LATENTS not in answer:
+        return None
+    given = answer[LATENTS]
+    if not isinstance(given, Tensor) or given.shape != latents.shape:
+        came = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise InputError(
+            f"callback_on_step_end returned latents of {came}, needs a tensor of "
+            f"{tuple(latents.shape)}, the shape of those it was given"
+        )
+    return given.to(latents)
+
+
+def _rows(
+    prompt: str | Sequence[str],
+    image: Pictures,
+    task: TaskChoice | Sequence[TaskChoice] | None,
+    num_images: int,
+) -> tuple[list[str], list[UInt8[Tensor, "3 h w"]], list[TaskChoice | None]]:
+    """Return prompt, picture and task of every result, each prompt's results in a row."""
+    prompts, pictures = _as_list(prompt), read_pictures(image)
+    tasks = [_read_task(one) for one in _as_list(task)]
+    count = max(len(prompts), len(pictures))
+    return (
+        _spread("prompt", prompts, count, num_images),
+        _spread("image", pictures, count, num_images),
+        _spread("task", tasks, count, num_images),
+    )
 
 
 def _as_list(value: Item | Sequence[Item]) -> list[Item]:

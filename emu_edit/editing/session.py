@@ -9,16 +9,18 @@ every turn adds up to a visible pattern. Knows no file and no screen.
 
 from dataclasses import dataclass, replace
 
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
-from emu_edit.editing.editor import Editor, OnStep
+from emu_edit.editing.editor import Editor, OnStep, progress, reflect_to_multiple
 from emu_edit.editing.manifest import Manifest, Turn, fingerprint, pixel_hash
 from emu_edit.editing.task_mix import TaskChoice, parse_task
-from emu_edit.editing.threshold import Threshold, default_alpha, keep_unchanged
+from emu_edit.editing.threshold import Threshold, default_alpha, is_unchanged
 from emu_edit.errors import InputError
 from emu_edit.images import from_pil
 from emu_edit.randomness import keyed_generator
@@ -39,20 +41,36 @@ class EditSession:
         seed: of the session; the turns' seeds come from it.
         images: the original, then the result of each turn, on the CPU.
         turns: what was done, one entry per result.
+        latents: the latents of each of `images`, for a session that chains them; else None.
     """
 
     editor: Editor
     seed: int
     images: tuple[UInt8[Tensor, "3 h w"], ...]
     turns: tuple[Turn, ...] = ()
+    latents: tuple[Float[Tensor, "c lh lw"], ...] | None = None
 
     @classmethod
     def start(
-        cls, editor: Editor, image: UInt8[Tensor, "3 h w"] | Image.Image, *, seed: int = 0
+        cls,
+        editor: Editor,
+        image: UInt8[Tensor, "3 h w"] | Image.Image,
+        *,
+        seed: int = 0,
+        chain_latents: bool = False,
     ) -> "EditSession":
-        """Begin with a picture of any size; a PIL image is turned upright and made RGB first."""
+        """Begin with a picture of any size; a PIL image is turned upright and made RGB first.
+
+        Args:
+            editor: what edits.
+            image: the picture.
+            seed: of the session; the turns' seeds come from it.
+            chain_latents: give each turn the latents that the turn before ended with, instead of
+                encoding its picture: what an autoencoder loses is then lost once, not once a turn.
+        """
         pixels = from_pil(image) if isinstance(image, Image.Image) else image.cpu()
-        return cls(editor, seed, (pixels,))
+        latents = (editor.encode(pixels[None])[0].cpu(),) if chain_latents else None
+        return cls(editor, seed, (pixels,), latents=latents)
 
     @property
     def original(self) -> UInt8[Tensor, "3 h w"]:
@@ -147,21 +165,32 @@ class EditSession:
         Raises:
             InputError: if the model does not know the turn's task, or cannot take its steps.
         """
-        # the task is read back from its text, here as in a replay: a mix keeps six digits there
-        edited = self.editor.edit(
-            self.image,
-            turn.instruction,
-            task=parse_task(turn.task),
-            seed=turn.seed,
-            negative=turn.negative,
+        editor = self.editor
+        settings = replace(
+            editor.settings,
             guidance=Guidance(turn.guidance_text, turn.guidance_image),
             num_steps=turn.num_steps,
             sampler=Sampler[turn.sampler],
-            on_step=on_step,
         )
+        before = editor.encode(self.image[None]) if self.latents is None else self.latents[-1][None]
+        after = editor.edit_latents(
+            before,
+            [turn.instruction],
+            # read back from its text, here as in a replay: a mix keeps six digits there
+            [parse_task(turn.task)],
+            [turn.seed],
+            negative=turn.negative,
+            settings=settings,
+            on_step=progress(on_step, turn.num_steps),
+        )
+        edited = editor.decode(after, self.image.shape[-2:])[0]
         if turn.threshold is not None:
-            edited = keep_unchanged(self.image, edited, alpha=turn.threshold)
-        return replace(self, images=(*self.images, edited), turns=(*self.turns, turn))
+            kept = is_unchanged(self.image, edited, alpha=turn.threshold)
+            edited = torch.where(kept, self.image, edited)
+            after = _kept_cells(kept, before.to(after), after, editor.multiple)
+        chain = None if self.latents is None else (*self.latents, after[0].cpu())
+        images = (*self.images, edited)
+        return replace(self, images=images, turns=(*self.turns, turn), latents=chain)
 
     def undo(self) -> "EditSession":
         """Return the session without its last turn.
@@ -181,7 +210,8 @@ class EditSession:
         """
         if not 0 <= turn <= len(self.turns):
             raise InputError(f"the session has turns 0 to {len(self.turns)}, there is no {turn}")
-        return replace(self, images=self.images[: turn + 1], turns=self.turns[:turn])
+        chain = None if self.latents is None else self.latents[: turn + 1]
+        return replace(self, images=self.images[: turn + 1], turns=self.turns[:turn], latents=chain)
 
     def manifest(self) -> dict[str, object]:
         """Return what `replay` needs, as JSON-ready primitives; it names no file and no person."""
@@ -192,6 +222,7 @@ class EditSession:
             height=height,
             original=pixel_hash(self.original),
             model=fingerprint(self.editor),
+            chain_latents=self.latents is not None,
             turns=self.turns,
             results=tuple(pixel_hash(image) for image in self.images[1:]),
         ).to_dict()
@@ -218,7 +249,7 @@ def replay(
         InputError: if the manifest is malformed or of another version, model or picture.
     """
     wanted = Manifest.from_dict(manifest)
-    session = EditSession.start(editor, image, seed=wanted.seed)
+    session = EditSession.start(editor, image, seed=wanted.seed, chain_latents=wanted.chain_latents)
     _check_same(session, wanted)
     for done, turn in enumerate(wanted.turns):
         if on_turn is not None:
@@ -238,6 +269,19 @@ def turn_seed(seed: int, turn: int) -> int:
     if turn == 1:
         return seed
     return int(keyed_generator(seed, "turn", turn).integers(2**32))
+
+
+def _kept_cells(
+    kept: Bool[Tensor, "h w"],
+    before: Float[Tensor, "1 c lh lw"],
+    after: Float[Tensor, "1 c lh lw"],
+    multiple: int,
+) -> Float[Tensor, "1 c lh lw"]:
+    """Return `after` with the latents of `before` where every pixel of a cell was kept."""
+    changed = (~kept).to(torch.uint8).expand(1, 3, -1, -1)
+    changed = reflect_to_multiple(changed, multiple)[:, :1].float()
+    is_kept = functional.max_pool2d(changed, multiple) == 0
+    return torch.where(is_kept.to(after.device), before, after)
 
 
 def _alpha(threshold: float | Threshold | None, task: TaskChoice, turn: int) -> float | None:

@@ -14,8 +14,9 @@ class EditorSettings:
     Attributes:
         image_size: side in pixels of the training pictures; other sizes are edited as they are, not
             resized.
-        guidance: strength of text and of source picture; (1, 1) is the plain conditional model, at
-            a third of the cost.
+        guidance: strength of text and of source picture. Time grows with the branches that run:
+            three in general, two where a scale leaves one of them without weight (image 1, text 0,
+            or both the same), one at (1, 1), which is the plain conditional model.
         num_steps: sampler steps, at least 1.
         sampler: `euler_ancestral` adds fresh noise on the way, the others are deterministic given
             the first noise.

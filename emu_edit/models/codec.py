@@ -116,6 +116,10 @@ class KLCodec(ImageCodec):
         (distribution,) = self.vae.encode(images, return_dict=False)
         return distribution.mode()
 
+    def as_condition(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return scaled latents in the autoencoder's own units unless `scale_condition`."""
+        return latents if self.scale_condition else latents / self.scale + self.shift
+
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Decode scaled latents to pixels, not clamped."""
         z = latents / self.scale + self.shift

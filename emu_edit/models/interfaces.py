@@ -122,6 +122,10 @@ class ImageCodec(nn.Module, ABC):
     def encode_condition(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Encode sources: the posterior mode; scaled when the model predicts the change."""
 
+    def as_condition(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return scaled latents, an edit's result say, in the units of `encode_condition`."""
+        return latents
+
     @abstractmethod
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Decode scaled latents to pixels, not clamped."""

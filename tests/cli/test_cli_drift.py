@@ -93,14 +93,17 @@ def test_faint_errors_of_a_good_editor_vanish_with_threshold_and_its_edits_stay(
     truths = {turn.pair.instruction: truth_of(turn) for turn in session.turns}
     assert len(truths) == 5
 
-    def edit(image: Tensor, instruction: str, *, seed: int, **_: object) -> Tensor:
+    def edit_latents(
+        latents: Tensor, instructions: list[str], _tasks: object, seeds: list[int], **_: object
+    ) -> Tensor:
         """Make the edit exactly and disturb every pixel by two levels at most."""
-        truth = truths[instruction]
+        truth, image = truths[instructions[0]], editor.decode(latents, (48, 48))[0]
         right = torch.where(truth.mask, truth.target, image).int()
-        noise = torch.randint(-2, 3, right.shape, generator=torch.Generator().manual_seed(seed))
-        return (right + noise).clamp(0, 255).to(torch.uint8)
+        generator = torch.Generator().manual_seed(seeds[0])
+        noise = torch.randint(-2, 3, right.shape, generator=generator)
+        return editor.encode((right + noise).clamp(0, 255).to(torch.uint8)[None])
 
-    monkeypatch.setattr(editor, "edit", edit)
+    monkeypatch.setattr(editor, "edit_latents", edit_latents)
     result = evaluate_drift(editor, benchmark)
     assert result.summary["outside_l1_without"] > 1.5 / 255  # type: ignore[operator]
     assert result.summary["outside_l1_with"] == 0

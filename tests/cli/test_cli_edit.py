@@ -153,8 +153,12 @@ def test_an_unreadable_picture_is_refused_in_one_line(
 
 
 def test_no_model_and_no_run_is_refused_in_one_line(
-    workplace: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+    workplace: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("emu_edit.cli.find_model.RELEASED", workplace / "not installed")
     arguments = ["edit", str(photo), "make it red", "--task", "local", "-o", "out.png"]
     assert_refused(capsys, arguments, f"no trained model in {workplace}/runs; train one with")
 

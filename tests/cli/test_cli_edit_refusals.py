@@ -67,6 +67,45 @@ def test_a_full_disk_leaves_the_file_that_was_there(
     assert Path("out.png").read_bytes() == b"the old one"
 
 
+@pytest.mark.parametrize("failing", [1, 2, 3])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_picture_sheet_and_manifest_are_written_together_or_not_at_all(
+    photo: Path,
+    model: Path,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failing: int,
+    suffix: str,
+    is_there: bool,
+) -> None:
+    names = ["out.manifest.json", f"out.{suffix}", "out.sheet.png"]
+    old = {name: f"the old {name}".encode() for name in names} if is_there else {}
+    for name, data in old.items():
+        (workplace / name).write_bytes(data)
+    calls = iter(range(1, 9))
+
+    def fsync(_: int) -> None:
+        if next(calls) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    arguments = edit(model, str(photo), "make it red", "-o", f"out.{suffix}")
+    words = r"out\.\S+ cannot be written .No space left on device.; free some space or write elsew"
+    assert_refused(capsys, [*arguments, "--sheet", "--manifest"], words)
+    assert {path.name: path.read_bytes() for path in workplace.iterdir()} == old
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_picture_whose_name_is_no_pictures_leaves_nothing_behind(
+    photo: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = edit(model, str(photo), "make it red", "-o", "out.json", "--sheet", "--manifest")
+    assert_refused(capsys, arguments, r"out\.json: cannot write '\.json', needs one of \.png")
+    assert everything(Path()) == []
+
+
 @pytest.mark.usefixtures("workplace")
 def test_ctrl_c_while_writing_leaves_nothing_behind(
     photo: Path, model: Path, monkeypatch: pytest.MonkeyPatch

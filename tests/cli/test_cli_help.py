@@ -14,6 +14,8 @@ PAGES = [
     *([verb, "--help"] for verb in VERBS),
     ["shards"],
     *(["shards", command, "--help"] for command in ("world", "convert", "check")),
+    ["predictor"],
+    *(["predictor", command, "--help"] for command in ("fit", "evaluate")),
 ]
 LIGHT = """
 import sys

@@ -178,17 +178,46 @@ def test_sampling_in_half_precision_networks_stays_in_float32():
         assert out.dtype == torch.float32
 
 
-def test_progress_is_reported_after_every_step():
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_every_step_is_told_with_its_training_step_and_latent(sampler):
     seen = []
-    sample(
-        lambda z_t, _t: z_t,
+
+    def predict(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((t.item(), z_t))
+        return z_t
+
+    told = []
+    out = sample(
+        predict,
         latents(1, 0),
         schedule=ZERO,
         prediction=Prediction.v,
         num_steps=3,
-        on_step=lambda i, n: seen.append((i, n)),
+        sampler=sampler,
+        generator=seeded(0),
+        on_step=lambda i, t, z_t: told.append((i, t, z_t)),
     )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert [(i, t) for i, t, _ in told] == [(0, 999), (1, 666), (2, 332)]
+    assert [t for t, _ in seen] == [999, 666, 332]
+    # the latent after a step is what the network sees at the next, or the result
+    for (*_, after), before in zip(told, [z_t for _, z_t in seen[1:]] + [out], strict=True):
+        assert after is before
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_sampling_goes_on_from_the_latent_that_the_hook_returns(sampler):
+    """The network says z_0_hat = z_t / 2 + 1; the last step returns it, so from zeros it is 1."""
+    out = sample(
+        lambda z_t, _t: z_t / 2 + 1,
+        latents(1, 0),
+        schedule=ZERO,
+        prediction=Prediction.z0,
+        num_steps=3,
+        sampler=sampler,
+        generator=seeded(0),
+        on_step=lambda i, _t, z_t: torch.zeros_like(z_t) if i == 1 else None,
+    )
+    assert torch.equal(out, torch.ones_like(out))
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)

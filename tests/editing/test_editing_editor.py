@@ -4,61 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.samplers import Sampler
-from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.editing.editor import Editor, reflect_to_multiple
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
 from emu_edit.images import to_pil
-from emu_edit.models.codec import PatchCodec
-from emu_edit.models.task_embedding import TaskEmbedding
-from emu_edit.models.tiny import TinyText
-from emu_edit.models.unet import UNetDenoiser
-from emu_edit.models.weights import EditNetworks
-from emu_edit.tasks import SIXTEEN
-
-SETTINGS = EditorSettings(image_size=16, num_steps=2, guidance=Guidance(text=2.0, image=1.2))
-
-
-def make_networks() -> EditNetworks:
-    with torch.random.fork_rng():
-        torch.default_generator.manual_seed(7)
-        return EditNetworks(
-            UNetDenoiser(
-                12,
-                [16, 32],
-                attention=[False, True],
-                text_dim=32,
-                task_dim=8,
-                head_dim=16,
-                norm_groups=8,
-            ),
-            TinyText(dim=32, num_layers=1, num_heads=2),
-            PatchCodec(patch=2),
-            task_embedding=TaskEmbedding(len(SIXTEEN), 8),
-            tasks=SIXTEEN,
-        ).eval()
-
-
-@pytest.fixture(scope="module")
-def editor() -> Editor:
-    return Editor(
-        make_networks(),
-        schedule=NoiseSchedule.scaled_linear(),
-        prediction=Prediction.change,
-        settings=SETTINGS,
-    )
-
-
-def picture(height: int = 16, width: int = 16, seed: int = 0) -> UInt8[Tensor, "3 h w"]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+from tests.editing.conftest import SETTINGS, make_editor, make_networks, picture
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 16), (15, 23), (1, 1), (2, 31)])
@@ -166,12 +122,7 @@ def test_an_untrained_change_model_with_a_silent_network_returns_the_source() ->
     with torch.no_grad():
         for parameter in networks.denoiser.unet.conv_out.parameters():  # type: ignore[union-attr]
             parameter.zero_()
-    editor = Editor(
-        networks,
-        schedule=NoiseSchedule.scaled_linear(),
-        prediction=Prediction.change,
-        settings=replace(SETTINGS, guidance=Guidance(1.0, 1.0)),
-    )
+    editor = make_editor(networks, settings=replace(SETTINGS, guidance=Guidance(1.0, 1.0)))
     image = picture(13, 18)
     assert torch.equal(editor.edit(image, "make it red", task="local"), image)
 
@@ -224,12 +175,7 @@ def test_an_unusable_instruction_is_refused(editor: Editor, text: str, words: st
 
 def test_eps_at_zero_terminal_snr_is_refused() -> None:
     with pytest.raises(InputError, match="cannot be used with a zero-terminal-SNR schedule"):
-        Editor(
-            make_networks(),
-            schedule=NoiseSchedule.scaled_linear(),
-            prediction=Prediction.eps,
-            settings=SETTINGS,
-        )
+        make_editor(prediction=Prediction.eps)
 
 
 def test_sequences_of_different_length_are_refused(editor: Editor) -> None:

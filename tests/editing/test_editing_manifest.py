@@ -7,7 +7,7 @@ import torch
 from emu_edit.editing.manifest import Manifest, Turn, fingerprint, parse_manifest, pixel_hash
 from emu_edit.errors import InputError
 from emu_edit.models.codec import PatchCodec
-from tests.editing.test_editing_session import make_editor, picture
+from tests.editing.conftest import make_editor, picture
 
 TURN = Turn("make it red", "style+global:0.3", 2**62, "dull", 2.5, 1.25, 20, "ddim", 0.03)
 MANIFEST = Manifest(
@@ -16,6 +16,7 @@ MANIFEST = Manifest(
     height=16,
     original="a" * 64,
     model="b" * 64,
+    chain_latents=False,
     turns=(TURN, replace(TURN, threshold=None)),
     results=("c" * 64, "d" * 64),
 )
@@ -42,6 +43,7 @@ def test_a_manifest_comes_back_from_its_file_as_it_was() -> None:
         ("[" * 100_000, "the manifest is not JSON"),
         ("[1]", "must be a JSON object with a version; give the manifest.json"),
         ("{}", "must be a JSON object with a version"),
+        (changed(chain_latents=1), "chain_latents must be true or false, got int '1'"),
         (changed(version=2), "has version 2, this program reads 1; replay it with the program"),
         (changed(version=True), "has version True, this program reads 1"),
         (changed(seed="3"), "seed must be a whole number, got str '3'"),

@@ -15,35 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance
-from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.samplers import Sampler
-from emu_edit.diffusion.schedule import NoiseSchedule
-from emu_edit.diffusion.timesteps import trailing_timesteps
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.pipeline import EmuEditPipeline, read_pictures
 from emu_edit.editing.task_mix import TaskMix
 from emu_edit.errors import InputError
 from emu_edit.images import to_float, to_pil
-from tests.editing.test_editing_editor import SETTINGS, make_networks, picture
+from tests.editing.conftest import SETTINGS, make_editor, make_pipeline, picture
 
 TEXT = "make it red"
-
-
-@pytest.fixture(scope="module")
-def editor() -> Editor:
-    return Editor(
-        make_networks(),
-        schedule=NoiseSchedule.scaled_linear(),
-        prediction=Prediction.change,
-        settings=SETTINGS,
-    )
-
-
-@pytest.fixture(scope="module")
-def pipe(editor: Editor) -> EmuEditPipeline:
-    pipe = EmuEditPipeline(editor)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -62,14 +42,9 @@ def pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_a_generators_seed_gives_the_editors_pixels(editor: Editor, sampler: Sampler) -> None:
-    stepping = Editor(
-        editor.networks,
-        schedule=editor.schedule,
-        prediction=editor.prediction,
-        settings=replace(SETTINGS, sampler=sampler, num_steps=3),
-    )
-    pipe = EmuEditPipeline(stepping)
-    pipe.set_progress_bar_config(disable=True)
+    settings = replace(SETTINGS, sampler=sampler, num_steps=3)
+    stepping = make_editor(editor.networks, settings=settings)
+    pipe = make_pipeline(stepping)
     image = to_pil(picture(15, 18))
     ours = stepping.edit(image, TEXT, task="local", seed=7)
     (theirs,) = made(pipe(TEXT, image, task="local", generator=seeded(7)))
@@ -250,36 +225,6 @@ def test_without_a_generator_torchs_global_one_is_used(pipe: EmuEditPipeline) ->
     assert with_global == edit()
     (given,) = made(pipe(TEXT, to_pil(picture()), task="local", generator=seeded(11)))
     assert given == with_global
-
-
-def test_the_callback_hears_of_every_step_with_its_timestep(pipe: EmuEditPipeline) -> None:
-    heard: list[tuple[EmuEditPipeline, int, int, dict[str, object]]] = []
-
-    def listen(
-        pipeline: EmuEditPipeline, step: int, timestep: int, kwargs: dict[str, object]
-    ) -> dict[str, object]:
-        heard.append((pipeline, step, timestep, kwargs))
-        return kwargs
-
-    pipe(
-        TEXT,
-        to_pil(picture()),
-        num_inference_steps=4,
-        task="local",
-        callback_on_step_end=listen,
-    )
-    timesteps = trailing_timesteps(pipe.editor.schedule.num_steps, 4).tolist()
-    assert heard == [(pipe, step, timestep, {}) for step, timestep in enumerate(timesteps)]
-
-
-def test_a_callback_that_wants_to_replace_latents_is_refused(pipe: EmuEditPipeline) -> None:
-    with pytest.raises(InputError, match="callback_on_step_end returned latents, which the samp"):
-        pipe(
-            TEXT,
-            to_pil(picture()),
-            task="local",
-            callback_on_step_end=lambda *_: {"latents": None},
-        )
 
 
 def test_a_model_directory_is_loaded_and_saved_with_the_same_pixels(

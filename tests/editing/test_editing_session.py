@@ -2,69 +2,18 @@ import json
 
 import pytest
 import torch
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance
-from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.samplers import Sampler
-from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPrediction
 from emu_edit.editing.session import EditSession, Turn, replay, turn_seed
-from emu_edit.editing.settings import EditorSettings
 from emu_edit.editing.task_mix import TaskMix
 from emu_edit.editing.threshold import ALPHA, keep_unchanged
 from emu_edit.errors import InputError
 from emu_edit.images import to_pil
-from emu_edit.models.codec import PatchCodec
-from emu_edit.models.task_embedding import TaskEmbedding
-from emu_edit.models.tiny import TinyText
-from emu_edit.models.unet import UNetDenoiser
-from emu_edit.models.weights import EditNetworks
-from emu_edit.tasks import SIXTEEN
-
-
-def make_editor(seed: int = 7) -> Editor:
-    with torch.random.fork_rng():
-        torch.default_generator.manual_seed(seed)
-        networks = EditNetworks(
-            UNetDenoiser(
-                12,
-                [16, 16],
-                attention=[False, True],
-                text_dim=16,
-                task_dim=8,
-                head_dim=8,
-                norm_groups=4,
-            ),
-            TinyText(dim=16, num_layers=1, num_heads=2),
-            PatchCodec(patch=2),
-            task_embedding=TaskEmbedding(len(SIXTEEN), 8),
-            tasks=SIXTEEN,
-        ).eval()
-        # an untrained model says "no change" and ignores its task: its last layer and its task maps
-        # are zero
-        for parameter in networks.parameters():
-            if not parameter.any():
-                parameter.data.normal_(std=0.05)
-    return Editor(
-        networks,
-        schedule=NoiseSchedule.scaled_linear(),
-        prediction=Prediction.change,
-        settings=EditorSettings(image_size=16, num_steps=2, guidance=Guidance(2.0, 1.2)),
-    )
-
-
-@pytest.fixture(scope="module")
-def editor() -> Editor:
-    return make_editor()
-
-
-def picture(height: int = 12, width: int = 14, seed: int = 0) -> UInt8[Tensor, "3 h w"]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+from tests.editing.conftest import make_editor, make_networks, picture
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +128,14 @@ def test_another_picture_is_refused(editor: Editor, session: EditSession) -> Non
     with pytest.raises(InputError, match=r"the manifest is of another picture: the size agrees"):
         replay(editor, picture(seed=1), session.manifest())
     with pytest.raises(
-        InputError, match=r"is of a picture of 14x12, this one is 15x12; .* --size 12 if it was"
+        InputError, match=r"is of a picture of 16x16, this one is 17x16; .* --size 16 if it was"
     ):
-        replay(editor, picture(12, 15), session.manifest())
+        replay(editor, picture(16, 17), session.manifest())
 
 
 def test_another_model_is_refused(session: EditSession) -> None:
     with pytest.raises(InputError, match=r"with another model \(its weights differ\); give"):
-        replay(make_editor(seed=8), picture(), session.manifest())
+        replay(make_editor(make_networks(seed=8)), picture(), session.manifest())
 
 
 class FixedPredictor(torch.nn.Module):

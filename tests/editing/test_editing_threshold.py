@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import UInt8
 from torch import Tensor
@@ -17,11 +17,7 @@ from emu_edit.editing.threshold import (
 )
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN
-
-
-def picture(height: int = 16, width: int = 16, seed: int = 0) -> UInt8[Tensor, "3 h w"]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+from tests.editing.conftest import picture
 
 
 def shifted(image: UInt8[Tensor, "3 h w"], levels: int) -> UInt8[Tensor, "3 h w"]:
@@ -30,6 +26,7 @@ def shifted(image: UInt8[Tensor, "3 h w"], levels: int) -> UInt8[Tensor, "3 h w"
     return (image.int() + towards).to(torch.uint8)
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32), size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     alpha=st.floats(0, 3.5),

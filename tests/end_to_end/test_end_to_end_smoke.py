@@ -119,6 +119,24 @@ def test_the_exported_model_gives_the_pixels_of_the_checkpoint(run: Path, tmp_pa
     assert torch.equal(first, third)
 
 
+def test_an_exported_model_has_the_predictor_of_its_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "-o", str(tmp_path / "model")]) == 0
+    assert "with the task predictor of its run" in capsys.readouterr().out
+    texts = ["remove the red circle", "turn it into a pencil sketch", "make it night"]
+    first, second = (
+        Editor.from_pretrained(path).predict_tasks(texts)
+        for path in (tmp_path / "model", run / "model")
+    )
+    assert first == second
+    stray = tmp_path / "stray.ckpt"
+    stray.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    assert main(["export", str(stray), "-o", str(tmp_path / "alone")]) == 0
+    assert "no task predictor; train one with 'emu-edit predictor fit" in capsys.readouterr().out
+    assert Editor.from_pretrained(tmp_path / "alone").predictor is None
+
+
 def test_raw_weights_are_exported_when_asked_for(run: Path, tmp_path: Path) -> None:
     assert main(["export", str(run), "-o", str(tmp_path / "raw"), "--weights", "raw"]) == 0
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)

@@ -10,7 +10,9 @@ from PIL import Image
 from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import (
     decode_rgb,
+    encode_image,
     encode_png,
+    format_of,
     from_pil,
     read_image,
     resize,
@@ -130,6 +132,16 @@ def test_save_png_writes_what_encode_png_returns(tmp_path, picture):
     save_png(tmp_path / "a.png", picture)
     assert (tmp_path / "a.png").read_bytes() == encode_png(picture)
     assert torch.equal(decode_rgb(encode_png(picture)), picture)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")],
+)
+def test_write_image_writes_what_encode_image_returns(tmp_path, picture, name, kind):
+    write_image(tmp_path / name, picture)
+    assert format_of(tmp_path / name) == kind
+    assert (tmp_path / name).read_bytes() == encode_image(picture, kind)
 
 
 def test_an_existing_file_is_replaced_and_nothing_else_is_left(tmp_path, picture):

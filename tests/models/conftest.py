@@ -1,6 +1,7 @@
 """A tiny Stable Diffusion in diffusers layout, random weights, written once per session."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -79,17 +80,23 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def scratch() -> UNetDenoiser:
+def small_denoiser(attention: Sequence[bool] = (True, False), **settings) -> UNetDenoiser:
+    """A U-Net of our own of two levels, for the texts, tasks and latents of `cond`."""
     return UNetDenoiser(
         4,
         [8, 16],
-        attention=[True, False],
+        attention=list(attention),
         text_dim=TEXT_DIM,
         task_dim=TASK_DIM,
         head_dim=4,
         norm_groups=4,
-    ).eval()
+        **settings,
+    )
+
+
+@pytest.fixture
+def scratch() -> UNetDenoiser:
+    return small_denoiser().eval()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from emu_edit.models.interfaces import Conditioning, TextFeatures
 from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser
-from tests.models.conftest import TASK_DIM, TEXT_DIM
+from tests.models.conftest import TASK_DIM, small_denoiser
 
 T = torch.tensor([0, 500, 999])
 
@@ -19,16 +19,7 @@ T = torch.tensor([0, 500, 999])
 @pytest.fixture
 def modulated() -> UNetDenoiser:
     """A U-Net without any cross-attention: text can reach it through the timestep only."""
-    return UNetDenoiser(
-        4,
-        [8, 16],
-        attention=[False, False],
-        text_dim=TEXT_DIM,
-        task_dim=TASK_DIM,
-        head_dim=4,
-        norm_groups=4,
-        modulate_by_text=True,
-    ).eval()
+    return small_denoiser((False, False), modulate_by_text=True).eval()
 
 
 def deaf(denoiser: UNetDenoiser) -> UNetDenoiser:

@@ -19,7 +19,7 @@ from emu_edit.models.sources import find_part, load_diffusers
 from emu_edit.models.task_embedding import TaskEmbedding
 from emu_edit.models.text import TransformersText
 from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser
-from tests.models.conftest import TASK_DIM, TEXT_DIM, tiny_unet
+from tests.models.conftest import TASK_DIM, TEXT_DIM, small_denoiser, tiny_unet
 
 T = torch.tensor([0, 500, 999])
 
@@ -94,16 +94,7 @@ def test_a_widened_input_learns_to_see_the_source(
 def test_one_step_opens_both_task_maps_and_the_next_reaches_the_table(
     z_t: Tensor, cond: Conditioning, gradient_checkpointing: bool
 ):
-    denoiser = UNetDenoiser(
-        4,
-        [8, 16],
-        attention=[True, False],
-        text_dim=TEXT_DIM,
-        task_dim=TASK_DIM,
-        head_dim=4,
-        norm_groups=4,
-        gradient_checkpointing=gradient_checkpointing,
-    )
+    denoiser = small_denoiser(gradient_checkpointing=gradient_checkpointing)
     embedding = TaskEmbedding(3, TASK_DIM)
     told = replace(cond, v_task=embedding(torch.tensor([0, 1, 2])))
     optimizer = torch.optim.SGD(denoiser.parameters(), lr=0.1)
@@ -278,14 +269,5 @@ def test_an_untrained_network_with_zero_output_changes_nothing(
     scratch: UNetDenoiser, z_t: Tensor, cond: Conditioning
 ):
     assert scratch(z_t, T, cond).abs().max() > 0
-    zero = UNetDenoiser(
-        4,
-        [8, 16],
-        attention=[True, False],
-        text_dim=TEXT_DIM,
-        task_dim=TASK_DIM,
-        head_dim=4,
-        norm_groups=4,
-        zero_output=True,
-    ).eval()
+    zero = small_denoiser(zero_output=True).eval()
     assert torch.equal(zero(z_t, T, cond), torch.zeros_like(z_t))
