@@ -29,6 +29,8 @@ class WorldData(EditDataModule):
     Args:
         folder: where the shards are kept, in `train/` and `val/`; written when they are missing.
         pairs: number of training pairs.
+        noop_pairs: how many pairs that ask for what already holds are written with each of the
+            tasks local, remove and texture, beside `pairs`.
         photos: a folder of photographs used as backgrounds.
         image_size: side of the pictures.
         global_batch: samples per optimizer step, over all processes and accumulated batches.
@@ -46,6 +48,7 @@ class WorldData(EditDataModule):
         self,
         folder: str = "data/world",
         pairs: int = 24_000,
+        noop_pairs: int = 0,
         photos: str | None = None,
         image_size: int = 64,
         global_batch: int = 32,
@@ -72,7 +75,10 @@ class WorldData(EditDataModule):
             window=window,
             allow_change=allow_change,
         )
+        if noop_pairs < 0:
+            raise InputError(f"data.noop_pairs={noop_pairs} must be at least 0")
         self._pairs = pairs
+        self._noop_pairs = noop_pairs
         self._photos = photos
         self._size = image_size
 
@@ -87,13 +93,16 @@ class WorldData(EditDataModule):
         photos = None if self._photos is None else Photos(self._photos)
         fewest, most = VAL_PAIRS
         val_pairs = min(max(self._pairs // VAL_SHARE, fewest), most)
-        self._write(self.train_folder, self._pairs, "train", photos)
+        self._write(self.train_folder, self._pairs, "train", photos, self._noop_pairs)
         if self.val_folder is not None:
             self._write(self.val_folder, val_pairs, "heldout", photos)
 
-    def _write(self, folder: Path, pairs: int, split: str, photos: Photos | None) -> None:
+    def _write(
+        self, folder: Path, pairs: int, split: str, photos: Photos | None, noops: int = 0
+    ) -> None:
         if (folder / MANIFEST).exists():
-            self._refuse_another(folder, made_by(pairs, WORLD_SEED, self._size, split, photos))
+            wanted = made_by(pairs, WORLD_SEED, self._size, split, photos, noops)
+            self._refuse_another(folder, {"noops": None, **wanted})
             return
         logger.info("writing %d %s pairs of the world to %s", pairs, split, folder)
         with step_bar(f"writing {split} pairs", "pairs") as progress:
@@ -104,6 +113,7 @@ class WorldData(EditDataModule):
                 size=self._size,
                 split=split,
                 photos=photos,
+                noops=noops,
                 progress=progress,
             )
 

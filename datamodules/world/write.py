@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datamodules.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
 from datamodules.world.contact_sheet import save_contact_sheet
+from datamodules.world.noops import NOOPS, make_noop
 from datamodules.world.pair import VERSION, make_pair
 from datamodules.world.photos import Photos
 from datamodules.writer import PairRecord, write_task_shards
@@ -32,10 +33,11 @@ def write_world(
     size: int = 64,
     split: str = "train",
     photos: Photos | None = None,
+    noops: int = 0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Write pairs 0 to `pairs` - 1 of a world into a folder.
+    """Write pairs 0 to `pairs` - 1 of a world into a folder, and no-op pairs behind them.
 
     Args:
         folder: made if missing; must have no manifest yet.
@@ -44,8 +46,9 @@ def write_world(
         size: side of the pictures in pixels.
         split: "train" or "heldout", see `make_pair`.
         photos: photographs used as backgrounds.
+        noops: how many pairs that ask for nothing come with each task that has such, see `NOOPS`.
         workers: processes; by default one for each core. Changes speed only.
-        progress: called with (pairs written, pairs) after each task.
+        progress: called with (pairs written, pairs in all) after each task.
 
     Raises:
         InputError: if there are fewer pairs than tasks, or the folder holds shards already.
@@ -67,20 +70,22 @@ def write_world(
         size=size,
         split=split,
         photos=None if photos is None else (str(photos.folder), photos.short_side),
+        noops=noops,
     )
+    total = pairs + noops * len(NOOPS)
     entries: list[ShardEntry] = []
     done = 0
     for written in _in_order(write, workers=1 if pairs < MIN_FOR_PROCESSES else workers):
         entries.extend(written)
         done += sum(entry.samples for entry in written)
         if progress is not None:
-            progress(done, pairs)
+            progress(done, total)
     save_contact_sheet(folder / CONTACT_SHEET, seed, size=size, split=split, photos=photos)
-    return write_manifest(folder, entries, made_by=made_by(pairs, seed, size, split, photos))
+    return write_manifest(folder, entries, made_by=made_by(pairs, seed, size, split, photos, noops))
 
 
 def made_by(
-    pairs: int, seed: int, size: int, split: str, photos: Photos | None
+    pairs: int, seed: int, size: int, split: str, photos: Photos | None, noops: int = 0
 ) -> dict[str, object]:
     """Return what a manifest says about a world: enough to write it again or tell it apart."""
     return {
@@ -91,6 +96,8 @@ def made_by(
         "size": size,
         "split": split,
         "photos": None if photos is None else photos.description,
+        # absent without them, as in the folders of before there were any
+        **({"noops": noops} if noops else {}),
     }
 
 
@@ -117,6 +124,7 @@ def _write_task(
     size: int,
     split: str,
     photos: tuple[str, int] | None,
+    noops: int,
 ) -> list[ShardEntry]:
     album = None if photos is None else Photos(*photos)
     first = SIXTEEN.index(task)
@@ -124,5 +132,8 @@ def _write_task(
     def records() -> Iterator[PairRecord]:
         for index in range(first, pairs, len(SIXTEEN)):
             yield make_pair(seed, index, size=size, split=split, photos=album).to_record()
+        for index in range(noops if task in NOOPS else 0):
+            pair = make_noop(seed, index, task=task, size=size, split=split, photos=album)  # pyright: ignore[reportArgumentType]  # checked by make_pair
+            yield pair.to_record()
 
     return write_task_shards(folder, task, records())

@@ -143,6 +143,10 @@ def place_for_one(output: str, source: Source, *, sheet: bool, manifest: bool) -
         check_folder(path)
         return Place(folder=path)
     place = Place(picture=path, has_sheet=sheet, has_manifest=manifest)
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"{path}: cannot write {path.suffix!r}, needs one of {', '.join(SUFFIXES)}"
+        )
     for file in (path, place.sheet, place.manifest):
         if file is not None:
             check_file(file, [source])
@@ -185,14 +189,9 @@ def check_file(path: Path, sources: Iterable[Source], *, is_folder_made: bool = 
     """Refuse, before any work is done, a file that could not or should not be written.
 
     Raises:
-        InputError: if it is of another kind, its folder is missing or read-only, or it is one of
-            the sources.
+        InputError: if its folder is missing or read-only, or it is one of the sources.
     """
     folder = path.parent
-    if path.suffix.lower() not in (*SUFFIXES, ".json"):
-        raise InputError(
-            f"{path}: cannot write {path.suffix!r}, needs one of {', '.join(SUFFIXES)}"
-        )
     if not folder.is_dir() and not is_folder_made:
         raise InputError(f"{path} cannot be written: there is no folder {folder}; create it first")
     if path.exists() and not path.is_file():

@@ -26,6 +26,7 @@ SMALLER = {
     "tiny": NARROW,
     "long": NARROW,
     "sharpen": NARROW,
+    "noops": NARROW,
     "photos": NARROW,
     "pairs": NARROW,
     "smoke": (),

@@ -95,6 +95,13 @@ def test_identical_and_black_pictures_and_empty_masks_are_warnings(tmp_path: Pat
     assert report.errors == []
 
 
+def test_identical_pictures_with_an_empty_mask_are_a_pair_that_asks_for_nothing(tmp_path: Path):
+    noop = sample("noop", mask=png(level=0), target=png(level=40), source=png(level=40))
+    full = sample("full", mask=png(level=255), target=png(level=41), source=png(level=41))
+    report = folder_of(tmp_path, [*noop, *full])
+    assert findings(report) == [(False, "full", "target and source are identical")]
+
+
 def test_changed_bytes_are_found_by_their_hash(tmp_path: Path):
     make_folder(tmp_path, {"local": 6})
     path = tmp_path / "local-000001.tar"

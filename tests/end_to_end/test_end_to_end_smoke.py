@@ -137,6 +137,20 @@ def test_an_exported_model_has_the_predictor_of_its_run(
     assert Editor.from_pretrained(tmp_path / "alone").predictor is None
 
 
+def test_a_half_sized_model_differs_by_a_grey_level(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), "-o", str(tmp_path / "half"), "--half"]) == 0
+    whole, half = (
+        sum(f.stat().st_size for f in (path / "unet").glob("*.safetensors"))
+        for path in (run / "model", tmp_path / "half")
+    )
+    assert half < 0.6 * whole
+    editors = [Editor.from_pretrained(path) for path in (tmp_path / "half", run / "model")]
+    assert {p.dtype for p in editors[0].networks.parameters()} == {torch.float32}
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    first, second = (editor.edit(image, "make it red", task="local") for editor in editors)
+    assert (first.int() - second.int()).abs().max() <= 2
+
+
 def test_raw_weights_are_exported_when_asked_for(run: Path, tmp_path: Path) -> None:
     assert main(["export", str(run), "-o", str(tmp_path / "raw"), "--weights", "raw"]) == 0
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
