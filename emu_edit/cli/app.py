@@ -79,6 +79,8 @@ def run(arguments: list[str]) -> int:
         raise InputError("the web page needs gradio; install it with pip install 'emu-edit[app]'")
     port = free_port(options.host, options.port)
     limits = limits_from(options)
+    if sys.stderr.isatty():  # it may take a while, and a log needs no line about that
+        sys.stderr.write(f"loading {model} …\n")
     # everything above answers in an instant; only now is torch needed
     from emu_edit.cli.devices import choose_device
     from emu_edit.editing.editor import Editor
@@ -147,7 +149,8 @@ def prepare_environment(folder: Path) -> None:
 def serve(editor: "Editor", limits: Limits, folder: Path, host: str, port: int) -> None:
     """Serve the page until it is interrupted."""
     from emu_edit.cli.web_handlers import Handlers
-    from emu_edit.cli.web_page import CSS, build_page, page_theme
+    from emu_edit.cli.web_looks import CSS, page_theme
+    from emu_edit.cli.web_page import build_page
 
     # one line for each request would bury what matters
     logging.getLogger("httpx").setLevel(logging.WARNING)

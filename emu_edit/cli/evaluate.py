@@ -1,7 +1,8 @@
-"""`emu-edit evaluate MODEL`: score a model against exact ground truth, per task or over turns.
+"""`emu-edit evaluate MODEL`: score a model, or pictures someone else made, by a benchmark.
 
-`--benchmark world` (the default) scores single edits of every task; `--drift` scores sessions of
-several turns with and without thresholding.
+`--benchmark world` (the default) scores single edits of every task against exact ground truth;
+`--drift` scores sessions of several turns with and without thresholding; `emu-edit` and
+`magicbrush` score edits of photographs by a pinned protocol.
 """
 
 import argparse
@@ -14,14 +15,43 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
+from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, seed_int
 from emu_edit.cli.find_model import find_model
 from emu_edit.errors import InputError
 
 if TYPE_CHECKING:
     from emu_edit.editing.editor import Editor
 
-PAIRS, SESSIONS, TURNS = 25, 20, 10
+PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1
+WORLD, HELDOUT = "world", "heldout"
+# what an option says only to some of the benchmarks
+OF_DRIFT = ("turns", "sessions")
+OF_WORLD = ("pairs", "seed", "photos", *OF_DRIFT)
+OF_OTHERS = ("data", "protocol", "backbones", "compare", "limit", "tasks", "allow_missing")
+# None: whatever its files have
+SPLITS = {WORLD: (HELDOUT, "train"), "emu-edit": None, "magicbrush": ()}
+
+EPILOG = """\
+benchmarks of photographs, read from where you downloaded them (--data):
+  emu-edit     the Emu Edit test set: parquet files of the hub (needs pyarrow), or metadata.jsonl
+               or .csv with pictures
+  magicbrush   the MagicBrush test set: test/edit_sessions.json, test/images, captions
+protocols: emu-b32, emu-l14, emu-l14-filtered (CLIPdir, CLIPim, CLIPout, L1, DINO; both benchmarks;
+default emu-l14) and magicbrush (L1, L2, CLIP-I, DINO, CLIP-T; default of magicbrush). CLIP and DINO
+come from --backbones, a folder with openai--clip-vit-large-patch14 and the like, or from the hub.
+
+A folder instead of a model holds someone's pictures, KEY.png each: test-add-12.png (emu-edit:
+split, task, idx), SESSION_1.png, SESSION_inde_2.png, SESSION_iter_2.png (magicbrush, also in
+folders).
+A model writes them to DIR/images; the same command again goes on where it stopped. Writes
+results.json, items.jsonl, table.md and index.html, a page to look at.
+
+exit status: 0 done; 1 some edits failed and count as not edited; 2 nothing could be scored.
+
+examples:
+  emu-edit evaluate runs/mine --benchmark emu-edit --data emu_edit_test_set --compare published
+  emu-edit evaluate results --benchmark magicbrush --data MagicBrush --backbones ../backbones
+"""
 
 
 def parser() -> ArgumentParser:
@@ -31,52 +61,95 @@ def parser() -> ArgumentParser:
         description="Score a model per task, beside copy-input (nothing edited) and the oracle "
         "(the target itself); writes results.json, table.md and grid.png. With --drift, over the "
         "turns of sessions, without and with thresholding; writes drift.json, drift.md, drift.png "
-        "(curves) and sessions.png.",
+        "(curves) and sessions.png. Benchmarks of photographs: see below.",
+        epilog=EPILOG,
     )
-    made.add_argument("model", type=Path, help="model directory, run folder or .ckpt file")
-    made.add_argument("--benchmark", choices=("world",), default="world", help="what to score on")
-    made.add_argument("--pairs", type=positive_int, help=f"pairs per task (default {PAIRS})")
     made.add_argument(
-        "--drift", action="store_true", help="sessions: odd turns edit, even ones ask for nothing"
+        "model", type=Path, help="model directory, run folder, .ckpt file; or a folder of pictures"
     )
-    made.add_argument("--turns", type=positive_int, help=f"of a drift session (default {TURNS})")
-    made.add_argument("--sessions", type=positive_int, help=f"to drift (default {SESSIONS})")
+    made.add_argument(
+        "--benchmark", choices=tuple(SPLITS), default=WORLD, help="what to score on (default world)"
+    )
     made.add_argument(
         "--split",
-        choices=("heldout", "train"),
-        default="heldout",
-        help="heldout: phrasings and colour/shape pairs that training never saw (default)",
+        help="world: heldout (phrasings and colour/shape pairs that training never saw; default) "
+        "or train; emu-edit: test (default) or validation",
     )
-    made.add_argument("--seed", type=seed_int, default=1, help="of pairs and noise (default 1)")
-    made.add_argument("--size", type=positive_int, help="side in pixels (default: as trained)")
-    made.add_argument("--photos", type=Path, metavar="DIR", help="photographs for backgrounds")
-    made.add_argument("--steps", type=positive_int, help="sampler steps (default: the model's)")
-    made.add_argument("--guidance-text", type=float, help="how strongly to follow the instruction")
-    made.add_argument("--guidance-image", type=float, help="how strongly to keep the picture")
-    made.add_argument("--sampler", help="ddim, euler_ancestral or dpm_solver_pp_2m")
     made.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="default: MODEL-world-SPLIT or MODEL-drift"
+        "--size",
+        type=positive_int,
+        help="side in pixels, the shorter one of photographs (default: as trained)",
+    )
+    add_sampling(made)
+    made.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="default: beside MODEL, named after it"
     )
     made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
+    _add_world(made)
+    _add_others(made)
     return made
 
 
+def _add_world(made: ArgumentParser) -> None:
+    group = made.add_argument_group("world")
+    group.add_argument("--pairs", type=positive_int, help=f"pairs per task (default {PAIRS})")
+    group.add_argument(
+        "--drift", action="store_true", help="sessions: odd turns edit, even ones ask for nothing"
+    )
+    group.add_argument("--turns", type=positive_int, help=f"of a drift session (default {TURNS})")
+    group.add_argument("--sessions", type=positive_int, help=f"to drift (default {SESSIONS})")
+    group.add_argument("--seed", type=seed_int, help=f"of pairs and noise (default {SEED})")
+    group.add_argument("--photos", type=Path, metavar="DIR", help="photographs for backgrounds")
+
+
+def _add_others(made: ArgumentParser) -> None:
+    group = made.add_argument_group("emu-edit and magicbrush")
+    group.add_argument("--data", type=Path, metavar="DIR", help="the downloaded benchmark")
+    group.add_argument("--protocol", metavar="NAME", help="what the numbers mean, see below")
+    group.add_argument("--backbones", type=Path, metavar="DIR", help="folder of CLIP and DINO")
+    group.add_argument(
+        "--compare",
+        metavar="FILE",
+        help="print published rows below; the word 'published' means those that come along",
+    )
+    group.add_argument(
+        "--limit", type=positive_int, metavar="N", help="the first N edits or sessions only"
+    )
+    group.add_argument(
+        "--tasks",
+        choices=("predicted", "given"),
+        help="who tells a model the task: its predictor (default, if it has one) or the benchmark",
+    )
+    group.add_argument(
+        "--allow-missing",
+        action="store_true",
+        default=None,
+        help="of a folder: let pictures that are missing count as not edited",
+    )
+
+
 def run(arguments: list[str]) -> int:
-    """Score the model, print the table, write it down.
+    """Score the model or the pictures, print the table, write it down.
 
     Raises:
-        InputError: if model, size, photographs or an option cannot be used.
+        InputError: if model, size, photographs, data or an option cannot be used.
     """
     options = parser().parse(arguments)
     check_options(options)
     from emu_edit.cli.edit_run import asked_sampler
 
     asked_sampler(options.sampler)  # an unknown name is answered before a model is loaded
-    editor = load_editor(options)
-    start = time.monotonic()
-    table, folder = (run_drift if options.drift else run_world)(options, editor)
+    start, status = time.monotonic(), 0
+    if options.benchmark == WORLD:
+        editor = load_editor(options)
+        start = time.monotonic()
+        table, folder = (run_drift if options.drift else run_world)(options, editor)
+    else:
+        from emu_edit.cli.benchmark import run_benchmark
+
+        table, folder, status = run_benchmark(options)
     sys.stdout.write(f"{table}\n\nwrote {folder} in {time.monotonic() - start:.0f} s\n")
-    return 0
+    return status
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -85,11 +158,27 @@ def check_options(options: argparse.Namespace) -> None:
     Raises:
         InputError: with the option and what it belongs to.
     """
+    is_world = options.benchmark == WORLD
+    for name in OF_OTHERS if is_world else OF_WORLD:
+        if getattr(options, name) is not None:
+            where = "emu-edit or magicbrush" if is_world else WORLD
+            raise InputError(
+                f"--{name.replace('_', '-')} belongs to --benchmark {where}; leave it out"
+            )
+    if options.drift and not is_world:
+        raise InputError("--drift belongs to --benchmark world; leave it out")
     if options.drift and options.pairs is not None:
         raise InputError("--pairs counts pairs of single edits; with --drift give --sessions")
-    for name in ("turns", "sessions"):
+    for name in OF_DRIFT:
         if not options.drift and getattr(options, name) is not None:
             raise InputError(f"--{name} belongs to --drift; add --drift or leave it out")
+    splits = SPLITS[options.benchmark]
+    if options.split is not None and splits is not None and options.split not in splits:
+        known = f"has {' and '.join(splits)}" if splits else "has no splits; leave it out"
+        raise InputError(f"--split {options.split}: {options.benchmark} {known}")
+    if is_world:
+        options.split = HELDOUT if options.split is None else options.split
+        options.seed = SEED if options.seed is None else options.seed
 
 
 def load_editor(options: argparse.Namespace) -> "Editor":

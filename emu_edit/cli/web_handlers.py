@@ -18,6 +18,7 @@ import gradio as gr  # pyright: ignore[reportMissingImports]
 from emu_edit.cli import web_state
 from emu_edit.cli.web_difference import draw_difference
 from emu_edit.cli.web_limits import Limits
+from emu_edit.cli.web_looks import PIXELATED
 from emu_edit.cli.web_state import PageState, Wish
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.editor import Editor
@@ -28,7 +29,6 @@ from emu_edit.images import encode_png, to_pil
 PREDICTED = "predicted"  # the entry of the drop-down that asks the predictor
 KEEPING = {"automatic": Threshold.default, "always": ALPHA, "never": None}
 AGAINST = ("compare with the turn before", "compare with the original")
-SHARE = "{:.0%}".format
 
 # gradio recognises a parameter whose default is a Progress, and fills it
 PROGRESS = gr.Progress()
@@ -41,7 +41,7 @@ def one_line() -> Iterator[None]:
         yield
     except InputError as error:
         line = html.escape(" ".join(str(error).split()))
-        raise gr.Error(line, title="That does not work", print_exception=False) from None
+        raise gr.Error(line, duration=6, print_exception=False) from None
 
 
 class Handlers:
@@ -90,7 +90,7 @@ class Handlers:
         text: float,
         image: float,
         steps: int,
-        seed: int | None,
+        seed: str | None,
         keeping: str,
         progress: gr.Progress = PROGRESS,
     ) -> list[Any]:
@@ -108,7 +108,7 @@ class Handlers:
                 guidance=Guidance(float(text), float(image)),
                 num_steps=int(steps),
                 negative=(negative or "").strip(),
-                seed=seed,
+                seed=web_state.read_seed(seed or ""),
                 threshold=KEEPING[keeping],
             )
             return self._show(web_state.edit(state, wish, self.limits, on_step), against)
@@ -131,42 +131,55 @@ class Handlers:
             return self._show(web_state.show_line(state, line), against)
 
     def compared(self, state: PageState | None, against: str) -> Any:
-        """Compare with the other picture."""
+        """Draw the pictures of the turn: before, after, both in the slider, their difference."""
         if state is None:
             return gr.skip()
-        before, after = web_state.comparison(state, is_with_original=against == AGAINST[1])
-        return to_pil(before), to_pil(after)
+        with_original = against == AGAINST[1]
+        before, after = web_state.comparison(state, is_with_original=with_original)
+        names = web_state.picture_names(state, is_with_original=with_original)
+        pair = to_pil(before), to_pil(after)
+        return [
+            # before the first turn there is one picture only
+            gr.Image(pair[0], label=names[0], alt_text=names[0], visible=state.turn > 0),
+            gr.Image(pair[1], label=names[1], alt_text=names[1]),
+            pair,
+            to_pil(draw_difference(before, after)),
+        ]
 
-    def typed(self, instruction: str | None) -> str:
+    def typed(self, instruction: str | None, task: str | None) -> str:
         """Say which task the words ask for; nothing while they ask for none."""
         words = (instruction or "")[: self.limits.characters]
         try:
             (prediction,) = self.editor.predict_tasks([words])
         except InputError:  # half an instruction is no mistake yet
             return ""
+        shares = [(html.escape(name), share(part)) for name, part in prediction.ranking[:3]]
+        first = f"**{shares[0][0]}** ({shares[0][1]})"
+        if task not in {None, PREDICTED}:
+            return f"You chose it yourself; the prediction is {first}."
         if prediction.is_sure:
-            return f"Predicted: **{html.escape(prediction.task)}** ({SHARE(prediction.confidence)})"
-        first = ", ".join(
-            f"{html.escape(task)} ({SHARE(share)})" for task, share in prediction.ranking[:3]
-        )
-        return f"Not sure: {first}. Choose above if the first is wrong."
+            return f"Predicted: {first}"
+        others = " or ".join(f"{name} ({part})" for name, part in shares[1:])
+        return f"Not sure: {first}, perhaps {others}. Choose above if the first is wrong."
 
     def _show(self, state: PageState, against: str) -> list[Any]:
         """Draw a state, in the order of `web_page._tie`."""
         session = state.session
         names = web_state.line_names(state)
-        previous = session.images[max(state.turn - 1, 0)]
         manifest = json.dumps(session.manifest(), indent=1)
         return [
             state,
-            self.compared(state, against),
-            to_pil(draw_difference(previous, session.image)),
+            gr.Markdown(visible=False),
+            gr.Column(visible=True, elem_classes=[PIXELATED] if web_state.is_small(state) else []),
+            *self.compared(state, against),
+            # in the first turn both are the same
+            gr.Radio(visible=state.turn > 1),
             html.escape(web_state.summary(state)),
             gr.Gallery(
                 value=[(to_pil(image), text) for image, text in web_state.history(state)],
                 selected_index=state.turn,
             ),
-            gr.Dropdown(
+            gr.Radio(
                 choices=[(name, index) for index, name in enumerate(names)],
                 value=state.line,
                 visible=len(names) > 1,
@@ -179,4 +192,9 @@ class Handlers:
     def _download(self, name: str, data: bytes) -> Any:
         token = secrets.token_urlsafe(16)  # other visitors must not guess it
         path = web_state.write_download(self.folder, token, name, data)
-        return gr.DownloadButton(value=str(path), interactive=True)
+        return gr.DownloadButton(value=str(path))
+
+
+def share(part: float) -> str:
+    """Word a probability in per cent; only a certainty is called 100%."""
+    return "over 99%" if 0.995 <= part < 1 else f"{part:.0%}"

@@ -6,6 +6,7 @@ has a number here, and what goes beyond it is refused in one line before the wor
 
 from dataclasses import dataclass, fields
 
+from emu_edit.cli.picture_size import MOST_TIMES_LARGER
 from emu_edit.errors import InputError
 
 MEBI = 2**20
@@ -37,7 +38,7 @@ class Limits:
     upload_bytes: int = 20 * MEBI
     upload_pixels: int = 32 * MEBI
     edited_pixels: int = 2 * MEBI
-    times_larger: int = 16
+    times_larger: int = MOST_TIMES_LARGER
     message_bytes: int = 256 * 1024
     characters: int = 1000
     steps: int = 100

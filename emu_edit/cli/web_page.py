@@ -1,7 +1,7 @@
 """The web page: upload a picture, edit it in turns, compare, go back, branch, download.
 
-Here the page is laid out and its events are tied to `web_handlers.py`. Only these two files know
-gradio, and gradio reads its environment while it is imported: import them after
+Here the page is laid out and its events are tied to `web_handlers.py`. Only these two files and
+`web_looks.py` know gradio, and gradio reads its environment while it is imported: import them after
 `app.prepare_environment`.
 """
 
@@ -9,36 +9,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
-from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 
 from emu_edit.cli.web_handlers import AGAINST, KEEPING, PREDICTED, Handlers
 from emu_edit.cli.web_limits import MEBI
+from emu_edit.cli.web_looks import PICTURE_HEIGHT
+from emu_edit.cli.web_state import SEED_DIGITS
 from emu_edit.tasks import TASKS
 
 TITLE = "Emu Edit"
 # the papers' scales are 5 and 1.5; beyond these, pictures burn out
 MOST_TEXT_GUIDANCE = 15.0
 MOST_IMAGE_GUIDANCE = 5.0
-# in pixels: with them everything fits a window of 1280x900 but the opened settings
-PICTURE_HEIGHT = 340
-HISTORY_HEIGHT = 165
 
-# fonts of the visitor's computer: gradio's own themes load theirs from Google
-FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
-MONO = ("ui-monospace", "Consolas", "monospace")
-CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto; }
-#title h2 { margin: 0; }
-#title p, #predicted p, #summary p { margin: 0; }
-#title p { color: var(--body-text-color-subdued); }
-#task input { text-overflow: ellipsis; }
-#difference img {
-  width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated;
-}
-#history .caption-label {
-  left: 0; right: 0; bottom: 0; max-width: 100%; padding: 1px 4px; border-radius: 0;
-  font-size: 0.75rem; line-height: 1.25; white-space: normal; overflow: hidden;
-  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
+START = """\
+1. **Upload** a picture: JPEG, PNG or WebP.
+2. **Say what to change**, for example *remove the red circle*, *make it night* or
+   *turn it into a sketch*.{guess}
+3. **Go on from the result.** Every turn stays in the history: click one to go back to it, edit it
+   again to branch off.
+"""
+GUESS = " The kind of edit is predicted from the words; choose it when the guess is wrong."
+
+# where the columns are one below the other, the picture would change out of sight
+SCROLL = """
+(words) => {
+  const panel = document.querySelector('#panel');
+  if (words.trim() && panel && panel.getBoundingClientRect().top > window.innerHeight / 2) {
+    panel.scrollIntoView({behavior: 'smooth'});
+  }
 }
 """
 
@@ -67,13 +65,24 @@ class View:
     """The right column: what the visitor sees. The fields are gradio's components."""
 
     summary: Any
+    start: Any
+    panel: Any
+    pictures: "Pictures"
     against: Any
-    compare: Any
-    difference: Any
-    history: Any
-    line: Any
     picture: Any
     manifest: Any
+    line: Any
+    history: Any
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of the turn that is shown, in the order of `Handlers.compared`."""
+
+    before: Any
+    after: Any
+    compare: Any
+    difference: Any
 
 
 def build_page(handlers: Handlers) -> Any:
@@ -91,16 +100,11 @@ def build_page(handlers: Handlers) -> Any:
         with gr.Row():
             with gr.Column(scale=4, min_width=330):
                 form = _form(handlers)
-            with gr.Column(scale=7, min_width=480):
-                view = _view()
+            with gr.Column(scale=7, min_width=330):
+                view = _view(has_predictor=handlers.editor.predictor is not None)
         _tie(handlers, state, form, view)
     page.queue(max_size=limits.queue, default_concurrency_limit=1, status_update_rate="auto")
     return page
-
-
-def page_theme() -> Any:
-    """Return the looks: gradio's plain theme with the fonts of the visitor's computer."""
-    return Default(font=FONTS, font_mono=MONO, primary_hue="teal", neutral_hue="slate")
 
 
 def _form(handlers: Handlers) -> Form:
@@ -109,7 +113,7 @@ def _form(handlers: Handlers) -> Form:
         label=f"Picture: JPEG, PNG or WebP, up to {limits.upload_bytes / MEBI:g} MiB",
         type="binary",
         file_types=[".jpg", ".jpeg", ".png", ".webp"],
-        height=150,
+        height=160,
         elem_id="upload",
     )
     is_resized = gr.Checkbox(
@@ -118,14 +122,15 @@ def _form(handlers: Handlers) -> Form:
         elem_id="resize",
         container=False,
     )
-    instruction = gr.Textbox(
-        label="What to change",
-        placeholder="e.g. paint the chair red",
-        max_lines=3,
-        max_length=limits.characters,
-        elem_id="instruction",
-    )
-    task, predicted = _task_choice(handlers)
+    with gr.Group():
+        instruction = gr.Textbox(
+            label="What to change",
+            placeholder="e.g. paint the chair red",
+            max_lines=3,
+            max_length=limits.characters,
+            elem_id="instruction",
+        )
+        task, predicted = _task_choice(handlers)
     with gr.Row():
         undo = gr.Button("Undo", interactive=False, elem_id="undo", min_width=80)
         edit = gr.Button("Edit", variant="primary", elem_id="edit", min_width=80, scale=2)
@@ -160,11 +165,11 @@ def _strength(handlers: Handlers) -> tuple[Any, Any, Any, Any, Any, Any]:
                 label="Steps",
                 min_width=140,
             )
-            seed = gr.Number(
+            # no Number: as soon as it is drawn, an empty one says 0, and so is every turn's noise
+            seed = gr.Textbox(
                 label="Seed",
-                precision=0,
-                value=None,
                 placeholder="new for each turn",
+                max_length=SEED_DIGITS,
                 min_width=140,
                 elem_id="seed",
             )
@@ -200,47 +205,67 @@ def _task_choice(handlers: Handlers) -> tuple[Any, Any]:
     return task, gr.Markdown("", visible=has_predictor, elem_id="predicted")
 
 
-def _view() -> View:
+def _view(*, has_predictor: bool) -> View:
     summary = gr.Markdown("No picture yet.", elem_id="summary")
+    start = gr.Markdown(START.format(guess=GUESS if has_predictor else ""), elem_id="start")
+    with gr.Column(visible=False, elem_id="panel") as panel:
+        pictures = _pictures()
+        against = gr.Radio(
+            list(AGAINST),
+            value=AGAINST[0],
+            show_label=False,
+            container=False,
+            visible=False,
+            elem_id="against",
+        )
+        with gr.Row():
+            picture = gr.DownloadButton("Download picture (PNG)", size="sm", elem_id="picture")
+            manifest = gr.DownloadButton("Download manifest (JSON)", size="sm", elem_id="manifest")
+        line, history = _past()
+    return View(summary, start, panel, pictures, against, picture, manifest, line, history)
+
+
+def _pictures() -> Pictures:
+    """Lay out the three ways to look at a turn."""
+    alone = {"interactive": False, "format": "png", "buttons": ["fullscreen"]}
     with gr.Tabs():
-        with gr.Tab("Before and after", id="compare"):
+        with gr.Tab("Side by side", id="pair"), gr.Row():
+            sized = {**alone, "min_width": 150}
+            before = gr.Image(label="Before", elem_id="before", **sized)
+            after = gr.Image(label="After", elem_id="after", **sized)
+        with gr.Tab("Slider", id="compare"):
             compare = gr.ImageSlider(
                 show_label=False,
-                interactive=False,
-                format="png",
                 # not `height`: with it gradio 6.31 crops the one picture and stretches the other
                 max_height=PICTURE_HEIGHT,
                 elem_id="compare",
+                **alone,
             )
-            against = gr.Radio(
-                list(AGAINST),
-                value=AGAINST[0],
-                show_label=False,
-                container=False,
-                elem_id="against",
-            )
-        with gr.Tab("What the turn changed", id="difference"):
+        with gr.Tab("Difference", id="difference"):
             difference = gr.Image(
-                show_label=False,
-                interactive=False,
-                format="png",
-                height=PICTURE_HEIGHT,
-                buttons=["fullscreen"],
-                elem_id="difference",
+                show_label=False, height=PICTURE_HEIGHT, elem_id="difference", **alone
             )
-            gr.Markdown("Black: the same pixel, bit for bit. The brighter, the more it changed.")
-    return View(summary, against, compare, difference, *_past())
+            gr.Markdown(
+                "Black: the same pixel, bit for bit. The brighter, the more it changed.",
+                elem_id="legend",
+            )
+    return Pictures(before, after, compare, difference)
 
 
-def _past() -> tuple[Any, Any, Any, Any]:
-    """Lay out history, branches and downloads."""
-    gr.Markdown("**History.** Click a turn to go on from there.")
-    line = gr.Dropdown([], label="Branch", visible=False, interactive=True, elem_id="line")
+def _past() -> tuple[Any, Any]:
+    """Lay out branches and history."""
+    gr.Markdown("**History.** Click a turn to go on from there.", elem_id="history-title")
+    line = gr.Radio(
+        [],
+        label="Branch",
+        show_label=False,
+        container=False,
+        visible=False,
+        interactive=True,
+        elem_id="line",
+    )
     history = gr.Gallery(
         show_label=False,
-        columns=5,
-        fit_columns=False,
-        height=HISTORY_HEIGHT,
         format="png",
         object_fit="contain",
         allow_preview=False,
@@ -248,19 +273,15 @@ def _past() -> tuple[Any, Any, Any, Any]:
         buttons=[],
         elem_id="history",
     )
-    with gr.Row():
-        picture = gr.DownloadButton("Download picture (PNG)", interactive=False, elem_id="picture")
-        manifest = gr.DownloadButton(
-            "Download manifest (JSON)", interactive=False, elem_id="manifest"
-        )
-    return history, line, picture, manifest
+    return line, history
 
 
 def _tie(handlers: Handlers, state: Any, form: Form, view: View) -> None:
     """Tie the events to the handlers; everything that draws goes one at a time."""
+    pictures = list(vars(view.pictures).values())
     shown = [
-        state, view.compare, view.difference, view.summary, view.history, view.line,
-        form.undo, view.picture, view.manifest,
+        state, view.start, view.panel, *pictures, view.against, view.summary, view.history,
+        view.line, form.undo, view.picture, view.manifest,
     ]  # fmt: skip
     asked = [
         state, view.against, form.instruction, form.task, form.negative, form.text, form.image,
@@ -268,22 +289,29 @@ def _tie(handlers: Handlers, state: Any, form: Form, view: View) -> None:
     ]  # fmt: skip
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     drawing = {"outputs": shown, "concurrency_id": "model", "api_visibility": "private"}
-    opening = [state, view.against, form.upload, form.is_resized]
-    form.upload.upload(handlers.opened, opening, show_progress_on=view.compare, **drawing)
-    form.is_resized.change(handlers.resized, opening, show_progress="hidden", **drawing)
-    for event in (form.edit.click, form.instruction.submit):
-        event(handlers.edited, asked, show_progress_on=view.compare, **drawing)
     looking = {**drawing, "show_progress": "hidden"}
+    # one picture in each tab, so that the progress is seen whichever is open
+    editing = {
+        **drawing,
+        "show_progress_on": [view.pictures.after, view.pictures.compare, view.pictures.difference],
+    }
+    opening = [state, view.against, form.upload, form.is_resized]
+    form.upload.upload(handlers.opened, opening, **looking)
+    form.is_resized.change(handlers.resized, opening, **looking)
+    for event in (form.edit.click, form.instruction.submit):
+        event(None, form.instruction, js=SCROLL, **quiet)
+        event(handlers.edited, asked, **editing)
     form.undo.click(handlers.undone, [state, view.against], **looking)
     view.history.select(handlers.turn_clicked, [state, view.against], **looking)
     view.line.input(handlers.line_chosen, [state, view.against, view.line], **looking)
-    view.against.input(handlers.compared, [state, view.against], view.compare, **quiet)
+    view.against.input(handlers.compared, [state, view.against], pictures, **quiet)
     if handlers.editor.predictor is not None:
-        form.instruction.input(
-            handlers.typed,
-            form.instruction,
-            form.predicted,
-            trigger_mode="always_last",
-            concurrency_id="words",
-            **quiet,
-        )
+        for event, mode in ((form.instruction.input, "always_last"), (form.task.input, "once")):
+            event(
+                handlers.typed,
+                [form.instruction, form.task],
+                form.predicted,
+                trigger_mode=mode,
+                concurrency_id="words",
+                **quiet,
+            )

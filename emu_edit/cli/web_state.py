@@ -12,10 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
+from emu_edit.cli.picture_size import is_far_larger, with_shorter_side
 from emu_edit.cli.web_difference import changed
 from emu_edit.cli.web_limits import MEBI, Limits
 from emu_edit.diffusion.guidance import Guidance
@@ -26,7 +27,16 @@ from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import FORMATS, decode_rgb, resize
 
 THUMBNAIL = 192  # longer side in the history, in pixels
-CAPTION = 60  # characters of an instruction in the history
+CAPTION = 40  # characters of an instruction in the history: three lines, with number and task
+BRANCH = 32  # and in the name of a branch
+SEED_DIGITS = 19  # of the largest seed
+
+# A picture with no longer side is enlarged without smoothing: its pixels are what one looks for.
+# Larger ones are scaled as browsers do, because that would make them jagged.
+MOST_PIXELATED = 160
+
+# Ours: from so many times the training pictures' size on, the page offers a smaller copy
+MUCH_LARGER = 2
 
 # what Pillow lets out on damaged headers; `decode_rgb` words them
 _HEADER_ERRORS = (
@@ -106,7 +116,12 @@ def read_upload(data: bytes, limits: Limits) -> UInt8[Tensor, "3 h w"]:
             f"the picture is {width}x{height}, at most {limits.upload_pixels / 1e6:.1f} megapixels "
             "are decoded; make it smaller"
         )
-    return decode_rgb(data)
+    try:
+        return decode_rgb(data)
+    except BadImageError as error:
+        # what is shown stands alone, without the name of a file
+        line = str(error).replace("the picture is no picture", "the file is no picture")
+        raise BadImageError(line) from error
 
 
 def open_picture(editor: Editor, data: bytes, *, is_resized: bool, limits: Limits) -> PageState:
@@ -120,10 +135,9 @@ def open_picture(editor: Editor, data: bytes, *, is_resized: bool, limits: Limit
     height, width = image.shape[-2:]
     trained = editor.settings.image_size
     if is_resized:
-        scale = trained / min(height, width)
-        image = resize(image, (round(height * scale), round(width * scale)))
-    elif max(height, width) > limits.times_larger * trained or (
-        height * width > limits.edited_pixels
+        image = resize(image, with_shorter_side(trained, height=height, width=width))
+    elif height * width > limits.edited_pixels or is_far_larger(
+        trained, height=height, width=width, times=limits.times_larger
     ):
         raise InputError(
             f"the picture is {width}x{height}, too large for this model, which was trained at "
@@ -203,6 +217,19 @@ def comparison(
     return before, session.image
 
 
+def picture_names(state: PageState, *, is_with_original: bool) -> tuple[str, str]:
+    """Name the two pictures of `comparison`."""
+    if state.turn == 0:
+        return "Original", "Original"
+    before = 0 if is_with_original else state.turn - 1
+    return f"Before: {f'turn {before}' if before else 'original'}", f"After: turn {state.turn}"
+
+
+def is_small(state: PageState) -> bool:
+    """Whether the picture is to be enlarged without smoothing."""
+    return max(state.session.image.shape[-2:]) <= MOST_PIXELATED
+
+
 def history(state: PageState) -> list[tuple[UInt8[Tensor, "3 _ _"], str]]:
     """Return a thumbnail and a caption for the original and each turn of the line."""
     line = state.whole_line
@@ -216,34 +243,57 @@ def history(state: PageState) -> list[tuple[UInt8[Tensor, "3 _ _"], str]]:
 
 
 def line_names(state: PageState) -> list[str]:
-    """Name each line by its number, its turns and the instruction it ends with."""
+    """Name each line by its number, the instruction it ends with, and its turns."""
     return [
-        f"{number}: {len(line.turns)} turn{'' if len(line.turns) == 1 else 's'}"
-        + (f", … {shortened(line.turns[-1].instruction)}" if line.turns else "")
+        f"branch {number}: {shortened(line.turns[-1].instruction, BRANCH)}"
+        f" ({len(line.turns)} turn{'' if len(line.turns) == 1 else 's'})"
+        if line.turns
+        else f"branch {number}: original"
         for number, line in enumerate(state.lines, start=1)
     ]
 
 
 def summary(state: PageState) -> str:
-    """Say in one line what is shown and how it was made."""
+    """Say in a few words what is shown, how it was made and what comes next."""
     session = state.session
     height, width = session.image.shape[-2:]
     size = f"{width}x{height} px"
+    branches = "" if state.is_at_end else " The next edit begins a branch."
     if not session.turns:
-        return f"The original, {size}. Say what to change."
+        return f"The original, {size}. {_advice(session)}{branches}"
     last = session.turns[-1]
     where = changed(session.images[-2], session.image)
-    kept = "" if last.threshold is None else f", unchanged pixels kept (alpha {last.threshold:g})"
     return (
         f"Turn {state.turn} of {len(state.whole_line.turns)}, {size}. Task {last.task}, "
-        f"seed {last.seed}, steps {last.num_steps}{kept}. "
-        f"{int(where.sum())} of {where.numel()} pixels changed."
+        f"seed {last.seed}, steps {last.num_steps}. "
+        f"{_how_much(where, is_kept=last.threshold is not None)}{branches}"
     )
 
 
-def shortened(text: str) -> str:
-    """Cut a text to what fits below a thumbnail."""
-    return text if len(text) <= CAPTION else f"{text[: CAPTION - 1]}…"
+def shortened(text: str, length: int = CAPTION) -> str:
+    """Cut a text to what fits below a thumbnail, between two words unless one is very long."""
+    if len(text) <= length:
+        return text
+    cut = text[:length]
+    words, _, last = cut.rpartition(" ")
+    return f"{words if len(last) < length // 2 else cut[:-1]}…"
+
+
+def read_seed(text: str) -> int | None:
+    """Return the seed that was typed; None for a new one in each turn.
+
+    Raises:
+        InputError: if it is no whole number, or one of too many digits.
+    """
+    text = text.strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= SEED_DIGITS):
+        raise InputError(
+            f"the seed must be a whole number of at most {SEED_DIGITS} digits, got "
+            f"{shortened(text)!r}; leave it empty for a new one in each turn"
+        )
+    return int(text)
 
 
 def write_download(folder: Path, token: str, name: str, data: bytes) -> Path:
@@ -260,6 +310,27 @@ def write_download(folder: Path, token: str, name: str, data: bytes) -> Path:
     path = place / name
     path.write_bytes(data)
     return path
+
+
+def _advice(session: EditSession) -> str:
+    trained = session.editor.settings.image_size
+    if min(session.image.shape[-2:]) <= MUCH_LARGER * trained:
+        return "Say what to change."
+    return (
+        f"That is much larger than the {trained} px this model was trained at; tick 'Resize' if "
+        "edits are slow or miss."
+    )
+
+
+def _how_much(where: Bool[Tensor, "h w"], *, is_kept: bool) -> str:
+    count = int(where.sum())
+    if count == 0:
+        return "Nothing changed: every pixel is as before. Try other words or another seed."
+    if count == where.numel():
+        return "Every pixel changed."
+    # never 0 % or 100 %, which would claim the above
+    share = min(max(round(100 * count / where.numel()), 1), 99)
+    return f"{share}% of the pixels changed{', the rest kept' if is_kept else ''}."
 
 
 def _opened(state: PageState | None) -> PageState:

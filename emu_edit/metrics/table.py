@@ -11,11 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
+from emu_edit.metrics.bootstrap import bootstrap_share
 from emu_edit.metrics.world import EditScore, Truth, score
-from emu_edit.randomness import keyed_generator
 from emu_edit.tasks import SIXTEEN, TASKS, Family
-
-RESAMPLES = 10_000  # of the bootstrap; the interval's ends move by less than 0.1 % of their width
 
 
 @dataclass(frozen=True)
@@ -115,20 +113,6 @@ def summarise(scores: Sequence[EditScore]) -> Summary:
     )
 
 
-def bootstrap_interval(successes: int, count: int) -> tuple[float, float]:
-    """Return the 95 % percentile-bootstrap interval of a share.
-
-    Resampling `count` yes/no outcomes with replacement draws binomial numbers of yes, so these are
-    drawn at once. The interval has no width at 0 and at 1, where it understates what is unknown.
-    Always draws the same numbers, so equal results print equally.
-    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
-    """
-    generator = keyed_generator(0, "bootstrap", count)
-    shares = generator.binomial(count, successes / count, RESAMPLES) / count
-    low, high = np.quantile(shares, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def format_table(result: Report) -> str:
     """Return the report as a markdown table that also reads well as plain text.
 
@@ -165,7 +149,7 @@ def format_table(result: Report) -> str:
 
 def _row(name: str, scores: Sequence[EditScore]) -> Row:
     successes = sum(s.success for s in scores)
-    low, high = bootstrap_interval(successes, len(scores))
+    low, high = bootstrap_share(successes, len(scores))
     l1, inside_l1, copy_l1 = np.mean(
         [(s.l1, s.inside_l1, s.copy_l1) for s in scores], axis=0
     ).tolist()

@@ -3,7 +3,9 @@ import json
 import re
 import socket
 import struct
+import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +70,7 @@ def instructions(state: PageState) -> list[str]:
         (header_of(50_000, 50_000), "pixels"),
         (b"GIF89a" + b"\0" * 40, "the picture is a GIF, needs a JPEG, PNG or WebP picture"),
         (b"<svg xmlns='x'/>", "is SVG, needs a JPEG"),
-        (b"no picture at all", "is no picture, needs a JPEG"),
+        (b"no picture at all", "^the file is no picture, needs a JPEG"),
         (b"", r"is empty \(0 bytes\)"),
         (picture()[:60], "cannot be decoded"),
     ],
@@ -134,11 +136,18 @@ def test_editing_an_earlier_turn_begins_a_branch_and_keeps_the_other(editor: Edi
     assert instructions(earlier) == ["one"]
     branched = web_state.edit(earlier, wish("three"), LIMITS)
     assert instructions(branched) == ["one", "three"]
-    assert web_state.line_names(branched) == ["1: 2 turns, … two", "2: 2 turns, … three"]
+    assert web_state.line_names(branched) == [
+        "branch 1: two (2 turns)",
+        "branch 2: three (2 turns)",
+    ]
     assert instructions(web_state.show_line(branched, 0)) == ["one", "two"]
     # at an earlier turn undo only looks back: nothing is lost
     looked = web_state.undo(web_state.show_turn(branched, 1))
     assert looked.turn == 0
+    assert web_state.summary(looked).endswith("Say what to change. The next edit begins a branch.")
+    assert not web_state.summary(branched).endswith("branch.")
+    undone = web_state.undo(web_state.undo(branched))
+    assert web_state.line_names(undone)[1] == "branch 2: original"
     assert len(looked.whole_line.turns) == 2
     with pytest.raises(InputError, match="at most 2 branches are kept"):
         web_state.edit(looked, wish("four"), LIMITS)
@@ -158,8 +167,13 @@ def test_the_page_shows_history_comparison_and_what_was_done(editor: Editor) -> 
     assert re.match(
         r"Turn 2 of 2, 20x16 px\. Task local, seed \d+, steps 1", web_state.summary(state)
     )
-    count = int((state.session.images[1] != state.session.image).any(0).sum())
-    assert web_state.summary(state).endswith(f" {count} of 320 pixels changed.")
+    assert web_state.picture_names(state, is_with_original=False) == (
+        "Before: turn 1",
+        "After: turn 2",
+    )
+    assert web_state.picture_names(state, is_with_original=True)[0] == "Before: original"
+    original = web_state.show_turn(state, 0)
+    assert web_state.picture_names(original, is_with_original=True) == ("Original", "Original")
     previous, after = web_state.comparison(state, is_with_original=False)
     original, _ = web_state.comparison(state, is_with_original=True)
     images = state.session.images
@@ -168,11 +182,62 @@ def test_the_page_shows_history_comparison_and_what_was_done(editor: Editor) -> 
     assert torch.equal(after, images[2])
 
 
+@pytest.mark.parametrize(
+    ("changes", "kept", "words"),
+    [
+        (0, 0.03, "Nothing changed: every pixel is as before. Try other words or another seed."),
+        (1, None, "1% of the pixels changed."),
+        (160, 0.03, "50% of the pixels changed, the rest kept."),
+        (319, None, "99% of the pixels changed."),
+        (320, 0.03, "Every pixel changed."),
+    ],
+)
+def test_the_page_says_how_much_changed_and_never_rounds_to_all_or_nothing(
+    editor: Editor, changes: int, kept: float | None, words: str
+) -> None:
+    state = web_state.edit(opened(editor), wish(), LIMITS)
+    after = state.session.original.clone()
+    after.view(3, -1)[0, :changes] ^= 1
+    turn = replace(state.session.turns[0], threshold=kept)
+    session = replace(state.session, images=(state.session.original, after), turns=(turn,))
+    said = web_state.summary(replace(state, lines=(session,)))
+    assert re.match(r"Turn 1 of 1, 20x16 px\. Task local, seed \d+, steps 1\. ", said)
+    assert said.endswith(f"steps 1. {words}")
+
+
+def test_a_picture_much_larger_than_the_training_pictures_gets_an_advice(editor: Editor) -> None:
+    for width, height, is_large in ((200, 32, False), (40, 33, True)):
+        data = picture(width, height)
+        state = web_state.open_picture(editor, data, is_resized=False, limits=Limits())
+        words = "much larger than the 16 px this model was trained at; tick 'Resize'"
+        assert (words in web_state.summary(state)) is is_large
+
+
+def test_only_small_pictures_are_enlarged_without_smoothing(editor: Editor) -> None:
+    for width, is_small in ((160, True), (161, False)):
+        data = picture(width, 16)
+        state = web_state.open_picture(editor, data, is_resized=False, limits=Limits())
+        assert web_state.is_small(state) is is_small
+
+
 def test_thumbnails_are_small_and_captions_short(editor: Editor) -> None:
     state = web_state.open_picture(editor, picture(250, 100), is_resized=False, limits=Limits())
     (image, _), *_ = web_state.history(state)
     assert image.shape == (3, 77, 192)
-    assert web_state.shortened("y" * 61) == "y" * 59 + "…"
+    assert web_state.shortened("y" * 40) == "y" * 40
+    assert web_state.shortened("y" * 41) == "y" * 39 + "…"
+    long = "include a red star in the bottom left corner"
+    assert web_state.shortened(long) == "include a red star in the bottom left…"
+
+
+def test_a_seed_is_a_number_or_left_empty() -> None:
+    assert web_state.read_seed(" ") is None
+    assert web_state.read_seed(" 12 ") == 12
+    for text in ("-1", "1.5", "one", "²", "9" * 20, "9" * 5000):
+        with pytest.raises(
+            InputError, match="the seed must be a whole number of at most 19 digits"
+        ):
+            web_state.read_seed(text)
 
 
 @pytest.mark.parametrize(
@@ -262,3 +327,18 @@ def test_what_cannot_be_served_is_refused_in_one_line(
     refused(capsys, [*where, "--port=65536"], "--port: needs a port of at most 65535")
     refused(capsys, [*where, "--max-steps=0"], "--max-steps: needs a whole number of at least 1")
     refused(capsys, ["--model=missing"], "there is no model at missing")
+
+
+def test_a_terminal_is_told_that_the_model_is_loaded_and_a_log_is_not(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("as far as this")
+
+    monkeypatch.setattr(app, "find_spec", str)
+    monkeypatch.setattr(Editor, "from_pretrained", refuse)
+    for is_terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)  # noqa: B023
+        assert main(["app", "--port=0", "--device=cpu", "--model", str(model)]) == 2
+        told = f"loading {model} …\n" * is_terminal
+        assert capsys.readouterr().err == f"{told}emu-edit: error: as far as this\n"

@@ -97,7 +97,7 @@ def test_with_a_predictor_the_drop_down_begins_with_it(guessing: Any) -> None:
 
 
 def test_layout_and_theme_name_no_address_of_the_network(handlers: Any) -> None:
-    from emu_edit.cli.web_page import CSS, page_theme
+    from emu_edit.cli.web_looks import CSS, page_theme
 
     theme = page_theme()
     assert theme._stylesheets == []
@@ -106,12 +106,58 @@ def test_layout_and_theme_name_no_address_of_the_network(handlers: Any) -> None:
     assert "http" not in json.dumps(layout(handlers), default=str)
 
 
+@pytest.mark.usefixtures("handlers")
+def test_text_shows_on_the_colours_it_is_written_on() -> None:
+    from emu_edit.cli.web_looks import page_theme
+
+    theme = page_theme()
+
+    def luminance(colour: str) -> float:
+        hexadecimal = {"white": "#ffffff"}.get(colour) or getattr(theme, colour.removeprefix("*"))
+        levels = [int(hexadecimal[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in levels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    # white on the button; the others on white. WCAG 2.2 asks for 4.5
+    for name in (
+        "button_primary_background_fill",
+        "button_primary_background_fill_hover",
+        "color_accent",
+        "body_text_color_subdued",
+        "input_placeholder_color",
+    ):
+        contrast = (luminance("white") + 0.05) / (luminance(getattr(theme, name)) + 0.05)
+        assert contrast >= 4.5, name
+
+
 def test_words_are_answered_with_the_task_or_three_when_unsure(guessing: Any) -> None:
-    assert guessing.typed("surely a painting") == "Predicted: **style** (90%)"
-    unsure = guessing.typed("a painting")
-    assert unsure.startswith("Not sure: style (50%), local (8%), add (2%). Choose above")
-    assert guessing.typed("  ") == ""
-    assert guessing.typed(None) == ""
+    assert guessing.typed("surely a painting", "predicted") == "Predicted: **style** (90%)"
+    unsure = guessing.typed("a painting", "predicted")
+    assert unsure.startswith("Not sure: **style** (50%), perhaps local (8%) or add (2%). Choose")
+    for nothing in ("  ", None):
+        assert guessing.typed(nothing, "predicted") == ""
+    # a choice is not answered as if it were the prediction
+    chosen = guessing.typed("surely a painting", "local")
+    assert chosen == "You chose it yourself; the prediction is **style** (90%)."
+
+
+@pytest.mark.usefixtures("handlers")
+def test_only_a_certainty_is_called_100_per_cent() -> None:
+    from emu_edit.cli.web_handlers import share
+
+    assert [share(part) for part in (0.004, 0.994, 0.9999, 1.0)] == [
+        "0%",
+        "99%",
+        "over 99%",
+        "100%",
+    ]
+
+
+def test_an_empty_seed_is_drawn_as_empty(handlers: Any) -> None:
+    # gradio's Number says 0 as soon as it is drawn, and then every turn had the noise of seed 0
+    seed = layout(handlers)["seed"]
+    assert seed["name"] == "textbox"
+    assert seed["placeholder"] == "new for each turn"
 
 
 def test_a_session_through_the_buttons(guessing: Any) -> None:
@@ -120,17 +166,25 @@ def test_a_session_through_the_buttons(guessing: Any) -> None:
     against = "compare with the original"
     state, *_ = guessing.opened(None, against, picture(), False)
     state, *_ = guessing.edited(*asked(state))
-    state, images, _, summary, _, _, undo, *_ = guessing.edited(
-        *asked(state, task="predicted", instruction="surely a painting", seed=7)
+    state, start, panel, before, after, pair, difference, choice, summary, _, line, undo, *_ = (
+        guessing.edited(*asked(state, task="predicted", instruction="surely a painting", seed="7"))
     )
     assert "Turn 2 of 2, 20x16 px. Task style, seed 7, steps 2" in summary
-    assert images[0].getpixel((0, 0)) == (200, 10, 10)
+    assert (start.visible, panel.visible, panel.elem_classes) == (False, True, ["pixelated"])
+    assert (before.label, after.label, choice.visible) == (
+        "Before: original",
+        "After: turn 2",
+        True,
+    )
+    assert pair[0].getpixel((0, 0)) == (200, 10, 10)
+    assert difference.size == pair[1].size == (20, 16)
     assert undo.interactive
+    assert not line.visible
     clicked = gr.SelectData(None, {"index": 1, "value": None})
     state, *_ = guessing.turn_clicked(state, against, clicked)
     state, *_, line, _, picture_file, manifest_file = guessing.edited(*asked(state))
-    assert line.visible
-    assert len(line.choices) == 2
+    assert (line.visible, line.value) == (True, 1)
+    assert [value for _, value in line.choices] == [0, 1]
     manifest = json.loads(Path(manifest_file.value["path"]).read_text())
     assert [turn["task"] for turn in manifest["turns"]] == ["local", "local"]
     with Image.open(picture_file.value["path"]) as image:
@@ -138,6 +192,34 @@ def test_a_session_through_the_buttons(guessing: Any) -> None:
     state, *_ = guessing.line_chosen(state, against, 0)
     state, *_ = guessing.undone(state, against)
     assert state.turn == 1
+
+
+def test_before_the_first_turn_there_is_one_picture_and_no_comparison(handlers: Any) -> None:
+    against = "compare with the original"
+    state, _, _, before, after, _, _, choice, *_ = handlers.opened(None, against, picture(), False)
+    assert (before.visible, after.label, choice.visible) == (False, "Original", False)
+    (
+        state,
+        _,
+        _,
+        before,
+        *_,
+    ) = handlers.edited(*asked(state))
+    assert (before.visible, before.label) == (True, "Before: original")
+
+
+def test_a_choice_of_comparison_redraws_all_pictures_of_the_turn(handlers: Any) -> None:
+    state, *_ = handlers.opened(None, "compare with the original", picture(), False)
+    for _ in range(2):
+        state, *_ = handlers.edited(*asked(state))
+    drawn = {
+        against: handlers.compared(state, against)
+        for against in ("compare with the turn before", "compare with the original")
+    }
+    (first, _, pair, difference), (other, _, other_pair, other_difference) = drawn.values()
+    assert (first.label, other.label) == ("Before: turn 1", "Before: original")
+    assert pair[0].tobytes() != other_pair[0].tobytes()
+    assert difference.tobytes() != other_difference.tobytes()
 
 
 def test_a_mistake_is_one_escaped_line_and_a_picture_with_turns_is_kept(handlers: Any) -> None:
@@ -150,9 +232,16 @@ def test_a_mistake_is_one_escaped_line_and_a_picture_with_turns_is_kept(handlers
     with pytest.raises(gr.Error, match="no file came"):
         handlers.opened(None, against, None, False)
     state, *_ = handlers.opened(None, against, picture(), False)
-    for task, line in ((None, "choose the kind of edit first"), ("<img src=x>", "&lt;img src=x")):
+    for changes, line in (
+        ({"task": None}, "choose the kind of edit first"),
+        ({"task": "<img src=x>"}, "&lt;img src=x"),
+        (
+            {"seed": "<b>"},
+            "the seed must be a whole number of at most 19 digits, got &#x27;&lt;b&gt;",
+        ),
+    ):
         with pytest.raises(gr.Error) as refused:
-            handlers.edited(*asked(state, task=task))
+            handlers.edited(*asked(state, **changes))
         assert line in refused.value.message
         assert not refused.value.print_exception
     resized, *_ = handlers.resized(state, against, picture(), True)
@@ -168,3 +257,12 @@ def test_requests_wait_in_a_queue_of_the_stated_length(handlers: Any) -> None:
     page = build_page(handlers)
     assert page._queue.max_size == 3
     assert page.delete_cache == (5, 50)
+
+
+def test_whatever_draws_waits_until_the_one_before_it_is_done(guessing: Any) -> None:
+    from emu_edit.cli.web_page import build_page
+
+    functions = build_page(guessing).fns.values()
+    model = {fn.name: fn.concurrency_limit for fn in functions if fn.concurrency_id == "model"}
+    assert set(model) == {"opened", "resized", "edited", "undone", "turn_clicked", "line_chosen"}
+    assert set(model.values()) <= {1, "default"}

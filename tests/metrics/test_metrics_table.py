@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from emu_edit.metrics.table import bootstrap_interval, format_table, report, summarise
+from emu_edit.metrics.table import format_table, report, summarise
 from emu_edit.metrics.world import EditScore, Truth
 
 
@@ -44,29 +44,6 @@ def test_families_collect_their_tasks_and_leave_appended_ones_out():
         ("vision", 1, 1.0),
     ]
     assert (summary.overall.count, summary.overall.success) == (4, 0.75)
-
-
-def test_the_interval_of_a_share_is_that_of_the_normal_approximation_at_many_edits():
-    low, high = bootstrap_interval(300, 1000)
-    spread = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
-    assert low == pytest.approx(0.3 - spread, abs=0.003)
-    assert high == pytest.approx(0.3 + spread, abs=0.003)
-
-
-@pytest.mark.parametrize("successes", [0, 1, 5, 9, 10])
-def test_the_interval_holds_the_share_and_stays_between_0_and_1(successes):
-    low, high = bootstrap_interval(successes, 10)
-    assert 0 <= low <= successes / 10 <= high <= 1
-    assert (low == high) is (successes in {0, 10})
-
-
-def test_more_edits_make_the_interval_narrower():
-    few, many = bootstrap_interval(5, 10), bootstrap_interval(500, 1000)
-    assert many[1] - many[0] < 0.2 * (few[1] - few[0])
-
-
-def test_the_interval_is_the_same_every_time():
-    assert bootstrap_interval(7, 20) == bootstrap_interval(7, 20)
 
 
 def edits() -> list[tuple[torch.Tensor, Truth]]:

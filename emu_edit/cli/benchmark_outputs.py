@@ -1,0 +1,158 @@
+"""What was made of a benchmark's items: by somebody else, in a folder, or by a model before us.
+
+A result that is missing where that is allowed, or that cannot be read, counts as if nothing had
+been edited: its item keeps the picture it began with, and is listed.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from datamodules.benchmarks.items import Benchmark, BenchmarkItem, some
+from emu_edit.errors import BadImageError, InputError
+from emu_edit.images import EXTENSIONS, read_image, read_image_bytes
+
+OK, FAILED = "ok", "failed"
+MISSING = "there is no picture of it"
+LONGEST_REASON = 300  # characters; some errors of torch go on for pages
+
+
+@dataclass(frozen=True)
+class Output:
+    """What was made of one item.
+
+    Attributes:
+        key: of the item.
+        source_sha256: of the picture that was edited.
+        sha256: of the result's file, or, where the item failed, of what stands for it.
+        path: the result's file, None where the item failed.
+        reason: why it failed.
+        seed: of the noise, None where we did not draw it.
+    """
+
+    key: str
+    source_sha256: str
+    sha256: str
+    path: Path | None
+    reason: str | None = None
+    seed: int | None = None
+
+    @property
+    def status(self) -> str:
+        """Say "ok" or "failed"."""
+        return OK if self.reason is None else FAILED
+
+
+@dataclass(frozen=True)
+class ItemPictures:
+    """The pictures of one item: what was given, what was made of it, and the ground truth."""
+
+    source: UInt8[Tensor, "3 _ _"]
+    output: UInt8[Tensor, "3 _ _"]
+    target: UInt8[Tensor, "3 _ _"] | None
+
+
+def failed(key: str, source_sha256: str, reason: str, seed: int | None = None) -> Output:
+    """Return the output of an item that failed: its source as it was."""
+    line = " ".join(reason.split())[:LONGEST_REASON]
+    return Output(key, source_sha256, source_sha256, None, line, seed)
+
+
+def output_picture(
+    items: Mapping[str, BenchmarkItem], outputs: Mapping[str, Output], key: str
+) -> UInt8[Tensor, "3 h w"]:
+    """Decode an item's result; where it failed, what it would have been made from."""
+    path, item = outputs[key].path, items[key]
+    if path is not None:
+        return read_image(path)
+    if item.follows is not None:
+        return output_picture(items, outputs, item.follows)
+    return item.source.decode()
+
+
+def has_pictures(folder: Path) -> bool:
+    """Say whether there is a picture in the folder or in a folder in it."""
+    return folder.is_dir() and any(
+        path.suffix.lower() in EXTENSIONS for path in [*folder.glob("*"), *folder.glob("*/*")]
+    )
+
+
+def read_made(
+    folder: Path, benchmark: Benchmark, sources: Mapping[str, str], *, allow_missing: bool
+) -> dict[str, Output]:
+    """Pair the pictures of a folder with the items of a benchmark.
+
+    Args:
+        folder: KEY.png, .jpg or .webp, in it or in folders in it.
+        benchmark: what was to be edited.
+        sources: hash of what each item was made from.
+        allow_missing: let missing pictures count as failed.
+
+    Raises:
+        InputError: if pictures and items do not pair up.
+    """
+    found = _found(folder, benchmark)
+    outputs: dict[str, Output] = {}
+    missing = [item.key for item in benchmark.scored() if item.key not in found]
+    if missing and not allow_missing:
+        raise InputError(
+            f"{folder} lacks {len(missing)} of {len(benchmark.scored())} pictures "
+            f"({some(missing)}); add them (KEY.png), or score them as not edited with "
+            "--allow-missing"
+        )
+    for item in benchmark.items:  # a turn in between may be missing, it is in no table
+        outputs[item.key] = _output(item, found.get(item.key), outputs, sources)
+    if all(output.path is None for output in outputs.values()):
+        raise InputError(
+            f"{folder}: no picture can be scored; {next(iter(outputs.values())).reason}"
+        )
+    return outputs
+
+
+def _output(
+    item: BenchmarkItem,
+    path: Path | None,
+    outputs: Mapping[str, Output],
+    sources: Mapping[str, str],
+) -> Output:
+    source = sources[item.key] if item.follows is None else outputs[item.follows].sha256
+    if path is None:
+        return failed(item.key, source, MISSING)
+    try:
+        data = read_image_bytes(path)
+        read_image(path)
+    except BadImageError as error:
+        return failed(item.key, source, str(error))
+    return Output(item.key, source, hashlib.sha256(data).hexdigest(), path)
+
+
+def _found(folder: Path, benchmark: Benchmark) -> dict[str, Path]:
+    """Return the pictures of the folder by key.
+
+    Raises:
+        InputError: for pictures of no item, and for two of one.
+    """
+    found: dict[str, Path] = {}
+    extra: list[str] = []
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix.lower() not in EXTENSIONS or not path.is_file():
+            continue
+        if path.stem not in benchmark.known:
+            extra.append(str(path.relative_to(folder)))
+        elif path.stem in found:
+            raise InputError(
+                f"{folder} has two pictures of {path.stem} ({found[path.stem].name}, {path.name}); "
+                "keep one"
+            )
+        else:
+            found[path.stem] = path
+    if extra:
+        raise InputError(
+            f"{folder} has {len(extra)} pictures of no item of {benchmark.name} ({some(extra)}); "
+            f"needs one per item, named by its key, e.g. {min(benchmark.known)}.png"
+        )
+    return found

@@ -1,0 +1,195 @@
+"""What `evaluate` wrote, as records: for the page and for the comparison with published rows.
+
+Reads both kinds of results.json: those of benchmarks with backbones (rows → all, by_task, by_turn)
+and that of the world benchmark (report → tasks, families, overall).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emu_edit.errors import InputError
+from emu_edit.metrics.protocols import DIRECTIONS, TITLES
+
+RESULTS, ITEMS = "results.json", "items.jsonl"
+MODEL, COPY, ORACLE = "model", "copy-input", "oracle"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: its name, and whether more of it is better (None: not known)."""
+
+    label: str
+    is_up: bool | None
+    meaning: str = ""
+
+    def __str__(self) -> str:
+        return self.label + {True: " ↑", False: " ↓", None: ""}[self.is_up]
+
+
+MEANINGS = {
+    "clip_dir": "cosine between the change of the picture and the change of the caption, in CLIP",
+    "clip_im": "cosine of edited picture and input, in CLIP",
+    "clip_out": "cosine of edited picture and target caption, in CLIP",
+    "clip_i": "cosine of edited picture and ground truth, in CLIP",
+    "clip_t": "cosine of edited picture and its description, in CLIP",
+    "dino": "cosine of edited and reference picture, in DINO",
+    "l1": "mean absolute difference to the reference picture, in [0, 1]",
+    "l2": "mean squared difference to the reference picture, in [0, 1]",
+}
+METRICS = {
+    name: Metric(title, DIRECTIONS[name] == "up", MEANINGS[name]) for name, title in TITLES.items()
+}
+WORLD = {
+    "success": Metric("success", True, "nearer the target inside the mask, untouched outside"),
+    "relative_error": Metric("error/copy", False, "error inside relative to not editing"),
+    "inside_l1": Metric("L1 inside", False, "mean absolute difference to the target in the mask"),
+    "outside_l1": Metric("L1 outside", False, "mean absolute difference outside the mask"),
+    "l1": Metric("L1", False, "mean absolute difference to the target, in [0, 1]"),
+}
+
+
+def metric(name: str) -> Metric:
+    """Return how a metric is shown; one that is not known is shown by its name."""
+    return {**WORLD, **METRICS}.get(name, Metric(name, None))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean with its 95 % interval.
+
+    Attributes:
+        mean: None when no edit has the metric.
+        low: lower end; None where there is no interval.
+        high: upper end.
+        n: number of edits averaged.
+        undefined: number of edits that have no such score.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+    undefined: int = 0
+
+
+Figures = Mapping[str, Figure]  # by metric
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one editor, over all edits and over parts of them.
+
+    Attributes:
+        all: over all edits.
+        parts: by kind of part ("task", "family", "turn") and by its name.
+    """
+
+    all: Figures
+    parts: Mapping[str, Mapping[str, Figures]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table's worth: a name ("single edits", "all turns", …) and a row per editor."""
+
+    name: str
+    items: int
+    rows: Mapping[str, Row]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics, in the order of the file."""
+        return tuple(dict.fromkeys(name for row in self.rows.values() for name in row.all))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return the content of results.json.
+
+    Raises:
+        InputError: if it is missing or not a JSON object.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        raise InputError(f"{folder} has no {RESULTS}; give the folder that `evaluate` wrote")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); run `evaluate` again") from error
+    if not isinstance(results, dict):
+        raise InputError(f"{path} holds a {type(results).__name__}, needs an object")
+    return results
+
+
+def read_items(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of items.jsonl, none if there is no such file.
+
+    Raises:
+        InputError: if a line is not a JSON object; a half line at the end too.
+    """
+    path = folder / ITEMS
+    items: list[dict[str, Any]] = []
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"{path}:{number} is not JSON ({error}); run `evaluate` again"
+            ) from error
+        if not isinstance(item, dict):
+            raise InputError(f"{path}:{number} is no object; run `evaluate` again")
+        items.append(item)
+    return items
+
+
+def _lines(path: Path) -> list[str]:
+    # not splitlines(): an instruction may hold U+2028, which ends a line there but not in JSON
+    return path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.is_file() else []
+
+
+def blocks_of(results: Mapping[str, Any]) -> tuple[Block, ...]:
+    """Return the tables of results.json."""
+    if "report" in results:
+        return (_world_block(results["report"]),)
+    return tuple(
+        Block(name, block["items"], {editor: _row(row) for editor, row in block["rows"].items()})
+        for name, block in results["blocks"].items()
+    )
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    parts = {
+        kind: {name: _figures(figures) for name, figures in row[f"by_{kind}"].items()}
+        for kind in ("task", "turn")
+    }
+    return Row(_figures(row["all"]), parts)
+
+
+def _figures(figures: Mapping[str, Mapping[str, Any]]) -> Figures:
+    return {
+        name: Figure(one["mean"], one["low"], one["high"], one["n"], one["undefined"])
+        for name, one in figures.items()
+    }
+
+
+def _world_block(report: Mapping[str, Any]) -> Block:
+    rows = {editor: _world_row(summary) for editor, summary in report.items()}
+    return Block("single edits", report[MODEL]["overall"]["count"], rows)
+
+
+def _world_row(summary: Mapping[str, Any]) -> Row:
+    kinds = {"task": summary["tasks"], "family": summary["families"]}
+    parts = {
+        kind: {row["name"].replace("_", " "): _world_figures(row) for row in rows}
+        for kind, rows in kinds.items()
+    }
+    return Row(_world_figures(summary["overall"]), parts)
+
+
+def _world_figures(row: Mapping[str, Any]) -> Figures:
+    interval = {"success": (row["success_low"], row["success_high"])}
+    return {
+        name: Figure(row[name], *interval.get(name, (None, None)), row["count"]) for name in WORLD
+    }

@@ -1,0 +1,175 @@
+"""Protocols: everything that decides a benchmark's numbers besides the pictures, pinned by name.
+
+The same pictures score 0.22 or 0.28 in CLIPout with another CLIP, 0.30 when wrong captions are left
+out (ICEdit issue 69), so two numbers are comparable only under one protocol. A protocol names the
+metrics, the networks and how pictures enter them, the filter an edited picture of another size is
+resampled with, the arithmetic, which items are left out, and what a picture is compared with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emu_edit.errors import InputError, closest
+from emu_edit.models.preprocess import CLIP_PREPROCESS, DINO_PREPROCESS, Filter, Preprocess
+
+EMU_METRICS = ("clip_dir", "clip_im", "clip_out", "l1", "dino")
+MAGICBRUSH_METRICS = ("l1", "l2", "clip_i", "dino", "clip_t")
+DIRECTIONS = {
+    "clip_dir": "up",
+    "clip_im": "up",
+    "clip_out": "up",
+    "clip_i": "up",
+    "clip_t": "up",
+    "dino": "up",
+    "l1": "down",
+    "l2": "down",
+}
+TITLES = {
+    "clip_dir": "CLIPdir",
+    "clip_im": "CLIPim",
+    "clip_out": "CLIPout",
+    "clip_i": "CLIP-I",
+    "clip_t": "CLIP-T",
+    "dino": "DINO",
+    "l1": "L1",
+    "l2": "L2",
+}
+
+CLIP_B32 = "openai/clip-vit-base-patch32"
+CLIP_L14 = "openai/clip-vit-large-patch14"
+DINO_S16 = "facebook/dino-vits16"
+
+INPUT, GROUND_TRUTH = "input", "ground truth"
+NO_FILTER, KNOWN_BAD = "none", "emu-known-bad"
+# a caption that stands in the Emu Edit test set beside pictures of other things (OmniGen issue 164)
+KNOWN_BAD_CAPTIONS = ("a train station in city",)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What pins a benchmark's numbers.
+
+    Attributes:
+        name: as on the command line.
+        metrics: which are computed, in the order of the table.
+        clip: name of the CLIP on the hub.
+        dino: name of the DINO on the hub.
+        clip_preprocess: how a picture enters CLIP.
+        dino_preprocess: how it enters DINO.
+        resize_filter: PIL's filter that brings an edited picture of another size to that of its
+            reference, for L1 and L2 alone; CLIP and DINO take the picture as it is.
+        dtype: arithmetic of the networks; the metrics themselves are float64.
+        caption_filter: "none", or "emu-known-bad", which leaves out items whose two captions are
+            equal or one of them a known wrong one, in all metrics and all rows.
+        captions: which of MagicBrush's two captions of a picture is meant, "local" (what was
+            edited) or "global" (the whole picture); the Emu Edit test set has one kind.
+        reference: what an edited picture is compared with, "input" or "ground truth".
+        benchmarks: those it is defined for.
+        source: who says so.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    clip: str
+    dino: str
+    clip_preprocess: Preprocess
+    dino_preprocess: Preprocess
+    resize_filter: Filter
+    dtype: str
+    caption_filter: str
+    captions: str
+    reference: str
+    benchmarks: tuple[str, ...]
+    source: str
+
+
+def _emu(name: str, clip: str, caption_filter: str, source: str) -> Protocol:
+    return Protocol(
+        name=name,
+        metrics=EMU_METRICS,
+        clip=clip,
+        dino=DINO_S16,
+        clip_preprocess=CLIP_PREPROCESS,
+        dino_preprocess=DINO_PREPROCESS,
+        resize_filter="bicubic",
+        dtype="float32",
+        caption_filter=caption_filter,
+        captions="global",
+        reference=INPUT,
+        benchmarks=("emu-edit", "magicbrush"),
+        source=source,
+    )
+
+
+_ALL = (
+    _emu(
+        "emu-b32",
+        CLIP_B32,
+        NO_FILTER,
+        "metrics: Emu Edit, arXiv:2311.10089, which names no networks; networks as UltraEdit used "
+        "them (its issues 18 and 25); resize filter and float32: ours",
+    ),
+    _emu(
+        "emu-l14",
+        CLIP_L14,
+        NO_FILTER,
+        "metrics: Emu Edit, arXiv:2311.10089, which names no networks; CLIP ViT-L/14 and all "
+        "captions as OmniGen says (its issue 164); dino_vits16, resize filter and float32: ours",
+    ),
+    _emu(
+        "emu-l14-filtered",
+        CLIP_L14,
+        KNOWN_BAD,
+        "as emu-l14, without the items whose two captions are equal, as ICEdit did (its issue 69), "
+        "and without the captions known to be wrong",
+    ),
+    Protocol(
+        name="magicbrush",
+        metrics=MAGICBRUSH_METRICS,
+        clip=CLIP_B32,
+        dino=DINO_S16,
+        clip_preprocess=CLIP_PREPROCESS,
+        dino_preprocess=DINO_PREPROCESS,
+        resize_filter="bicubic",  # PIL's default
+        dtype="float32",  # the authors' script computes CLIP in float16 on a GPU
+        caption_filter=NO_FILTER,
+        captions="local",
+        reference=GROUND_TRUTH,
+        benchmarks=("magicbrush",),
+        source="MagicBrush, arXiv:2306.10012, and its evaluation script; captions: its issue 17",
+    ),
+)
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}
+DEFAULTS = {"emu-edit": "emu-l14", "magicbrush": "magicbrush"}
+
+
+def protocol_for(benchmark: str, name: str | None) -> Protocol:
+    """Return the protocol of that name, or the benchmark's default.
+
+    Raises:
+        InputError: if there is no such protocol, or it is not defined for the benchmark.
+    """
+    protocol = PROTOCOLS.get(DEFAULTS[benchmark] if name is None else name)
+    if protocol is None:
+        known = list(PROTOCOLS)
+        hint = closest(str(name), known)
+        raise InputError(f"unknown protocol {name!r}; known protocols: {', '.join(known)}.{hint}")
+    if benchmark not in protocol.benchmarks:
+        fitting = ", ".join(p.name for p in _ALL if benchmark in p.benchmarks)
+        needs = "has no ground truth" if protocol.reference == GROUND_TRUTH else "is another"
+        raise InputError(
+            f"protocol {protocol.name} is not for the benchmark {benchmark}, which {needs}; "
+            f"give one of {fitting}"
+        )
+    return protocol
+
+
+def is_left_out(protocol: Protocol, captions: Sequence[str]) -> bool:
+    """Say whether the protocol's caption filter leaves out an item with these two captions.
+
+    Compared without case, blanks at the ends and a final full stop.
+    """
+    if protocol.caption_filter == NO_FILTER:
+        return False
+    first, *rest = (caption.strip().rstrip(".").strip().casefold() for caption in captions)
+    return first in rest or not {first, *rest}.isdisjoint(KNOWN_BAD_CAPTIONS)

@@ -1,0 +1,125 @@
+"""Bootstrap intervals of means and shares."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+
+from emu_edit.metrics.bootstrap import bootstrap_mean, bootstrap_share
+
+NORMAL = np.random.default_rng(0).normal(3, 2, size=400).tolist()
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_approximation_at_many_values():
+    mean, low, high = bootstrap_mean(NORMAL)
+    error = 1.96 * np.std(NORMAL) / math.sqrt(len(NORMAL))
+    assert mean == pytest.approx(np.mean(NORMAL), abs=1e-12)
+    assert low == pytest.approx(mean - error, abs=0.15 * error)
+    assert high == pytest.approx(mean + error, abs=0.15 * error)
+
+
+def test_three_values_have_the_interval_of_all_27_resamples():
+    values = [0.0, 1.0, 5.0]
+    means = sorted(sum(drawn) / 3 for drawn in product(values, repeat=3))
+    interval = bootstrap_mean(values, n=20_000)
+    # 1 in 27 resamples is all zeros, 1 in 27 all fives: the ends lie there
+    assert (interval.low, interval.high) == (means[0], means[-1]) == (0.0, 5.0)
+
+
+def test_the_interval_covers_the_truth_in_about_95_of_100_experiments():
+    rng = np.random.default_rng(1)
+    samples = rng.normal(0, 1, size=(300, 60))
+    covered = sum(
+        interval.low <= 0 <= interval.high
+        for interval in (bootstrap_mean(sample.tolist(), n=400) for sample in samples)
+    )
+    assert 0.90 * 300 <= covered <= 0.99 * 300
+
+
+def test_the_same_values_give_the_same_interval_and_another_seed_another():
+    assert bootstrap_mean(NORMAL) == bootstrap_mean(list(NORMAL))
+    first, second = bootstrap_mean(NORMAL, seed=0), bootstrap_mean(NORMAL, seed=1)
+    assert first.mean == second.mean
+    assert first != second
+
+
+def test_more_resamples_change_the_ends_a_little_only():
+    few, many = bootstrap_mean(NORMAL), bootstrap_mean(NORMAL, n=20_000)
+    width = many.high - many.low
+    assert max(abs(few.low - many.low), abs(few.high - many.high)) < 0.1 * width
+
+
+def test_equal_values_have_an_interval_without_width():
+    assert bootstrap_mean([0.25] * 9) == (0.25, 0.25, 0.25)
+    assert bootstrap_mean([7.5]) == (7.5, 7.5, 7.5)
+
+
+def test_turns_of_one_session_are_drawn_together():
+    # forty sessions of five equal turns: two hundred numbers, but forty independent ones
+    sessions = [i for i in range(40) for _ in range(5)]
+    values = [NORMAL[i] for i in sessions]
+    alone = bootstrap_mean(NORMAL[:40])
+    together = bootstrap_mean(values, groups=sessions)
+    apart = bootstrap_mean(values)
+    assert together == pytest.approx(alone, abs=1e-12)
+    assert together.high - together.low > 1.8 * (apart.high - apart.low)
+
+
+def test_a_group_counts_as_often_as_it_has_numbers():
+    values, groups = [0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"]
+    interval = bootstrap_mean(values, groups=groups)
+    assert interval.mean == 0.25
+    assert (interval.low, interval.high) == (0.0, 1.0)  # both sessions the one, or the other
+    # drawing one of each has the mean 1/4, not the 1/2 of the groups' means
+    middle = [bootstrap_mean(values, groups=groups, seed=s, n=1).low for s in range(30)]
+    assert set(middle) == {0.0, 0.25, 1.0}
+
+
+def test_names_of_groups_do_not_matter():
+    values = NORMAL[:6]
+    first = bootstrap_mean(values, groups=["x", "x", "y", "z", "z", "z"])
+    assert first == bootstrap_mean(values, groups=[5, 5, -1, 0, 0, 0])
+
+
+def test_a_single_group_has_an_interval_without_width():
+    interval = bootstrap_mean([1.0, 2.0, 6.0], groups=["a", "a", "a"])
+    assert interval == (3.0, 3.0, 3.0)
+
+
+def test_what_has_no_mean_is_refused():
+    for values in ([], [1.0, math.nan], [1.0, -math.inf]):
+        with pytest.raises(ValueError, match="a bootstrap needs at least one number, all finite"):
+            bootstrap_mean(values)
+    with pytest.raises(ValueError, match="2 numbers need as many groups, got 1"):
+        bootstrap_mean([1.0, 2.0], groups=["a"])
+
+
+def test_the_interval_of_a_share_is_that_of_the_normal_approximation_at_many_edits():
+    low, high = bootstrap_share(300, 1000)
+    spread = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
+    assert low == pytest.approx(0.3 - spread, abs=0.003)
+    assert high == pytest.approx(0.3 + spread, abs=0.003)
+
+
+def test_a_share_and_the_mean_of_yes_and_no_agree():
+    low, high = bootstrap_share(30, 100)
+    of_mean = bootstrap_mean([1.0] * 30 + [0.0] * 70, n=10_000)
+    assert of_mean == pytest.approx((0.3, low, high), abs=0.011)  # one yes of a hundred
+
+
+@pytest.mark.parametrize("successes", [0, 1, 5, 9, 10])
+def test_the_interval_holds_the_share_and_stays_between_0_and_1(successes: int):
+    low, high = bootstrap_share(successes, 10)
+    assert 0 <= low <= successes / 10 <= high <= 1
+    assert (low == high) is (successes in {0, 10})
+
+
+def test_more_edits_make_the_interval_narrower():
+    few, many = bootstrap_share(5, 10), bootstrap_share(500, 1000)
+    assert many[1] - many[0] < 0.2 * (few[1] - few[0])
+
+
+def test_the_interval_of_a_share_is_the_one_that_was_always_printed():
+    assert bootstrap_share(7, 20) == bootstrap_share(7, 20) == (0.15, 0.55)
+    assert bootstrap_share(300, 1000) == (0.272, 0.328)
