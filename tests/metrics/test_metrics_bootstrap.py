@@ -13,7 +13,7 @@ NORMAL = np.random.default_rng(0).normal(3, 2, size=400).tolist()
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation_at_many_values():
     mean, low, high = bootstrap_mean(NORMAL)
-    error = 1.96 * np.std(NORMAL) / math.sqrt(len(NORMAL))
+    error = 1.96 * float(np.std(NORMAL)) / math.sqrt(len(NORMAL))
     assert mean == pytest.approx(np.mean(NORMAL), abs=1e-12)
     assert low == pytest.approx(mean - error, abs=0.15 * error)
     assert high == pytest.approx(mean + error, abs=0.15 * error)
