@@ -206,6 +206,7 @@ def load_editor(options: argparse.Namespace) -> "Editor":
 def run_world(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]:
     """Score single edits of every task; return the table and the folder written."""
     from datamodules.world.photos import Photos
+    from emu_edit.cli.benchmark_page import write_page
     from emu_edit.cli.world_benchmark import WorldBenchmark, evaluate_world, write_results
     from emu_edit.metrics.table import format_table
     from emu_edit.progress import step_bar
@@ -224,6 +225,7 @@ def run_world(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]
     folder = output_folder(options, f"world-{options.split}")
     title = f"{options.model}, {options.split} world, {benchmark.pairs_per_task} pairs per task"
     write_results(folder, result, title=title, about=about)
+    write_page(folder)
     return format_table(result.report), folder
 
 

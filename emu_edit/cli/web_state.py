@@ -330,7 +330,7 @@ def _how_much(where: Bool[Tensor, "h w"], *, is_kept: bool) -> str:
         return "Every pixel changed."
     # never 0 % or 100 %, which would claim the above
     share = min(max(round(100 * count / where.numel()), 1), 99)
-    return f"{share}% of the pixels changed{', the rest kept' if is_kept else ''}."
+    return f"{share}% of pixels changed{', rest kept' if is_kept else ''}."
 
 
 def _opened(state: PageState | None) -> PageState:

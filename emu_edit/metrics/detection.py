@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emu_edit.metrics.marks import Box, box_iou
 
-THRESHOLD = 0.5  # PASCAL VOC's, Everingham et al. 2010, section 4.2
+THRESHOLD = 0.5  # PASCAL VOC's, Everingham et al. 2010
 UNLABELLED = -1  # a pixel without a class: not judged in the truth, wrong in a prediction
 
 
@@ -93,7 +93,7 @@ def mean_iou(counts: Int64[Tensor, "n n_and_1"]) -> float | None:
 
     Pixels are summed over all pictures before dividing. Classes that neither occur nor were
     predicted are left out; None if that is all of them.
-    Source: the ADE20K benchmark, Zhou et al. 2017, section 4.
+    Source: the ADE20K benchmark, Zhou et al. 2017.
     """
     numbers = counts.double()
     shared = numbers.diagonal()

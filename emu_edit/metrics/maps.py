@@ -40,8 +40,7 @@ def normal_degrees(edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"
 def normal_errors(edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"]) -> NormalErrors:
     """Return mean, median and shares below three limits of the angle between two fields.
 
-    Source: Fouhey et al. 2013, "Data-driven 3D primitives for single image understanding",
-    section 5.
+    Source: Fouhey et al. 2013, "Data-driven 3D primitives for single image understanding".
     """
     angles = normal_angles(edited, target)
     within = [(angles < limit).double().mean().item() for limit in (11.25, 22.5, 30.0)]

@@ -186,9 +186,9 @@ def test_the_page_shows_history_comparison_and_what_was_done(editor: Editor) -> 
     ("changes", "kept", "words"),
     [
         (0, 0.03, "Nothing changed: every pixel is as before. Try other words or another seed."),
-        (1, None, "1% of the pixels changed."),
-        (160, 0.03, "50% of the pixels changed, the rest kept."),
-        (319, None, "99% of the pixels changed."),
+        (1, None, "1% of pixels changed."),
+        (160, 0.03, "50% of pixels changed, rest kept."),
+        (319, None, "99% of pixels changed."),
         (320, 0.03, "Every pixel changed."),
     ],
 )

@@ -94,13 +94,13 @@ def test_a_new_training_starts_from_the_weights_of_a_run(
     run: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # a rate of next to nothing: what comes out is what went in
-    still = ["--model.optimizer.lr=1e-30", "--model.optimizer.warmup_steps=0", "--run=runs2/again"]
+    still = ["--model.optimizer.lr=1e-30", "--model.optimizer.warmup_steps=0", "--run=runs2/started"]
     assert main(["fit", *SHORT, *still, f"--start_from={run}"]) == 0
     assert "starts with the weights of" in capsys.readouterr().err
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     before, after = (
         Editor.from_pretrained(path).edit(image, "make it red", task="local")
-        for path in (run / "model", trained / "runs2" / "again" / "model")
+        for path in (run / "model", trained / "runs2" / "started" / "model")
     )
     assert torch.equal(before, after)
 
@@ -182,7 +182,7 @@ def test_evaluate_takes_a_run_a_model_or_a_checkpoint(
     printed = capsys.readouterr().out
     assert "| copy-input | 16 " in printed
     assert "| oracle     | 16 " in printed
-    for name in ("results.json", "table.md", "grid.png"):
+    for name in ("results.json", "table.md", "grid.png", "index.html"):
         assert (out / name).is_file()
 
 
