@@ -19,7 +19,7 @@ from emu_edit.cli.edit_files import save_session
 from emu_edit.cli.edit_pictures import fit_size, read_source
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
 from emu_edit.cli.edit_report import Report
-from emu_edit.cli.find_model import MODEL, RUNS
+from emu_edit.cli.find_model import MODEL, RELEASED, RELEASED_NAME, RUNS
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor, OnStep
@@ -147,7 +147,7 @@ def replay_one(options: argparse.Namespace, source: Source, place: Place) -> int
     with step_bar("replaying", "turns") as on_turn:
         session = replay(editor, image, wanted.to_dict(), on_turn)
     save_session(session, place, model_name(options.model))
-    report = Report(str(options.model), options.json, is_quiet=place.is_stream)
+    report = Report(shown_path(options.model), options.json, is_quiet=place.is_stream)
     report.edited(source, place, session, time.monotonic() - start)
     made = Manifest.from_dict(session.manifest()).results
     for number, (is_hash, was_hash) in enumerate(zip(made, wanted.results, strict=True), start=1):
@@ -200,7 +200,7 @@ def load_job(options: argparse.Namespace, turns: Sequence[tuple[str, str | None]
             check_task(task, editor)
             predictions.append(None)
             tasks.append(task)
-    report = Report(str(options.model), options.json, options.output == "-", predictions)
+    report = Report(shown_path(options.model), options.json, options.output == "-", predictions)
     return Job(editor, model_name(options.model), instructions, tasks, options, report)
 
 
@@ -254,6 +254,11 @@ def asked_threshold(options: argparse.Namespace) -> float | Threshold | None:
     if options.no_threshold:
         return None
     return Threshold.default if options.threshold is None else options.threshold
+
+
+def shown_path(model: Path) -> str:
+    """Return where a model is, in words: its path, or that it is the released one."""
+    return RELEASED_NAME if model == RELEASED else str(model)
 
 
 def model_name(model: Path) -> str:

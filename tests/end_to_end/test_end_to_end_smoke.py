@@ -94,7 +94,11 @@ def test_a_new_training_starts_from_the_weights_of_a_run(
     run: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # a rate of next to nothing: what comes out is what went in
-    still = ["--model.optimizer.lr=1e-30", "--model.optimizer.warmup_steps=0", "--run=runs2/started"]
+    still = [
+        "--model.optimizer.lr=1e-30",
+        "--model.optimizer.warmup_steps=0",
+        "--run=runs2/started",
+    ]
     assert main(["fit", *SHORT, *still, f"--start_from={run}"]) == 0
     assert "starts with the weights of" in capsys.readouterr().err
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
