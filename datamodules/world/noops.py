@@ -54,14 +54,4 @@ def make_noop(
     change = NOOPS[task](studio, scene)
     mask = changed(scene, change.after, size)
     pair = edited(studio, change.task, change.kind, (scene, scene), change.words, mask)
-    return WorldPair(
-        key=f"{task}-noop-{split}-{seed}-{index:08d}",
-        task=task,
-        source=pair.source,
-        target=pair.target,
-        instruction=pair.instruction,
-        mask=pair.mask,
-        source_caption=pair.source_caption,
-        target_caption=pair.target_caption,
-        extra=pair.extra,
-    )
+    return WorldPair.of(f"{task}-noop-{split}-{seed}-{index:08d}", task, pair)

@@ -59,6 +59,21 @@ class WorldPair:
     target_caption: str
     extra: dict[str, object]
 
+    @staticmethod
+    def of(key: str, task: str, edited: Edited) -> "WorldPair":
+        """Return what an edit made, under its key and task."""
+        return WorldPair(
+            key=key,
+            task=task,
+            source=edited.source,
+            target=edited.target,
+            instruction=edited.instruction,
+            mask=edited.mask,
+            source_caption=edited.source_caption,
+            target_caption=edited.target_caption,
+            extra=edited.extra,
+        )
+
     def to_record(self) -> PairRecord:
         """Return the pair as the shard writer takes it."""
         return PairRecord(
@@ -104,17 +119,7 @@ def make_pair(
     name = SIXTEEN.names[index % len(SIXTEEN) if task is None else SIXTEEN.index(task)]
     generator = keyed_generator(seed, f"world {name} {split}", index)
     pair = EDITS[name](Studio(generator, _split(split), size, photos))
-    return WorldPair(
-        key=f"{name}-{split}-{seed}-{index:08d}",
-        task=name,
-        source=pair.source,
-        target=pair.target,
-        instruction=pair.instruction,
-        mask=pair.mask,
-        source_caption=pair.source_caption,
-        target_caption=pair.target_caption,
-        extra=pair.extra,
-    )
+    return WorldPair.of(f"{name}-{split}-{seed}-{index:08d}", name, pair)
 
 
 def _split(name: str) -> Split:
