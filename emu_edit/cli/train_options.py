@@ -47,7 +47,9 @@ class TrainOptions:
         parser = ArgumentParser(prog=f"emu-edit {verb}", description="", add_help=False)
         parser.add_argument("-c", "--config", action="append", default=[])
         parser.add_argument("--ckpt_path", type=Path)
-        parser.add_argument("--start_from", type=Path)
+        if verb == "fit":  # measuring begins with a checkpoint's weights anyway
+            parser.add_argument("--start_from", type=Path)
+        parser.set_defaults(start_from=None)
         parser.add_argument("--run")
         parser.add_argument("--score_pairs", type=positive_or_zero, default=SCORE_PAIRS)
         known, rest = parser.parse_known_args(arguments)
