@@ -212,9 +212,10 @@ class Editor:
             InputError: for an unknown task, or an instruction that is empty, too long or not text.
             ValueError: if the four sequences differ in length.
         """
+        texts = [clean_instruction(text) for text in instructions]  # refused before encoding
         latents = self.edit_latents(
             self.encode(images),
-            instructions,
+            texts,
             tasks,
             seeds,
             negative=negative,
