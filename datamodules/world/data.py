@@ -32,6 +32,7 @@ class WorldData(EditDataModule):
         noop_pairs: how many pairs that ask for what already holds are written with each of the
             tasks local, remove and texture, beside `pairs`.
         photos: a folder of photographs used as backgrounds.
+        paraphrased: ask for the training edits in many more ways; see `datamodules.paraphrases`.
         image_size: side of the pictures.
         global_batch: samples per optimizer step, over all processes and accumulated batches.
         micro_batch: samples a process trains on at a time; accumulation follows from it.
@@ -50,6 +51,7 @@ class WorldData(EditDataModule):
         pairs: int = 24_000,
         noop_pairs: int = 0,
         photos: str | None = None,
+        paraphrased: bool = False,
         image_size: int = 64,
         global_batch: int = 32,
         micro_batch: int | None = None,
@@ -80,6 +82,7 @@ class WorldData(EditDataModule):
         self._pairs = pairs
         self._noop_pairs = noop_pairs
         self._photos = photos
+        self._paraphrased = paraphrased
         self._size = image_size
 
     def prepare_data(self) -> None:
@@ -93,16 +96,32 @@ class WorldData(EditDataModule):
         photos = None if self._photos is None else Photos(self._photos)
         fewest, most = VAL_PAIRS
         val_pairs = min(max(self._pairs // VAL_SHARE, fewest), most)
-        self._write(self.train_folder, self._pairs, "train", photos, self._noop_pairs)
+        self._write(
+            self.train_folder,
+            self._pairs,
+            "train",
+            photos,
+            self._noop_pairs,
+            paraphrased=self._paraphrased,
+        )
         if self.val_folder is not None:
             self._write(self.val_folder, val_pairs, "heldout", photos)
 
     def _write(
-        self, folder: Path, pairs: int, split: str, photos: Photos | None, noops: int = 0
+        self,
+        folder: Path,
+        pairs: int,
+        split: str,
+        photos: Photos | None,
+        noops: int = 0,
+        *,
+        paraphrased: bool = False,
     ) -> None:
         if (folder / MANIFEST).exists():
-            wanted = made_by(pairs, WORLD_SEED, self._size, split, photos, noops)
-            self._refuse_another(folder, {"noops": None, **wanted})
+            wanted = made_by(
+                pairs, WORLD_SEED, self._size, split, photos, noops, paraphrased=paraphrased
+            )
+            self._refuse_another(folder, {"noops": None, "paraphrased": None, **wanted})
             return
         logger.info("writing %d %s pairs of the world to %s", pairs, split, folder)
         with step_bar(f"writing {split} pairs", "pairs") as progress:
@@ -114,6 +133,7 @@ class WorldData(EditDataModule):
                 split=split,
                 photos=photos,
                 noops=noops,
+                paraphrased=paraphrased,
                 progress=progress,
             )
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from datamodules.paraphrases import PARAPHRASES
 from datamodules.world.palette import (
     BANDS,
     COLOURS,
@@ -64,11 +65,22 @@ def templates(task: str, kind: str, split: Split) -> tuple[str, ...]:
     return phrasings.heldout if split == "heldout" else phrasings.train
 
 
-def phrase(
-    generator: np.random.Generator, task: str, kind: str, split: Split, words: Mapping[str, str]
-) -> str:
-    """Return an instruction: a phrasing drawn from the split's, with its slots filled."""
-    return fix_articles(pick(generator, templates(task, kind, split)).format_map(words))
+@cache
+def paraphrased_templates(task: str, kind: str) -> tuple[str, ...]:
+    """Return the training phrasings of one kind of edit and the paraphrases that fit it.
+
+    Paraphrases are listed by task; those of a kind have the same slots as one of its phrasings.
+    """
+    own = templates(task, kind, "train")
+    slots = {frozenset(slots_of(template)) for template in own}
+    # the paraphrases call the new word of a text by another name than the new thing of a swap
+    others = tuple(template.replace("{new_word}", "{new}") for template in PARAPHRASES[task])
+    return (*own, *(other for other in others if frozenset(slots_of(other)) in slots))
+
+
+def phrase(generator: np.random.Generator, choices: Sequence[str], words: Mapping[str, str]) -> str:
+    """Return an instruction: one of the phrasings, with its slots filled."""
+    return fix_articles(pick(generator, choices).format_map(words))
 
 
 def with_article(noun: str) -> str:

@@ -29,6 +29,7 @@ def make_noop(
     size: int = 64,
     split: Split = "train",
     photos: Photos | None = None,
+    paraphrased: bool = False,
 ) -> WorldPair:
     """Return the no-op pair of an index, a pure function of the arguments.
 
@@ -39,6 +40,7 @@ def make_noop(
         size: side of the pictures in pixels, at least 16.
         split: which phrasings, and which pairs of colour and shape.
         photos: photographs used as backgrounds.
+        paraphrased: in training, also ask in the many more ways of `datamodules.paraphrases`.
 
     Raises:
         InputError: if the task has no such pairs, the index is negative, or the size too small.
@@ -48,7 +50,7 @@ def make_noop(
     if index < 0 or size < MIN_SIZE:
         raise InputError(f"index={index} must be at least 0 and size={size} at least {MIN_SIZE}")
     generator = keyed_generator(seed, f"world no-op {task} {split}", index)
-    studio = Studio(generator, split, size, photos)
+    studio = Studio(generator, split, size, photos, paraphrased=paraphrased)
     # at most three shapes, so that there is one to name that is not there
     scene, _ = studio.scene(Rules(things=(1, 2, 2, 3), person=0.0, focus="thing"))
     change = NOOPS[task](studio, scene)

@@ -25,6 +25,14 @@ from emu_edit.tasks import SIXTEEN
 VERSION = 1  # of the world: raised whenever the same seed and index give another pair
 MIN_SIZE = 16  # below it letters and lines vanish
 
+# split -> whose colour/shape pairs, and whose phrasings
+SPLITS: dict[str, tuple[Split, Split]] = {
+    "train": ("train", "train"),
+    "heldout": ("heldout", "heldout"),
+    "sentences": ("train", "heldout"),
+    "pairs": ("heldout", "train"),
+}
+
 EDITS: dict[str, Callable[[Studio], Edited]] = {
     "local": local,
     "remove": remove,
@@ -97,6 +105,7 @@ def make_pair(
     size: int = 64,
     split: str = "train",
     photos: Photos | None = None,
+    paraphrased: bool = False,
 ) -> WorldPair:
     """Return the pair of an index.
 
@@ -106,8 +115,10 @@ def make_pair(
         task: one of the sixteen; by default `index % 16`.
         size: side of the pictures in pixels, at least 16.
         split: "heldout" has only held-out phrasings, and held-out colour/shape pairs in focus;
-            "train" has none of either.
+            "train" has none of either; "sentences" has held-out phrasings alone, "pairs" held-out
+            colour/shape pairs alone.
         photos: photographs used as backgrounds.
+        paraphrased: in training, also ask in the many more ways of `datamodules.paraphrases`.
 
     Raises:
         InputError: if the task or split is unknown, the index negative, or the size too small.
@@ -118,15 +129,14 @@ def make_pair(
         raise InputError(f"size={size} is too small for the world; give {MIN_SIZE} or more pixels")
     name = SIXTEEN.names[index % len(SIXTEEN) if task is None else SIXTEEN.index(task)]
     generator = keyed_generator(seed, f"world {name} {split}", index)
-    pair = EDITS[name](Studio(generator, _split(split), size, photos))
+    figures, sentences = SPLITS[_known(split)]
+    studio = Studio(generator, figures, size, photos, sentences, paraphrased)
+    pair = EDITS[name](studio)
     return WorldPair.of(f"{name}-{split}-{seed}-{index:08d}", name, pair)
 
 
-def _split(name: str) -> Split:
-    match name:
-        case "train":
-            return "train"
-        case "heldout":
-            return "heldout"
-        case _:
-            raise InputError(f"unknown split {name!r} of the world; give 'train' or 'heldout'")
+def _known(split: str) -> str:
+    if split not in SPLITS:
+        known = ", ".join(repr(name) for name in SPLITS)
+        raise InputError(f"unknown split {split!r} of the world; give one of {known}")
+    return split

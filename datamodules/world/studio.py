@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from datamodules.world.instructions import phrase, pick
+from datamodules.world.instructions import paraphrased_templates, phrase, pick, templates
 from datamodules.world.palette import (
     BACKGROUNDS,
     BANDS,
@@ -69,6 +69,8 @@ class Studio:
     split: Split
     size: int
     photos: Photos | None = None
+    sentences: Split | None = None  # whose phrasings; None: those of `split`
+    paraphrased: bool = False  # in training sentences, ask in many more ways
 
     def render(self, scene: Scene) -> UInt8[np.ndarray, "size size 3"]:
         """Return the picture of a scene as bytes."""
@@ -76,7 +78,10 @@ class Studio:
 
     def phrase(self, task: str, kind: str, words: dict[str, str]) -> str:
         """Return an instruction in one of the split's phrasings."""
-        return phrase(self.generator, task, kind, self.split, words)
+        split = self.split if self.sentences is None else self.sentences
+        if self.paraphrased and split == "train":
+            return phrase(self.generator, paraphrased_templates(task, kind), words)
+        return phrase(self.generator, templates(task, kind, split), words)
 
     def chance(self, probability: float) -> bool:
         """Return True with a probability."""

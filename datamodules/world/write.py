@@ -34,6 +34,7 @@ def write_world(
     split: str = "train",
     photos: Photos | None = None,
     noops: int = 0,
+    paraphrased: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -47,6 +48,7 @@ def write_world(
         split: "train" or "heldout", see `make_pair`.
         photos: photographs used as backgrounds.
         noops: how many pairs that ask for nothing come with each task that has such, see `NOOPS`.
+        paraphrased: in training, also ask in the many more ways of `datamodules.paraphrases`.
         workers: processes; by default one for each core. Changes speed only.
         progress: called with (pairs written, pairs in all) after each task.
 
@@ -71,6 +73,7 @@ def write_world(
         split=split,
         photos=None if photos is None else (str(photos.folder), photos.short_side),
         noops=noops,
+        paraphrased=paraphrased,
     )
     total = pairs + noops * len(NOOPS)
     entries: list[ShardEntry] = []
@@ -81,11 +84,19 @@ def write_world(
         if progress is not None:
             progress(done, total)
     save_contact_sheet(folder / CONTACT_SHEET, seed, size=size, split=split, photos=photos)
-    return write_manifest(folder, entries, made_by=made_by(pairs, seed, size, split, photos, noops))
+    maker = made_by(pairs, seed, size, split, photos, noops, paraphrased=paraphrased)
+    return write_manifest(folder, entries, made_by=maker)
 
 
 def made_by(
-    pairs: int, seed: int, size: int, split: str, photos: Photos | None, noops: int = 0
+    pairs: int,
+    seed: int,
+    size: int,
+    split: str,
+    photos: Photos | None,
+    noops: int = 0,
+    *,
+    paraphrased: bool = False,
 ) -> dict[str, object]:
     """Return what a manifest says about a world: enough to write it again or tell it apart."""
     return {
@@ -98,6 +109,7 @@ def made_by(
         "photos": None if photos is None else photos.description,
         # absent without them, as in the folders of before there were any
         **({"noops": noops} if noops else {}),
+        **({"paraphrased": True} if paraphrased else {}),
     }
 
 
@@ -125,15 +137,25 @@ def _write_task(
     split: str,
     photos: tuple[str, int] | None,
     noops: int,
+    paraphrased: bool,
 ) -> list[ShardEntry]:
     album = None if photos is None else Photos(*photos)
     first = SIXTEEN.index(task)
 
     def records() -> Iterator[PairRecord]:
         for index in range(first, pairs, len(SIXTEEN)):
-            yield make_pair(seed, index, size=size, split=split, photos=album).to_record()
+            yield make_pair(
+                seed, index, size=size, split=split, photos=album, paraphrased=paraphrased
+            ).to_record()
         for index in range(noops if task in NOOPS else 0):
-            pair = make_noop(seed, index, task=task, size=size, split=split, photos=album)  # pyright: ignore[reportArgumentType]  # checked by make_pair
-            yield pair.to_record()
+            yield make_noop(
+                seed,
+                index,
+                task=task,
+                size=size,
+                split=split,  # pyright: ignore[reportArgumentType]  # checked by make_pair
+                photos=album,
+                paraphrased=paraphrased,
+            ).to_record()
 
     return write_task_shards(folder, task, records())

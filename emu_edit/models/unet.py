@@ -26,11 +26,13 @@ from torch import Tensor, nn
 
 from emu_edit.errors import InputError
 from emu_edit.models.interfaces import Conditioning, Denoiser
+from emu_edit.models.positions import PositionMaps
 from emu_edit.models.sources import find_part, load_diffusers
 from emu_edit.models.surgery import check_plain, open_class_embedding, widen_for_source
 from emu_edit.models.task_attention import NUM_TASK_TOKENS, attend_task_tokens
 
 TASK_FILE = Path("tasks", "tasks.safetensors")
+FIRST_POSITIONS = "positions.maps.0.weight"  # its shape tells the number of octaves
 
 
 class UNetDenoiser(Denoiser):
@@ -52,6 +54,8 @@ class UNetDenoiser(Denoiser):
             then copies.
         sample_size: side of the latent it is meant for; kept in the config for diffusers, nothing
             depends on it.
+        position_octaves: tell every cell where in the picture it is, in so many pairs of waves for
+            each direction, each half as long as the one before (`positions.py`); 0 does not.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a
             third more time.
 
@@ -73,6 +77,7 @@ class UNetDenoiser(Denoiser):
         modulate_by_text: bool = False,
         zero_output: bool = False,
         sample_size: int = 16,
+        position_octaves: int = 0,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -100,9 +105,11 @@ class UNetDenoiser(Denoiser):
                 nn.init.zeros_(parameter)
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        self._wrap(unet, task_dim, modulate_by_text=modulate_by_text)
+        self._wrap(unet, task_dim, modulate_by_text, position_octaves)
 
-    def _wrap(self, unet: UNet2DConditionModel, task_dim: int, *, modulate_by_text: bool) -> None:
+    def _wrap(
+        self, unet: UNet2DConditionModel, task_dim: int, modulate_by_text: bool, octaves: int
+    ) -> None:
         attend_task_tokens(unet)
         self.unet = unet
         self.latent_channels = unet.config["out_channels"]
@@ -112,6 +119,7 @@ class UNetDenoiser(Denoiser):
         time_dim = unet.time_embedding.linear_2.out_features
         self.task_to_time = _zero_linear(task_dim, time_dim)
         self.text_to_time = nn.Linear(self.text_dim, time_dim) if modulate_by_text else None
+        self.positions = PositionMaps(unet, octaves) if octaves > 0 else None
 
     def maps(self) -> dict[str, Tensor]:
         """Return the weights that are not the U-Net's, by name: those of the maps to it."""
@@ -172,7 +180,8 @@ class PretrainedUNetDenoiser(UNetDenoiser):
             unet.enable_gradient_checkpointing()
         task_file = Path(source.root) / TASK_FILE
         maps = load_file(task_file) if task_file.is_file() else {}
-        self._wrap(unet, task_dim, modulate_by_text="text_to_time.weight" in maps)
+        octaves = maps[FIRST_POSITIONS].shape[1] // 4 if FIRST_POSITIONS in maps else 0
+        self._wrap(unet, task_dim, "text_to_time.weight" in maps, octaves)
         if maps:
             self._load_maps(maps, task_file)
 

@@ -62,6 +62,9 @@ class EditModule(LightningModule):
         weighting: how much each noise level counts.
         timestep_shift: at least 1; above it, more of the training happens at high noise.
         balance: 0 to 1; above 0, pairs that change little count more (see `change_balance`).
+        huber_c: errors above it, in units of the latents, count as their size and no longer as its
+            square (pseudo-Huber): sharper, and steadier where nothing may change; none means
+            squared everywhere.
         dropout: how often conditions are withheld; none means 5 % each.
         zero_terminal_snr: whether the last timestep is pure noise.
         optimizer: learning rate, decay and warm-up; none means the defaults.
@@ -85,6 +88,7 @@ class EditModule(LightningModule):
         weighting: Weighting = Weighting.uniform,
         timestep_shift: float = 1.0,
         balance: float = 0.0,
+        huber_c: float | None = None,
         dropout: DropoutRates | None = None,
         zero_terminal_snr: bool = True,
         optimizer: OptimizerSettings | None = None,
@@ -104,6 +108,7 @@ class EditModule(LightningModule):
         self.weighting = weighting
         self.timestep_shift = timestep_shift
         self.balance = balance
+        self.huber_c = huber_c
         self.dropout = DropoutRates() if dropout is None else dropout
         self.optimizer_settings = OptimizerSettings() if optimizer is None else optimizer
         self.editor_settings = EditorSettings() if editor is None else editor
@@ -166,6 +171,7 @@ class EditModule(LightningModule):
             t,
             schedule=self.schedule,
             prediction=self.prediction,
+            huber_c=self.huber_c,
         )
         loss = (self.weight(t) * balance * error).mean()
         self.latest = {"loss": loss.detach(), "error": error.detach(), "t": t}

@@ -29,7 +29,9 @@ def start_from(module: EditModule, path: Path) -> None:
     """
     weights = _of_checkpoint(path, module) if path.is_file() else _of_directory(path, module)
     own = trainable(module)
-    weights = {name: tensor for name, tensor in weights.items() if name in own}
+    # a model that was not told positions does not use them: their maps stay zero
+    positions = {name: p for name, p in own.items() if ".positions." in name}
+    weights = {**positions, **{name: tensor for name, tensor in weights.items() if name in own}}
     check_matches(weights, module, what=f"the weights of {path}")
     for name, parameter in own.items():
         parameter.copy_(weights[name])

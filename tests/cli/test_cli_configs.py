@@ -27,6 +27,7 @@ SMALLER = {
     "long": NARROW,
     "sharpen": NARROW,
     "noops": NARROW,
+    "placed": NARROW,
     "photos": NARROW,
     "pairs": NARROW,
     "smoke": (),

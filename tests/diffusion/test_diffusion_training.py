@@ -146,6 +146,26 @@ def test_the_error_of_a_silent_network_is_the_mean_square_of_the_target(predicti
     torch.testing.assert_close(error, expected)
 
 
+@pytest.mark.parametrize("c", [0.01, 0.5])
+def test_pseudo_huber_is_the_square_of_small_errors_and_the_size_of_large_ones(c):
+    z_0, eps, t = torch.zeros(4, 2, 4, 4), latents(4, 1), torch.tensor([5, 5, 5, 5])
+    off = torch.tensor([0.0, 1e-3 * c, c, 1e3 * c])
+    error = denoising_error(
+        lambda _z_t, _t: off[:, None, None, None].expand(4, 2, 4, 4),
+        z_0,
+        eps,
+        t,
+        schedule=ZERO,
+        prediction=Prediction.z0,
+        huber_c=c,
+    )
+    small, middle, large = (1e-3 * c) ** 2, 2 * c**2 * (2**0.5 - 1), 2 * c * (1e3 * c)
+    assert error[0] == 0
+    assert error[1].item() == pytest.approx(small, rel=0.2)  # float32 at one in a million
+    assert error[2].item() == pytest.approx(middle, rel=1e-4)
+    assert error[3].item() == pytest.approx(large, rel=2e-3)
+
+
 def test_the_network_is_shown_the_noisy_latent_and_its_step():
     z_0, eps, t = latents(2, 0), latents(2, 1), torch.tensor([3, 700])
     seen = []

@@ -51,6 +51,7 @@ def make_module(
     dropout: DropoutRates | None = None,
     weights_seed: int = 0,
     tasks: list[str] | None = None,
+    position_octaves: int = 0,
 ) -> EditModule:
     """Build a model of a few ten thousand weights; the same seed gives the same weights."""
     with torch.random.fork_rng():
@@ -65,6 +66,7 @@ def make_module(
                 head_dim=8,
                 norm_groups=4,
                 sample_size=4,
+                position_octaves=position_octaves,
             ),
             text_encoder=TinyText(dim=16, num_layers=1, num_heads=2),
             codec=PatchCodec(),

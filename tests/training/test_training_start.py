@@ -71,6 +71,18 @@ def test_what_is_frozen_stays_as_it_is(tmp_path: Path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_model_without_positions_starts_one_that_has_them(tmp_path: Path):
+    other = make_module(weights_seed=1)
+    export_model(other, tmp_path / "model", ema=None)
+    module = make_module(weights_seed=0, position_octaves=2)
+    start_from(module, tmp_path / "model")
+    old = dict(other.named_parameters())
+    new = {n: p for n, p in module.named_parameters() if n not in old}
+    assert new
+    assert all(".positions." in name and not p.any() for name, p in new.items())
+    assert all(torch.equal(p, old[n]) for n, p in module.named_parameters() if n in old)
+
+
 def test_a_model_of_other_tasks_is_refused(tmp_path: Path):
     export_model(make_module(), tmp_path / "model", ema=None)
     with pytest.raises(InputError, match="style"):

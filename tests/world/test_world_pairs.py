@@ -194,7 +194,7 @@ def test_a_record_for_the_shard_writer_holds_all_of_the_pair():
     [
         ({"index": -1}, "index=-1 of a world pair is negative; give 0 or more"),
         ({"size": 8}, "size=8 is too small for the world; give 16 or more"),
-        ({"split": "test"}, "unknown split 'test' of the world; give 'train' or 'heldout'"),
+        ({"split": "test"}, "unknown split 'test' of the world; give one of 'train', 'heldout'"),
         ({"task": "locale"}, "unknown task 'locale'.*Did you mean 'local'"),
     ],
 )
