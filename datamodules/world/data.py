@@ -5,13 +5,14 @@ validation pairs of the split "heldout": new sentences and new combinations of c
 """
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 from datamodules.edit import EditDataModule, check_weights, refuse_trainer
 from datamodules.manifest import MANIFEST, read_manifest
 from datamodules.order import quotas
 from datamodules.world.photos import Photos
-from datamodules.world.write import made_by, write_world
+from datamodules.world.write import Extras, made_by, write_world
 from emu_edit.errors import InputError
 from emu_edit.progress import step_bar
 from emu_edit.tasks import SIXTEEN
@@ -31,6 +32,8 @@ class WorldData(EditDataModule):
         pairs: number of training pairs.
         noop_pairs: how many pairs that ask for what already holds are written with each of the
             tasks local, remove and texture, beside `pairs`.
+        hard_pairs: how many more pairs of the kinds that are learnt last are written with each of
+            the tasks text, style and color (new words; comic, mosaic, poster; sharpen).
         photos: a folder of photographs used as backgrounds.
         paraphrased: ask for the training edits in many more ways; see `datamodules.paraphrases`.
         image_size: side of the pictures.
@@ -50,6 +53,7 @@ class WorldData(EditDataModule):
         folder: str = "data/world",
         pairs: int = 24_000,
         noop_pairs: int = 0,
+        hard_pairs: int = 0,
         photos: str | None = None,
         paraphrased: bool = False,
         image_size: int = 64,
@@ -77,12 +81,9 @@ class WorldData(EditDataModule):
             window=window,
             allow_change=allow_change,
         )
-        if noop_pairs < 0:
-            raise InputError(f"data.noop_pairs={noop_pairs} must be at least 0")
         self._pairs = pairs
-        self._noop_pairs = noop_pairs
+        self._extras = Extras(noops=noop_pairs, hard=hard_pairs, paraphrased=paraphrased)
         self._photos = photos
-        self._paraphrased = paraphrased
         self._size = image_size
 
     def prepare_data(self) -> None:
@@ -96,16 +97,9 @@ class WorldData(EditDataModule):
         photos = None if self._photos is None else Photos(self._photos)
         fewest, most = VAL_PAIRS
         val_pairs = min(max(self._pairs // VAL_SHARE, fewest), most)
-        self._write(
-            self.train_folder,
-            self._pairs,
-            "train",
-            photos,
-            self._noop_pairs,
-            paraphrased=self._paraphrased,
-        )
+        self._write(self.train_folder, self._pairs, "train", photos, self._extras)
         if self.val_folder is not None:
-            self._write(self.val_folder, val_pairs, "heldout", photos)
+            self._write(self.val_folder, val_pairs, "heldout", photos, Extras())
 
     def _write(
         self,
@@ -113,15 +107,11 @@ class WorldData(EditDataModule):
         pairs: int,
         split: str,
         photos: Photos | None,
-        noops: int = 0,
-        *,
-        paraphrased: bool = False,
+        extras: Extras,
     ) -> None:
         if (folder / MANIFEST).exists():
-            wanted = made_by(
-                pairs, WORLD_SEED, self._size, split, photos, noops, paraphrased=paraphrased
-            )
-            self._refuse_another(folder, {"noops": None, "paraphrased": None, **wanted})
+            wanted = made_by(pairs, WORLD_SEED, self._size, split, photos, extras)
+            self._refuse_another(folder, {**dict.fromkeys(asdict(extras)), **wanted})
             return
         logger.info("writing %d %s pairs of the world to %s", pairs, split, folder)
         with step_bar(f"writing {split} pairs", "pairs") as progress:
@@ -132,8 +122,7 @@ class WorldData(EditDataModule):
                 size=self._size,
                 split=split,
                 photos=photos,
-                noops=noops,
-                paraphrased=paraphrased,
+                extras=extras,
                 progress=progress,
             )
 

@@ -8,7 +8,9 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 from datamodules.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
@@ -25,6 +27,35 @@ CONTACT_SHEET = "contact_sheet.png"
 MIN_FOR_PROCESSES = 2000  # pairs; fewer are written before other processes have started
 
 
+# kinds of edit that a small model learns last, and that share a task with easy ones
+HARD: dict[str, frozenset[str]] = {
+    "text": frozenset({"add", "replace"}),
+    "style": frozenset({"comic", "mosaic", "poster"}),
+    "color": frozenset({"sharpen"}),
+}
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a world to train on may have beside its plain pairs.
+
+    Attributes:
+        noops: how many pairs that ask for nothing come with each task that has such, see `NOOPS`.
+        hard: how many more pairs of the kinds that are learnt last come with each task of `HARD`.
+        paraphrased: also ask in the many more ways of `datamodules.paraphrases`.
+    """
+
+    noops: int = 0
+    hard: int = 0
+    paraphrased: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse negative numbers."""
+        for name, value in (("noop_pairs", self.noops), ("hard_pairs", self.hard)):
+            if value < 0:
+                raise InputError(f"data.{name}={value} must be at least 0")
+
+
 def write_world(
     folder: Path,
     pairs: int,
@@ -33,8 +64,7 @@ def write_world(
     size: int = 64,
     split: str = "train",
     photos: Photos | None = None,
-    noops: int = 0,
-    paraphrased: bool = False,
+    extras: Extras | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
@@ -47,8 +77,7 @@ def write_world(
         size: side of the pictures in pixels.
         split: "train" or "heldout", see `make_pair`.
         photos: photographs used as backgrounds.
-        noops: how many pairs that ask for nothing come with each task that has such, see `NOOPS`.
-        paraphrased: in training, also ask in the many more ways of `datamodules.paraphrases`.
+        extras: what it has beside its plain pairs; by default nothing.
         workers: processes; by default one for each core. Changes speed only.
         progress: called with (pairs written, pairs in all) after each task.
 
@@ -64,6 +93,7 @@ def write_world(
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} holds shards already; give another folder or delete this one")
     folder.mkdir(parents=True, exist_ok=True)
+    extras = Extras() if extras is None else extras
     write = partial(
         _write_task,
         folder=folder,
@@ -72,10 +102,9 @@ def write_world(
         size=size,
         split=split,
         photos=None if photos is None else (str(photos.folder), photos.short_side),
-        noops=noops,
-        paraphrased=paraphrased,
+        extras=extras,
     )
-    total = pairs + noops * len(NOOPS)
+    total = pairs + extras.noops * len(NOOPS) + extras.hard * len(HARD)
     entries: list[ShardEntry] = []
     done = 0
     for written in _in_order(write, workers=1 if pairs < MIN_FOR_PROCESSES else workers):
@@ -84,7 +113,7 @@ def write_world(
         if progress is not None:
             progress(done, total)
     save_contact_sheet(folder / CONTACT_SHEET, seed, size=size, split=split, photos=photos)
-    maker = made_by(pairs, seed, size, split, photos, noops, paraphrased=paraphrased)
+    maker = made_by(pairs, seed, size, split, photos, extras)
     return write_manifest(folder, entries, made_by=maker)
 
 
@@ -94,9 +123,7 @@ def made_by(
     size: int,
     split: str,
     photos: Photos | None,
-    noops: int = 0,
-    *,
-    paraphrased: bool = False,
+    extras: Extras,
 ) -> dict[str, object]:
     """Return what a manifest says about a world: enough to write it again or tell it apart."""
     return {
@@ -108,8 +135,7 @@ def made_by(
         "split": split,
         "photos": None if photos is None else photos.description,
         # absent without them, as in the folders of before there were any
-        **({"noops": noops} if noops else {}),
-        **({"paraphrased": True} if paraphrased else {}),
+        **{name: value for name, value in asdict(extras).items() if value},
     }
 
 
@@ -136,18 +162,18 @@ def _write_task(
     size: int,
     split: str,
     photos: tuple[str, int] | None,
-    noops: int,
-    paraphrased: bool,
+    extras: Extras,
 ) -> list[ShardEntry]:
     album = None if photos is None else Photos(*photos)
     first = SIXTEEN.index(task)
+    make = partial(
+        make_pair, seed, size=size, split=split, photos=album, paraphrased=extras.paraphrased
+    )
 
     def records() -> Iterator[PairRecord]:
         for index in range(first, pairs, len(SIXTEEN)):
-            yield make_pair(
-                seed, index, size=size, split=split, photos=album, paraphrased=paraphrased
-            ).to_record()
-        for index in range(noops if task in NOOPS else 0):
+            yield make(index).to_record()
+        for index in range(extras.noops if task in NOOPS else 0):
             yield make_noop(
                 seed,
                 index,
@@ -155,7 +181,14 @@ def _write_task(
                 size=size,
                 split=split,  # pyright: ignore[reportArgumentType]  # checked by make_pair
                 photos=album,
-                paraphrased=paraphrased,
+                paraphrased=extras.paraphrased,
             ).to_record()
+        if task in HARD:
+            # the same stream of pairs, beyond the plain ones
+            beyond = map(
+                make, count(first + -(-pairs // len(SIXTEEN)) * len(SIXTEEN), len(SIXTEEN))
+            )
+            hard = (pair for pair in beyond if pair.extra["kind"] in HARD[task])
+            yield from (pair.to_record() for pair in islice(hard, extras.hard))
 
     return write_task_shards(folder, task, records())

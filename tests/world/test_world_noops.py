@@ -9,7 +9,7 @@ from datamodules.check import check_folder
 from datamodules.world.data import WorldData
 from datamodules.world.noops import NOOPS, make_noop
 from datamodules.world.palette import COLOURS, HELDOUT_PAIRS, SHAPES
-from datamodules.world.write import write_world
+from datamodules.world.write import Extras, write_world
 from emu_edit.errors import InputError
 
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_made_is_refused(changes: dict, words: str):
 
 def test_they_are_written_behind_the_pairs_of_their_tasks_and_pass_the_check(tmp_path: Path):
     plain = write_world(tmp_path / "plain", 32, size=16)
-    more = write_world(tmp_path / "more", 32, size=16, noops=3)
+    more = write_world(tmp_path / "more", 32, size=16, extras=Extras(noops=3))
     counts = {task: sum(e.samples for e in more.of_task(task)) for task in more.tasks}
     assert counts == {task: 2 + 3 * (task in NOOPS) for task in plain.tasks}
     assert "noops" not in plain.made_by

@@ -5,13 +5,17 @@ from string import Formatter
 
 import pytest
 
+from datamodules.manifest import read_manifest
+from datamodules.reader import OpenShard
 from datamodules.world.data import WorldData
 from datamodules.world.instructions import paraphrased_templates, slots_of
 from datamodules.world.noops import make_noop
 from datamodules.world.pair import make_pair
 from datamodules.world.palette import HELDOUT_PAIRS, HELDOUT_WORDS
 from datamodules.world.phrasings import PHRASINGS
+from datamodules.world.write import HARD, Extras, write_world
 from emu_edit.errors import InputError
+from emu_edit.tasks import SIXTEEN
 
 COUNT = 160  # ten of each task
 HELD_OUT = tuple(f"{colour} {shape}" for colour, shape in HELDOUT_PAIRS)
@@ -93,6 +97,30 @@ def test_paraphrases_are_asked_for_and_change_neither_scene_nor_held_out_sentenc
     )
     noops = [make_noop(3, i, task="remove", size=16, paraphrased=True) for i in range(30)]
     assert any(not is_of(pair.instruction, "remove", "train") for pair in noops)
+
+
+def test_hard_pairs_are_the_next_ones_of_kinds_that_are_learnt_last(tmp_path: Path):
+    write_world(tmp_path, 32, size=16, extras=Extras(hard=5))
+    data = WorldData(str(tmp_path / "as_data"), 32, hard_pairs=5, image_size=16)
+    data.prepare_data()
+    for folder in (tmp_path, tmp_path / "as_data" / "train"):
+        manifest = read_manifest(folder)
+        assert manifest.made_by["hard"] == 5
+        for task in SIXTEEN.names:
+            shards = [OpenShard(folder / e.file, e) for e in manifest.of_task(task)]
+            keys = [shard.key(i) for shard in shards for i in range(len(shard.index))]
+            assert len(set(keys)) == len(keys) == 2 + 5 * (task in HARD)
+            pairs = [make_pair(0, int(key.rpartition("-")[2]), size=16) for key in keys]
+            assert [pair.key for pair in pairs] == keys
+            if task in HARD:
+                assert {pair.extra["kind"] for pair in pairs[2:]} <= HARD[task]
+
+
+def test_fewer_than_no_pairs_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="data.noop_pairs=-1 must be at least 0"):
+        WorldData(str(tmp_path), 32, noop_pairs=-1)
+    with pytest.raises(InputError, match="data.hard_pairs=-2 must be at least 0"):
+        WorldData(str(tmp_path), 32, hard_pairs=-2)
 
 
 def test_a_folder_asked_for_in_other_ways_is_refused(tmp_path: Path):
