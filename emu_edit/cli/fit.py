@@ -20,6 +20,7 @@ Everything lands in one new folder, runs/RECIPE-DATE-TIME.
   --ckpt_path PATH          go on from a checkpoint (a file, or the folder of a run)
   --start_from PATH         begin a new training with the weights of a model, run or checkpoint
   --score_pairs N           pairs of each task in the table at the end (8; 0 for no table)
+  --no_predictor            do not train a task predictor at the end; edit then needs --task
   --seed_everything N       seed of the first weights
   --model.seed N            seed of noise, timesteps and dropout
   --trainer.max_epochs N    how long; an epoch is data.steps_per_epoch steps

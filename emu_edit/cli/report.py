@@ -48,6 +48,7 @@ class FinishedRun:
         data: what it was trained on.
         photos: the photographs behind the world's edits, if any.
         score_pairs: pairs of each task to score on the world; 0 for no score.
+        has_predictor: whether to train a task predictor on the data's instructions.
         seconds: from the start of the program to the end of training.
     """
 
@@ -57,6 +58,7 @@ class FinishedRun:
     data: LightningDataModule | None
     photos: str | None
     score_pairs: int
+    has_predictor: bool
     seconds: float
 
 
@@ -65,7 +67,7 @@ def write_report(run: FinishedRun) -> None:
     ema = next((c for c in run.trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
     export_model(run.module, run.folder / MODEL, ema=None if ema is None else ema.average)
     lines = [f"model       {run.folder / MODEL}", f"checkpoint  {last_checkpoint(run.trainer)}"]
-    if isinstance(run.data, EditDataModule):
+    if run.has_predictor and isinstance(run.data, EditDataModule):
         told = add_predictor(run.folder / MODEL, run.data.train_folder, run.module.networks.tasks)
         lines.append(f"predictor   {told}")
     metrics = run.folder / METRICS
@@ -120,7 +122,8 @@ def last_checkpoint(trainer: Trainer) -> str:
 def next_command(run: FinishedRun) -> str:
     """Tell how to use what was trained."""
     # without a predictor the task has to be named
-    task = "" if isinstance(run.data, EditDataModule) else " --task local"
+    told = run.has_predictor and isinstance(run.data, EditDataModule)
+    task = "" if told else f" --task {run.module.networks.tasks.names[0]}"
     return (
         "edit a picture with it:\n"
         f'  emu-edit edit PICTURE "make the sky red"{task} -o edited.png --model {run.folder}\n'

@@ -27,6 +27,7 @@ class TrainOptions:
         start: the checkpoint or model directory whose weights a new training begins with.
         run: the folder the user wants.
         score_pairs: pairs of each task in the table that ends a training on the world; 0 for none.
+        predictor: whether the model gets a task predictor, trained on its instructions.
         rest: everything else, for Lightning.
     """
 
@@ -35,6 +36,7 @@ class TrainOptions:
     start: Path | None
     run: str | None
     score_pairs: int
+    predictor: bool
     rest: tuple[str, ...]
 
     @staticmethod
@@ -52,6 +54,7 @@ class TrainOptions:
         parser.set_defaults(start_from=None)
         parser.add_argument("--run")
         parser.add_argument("--score_pairs", type=positive_or_zero, default=SCORE_PAIRS)
+        parser.add_argument("--no_predictor", action="store_true")
         known, rest = parser.parse_known_args(arguments)
         if known.start_from is not None and known.ckpt_path is not None:
             raise InputError(
@@ -64,6 +67,7 @@ class TrainOptions:
             start=None if known.start_from is None else _weights_at(known.start_from),
             run=known.run,
             score_pairs=known.score_pairs,
+            predictor=not known.no_predictor,
             rest=tuple(rest),
         )
 

@@ -145,11 +145,12 @@ class TrainerCLI(LightningCLI):
         self.model = self._get(self.config_init, "model")
         if self.start is not None and isinstance(self.model, EditModule):
             start_from(self.model, self.start)
-            sys.stderr.write(f"starts with the weights of {self.start}\n")
         try:
             self.trainer = self.instantiate_trainer()
         except (MisconfigurationException, ModuleNotFoundError) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        if self.start is not None and self.trainer.is_global_zero:
+            sys.stderr.write(f"starts with the weights of {self.start}\n")
 
     def _for_this_run(self, config: Namespace) -> Namespace:
         section = config[self.config.subcommand]
@@ -219,6 +220,7 @@ def run_trainer(verb: str, arguments: list[str]) -> int:
                     data=cli.datamodule,
                     photos=photos,
                     score_pairs=options.score_pairs,
+                    has_predictor=options.predictor,
                     seconds=seconds,
                 )
             )

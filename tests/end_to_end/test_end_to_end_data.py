@@ -85,7 +85,9 @@ def test_fit_trains_on_photographs_that_were_converted(
     assert main(["fit", "--config=pairs", *NARROW, "--data.train=my_shards"]) == 0
     validated = ("--data.val=my_shards", "--trainer.callbacks+=callbacks.edit_grid.EditGrid")
     arguments = [*NARROW, "--data.train=my_shards", *validated, "--run=validated"]
-    assert main(["fit", "--config=pairs", *arguments]) == 0
+    assert main(["fit", "--config=pairs", *arguments, "--no_predictor"]) == 0
+    assert Path("validated", "model", "unet").is_dir()
+    assert not Path("validated", "model", "predictor").exists()
     assert list(Path("validated", "grids").glob("*.png"))
     edit = ["edit", str(photo_pairs / "source" / "coffee.png"), "show a negative"]
     assert main([*edit, "--task=style", "--output=out.png", "--steps=1", "--model=validated"]) == 0
