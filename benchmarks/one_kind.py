@@ -1,6 +1,6 @@
 """How soon a network learns one kind of edit when it is taught nothing else.
 
-    python benchmarks/one_kind.py text add [--recipe placed] [--start_from MODEL]
+    python benchmarks/one_kind.py text add [--recipe words] [--start_from MODEL]
 
 If a kind of edit stays bad in the whole mixture, is the network unable to do it, or did it see too
 little of it? Here every sample is of that kind, drawn from as many pairs as asked for. Printed is
@@ -65,7 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=SIXTEEN.names)
     parser.add_argument("kind", help='"kind" of the world\'s pairs, e.g. add, swap, pattern')
-    parser.add_argument("--recipe", default="placed", help="the network's (default placed)")
+    parser.add_argument("--recipe", default="words", help="the network's (default words)")
     parser.add_argument("--start_from", type=Path, help="a model directory or checkpoint")
     parser.add_argument("--steps", type=int, default=320)
     parser.add_argument("--pairs", type=int, default=1600)

@@ -3,14 +3,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 
 from callbacks.ema import Ema
 from datamodules.edit import EditDataModule
+from datamodules.fewshot_data import FewShotData
 from emu_edit.cli.main import main
 from emu_edit.cli.recipes import configs_folder, find_config, recipe_names
 from emu_edit.cli.trainer_cli import TrainerCLI, quiet
 from emu_edit.errors import InputError
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
+from emu_edit.training.inversion import InversionSettings
+from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
 
 RECIPES = sorted((configs_folder() / "train").glob("*.yaml"))
@@ -27,7 +31,9 @@ SMALLER = {
     "long": NARROW,
     "sharpen": NARROW,
     "noops": NARROW,
-    "placed": NARROW,
+    "words": NARROW,
+    "shapes": NARROW,
+    "together": NARROW,
     "photos": NARROW,
     "pairs": NARROW,
     "smoke": (),
@@ -76,8 +82,26 @@ def test_the_production_recipe_builds_from_a_model_directory(
     assert built.model.networks.denoiser.latent_channels == 4
 
 
+def test_the_recipe_of_a_new_task_builds_from_a_model_directory(
+    workplace: Path, model: Path
+) -> None:
+    built = build("inversion", workplace / "run", f"--model.model={model}")
+    assert isinstance(built.model, InversionModule)
+    assert isinstance(built.datamodule, FewShotData)
+    trainer = built.trainer
+    assert isinstance(trainer.strategy.checkpoint_io, DurableCheckpointIO)
+    defaults = InversionSettings()
+    assert built.datamodule.batch_size == defaults.batch_size
+    assert built.datamodule.steps_per_epoch == defaults.check_every
+    assert trainer.max_epochs * defaults.check_every == defaults.steps  # type: ignore[operator]
+    (ema,) = [c for c in trainer.callbacks if isinstance(c, Ema)]  # type: ignore[attr-defined]
+    (stopper,) = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+    assert (ema.decay, stopper.patience) == (defaults.ema, defaults.patience)
+    assert built.model.optimizer_settings.lr == defaults.lr
+
+
 def test_every_recipe_is_built_by_a_test() -> None:
-    assert recipe_names() == sorted([*SMALLER, "sd15"])
+    assert recipe_names() == sorted([*SMALLER, "sd15", "inversion"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
