@@ -34,6 +34,7 @@ SMALLER = {
     "words": NARROW,
     "shapes": NARROW,
     "together": NARROW,
+    "settle": NARROW,
     "photos": NARROW,
     "pairs": NARROW,
     "smoke": (),

@@ -117,9 +117,9 @@ def test_hard_pairs_are_the_next_ones_of_kinds_that_are_learnt_last(tmp_path: Pa
 
 
 def test_fewer_than_no_pairs_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="data.noop_pairs=-1 must be at least 0"):
+    with pytest.raises(InputError, match=r"data\.noop_pairs=-1 must be at least 0"):
         WorldData(str(tmp_path), 32, noop_pairs=-1)
-    with pytest.raises(InputError, match="data.hard_pairs=-2 must be at least 0"):
+    with pytest.raises(InputError, match=r"data\.hard_pairs=-2 must be at least 0"):
         WorldData(str(tmp_path), 32, hard_pairs=-2)
 
 
