@@ -54,9 +54,24 @@ class SquareCrop:
         place, coin = 0.5, 1.0
         if self.seed is not None:
             place, coin = keyed_generator(self.seed, "crop", position).random(2).tolist()
-        side = min(height, width)
-        top, left = int(place * (height - side + 1)), int(place * (width - side + 1))
         is_flipped = self.flip and coin < 0.5
+        return self.at(source, target, mask, place=place, is_flipped=is_flipped)
+
+    def at(
+        self,
+        source: UInt8[Tensor, "3 H W"],
+        target: UInt8[Tensor, "3 H W"],
+        mask: Bool[Tensor, "H W"] | None,
+        *,
+        place: float,
+        is_flipped: bool = False,
+    ) -> tuple[UInt8[Tensor, "3 h h"], UInt8[Tensor, "3 h h"], Bool[Tensor, "h h"] | None]:
+        """Return the square at a place along the long side: 0 is its beginning, 1 its end."""
+        height, width = source.shape[-2:]
+        side = min(height, width)
+        # a place of 1 would lie one pixel outside
+        top = min(int(place * (height - side + 1)), height - side)
+        left = min(int(place * (width - side + 1)), width - side)
 
         def cut(picture: Tensor) -> Tensor:
             square = picture[..., top : top + side, left : left + side]

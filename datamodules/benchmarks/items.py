@@ -7,7 +7,7 @@ own files are laid out is known to its loader alone.
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +92,8 @@ class Benchmark:
         items: in the benchmark's order; an item stands behind the one it follows.
         blocks: keys by table; an item may be in several or, a turn in between, in none.
         known: the keys of all items of the folder, also those of other splits.
+        hashes: the keys of all items by the hash that the benchmark itself gives them, where it
+            gives one; a hash of several items tells none of them.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Benchmark:
     items: tuple[BenchmarkItem, ...]
     blocks: Mapping[str, tuple[str, ...]]
     known: frozenset[str]
+    hashes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def scored(self) -> tuple[BenchmarkItem, ...]:
         """Return the items that are in a block."""
@@ -138,6 +141,28 @@ def chain(items: Mapping[str, BenchmarkItem], key: str | None) -> Iterator[str]:
         key = items[key].follows
 
 
+def check_text(text: str, where: str) -> str:
+    """Return a text if it is Unicode.
+
+    JSON can write half of a character as an escape, which no tokenizer and no file takes.
+
+    Raises:
+        InputError: for a lone surrogate, starting with `where`.
+    """
+    for position, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
+            raise InputError(
+                f"{where} has the lone surrogate U+{ord(character):04X} at position {position}, "
+                "which stands for no character; save its file as UTF-8"
+            )
+    return text
+
+
+def as_unicode(name: str) -> str:
+    """Return the name of a file as text that can be written; some file systems allow others."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def check_keys(items: Iterable[BenchmarkItem], where: str) -> None:
     """Refuse keys that occur twice or cannot be the names of files.
 
@@ -160,7 +185,7 @@ def check_keys(items: Iterable[BenchmarkItem], where: str) -> None:
 
 
 def check_files(paths: Iterable[Path], where: str) -> None:
-    """Refuse a benchmark some of whose picture files are not there.
+    """Refuse a folder some of whose picture files are not there.
 
     Raises:
         InputError: with how many and the first names.
@@ -168,8 +193,8 @@ def check_files(paths: Iterable[Path], where: str) -> None:
     missing = [path.name for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:
         raise InputError(
-            f"{where}: {len(missing)} of its pictures are missing ({some(missing)}); download the "
-            "benchmark again"
+            f"{where}: {len(missing)} of its pictures are missing ({some(missing)}); download it "
+            "again"
         )
 
 

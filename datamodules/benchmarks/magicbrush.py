@@ -23,8 +23,10 @@ from datamodules.benchmarks.items import (
     Benchmark,
     BenchmarkItem,
     Picture,
+    as_unicode,
     check_files,
     check_keys,
+    check_text,
 )
 from emu_edit.errors import InputError
 
@@ -69,7 +71,7 @@ def load_magicbrush(folder: Path, *, captions: str) -> Benchmark:
     check_files(paths, folder.name)
     return Benchmark(
         name=NAME,
-        folder=folder.resolve().name,
+        folder=as_unicode(folder.resolve().name),
         split="",
         items=tuple(items),
         blocks={ALL_TURNS: tuple(all_turns), FINAL_TURNS: tuple(final_turns)},
@@ -124,11 +126,19 @@ def _turns(
             source=place / fields["input"],
             target=place / fields["output"],
             instruction=fields["instruction"],
-            source_caption=str(texts.get(fields["input"], "")),
-            target_caption=str(texts.get(fields["output"], "")),
+            source_caption=_caption(texts, fields["input"]),
+            target_caption=_caption(texts, fields["output"]),
         )
         for fields in files
     ]
+
+
+def _caption(texts: dict[str, Any], file: str) -> str:
+    """Return the caption of a picture, "" where it has none."""
+    caption = texts.get(file, "")
+    if not isinstance(caption, str):
+        raise InputError(f"the caption of {file} is {caption!r:.60}, needs text; unpack it again")
+    return check_text(caption, f"the caption of {file}")
 
 
 def _fields(entry: object, where: str) -> dict[str, str]:
@@ -140,6 +150,7 @@ def _fields(entry: object, where: str) -> dict[str, str]:
                 f"{where}: there is no text {field!r}; it has {', '.join(map(str, entry))}, "
                 "MagicBrush has other fields"
             )
+        check_text(entry[field], f"{where}: {field}")
     for field in TURN[:2]:
         if Path(entry[field]).name != entry[field]:
             raise InputError(f"{where}: {field} is {entry[field]!r}, needs the name of a file")

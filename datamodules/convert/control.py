@@ -22,22 +22,35 @@ TARGETS, SOURCES = "images", "control"
 _REFUSED = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jfif"}
 
 
-def list_pairs(path: Path, task: str | None, tasks: TaskTable) -> Iterator[PairFiles | Skipped]:
+def list_pairs(
+    path: Path,
+    task: str | None,
+    tasks: TaskTable | None,
+    *,
+    sides: tuple[str, str] = (TARGETS, SOURCES),
+) -> Iterator[PairFiles | Skipped]:
     """Yield the pairs of the folder, sorted by name.
+
+    Args:
+        path: the folder.
+        task: of all pairs.
+        tasks: the known ones; without a table, any is known.
+        sides: the folders of targets and of sources.
 
     Raises:
         InputError: if a folder is missing, or the task is unknown or not given.
     """
-    for name in (TARGETS, SOURCES):
+    for name in sides:
         if not (path / name).is_dir():
-            wanted = f"needs {TARGETS}/ (targets and .txt) and {SOURCES}/ (sources)"
+            wanted = f"needs {sides[0]}/ (targets and .txt) and {sides[1]}/ (sources)"
             raise InputError(f"{path / name}: no such folder; {wanted}")
     if task is None:
         raise InputError(f"{path}: this layout names no tasks; give one for all pairs: --task NAME")
-    tasks.index(task)
-    targets, sources = _by_stem(path / TARGETS), _by_stem(path / SOURCES)
-    for stem in sorted(targets.keys() | sources.keys()):
-        yield _pair(path, stem, targets.get(stem, []), sources.get(stem, []), task)
+    if tasks is not None:
+        tasks.index(task)
+    found = [_by_stem(path / name) for name in sides]
+    for stem in sorted(found[0].keys() | found[1].keys()):
+        yield _pair(path, stem, [of_side.get(stem, []) for of_side in found], sides, task)
 
 
 def _by_stem(folder: Path) -> dict[str, list[str]]:
@@ -53,15 +66,16 @@ def _by_stem(folder: Path) -> dict[str, list[str]]:
 
 
 def _pair(
-    root: Path, stem: str, of_target: list[str], of_source: list[str], task: str
+    root: Path, stem: str, suffixes_of: list[list[str]], sides: tuple[str, str], task: str
 ) -> PairFiles | Skipped:
-    name = f"{TARGETS}/{stem}"
+    (of_target, of_source), (target_side, source_side) = suffixes_of, sides
+    name = f"{target_side}/{stem}"
     if not is_safe_name(stem):
         return Skipped(repr(name), Reason.unsafe_name, "a name needs printable characters")
     files = {}
     for side, suffixes, missing in (
-        (TARGETS, of_target, Reason.missing_target),
-        (SOURCES, of_source, Reason.missing_source),
+        (target_side, of_target, Reason.missing_target),
+        (source_side, of_source, Reason.missing_source),
     ):
         pictures = [suffix for suffix in suffixes if suffix.lower() in EXTENSIONS]
         refused = [suffix for suffix in suffixes if suffix.lower() in _REFUSED]
@@ -79,7 +93,7 @@ def _pair(
         name=name,
         identity=stem,
         task=task,
-        source=files[SOURCES],
-        target=files[TARGETS],
-        instruction=root / TARGETS / f"{stem}{texts[0]}",
+        source=files[source_side],
+        target=files[target_side],
+        instruction=root / target_side / f"{stem}{texts[0]}",
     )

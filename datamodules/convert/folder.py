@@ -28,10 +28,12 @@ _TEXTS = (
 )
 
 
-def list_pairs(path: Path, task: str | None, tasks: TaskTable) -> Iterator[PairFiles | Skipped]:
+def list_pairs(
+    path: Path, task: str | None, tasks: TaskTable | None
+) -> Iterator[PairFiles | Skipped]:
     """Yield the pairs of a folder, or of a .jsonl file, in the order of the lines.
 
-    `task` is that of lines which name none.
+    `task` is that of lines which name none; without a table, any name is one.
 
     Raises:
         InputError: if there is no such file, or a line's task is unknown or missing.
@@ -74,7 +76,7 @@ def _fields(line: bytes) -> dict[str, str] | str:
 
 
 def _pair(
-    root: Path, name: str, fields: dict[str, str], task: str | None, tasks: TaskTable
+    root: Path, name: str, fields: dict[str, str], task: str | None, tasks: TaskTable | None
 ) -> PairFiles | Skipped:
     # an unknown task would leave a whole data set out one line at a time: stop before anything is
     # written
@@ -84,7 +86,8 @@ def _pair(
             f'{name}: names no task; add "task" to the lines or give one for all: --task NAME'
         )
     try:
-        tasks.index(chosen)
+        if tasks is not None:
+            tasks.index(chosen)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     names = {side: fields.get(side, fields.get("file", "")) for side in ("source", "target")}

@@ -45,6 +45,13 @@ def remove(studio: Studio) -> Edited:
 
 def add(studio: Studio) -> Edited:
     """Insert a thing at a stated place that is free."""
+    scene, new, place = addition(studio)
+    words = {"new": new.full_name, "place": place}
+    return _region(studio, "add", "add", (scene, scene.with_figure(new)), words)
+
+
+def addition(studio: Studio) -> tuple[Scene, Thing, str]:
+    """Return a scene, a thing that is not yet in it, and the name of the free place it has."""
     scene, _ = studio.scene(Rules(things=(1, 1, 2, 2, 3), person=0.1, focus="thing"))
     free = [
         name
@@ -55,8 +62,7 @@ def add(studio: Studio) -> Edited:
     new = studio.thing(PLACES[place], ADDED_RADIUS, scene.background, scene.figures, in_focus=True)
     if studio.chance(0.25):
         new = replace(new, texture=studio.texture())
-    words = {"new": new.full_name, "place": place}
-    return _region(studio, "add", "add", (scene, scene.with_figure(new)), words)
+    return scene, new, place
 
 
 def texture(studio: Studio) -> Edited:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Bool
 
 from datamodules.world.edits_region import edited
 from datamodules.world.instructions import pick
@@ -28,11 +29,7 @@ def detect(studio: Studio) -> Edited:
     scene, figure = studio.scene(Rules())
     mark = pick(studio.generator, tuple(MARKS))
     box = bounding_box(figure, studio.size)
-    x0, y0, x1, y1 = box
-    line = max(1, round(LINE * studio.size))
-    frame = np.zeros((studio.size, studio.size), dtype=np.bool_)
-    frame[y0:y1, x0:x1] = True
-    frame[y0 + line : y1 - line, x0 + line : x1 - line] = False
+    frame = frame_of(box, studio.size)
     source = studio.render(scene)
     target = source.copy()
     target[frame] = MARKS[mark]
@@ -82,6 +79,16 @@ def bounding_box(figure: Figure, size: int) -> tuple[int, int, int, int]:
     x0, y0 = layer.columns.start + columns[0] - room, layer.rows.start + rows[0] - room
     x1, y1 = layer.columns.start + columns[-1] + 1 + room, layer.rows.start + rows[-1] + 1 + room
     return max(int(x0), 0), max(int(y0), 0), min(int(x1), size), min(int(y1), size)
+
+
+def frame_of(box: tuple[int, int, int, int], size: int) -> Bool[np.ndarray, "size size"]:
+    """Return the pixels of the rectangle drawn along the inside of a box."""
+    x0, y0, x1, y1 = box
+    line = max(1, round(LINE * size))
+    frame = np.zeros((size, size), dtype=np.bool_)
+    frame[y0:y1, x0:x1] = True
+    frame[y0 + line : y1 - line, x0 + line : x1 - line] = False
+    return frame
 
 
 def to_and_from_map(task: str) -> Callable[[Studio], Edited]:

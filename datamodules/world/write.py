@@ -14,7 +14,8 @@ from itertools import count, islice
 from pathlib import Path
 
 from datamodules.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
-from datamodules.world.contact_sheet import save_contact_sheet
+from datamodules.world.contact_sheet import contact_sheet, save_contact_sheet
+from datamodules.world.new_tasks import make_new_pair
 from datamodules.world.noops import NOOPS, make_noop
 from datamodules.world.pair import VERSION, make_pair
 from datamodules.world.photos import Photos
@@ -24,6 +25,7 @@ from emu_edit.tasks import SIXTEEN
 
 PROGRAM = "emu_edit shards world"
 CONTACT_SHEET = "contact_sheet.png"
+SHOWN = 5  # pairs of a new task in its contact sheet
 MIN_FOR_PROCESSES = 2000  # pairs; fewer are written before other processes have started
 
 
@@ -90,9 +92,7 @@ def write_world(
         )
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers} must be at least 1")
-    if (folder / MANIFEST).exists():
-        raise InputError(f"{folder} holds shards already; give another folder or delete this one")
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_empty(folder)
     extras = Extras() if extras is None else extras
     write = partial(
         _write_task,
@@ -115,6 +115,44 @@ def write_world(
     save_contact_sheet(folder / CONTACT_SHEET, seed, size=size, split=split, photos=photos)
     maker = made_by(pairs, seed, size, split, photos, extras)
     return write_manifest(folder, entries, made_by=maker)
+
+
+def write_new_task(
+    task: str,
+    folder: Path,
+    pairs: int,
+    *,
+    seed: int = 0,
+    size: int = 64,
+    split: str = "train",
+    photos: Photos | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write pairs 0 to `pairs` - 1 of a task that is in no training world, see `make_new_pair`.
+
+    Raises:
+        InputError: if the task, split or size is none, or the folder holds shards already.
+    """
+    make = partial(make_new_pair, seed, task=task, size=size, split=split, photos=photos)
+    shown = [make(index) for index in range(min(pairs, SHOWN))]  # refused before anything is made
+    _make_empty(folder)
+
+    def records() -> Iterator[PairRecord]:
+        for index in range(pairs):
+            yield make(index).to_record()
+            if progress is not None:
+                progress(index + 1, pairs)
+
+    entries = write_task_shards(folder, task, records())
+    contact_sheet([(task, shown)]).save(folder / CONTACT_SHEET)
+    maker = {**made_by(pairs, seed, size, split, photos, Extras()), "new_task": task}
+    return write_manifest(folder, entries, made_by=maker)
+
+
+def _make_empty(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        raise InputError(f"{folder} holds shards already; give another folder or delete this one")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def made_by(

@@ -14,18 +14,30 @@ from pathlib import Path
 import torch
 
 from datamodules.benchmarks import load_benchmark
-from datamodules.benchmarks.items import FINAL_TURNS, Benchmark
+from datamodules.benchmarks.items import FINAL_TURNS, Benchmark, as_unicode
 from emu_edit.cli.benchmark_compare import compare_table
 from emu_edit.cli.benchmark_inputs import Inputs, check_inputs
-from emu_edit.cli.benchmark_outputs import Output, has_pictures, read_made
+from emu_edit.cli.benchmark_outputs import (
+    Output,
+    has_pictures,
+    is_generations,
+    pictures_sha256,
+    read_made,
+)
 from emu_edit.cli.benchmark_page import write_page
-from emu_edit.cli.benchmark_report import Evaluation, table_of, write_evaluation
+from emu_edit.cli.benchmark_report import (
+    SOME_FAILED,
+    Evaluation,
+    table_of,
+    write_evaluation,
+)
 from emu_edit.cli.benchmark_run import GIVEN, PREDICTED, EditRun, claim_folder
 from emu_edit.cli.benchmark_score import Features, pictures_of, score
 from emu_edit.cli.devices import choose_device
 from emu_edit.cli.edit_run import model_name
 from emu_edit.cli.evaluate import load_editor, model_directory
 from emu_edit.cli.find_model import INDEX, MODEL, find_model
+from emu_edit.cli.run_folder import CONFIG
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.metrics.protocols import INPUT, Protocol, is_left_out, protocol_for
@@ -33,7 +45,7 @@ from emu_edit.metrics.published import PACKAGED, PublishedRow, load_published
 from emu_edit.models.backbones import ClipBackbone, DinoBackbone, find_backbone
 from emu_edit.progress import step_bar
 
-SOME_FAILED = 1  # exit status when items failed, as `edit` has it for many pictures
+OF_EDITING = ("steps", "guidance_text", "guidance_image", "sampler")  # options about how we edit
 SEEDS = "first 4 bytes of SHA-256 of the key"
 
 
@@ -77,7 +89,7 @@ def run_benchmark(options: argparse.Namespace) -> tuple[str, Path, int]:
     with step_bar("checking", "edits") as on_step:
         inputs = check_inputs(work.benchmark, on_step)
     folder = output_folder(options, work.protocol)
-    edit = read_pictures if is_folder_of_pictures(options.model) else edit_with_model
+    edit = read_pictures if are_pictures_meant(options) else edit_with_model
     made = edit(options, work, inputs, folder)
     with step_bar("scoring", "edits") as on_step:
         scores = score(work.benchmark, made.outputs, inputs, work.protocol, features, on_step)
@@ -92,6 +104,7 @@ def run_benchmark(options: argparse.Namespace) -> tuple[str, Path, int]:
         settings=made.settings,
         outputs=made.outputs,
         scores=scores,
+        device=choose_device(options.device),
         seconds=time.monotonic() - start,
     )
     table = write_all(folder, evaluation, published, options.compare)
@@ -122,23 +135,41 @@ def check_model(options: argparse.Namespace) -> None:
     Raises:
         InputError: saying which.
     """
-    if is_folder_of_pictures(options.model):
-        for name in ("steps", "guidance_text", "guidance_image", "sampler", "size", "tasks"):
-            if getattr(options, name) is not None:
-                raise InputError(
-                    f"{options.model} is a folder of pictures, which are scored as they are; leave "
-                    f"--{name.replace('_', '-')} out"
-                )
+    if are_pictures_meant(options):
+        refuse_idle(options, (*OF_EDITING, "size", "tasks"))
         return
+    refuse_allow_missing(options)
+    if options.model.is_dir() and not any(options.model.iterdir()):
+        raise InputError(f"{options.model} is empty, needs a model or a picture per edit")
+    if not options.model.is_file():
+        find_model(options.model)
+
+
+def refuse_idle(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse options that pictures someone else made have no use for.
+
+    Raises:
+        InputError: with the first that was given.
+    """
+    for name in names:
+        if getattr(options, name) is not None:
+            raise InputError(
+                f"{options.model} is a folder of pictures, which are scored as they are; leave "
+                f"--{name.replace('_', '-')} out"
+            )
+
+
+def refuse_allow_missing(options: argparse.Namespace) -> None:
+    """Refuse to let pictures be missing where a model makes them.
+
+    Raises:
+        InputError: if --allow-missing was given.
+    """
     if options.allow_missing is not None:
         raise InputError(
             f"--allow-missing belongs to a folder of pictures, and {options.model} has none; leave "
             "it out"
         )
-    if options.model.is_dir() and not any(options.model.iterdir()):
-        raise InputError(f"{options.model} is empty, needs a model or a picture per edit")
-    if not options.model.is_file():
-        find_model(options.model)
 
 
 def load_work(options: argparse.Namespace) -> Work:
@@ -186,10 +217,16 @@ def load_backbones(
     return Features(clip_network, dino_network), hashes
 
 
-def is_folder_of_pictures(path: Path) -> bool:
-    """Say whether somebody's pictures are meant, not a model."""
+def are_pictures_meant(options: argparse.Namespace) -> bool:
+    """Say whether somebody's pictures are to be scored, not a model.
+
+    Raises:
+        InputError: if a table in the folder cannot be read.
+    """
+    path: Path = options.model
     is_model = any((place / INDEX).is_file() for place in (path, path / MODEL))
-    return not is_model and has_pictures(path)
+    is_model |= (path / CONFIG).is_file()  # a run without a model yet: its pictures are grids
+    return not is_model and (is_generations(path, options.benchmark) or has_pictures(path))
 
 
 def read_pictures(options: argparse.Namespace, work: Work, inputs: Inputs, folder: Path) -> Made:
@@ -198,7 +235,7 @@ def read_pictures(options: argparse.Namespace, work: Work, inputs: Inputs, folde
     Raises:
         InputError: if they do not pair up, or OUT is another run's.
     """
-    name = options.model.resolve().name
+    name = as_unicode(options.model.resolve().name)
     outputs = read_made(
         options.model,
         work.benchmark,
@@ -206,12 +243,8 @@ def read_pictures(options: argparse.Namespace, work: Work, inputs: Inputs, folde
         allow_missing=options.allow_missing is not None,
     )
     claim_folder(folder, {**about(options, work), "model": name, "kind": "pictures"})
-    digest = hashlib.sha256()
-    for key, output in outputs.items():
-        digest.update(f"{key} {output.sha256 if output.path else '-'}\n".encode())
-    return Made(
-        outputs, {"name": name, "kind": "pictures", "sha256": digest.hexdigest()}, settings={}
-    )
+    model = {"name": name, "kind": "pictures", "sha256": pictures_sha256(outputs)}
+    return Made(outputs, model, settings={})
 
 
 def edit_with_model(options: argparse.Namespace, work: Work, inputs: Inputs, folder: Path) -> Made:
@@ -226,7 +259,7 @@ def edit_with_model(options: argparse.Namespace, work: Work, inputs: Inputs, fol
     editor = load_editor(options)
     tasks = asked_tasks(options.tasks, editor, work.benchmark)
     size = editor.settings.image_size if options.size is None else options.size
-    model = {"name": model_name(options.model), "kind": "model", "sha256": sha256}
+    model = {"name": as_unicode(model_name(options.model)), "kind": "model", "sha256": sha256}
     settings = {
         **editor.settings.to_dict(),
         "size": size,

@@ -1,4 +1,7 @@
-"""What was made of a benchmark's items: by somebody else, in a folder, or by a model before us.
+"""What was made of a benchmark's items: by somebody else, in a folder, or by a model of ours.
+
+Somebody's folder holds a picture per item, named by its key, or (the Emu Edit test set) the tables
+in which Emu Edit's own results are published.
 
 A result that is missing where that is allowed, or that cannot be read, counts as if nothing had
 been edited: its item keeps the picture it began with, and is listed.
@@ -12,9 +15,11 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datamodules.benchmarks.items import Benchmark, BenchmarkItem, some
+from datamodules.benchmarks import EMU_EDIT
+from datamodules.benchmarks.generations import holds_generations, load_generations
+from datamodules.benchmarks.items import Benchmark, BenchmarkItem, Picture, as_unicode, some
 from emu_edit.errors import BadImageError, InputError
-from emu_edit.images import EXTENSIONS, read_image, read_image_bytes
+from emu_edit.images import EXTENSIONS, decode_rgb
 
 OK, FAILED = "ok", "failed"
 MISSING = "there is no picture of it"
@@ -29,7 +34,7 @@ class Output:
         key: of the item.
         source_sha256: of the picture that was edited.
         sha256: of the result's file, or, where the item failed, of what stands for it.
-        path: the result's file, None where the item failed.
+        picture: the result, None where the item failed.
         reason: why it failed.
         seed: of the noise, None where we did not draw it.
     """
@@ -37,7 +42,7 @@ class Output:
     key: str
     source_sha256: str
     sha256: str
-    path: Path | None
+    picture: Picture | None
     reason: str | None = None
     seed: int | None = None
 
@@ -58,7 +63,7 @@ class ItemPictures:
 
 def failed(key: str, source_sha256: str, reason: str, seed: int | None = None) -> Output:
     """Return the output of an item that failed: its source as it was."""
-    line = " ".join(reason.split())[:LONGEST_REASON]
+    line = as_unicode(" ".join(reason.split())[:LONGEST_REASON])
     return Output(key, source_sha256, source_sha256, None, line, seed)
 
 
@@ -66,12 +71,20 @@ def output_picture(
     items: Mapping[str, BenchmarkItem], outputs: Mapping[str, Output], key: str
 ) -> UInt8[Tensor, "3 h w"]:
     """Decode an item's result; where it failed, what it would have been made from."""
-    path, item = outputs[key].path, items[key]
-    if path is not None:
-        return read_image(path)
+    picture, item = outputs[key].picture, items[key]
+    if picture is not None:
+        return picture.decode()
     if item.follows is not None:
         return output_picture(items, outputs, item.follows)
     return item.source.decode()
+
+
+def pictures_sha256(outputs: Mapping[str, Output]) -> str:
+    """Return the hash of all results and their keys; an item that failed has none."""
+    digest = hashlib.sha256()
+    for key, output in outputs.items():
+        digest.update(f"{key} {'-' if output.picture is None else output.sha256}\n".encode())
+    return digest.hexdigest()
 
 
 def has_pictures(folder: Path) -> bool:
@@ -87,7 +100,7 @@ def read_made(
     """Pair the pictures of a folder with the items of a benchmark.
 
     Args:
-        folder: KEY.png, .jpg or .webp, in it or in folders in it.
+        folder: KEY.png, .jpg or .webp, in it or in folders in it; or tables of generations.
         benchmark: what was to be edited.
         sources: hash of what each item was made from.
         allow_missing: let missing pictures count as failed.
@@ -95,7 +108,8 @@ def read_made(
     Raises:
         InputError: if pictures and items do not pair up.
     """
-    found = _found(folder, benchmark)
+    find = load_generations if is_generations(folder, benchmark.name) else _found
+    found = find(folder, benchmark)
     outputs: dict[str, Output] = {}
     missing = [item.key for item in benchmark.scored() if item.key not in found]
     if missing and not allow_missing:
@@ -106,7 +120,7 @@ def read_made(
         )
     for item in benchmark.items:  # a turn in between may be missing, it is in no table
         outputs[item.key] = _output(item, found.get(item.key), outputs, sources)
-    if all(output.path is None for output in outputs.values()):
+    if all(output.picture is None for output in outputs.values()):
         raise InputError(
             f"{folder}: no picture can be scored; {next(iter(outputs.values())).reason}"
         )
@@ -115,22 +129,27 @@ def read_made(
 
 def _output(
     item: BenchmarkItem,
-    path: Path | None,
+    picture: Picture | None,
     outputs: Mapping[str, Output],
     sources: Mapping[str, str],
 ) -> Output:
     source = sources[item.key] if item.follows is None else outputs[item.follows].sha256
-    if path is None:
+    if picture is None:
         return failed(item.key, source, MISSING)
     try:
-        data = read_image_bytes(path)
-        read_image(path)
+        data = picture.fetch()
+        decode_rgb(data, where=picture.where)
     except BadImageError as error:
         return failed(item.key, source, str(error))
-    return Output(item.key, source, hashlib.sha256(data).hexdigest(), path)
+    return Output(item.key, source, hashlib.sha256(data).hexdigest(), picture)
 
 
-def _found(folder: Path, benchmark: Benchmark) -> dict[str, Path]:
+def is_generations(folder: Path, benchmark: str) -> bool:
+    """Say whether a folder holds published results as tables, not as files named by keys."""
+    return benchmark == EMU_EDIT and holds_generations(folder)
+
+
+def _found(folder: Path, benchmark: Benchmark) -> dict[str, Picture]:
     """Return the pictures of the folder by key.
 
     Raises:
@@ -155,4 +174,4 @@ def _found(folder: Path, benchmark: Benchmark) -> dict[str, Path]:
             f"{folder} has {len(extra)} pictures of no item of {benchmark.name} ({some(extra)}); "
             f"needs one per item, named by its key, e.g. {min(benchmark.known)}.png"
         )
-    return found
+    return {key: Picture.at(path) for key, path in found.items()}

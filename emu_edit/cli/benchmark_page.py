@@ -17,7 +17,6 @@ from datamodules.atomic import atomic_file
 from emu_edit.cli.benchmark_compare import Group, compare
 from emu_edit.cli.benchmark_gallery import (
     SIDE,
-    SINGLE,
     Item,
     Shown,
     card,
@@ -51,7 +50,12 @@ TITLES = {
     "magicbrush": "MagicBrush test set",
     "world": "World benchmark",
 }
-BLOCKS = {"all turns": "All turns (single-turn)", "final turns": "Final turns (multi-turn)"}
+BLOCKS = {
+    "all turns": "All turns (single-turn)",
+    "final turns": "Final turns (multi-turn)",
+    "single edits": "Scores",
+    "vision tasks": "Vision tasks, measured",
+}
 FAILED, PUBLISHED, EDITS, SETTINGS = "failed", "published", "pictures", "settings"  # places
 BIG = ("blocks", "report", "failed", "filtered", "resampled", "inputs", "directions", "format")
 
@@ -110,7 +114,7 @@ def _page(
     body = [
         _header(results, blocks),
         _contents(join(rest)),
-        *(_block(block, is_only=len(blocks) == 1) for block in blocks),
+        *(_block(block) for block in blocks),
         _key(blocks),
         *rest,
         tag("footer", None, "One file: it loads nothing from elsewhere."),
@@ -214,8 +218,8 @@ def _notices(results: Mapping[str, Any]) -> Iterator[list[str]]:
         yield [link, " failed and were scored as copy-input."]
 
 
-def _block(block: Block, *, is_only: bool) -> Markup:
-    title = "Scores" if is_only and block.name == SINGLE else BLOCKS.get(block.name, block.name)
+def _block(block: Block) -> Markup:
+    title = BLOCKS.get(block.name, block.name)
     parts = [tag("h2", None, title, tag("small", None, edits_text(block.items)))]
     parts.append(overall_table(block))
     for kind in ("task", "family", "turn"):

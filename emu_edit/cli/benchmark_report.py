@@ -26,6 +26,7 @@ from emu_edit.metrics.protocols import DIRECTIONS, TITLES, Protocol
 __all__ = ["Evaluation", "ItemPictures"]
 
 FORMAT = 1
+SOME_FAILED = 1  # exit status when items failed, as `edit` has it for many pictures
 RESULTS, ITEMS, TABLE = "results.json", "items.jsonl", "table.md"
 ARROWS = {"up": "↑", "down": "↓"}
 PACKAGES = ("torch", "transformers", "pillow", "numpy")
@@ -48,6 +49,7 @@ class Evaluation:
         settings: of the editor; empty for a folder of pictures.
         outputs: by key.
         scores: by editor and key.
+        device: that the networks were on.
         seconds: how long it took.
     """
 
@@ -61,6 +63,7 @@ class Evaluation:
     settings: Mapping[str, object]
     outputs: Mapping[str, Output]
     scores: Scores
+    device: str
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +85,7 @@ class Evaluation:
             "model": dict(self.model),
             "settings": dict(self.settings),
             "versions": versions(),
+            "device": self.device,
             "directions": {name: DIRECTIONS[name] for name in self.protocol.metrics},
             "blocks": {
                 name: {"items": len(keys), "rows": self._rows(keys)}
@@ -241,12 +245,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     notes = ["In brackets the 95 % bootstrap interval (turns of a session are drawn together)."]
     if data["items"] < data["of"]:
         notes.append(f"Only {data['items']} of {data['of']} edits: not comparable to other rows.")
-    if results["failed"]:
-        first = results["failed"][0]
-        notes.append(
-            f"{len(results['failed'])} failed and count as not edited, first {first['key']}: "
-            f"{first['reason']}."
-        )
+    notes += failed_note(results["failed"])
+    notes += _undefined_notes(results)
     if results["filtered"]:
         notes.append(f"{len(results['filtered'])} edits left out: wrong captions.")
     if resampled:
@@ -257,3 +257,27 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     if results["truncated_captions"]:
         notes.append(f"{results['truncated_captions']} captions cut to what CLIP reads.")
     return notes
+
+
+def _undefined_notes(results: Mapping[str, Any]) -> list[str]:
+    """Return a line for each metric that some edits of the model do not have."""
+    notes: list[str] = []
+    for name, block in results["blocks"].items():
+        for metric, cell in block["rows"][MODEL]["all"].items():
+            if cell["undefined"]:
+                where = f" of {name}" if len(results["blocks"]) > 1 else ""
+                notes.append(
+                    f"{TITLES[metric]} is not defined for {cell['undefined']} edits{where}, whose "
+                    "captions are missing or do not differ; its mean is over the others."
+                )
+    return notes
+
+
+def failed_note(failed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line about the edits that failed, none if none did."""
+    if not failed:
+        return []
+    first = failed[0]
+    return [
+        f"{len(failed)} failed and count as not edited, first {first['key']}: {first['reason']}."
+    ]

@@ -49,11 +49,23 @@ WORLD = {
     "outside_l1": Metric("L1 outside", False, "mean absolute difference outside the mask"),
     "l1": Metric("L1", False, "mean absolute difference to the target, in [0, 1]"),
 }
+VISION = {  # of the world's tasks that can be measured otherwise
+    "detection_ap": Metric("AP@0.5", True, "detect: precision times recall of the rectangles"),
+    "detection_iou": Metric("box IoU", True, "detect: of the rectangle with the right one"),
+    "segmentation_miou": Metric("mIoU", True, "segment: over kinds of things, pixels summed"),
+    "segmentation_iou": Metric("region IoU", True, "segment: of the region, averaged over edits"),
+    "depth_rmse": Metric("depth RMSE", False, "picture to depth map, depth in [0, 1]"),
+    "normal_degrees": Metric("normals °", False, "picture to normal map: angle in degrees"),
+    "normal_median": Metric("median °", False, "median angle of an edit, averaged"),
+    "normal_within_11": Metric("below 11.25°", True, "share of pixels whose normal is so near"),
+    "normal_within_22": Metric("below 22.5°", True, "share of pixels whose normal is so near"),
+    "normal_within_30": Metric("below 30°", True, "share of pixels whose normal is so near"),
+}
 
 
 def metric(name: str) -> Metric:
     """Return how a metric is shown; one that is not known is shown by its name."""
-    return {**WORLD, **METRICS}.get(name, Metric(name, None))
+    return {**WORLD, **VISION, **METRICS}.get(name, Metric(name, None))
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ def _lines(path: Path) -> list[str]:
 def blocks_of(results: Mapping[str, Any]) -> tuple[Block, ...]:
     """Return the tables of results.json."""
     if "report" in results:
-        return (_world_block(results["report"]),)
+        return (_world_block(results["report"]), *_vision_blocks(results["report"]))
     return tuple(
         Block(name, block["items"], {editor: _row(row) for editor, row in block["rows"].items()})
         for name, block in results["blocks"].items()
@@ -177,6 +189,24 @@ def _figures(figures: Mapping[str, Mapping[str, Any]]) -> Figures:
 def _world_block(report: Mapping[str, Any]) -> Block:
     rows = {editor: _world_row(summary) for editor, summary in report.items()}
     return Block("single edits", report[MODEL]["overall"]["count"], rows)
+
+
+def _vision_blocks(report: Mapping[str, Any]) -> tuple[Block, ...]:
+    """Return the table of the tasks that are measured otherwise, none where there are none."""
+    overall, tasks = report[MODEL]["overall"], report[MODEL]["tasks"]
+    names = [name for name in VISION if overall.get(name) is not None]
+    if not names:
+        return ()
+    rows = {
+        editor: Row({name: _plain_figure(summary["overall"], name) for name in names})
+        for editor, summary in report.items()
+    }
+    edits = sum(row["count"] for row in tasks if any(row[name] is not None for name in names))
+    return (Block("vision tasks", edits, rows),)
+
+
+def _plain_figure(row: Mapping[str, Any], name: str) -> Figure:
+    return Figure(row[name], None, None, row["count"])
 
 
 def _world_row(summary: Mapping[str, Any]) -> Row:

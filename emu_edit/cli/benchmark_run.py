@@ -19,11 +19,11 @@ from typing import Any
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datamodules.benchmarks.items import Benchmark, BenchmarkItem
+from datamodules.benchmarks.items import Benchmark, BenchmarkItem, Picture
 from emu_edit.cli.benchmark_outputs import OK, Output, failed, output_picture
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.images import read_image_bytes, resize, save_png
+from emu_edit.images import resize, save_png
 
 IMAGES, EDITS, RUN = "images", "edits.jsonl", "run.json"
 PREDICTED, GIVEN = "predicted", "given"
@@ -80,7 +80,7 @@ class EditRun:
                     log.flush()
                 outputs[item.key] = output
                 on_step(len(outputs), len(items))
-        if all(output.path is None for output in outputs.values()):
+        if all(output.picture is None for output in outputs.values()):
             first = next(iter(outputs.values()))
             raise InputError(f"not one item could be edited; {first.key}: {first.reason}")
         return outputs
@@ -96,7 +96,7 @@ class EditRun:
         if line is None or line.get("status") != OK or not path.is_file():
             return None
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        made = Output(item.key, source, sha256, path, seed=seed_of(item.key))
+        made = Output(item.key, source, sha256, Picture.at(path), seed=seed_of(item.key))
         is_same = all(line.get(name) == value for name, value in item_line(item, made).items())
         return made if is_same else None
 
@@ -124,8 +124,8 @@ class EditRun:
             self._path(item).unlink(missing_ok=True)  # of an earlier try
             return failed(item.key, source, str(error) or type(error).__name__, seed)
         save_png(self._path(item), made)
-        sha256 = hashlib.sha256(read_image_bytes(self._path(item))).hexdigest()
-        return Output(item.key, source, sha256, self._path(item), seed=seed)
+        picture = Picture.at(self._path(item))
+        return Output(item.key, source, picture.sha256(), picture, seed=seed)
 
     def _fitted(self, picture: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 _ _"]:
         height, width = picture.shape[-2:]

@@ -21,6 +21,7 @@ from emu_edit.cli.edit_places import (
     places_for_many,
 )
 from emu_edit.cli.find_model import find_model
+from emu_edit.cli.learned_tasks import check_task_files, is_task_file
 from emu_edit.errors import InputError
 from emu_edit.tasks import TASKS
 from emu_edit.text_rules import clean_instruction
@@ -80,8 +81,14 @@ def parser() -> ArgumentParser:
         "--task",
         action="append",
         default=[],
-        help="kind of edit, see below, or a mix like style+global:0.3; once for all turns or once "
-        "per turn (default: the model's predictor decides)",
+        help="kind of edit, see below, a mix like style+global:0.3, or the file of a learned task "
+        "(NAME.safetensors); once for all turns or once per turn (default: the model's predictor "
+        "decides)",
+    )
+    made.add_argument(
+        "--allow-mismatch",
+        action="store_true",
+        help="take a learned task's file even if it was learnt with another model",
     )
     made.add_argument(
         "--model", type=Path, help="model directory or run folder (default: newest in ./runs)"
@@ -173,6 +180,7 @@ def asked_turns(options: argparse.Namespace) -> list[tuple[str, str | None]]:
                 "the shell leaves it alone: 'photos/*.jpg'"
             )
     count, tasks = len(options.instructions), options.task
+    check_task_files(tasks, allow_mismatch=options.allow_mismatch)
     if len(tasks) not in {0, 1, count} and options.replay is None:
         raise InputError(
             f"{count} turns with {len(tasks)} tasks; give --task once, once per turn, or not at all"
@@ -203,6 +211,8 @@ def check_combination(options: argparse.Namespace) -> None:
         return
     usual = parser().parse([options.image, "-o", options.output])
     kept = {"image", "output", "model", "size", "device", "json", "sheet", "manifest", "replay"}
+    if all(map(is_task_file, options.task)):  # the manifest says which task, a file is the task
+        kept |= {"task", "allow_mismatch"}
     for name, value in vars(options).items():
         if name not in kept and value != getattr(usual, name):
             raise InputError(

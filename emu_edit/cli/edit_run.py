@@ -20,13 +20,14 @@ from emu_edit.cli.edit_pictures import fit_size, read_source
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
 from emu_edit.cli.edit_report import Report
 from emu_edit.cli.find_model import MODEL, RELEASED, RELEASED_NAME, RUNS
+from emu_edit.cli.learned_tasks import add_task_files, read_task_files
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor, OnStep
 from emu_edit.editing.manifest import Manifest, parse_manifest
 from emu_edit.editing.predictor import TaskPrediction
 from emu_edit.editing.session import EditSession, replay
-from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task
+from emu_edit.editing.task_mix import TaskChoice, parse_task, task_names
 from emu_edit.editing.threshold import Threshold, check_alpha
 from emu_edit.errors import InputError, closest
 from emu_edit.progress import step_bar
@@ -142,7 +143,7 @@ def replay_one(options: argparse.Namespace, source: Source, place: Place) -> int
     if place.folder is not None:
         check_session_folder(place.folder, len(wanted.turns))
     image = read_source(source)
-    editor = Editor.from_pretrained(options.model, device=choose_device(options.device))
+    editor, _ = load_editor(options)
     image = fit_size(image, options.size, editor, source)
     with step_bar("replaying", "turns") as on_turn:
         session = replay(editor, image, wanted.to_dict(), on_turn)
@@ -186,8 +187,9 @@ def load_job(options: argparse.Namespace, turns: Sequence[tuple[str, str | None]
         InputError: if the model cannot be loaded, has no predictor but needs one, or does not know
             a task.
     """
-    named = [None if task is None else parse_task(task) for _, task in turns]
-    editor = Editor.from_pretrained(options.model, device=choose_device(options.device))
+    given = [None if task is None else parse_task(task) for _, task in turns]
+    editor, names = load_editor(options)
+    named = [names.get(task, task) if isinstance(task, str) else task for task in given]
     tasks: list[TaskChoice] = []
     predictions: list[TaskPrediction | None] = []
     instructions = [instruction for instruction, _ in turns]
@@ -204,13 +206,25 @@ def load_job(options: argparse.Namespace, turns: Sequence[tuple[str, str | None]
     return Job(editor, model_name(options.model), instructions, tasks, options, report)
 
 
+def load_editor(options: argparse.Namespace) -> tuple[Editor, dict[str, str]]:
+    """Load the model, with the learned tasks given as files; return it and their names by file.
+
+    Raises:
+        InputError: if the model or a file cannot be loaded, or a task was learnt with another one.
+    """
+    files = read_task_files(options.task)
+    editor = Editor.from_pretrained(options.model, device=choose_device(options.device))
+    add_task_files(editor, files, allow_mismatch=options.allow_mismatch)
+    return editor, {file: task.name for file, task in files.items()}
+
+
 def check_task(task: TaskChoice, editor: Editor) -> None:
     """Refuse a task that the model does not know.
 
     Raises:
         InputError: with the known tasks and the nearest of them.
     """
-    for name in [task.first, task.second] if isinstance(task, TaskMix) else [task]:
+    for name in task_names(task):
         editor.networks.tasks.index(name)
 
 

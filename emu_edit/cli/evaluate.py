@@ -26,10 +26,15 @@ PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1
 WORLD, HELDOUT = "world", "heldout"
 # what an option says only to some of the benchmarks
 OF_DRIFT = ("turns", "sessions")
-OF_WORLD = ("pairs", "seed", "photos", *OF_DRIFT)
-OF_OTHERS = ("data", "protocol", "backbones", "compare", "limit", "tasks", "allow_missing")
+OF_WORLD = ("pairs", "seed", "photos", "write_inputs", *OF_DRIFT)
+OF_OTHERS = ("protocol", "backbones", "compare", "limit", "tasks")
+# what of the world's options is about single edits of a model or somebody's pictures
+OF_SCORING = (
+    *("steps", "guidance_text", "guidance_image", "sampler"),
+    *("output", "device", "data", "allow_missing"),
+)
 # None: whatever its files have
-SPLITS = {WORLD: (HELDOUT, "train"), "emu-edit": None, "magicbrush": ()}
+SPLITS = {WORLD: (HELDOUT, "train", "sentences", "pairs"), "emu-edit": None, "magicbrush": ()}
 
 EPILOG = """\
 benchmarks of photographs, read from where you downloaded them (--data):
@@ -42,13 +47,17 @@ come from --backbones, a folder with openai--clip-vit-large-patch14 and the like
 
 A folder instead of a model holds someone's pictures, KEY.png each: test-add-12.png (emu-edit:
 split, task, idx), SESSION_1.png, SESSION_inde_2.png, SESSION_iter_2.png (magicbrush, also in
-folders).
-A model writes them to DIR/images; the same command again goes on where it stopped. Writes
-results.json, items.jsonl, table.md and index.html, a page to look at.
+folders), or (emu-edit) a download of emu_edit_test_set_generations, whose rows belong to edits by
+their hash. For the world, --write-inputs DIR writes what is to be edited: DIR/KEY.png, and
+DIR/inputs.jsonl with key, task, instruction and captions; --data DIR scores on just these pairs.
+Of photographs, a model writes its pictures to DIR/images, and the same command again goes on where
+it stopped; results.json, items.jsonl, table.md and index.html, a page to look at, are written.
 
 exit status: 0 done; 1 some edits failed and count as not edited; 2 nothing could be scored.
 
 examples:
+  emu-edit evaluate --benchmark world --write-inputs inputs --pairs 25
+  emu-edit evaluate results --benchmark world --data inputs
   emu-edit evaluate runs/mine --benchmark emu-edit --data emu_edit_test_set --compare published
   emu-edit evaluate results --benchmark magicbrush --data MagicBrush --backbones ../backbones
 """
@@ -65,15 +74,19 @@ def parser() -> ArgumentParser:
         epilog=EPILOG,
     )
     made.add_argument(
-        "model", type=Path, help="model directory, run folder, .ckpt file; or a folder of pictures"
+        "model",
+        type=Path,
+        nargs="?",
+        help="model directory, run folder, .ckpt file; or a folder of pictures",
     )
     made.add_argument(
         "--benchmark", choices=tuple(SPLITS), default=WORLD, help="what to score on (default world)"
     )
     made.add_argument(
         "--split",
-        help="world: heldout (phrasings and colour/shape pairs that training never saw; default) "
-        "or train; emu-edit: test (default) or validation",
+        help="world: heldout (phrasings and colour/shape pairs that training never saw; default), "
+        "sentences or pairs (only the one or the other) or train; emu-edit: test (default) or "
+        "validation",
     )
     made.add_argument(
         "--size",
@@ -85,6 +98,18 @@ def parser() -> ArgumentParser:
         "-o", "--output", type=Path, metavar="DIR", help="default: beside MODEL, named after it"
     )
     made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
+    made.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the downloaded benchmark; world: the folder that --write-inputs wrote",
+    )
+    made.add_argument(
+        "--allow-missing",
+        action="store_true",
+        default=None,
+        help="of a folder: let pictures that are missing count as not edited",
+    )
     _add_world(made)
     _add_others(made)
     return made
@@ -100,11 +125,16 @@ def _add_world(made: ArgumentParser) -> None:
     group.add_argument("--sessions", type=positive_int, help=f"to drift (default {SESSIONS})")
     group.add_argument("--seed", type=seed_int, help=f"of pairs and noise (default {SEED})")
     group.add_argument("--photos", type=Path, metavar="DIR", help="photographs for backgrounds")
+    group.add_argument(
+        "--write-inputs",
+        type=Path,
+        metavar="DIR",
+        help="without MODEL: write the pictures to edit, and what to do with each, for any editor",
+    )
 
 
 def _add_others(made: ArgumentParser) -> None:
     group = made.add_argument_group("emu-edit and magicbrush")
-    group.add_argument("--data", type=Path, metavar="DIR", help="the downloaded benchmark")
     group.add_argument("--protocol", metavar="NAME", help="what the numbers mean, see below")
     group.add_argument("--backbones", type=Path, metavar="DIR", help="folder of CLIP and DINO")
     group.add_argument(
@@ -120,12 +150,6 @@ def _add_others(made: ArgumentParser) -> None:
         choices=("predicted", "given"),
         help="who tells a model the task: its predictor (default, if it has one) or the benchmark",
     )
-    group.add_argument(
-        "--allow-missing",
-        action="store_true",
-        default=None,
-        help="of a folder: let pictures that are missing count as not edited",
-    )
 
 
 def run(arguments: list[str]) -> int:
@@ -136,19 +160,24 @@ def run(arguments: list[str]) -> int:
     """
     options = parser().parse(arguments)
     check_options(options)
+    from datamodules.benchmarks.items import as_unicode
     from emu_edit.cli.edit_run import asked_sampler
 
     asked_sampler(options.sampler)  # an unknown name is answered before a model is loaded
-    start, status = time.monotonic(), 0
+    if options.write_inputs is not None:
+        from emu_edit.cli.benchmark_world import write_inputs
+
+        sys.stdout.write(write_inputs(options))
+        return 0
+    start = time.monotonic()
     if options.benchmark == WORLD:
-        editor = load_editor(options)
-        start = time.monotonic()
-        table, folder = (run_drift if options.drift else run_world)(options, editor)
+        table, folder, status = run_on_world(options)
     else:
         from emu_edit.cli.benchmark import run_benchmark
 
         table, folder, status = run_benchmark(options)
-    sys.stdout.write(f"{table}\n\nwrote {folder} in {time.monotonic() - start:.0f} s\n")
+    seconds = time.monotonic() - start
+    sys.stdout.write(as_unicode(f"{table}\n\nwrote {folder} in {seconds:.0f} s\n"))
     return status
 
 
@@ -158,6 +187,7 @@ def check_options(options: argparse.Namespace) -> None:
     Raises:
         InputError: with the option and what it belongs to.
     """
+    check_inputs_options(options)
     is_world = options.benchmark == WORLD
     for name in OF_OTHERS if is_world else OF_WORLD:
         if getattr(options, name) is not None:
@@ -174,11 +204,36 @@ def check_options(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} belongs to --drift; add --drift or leave it out")
     splits = SPLITS[options.benchmark]
     if options.split is not None and splits is not None and options.split not in splits:
-        known = f"has {' and '.join(splits)}" if splits else "has no splits; leave it out"
+        known = f"has {', '.join(splits)}" if splits else "has no splits; leave it out"
         raise InputError(f"--split {options.split}: {options.benchmark} {known}")
-    if is_world:
-        options.split = HELDOUT if options.split is None else options.split
-        options.seed = SEED if options.seed is None else options.seed
+    if options.drift and options.split in {"sentences", "pairs"}:
+        raise InputError(f"--split {options.split} is of single edits; --drift has heldout, train")
+
+
+def check_inputs_options(options: argparse.Namespace) -> None:
+    """Refuse a call without a model, unless it is --write-inputs, and what that would not use.
+
+    Raises:
+        InputError: saying what is missing or too much.
+    """
+    if options.write_inputs is None:
+        if options.model is None:
+            raise InputError(
+                "evaluate needs a model or a folder of pictures; see emu-edit evaluate --help"
+            )
+        return
+    if options.model is not None:
+        raise InputError(
+            f"--write-inputs writes what is to be edited and scores nothing; leave {options.model} "
+            "out"
+        )
+    for name in OF_SCORING:
+        if getattr(options, name) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} belongs to scoring; with --write-inputs leave it out"
+            )
+    if options.drift:
+        raise InputError("--drift belongs to scoring; with --write-inputs leave it out")
 
 
 def load_editor(options: argparse.Namespace) -> "Editor":
@@ -203,27 +258,40 @@ def load_editor(options: argparse.Namespace) -> "Editor":
     return editor
 
 
+def run_on_world(options: argparse.Namespace) -> tuple[str, Path, int]:
+    """Score a model or pictures; return the table, the folder written and the exit status."""
+    from emu_edit.cli.benchmark import are_pictures_meant, refuse_allow_missing
+
+    if are_pictures_meant(options):
+        if options.drift:
+            raise InputError(f"--drift needs a model, and {options.model} is a folder of pictures")
+        from emu_edit.cli.benchmark_world import run_pictures
+
+        return run_pictures(options)
+    refuse_allow_missing(options)
+    if options.drift and options.data is not None:
+        raise InputError("--data is about single edits; with --drift leave it out")
+    editor = load_editor(options)
+    return *(run_drift if options.drift else run_world)(options, editor), 0
+
+
 def run_world(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]:
     """Score single edits of every task; return the table and the folder written."""
-    from datamodules.world.photos import Photos
     from emu_edit.cli.benchmark_page import write_page
-    from emu_edit.cli.world_benchmark import WorldBenchmark, evaluate_world, write_results
+    from emu_edit.cli.benchmark_report import versions
+    from emu_edit.cli.benchmark_world import asked_world
+    from emu_edit.cli.world_benchmark import evaluate_world, write_results
     from emu_edit.metrics.table import format_table
     from emu_edit.progress import step_bar
 
-    benchmark = WorldBenchmark(
-        pairs_per_task=PAIRS if options.pairs is None else options.pairs,
-        split=options.split,
-        seed=options.seed,
-        size=options.size,
-        photos=None if options.photos is None else Photos(options.photos),
-    )
+    benchmark = asked_world(options)
     start = time.monotonic()
     with step_bar("evaluating", "pairs") as on_step:
         result = evaluate_world(editor, benchmark, on_step)
     about = describe(options, editor, benchmark.describe(), time.monotonic() - start)
-    folder = output_folder(options, f"world-{options.split}")
-    title = f"{options.model}, {options.split} world, {benchmark.pairs_per_task} pairs per task"
+    about |= {"versions": versions(), "device": editor.device.type}
+    folder = output_folder(options, f"world-{benchmark.split}")
+    title = f"{options.model}, {benchmark.split} world, {benchmark.pairs_per_task} pairs per task"
     write_results(folder, result, title=title, about=about)
     write_page(folder)
     return format_table(result.report), folder
@@ -238,8 +306,8 @@ def run_drift(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]
     benchmark = DriftBenchmark(
         sessions=SESSIONS if options.sessions is None else options.sessions,
         turns=TURNS if options.turns is None else options.turns,
-        split=options.split,
-        seed=options.seed,
+        split=HELDOUT if options.split is None else options.split,
+        seed=SEED if options.seed is None else options.seed,
         size=options.size,
         photos=None if options.photos is None else Photos(options.photos),
     )

@@ -42,6 +42,8 @@ VERBS = {
     "predictor": Verb(
         "predictor", "run", "train and measure what tells the task from the instruction"
     ),
+    "invert": Verb("invert", "run", "teach a model a new task from 1 to 100 pairs"),
+    "tasks": Verb("tasks", "run", "list, add, remove and rename the tasks a model knows"),
     "app": Verb("app", "run", "serve a web page for editing in turns, on this computer"),
     "export": Verb("export", "run", "turn a checkpoint into a model directory"),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
 from emu_edit.cli.find_model import RELEASED, RUNS, find_model, newest_model
+from emu_edit.cli.learned_tasks import teach_again
 from emu_edit.cli.subcommands import Command, run_command
 from emu_edit.errors import InputError
 
@@ -71,7 +72,8 @@ def run_fit(arguments: list[str]) -> int:
     from emu_edit.cli.devices import choose_device
     from emu_edit.cli.predictor_training import describe_training, gather, train_with_bar, untrained
     from emu_edit.editing.predictor import INDEX, PREDICTOR
-    from emu_edit.models.weights import read_task_table, refuse_another_kind
+    from emu_edit.models.directory import refuse_another_kind
+    from emu_edit.models.task_files import read_base_tasks
     from emu_edit.tasks import SIXTEEN
     from emu_edit.training.predictor import PredictorSettings
 
@@ -80,7 +82,7 @@ def run_fit(arguments: list[str]) -> int:
         assert model is not None  # found above when there is no output
         folder = model / PREDICTOR
     refuse_another_kind(folder, INDEX, what="task predictor")
-    tasks = SIXTEEN if model is None else read_task_table(model)
+    tasks = SIXTEEN if model is None else read_base_tasks(model)
     is_tuned = options.encoder is not None and not options.freeze
     defaults = PredictorSettings()
     settings = PredictorSettings(
@@ -100,6 +102,7 @@ def run_fit(arguments: list[str]) -> int:
     sys.stdout.write(
         f"{describe_training(calibration)}\n"
         f"wrote {folder} ({len(instructions)} instructions, {time.monotonic() - start:.0f} s)\n"
+        f"{teach_again(model) if model is not None and output is None else ''}"
     )
     return 0
 

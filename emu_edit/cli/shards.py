@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
@@ -33,6 +34,13 @@ def world_parser() -> ArgumentParser:
     made = ArgumentParser(
         prog="emu-edit shards world",
         description="Write pairs of the procedural world as WebDataset shards.",
+        epilog="new tasks:\n"
+        "  superres   a picture from a quarter of its resolution\n"
+        "  contour    one thick outline around whatever touches\n"
+        "  inpaint    what a grey rectangle hides\n"
+        "  count      as many dots as there are objects\n"
+        "  add_detect insert a thing and draw a box around it\n"
+        "No model is trained for them; teach one with emu-edit invert.",
     )
     made.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
     made.add_argument("--pairs", type=positive_int, required=True, help="pairs in all")
@@ -45,6 +53,9 @@ def world_parser() -> ArgumentParser:
         default="train",
         help="heldout: phrasings and colour/shape pairs that train has not",
     )
+    made.add_argument(
+        "--new-task", metavar="NAME", help="pairs of a task that is none of the sixteen, see below"
+    )
     return made
 
 
@@ -52,16 +63,17 @@ def run_world(arguments: list[str]) -> int:
     """Write a world.
 
     Raises:
-        InputError: if folder, size or photographs cannot be used.
+        InputError: if folder, size, photographs or new task cannot be used.
     """
     options = world_parser().parse(arguments)
     from datamodules.world.photos import Photos
-    from datamodules.world.write import write_world
+    from datamodules.world.write import write_new_task, write_world
     from emu_edit.progress import step_bar
 
     photos = None if options.photos is None else Photos(options.photos)
+    write = write_world if options.new_task is None else partial(write_new_task, options.new_task)
     with step_bar("writing the world", "pairs") as on_step:
-        manifest = write_world(
+        manifest = write(
             options.folder,
             options.pairs,
             seed=options.seed,

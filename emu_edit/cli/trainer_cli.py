@@ -22,6 +22,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from emu_edit.cli.config_errors import one_line
+from emu_edit.cli.invert_batch import write_inversion
 from emu_edit.cli.recipes import DEFAULT_RECIPE, find_config
 from emu_edit.cli.report import FinishedRun, write_report
 from emu_edit.cli.run_folder import (
@@ -35,6 +36,7 @@ from emu_edit.cli.run_folder import (
 )
 from emu_edit.cli.train_options import TrainOptions
 from emu_edit.errors import InputError
+from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.loggers import ending_wandb_run, redact
 from emu_edit.training.module import EditModule
 from emu_edit.training.start import start_from
@@ -143,7 +145,9 @@ class TrainerCLI(LightningCLI):
             raise buried from None
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
-        if self.start is not None and isinstance(self.model, EditModule):
+        if self.start is not None:
+            if not isinstance(self.model, EditModule):
+                raise InputError("--start_from is for weights; a new task begins at model.init")
             start_from(self.model, self.start)
         try:
             self.trainer = self.instantiate_trainer()
@@ -208,6 +212,9 @@ def run_trainer(verb: str, arguments: list[str]) -> int:
         )
         is_trial = cli.trainer.fast_dev_run  # type: ignore[attr-defined]
         if verb == "fit" and cli.trainer.is_global_zero and not is_trial:
+            if isinstance(cli.model, InversionModule):
+                write_inversion(cli.trainer, cli.model, folder, time.monotonic() - start)
+                return 0
             if not isinstance(cli.model, EditModule):
                 raise InputError("model: only an EditModule can be exported")
             seconds = time.monotonic() - start

@@ -188,10 +188,12 @@ def _strength(handlers: Handlers) -> tuple[Any, Any, Any, Any, Any, Any]:
 
 def _task_choice(handlers: Handlers) -> tuple[Any, Any]:
     """Offer the model's tasks, and its predictor if it has one."""
+    networks = handlers.editor.networks
     definitions = {task.name: task.definition for task in TASKS}
+    definitions |= {task.name: task.description for task in networks.learned if task.description}
     choices = [
         (f"{name}: {definitions[name]}" if name in definitions else name, name)
-        for name in handlers.editor.networks.tasks.names
+        for name in networks.tasks.names
     ]
     has_predictor = handlers.editor.predictor is not None
     if has_predictor:

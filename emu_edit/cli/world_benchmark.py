@@ -4,8 +4,9 @@ Used by `evaluate` and at the end of `fit`. The pairs are a pure function of (se
 two models are compared on the same pairs with the same noise.
 """
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +60,19 @@ class WorldBenchmark:
 
 @dataclass(frozen=True)
 class WorldResult:
-    """Scores of a model, and some of its edits to look at."""
+    """Scores of a model, and some of its edits to look at.
+
+    Attributes:
+        report: the scores.
+        rows: some edits.
+        size: side of the pairs in pixels.
+        pairs_sha256: hash of the pairs, targets included.
+    """
 
     report: Report
     rows: list[GridRow]
+    size: int
+    pairs_sha256: str
 
 
 def evaluate_world(
@@ -82,31 +92,61 @@ def evaluate_world(
             f"needs some of {', '.join(SIXTEEN.names)}"
         )
     size = editor.settings.image_size if benchmark.size is None else benchmark.size
-    pairs = [
+    pairs = world_pairs(benchmark, tasks, size)
+    pictures: list[UInt8[Tensor, "3 h w"]] = []
+    for start in range(0, len(pairs), EDITS_AT_ONCE):
+        part = pairs[start : start + EDITS_AT_ONCE]
+        seeds = range(benchmark.seed + start, benchmark.seed + start + len(part))
+        pictures += editor.edit_batch(
+            torch.stack([truth_of(pair).source for pair in part]),
+            [pair.instruction for pair in part],
+            [pair.task for pair in part],
+            list(seeds),
+        )
+        if on_step is not None:
+            on_step(len(pictures), len(pairs))
+    return score_pairs(pairs, pictures, benchmark)
+
+
+def world_pairs(benchmark: WorldBenchmark, tasks: Sequence[str], size: int) -> list[WorldPair]:
+    """Make the benchmark's pairs of some tasks, task by task.
+
+    Raises:
+        InputError: if split or size are none of the world's.
+    """
+    return [
         make_pair(
             benchmark.seed,
             index,
             task=task,
             size=size,
-            split=benchmark.split,  # type: ignore[arg-type]  # checked by make_pair
+            split=benchmark.split,
             photos=benchmark.photos,
         )
         for task in tasks
         for index in range(benchmark.pairs_per_task)
     ]
+
+
+def pairs_sha256(pairs: Sequence[WorldPair]) -> str:
+    """Return the hash of everything that edits of these pairs are made from and judged by."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        texts = [pair.task, pair.instruction, pair.source_caption, pair.target_caption]
+        head = [pair.key, list(pair.source.shape), *texts, pair.extra]
+        digest.update(json.dumps(head, sort_keys=True).encode() + b"\n")
+        for pixels in (pair.source, pair.target, pair.mask):
+            digest.update(pixels.tobytes())
+    return digest.hexdigest()
+
+
+def score_pairs(
+    pairs: Sequence[WorldPair],
+    pictures: Sequence[UInt8[Tensor, "3 h w"]],
+    benchmark: WorldBenchmark,
+) -> WorldResult:
+    """Score what was made of each pair, in the order of `world_pairs`."""
     truths = [truth_of(pair) for pair in pairs]
-    pictures: list[UInt8[Tensor, "3 h w"]] = []
-    for start in range(0, len(pairs), EDITS_AT_ONCE):
-        part = slice(start, start + EDITS_AT_ONCE)
-        seeds = range(benchmark.seed + start, benchmark.seed + start + len(pairs[part]))
-        pictures += editor.edit_batch(
-            torch.stack([truth.source for truth in truths[part]]),
-            [pair.instruction for pair in pairs[part]],
-            [pair.task for pair in pairs[part]],
-            list(seeds),
-        )
-        if on_step is not None:
-            on_step(len(pictures), len(pairs))
     shown = [i for i in range(len(pairs)) if i % benchmark.pairs_per_task < ROWS_PER_TASK]
     rows = [
         GridRow(
@@ -114,7 +154,12 @@ def evaluate_world(
         )
         for i in shown
     ]
-    return WorldResult(report(zip(pictures, truths, strict=True)), rows)
+    return WorldResult(
+        report(zip(pictures, truths, strict=True)),
+        rows,
+        size=truths[0].source.shape[-1],
+        pairs_sha256=pairs_sha256(pairs),
+    )
 
 
 def truth_of(pair: WorldPair) -> Truth:
@@ -130,7 +175,12 @@ def truth_of(pair: WorldPair) -> Truth:
 
 
 def write_results(
-    folder: Path, result: WorldResult, *, title: str, about: dict[str, object]
+    folder: Path,
+    result: WorldResult,
+    *,
+    title: str,
+    about: dict[str, object],
+    table: str | None = None,
 ) -> None:
     """Write results.json, table.md and grid.png.
 
@@ -139,10 +189,12 @@ def write_results(
         result: what to write.
         title: heading of table and grid.
         about: what else goes into results.json: model, benchmark, time.
+        table: what to write below the title; None means the report's table alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {**about, "report": result.report.to_dict()}
+    facts = {"size": result.size, "pairs_sha256": result.pairs_sha256}
+    numbers = {**about, **facts, "report": result.report.to_dict()}
     (folder / RESULTS).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    table = f"# {title}\n\n{format_table(result.report)}\n"
-    (folder / TABLE).write_text(table, encoding="utf-8")
+    text = format_table(result.report) if table is None else table
+    (folder / TABLE).write_text(f"# {title}\n\n{text}\n", encoding="utf-8")
     picture_grid(result.rows, title).save(folder / GRID)

@@ -27,6 +27,8 @@ from emu_edit.errors import InputError
 from emu_edit.images import from_pil, to_float, to_uint8
 from emu_edit.models.conditioning import branches
 from emu_edit.models.interfaces import Conditioning, TextFeatures
+from emu_edit.models.learned_task import LearnedTask, model_hash
+from emu_edit.models.task_files import check_base
 from emu_edit.models.weights import EditNetworks, load_networks, save_networks
 from emu_edit.text_rules import clean_instruction
 
@@ -58,8 +60,12 @@ class Editor:
         prediction: Prediction,
         settings: EditorSettings,
         predictor: TaskPredictor | None = None,
+        objective: object = None,
     ) -> None:
         """Join networks and schedule; the networks are used where they are, not copied.
+
+        `objective` is the JSON value with which the model directory tells what it was trained for
+        (see `emu_edit.training.objective`); editing only keeps it.
 
         Raises:
             InputError: if `prediction` cannot be sampled with `schedule` (eps at zero terminal
@@ -71,6 +77,7 @@ class Editor:
         self.prediction = prediction
         self.settings = settings
         self.predictor = predictor
+        self.objective = objective
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "cpu") -> "Editor":
@@ -83,7 +90,7 @@ class Editor:
                 model.
         """
         networks, scheduler_config, values = load_networks(Path(path), device)
-        predictor = Path(path).expanduser() / PREDICTOR
+        predictor = _load_predictor(Path(path).expanduser() / PREDICTOR, networks)
         where = f"{path}/model_index.json"
         prediction = Prediction[choice(values, "prediction", [p.name for p in Prediction], where)]
         return cls(
@@ -91,9 +98,8 @@ class Editor:
             schedule=NoiseSchedule.from_config(scheduler_config),
             prediction=prediction,
             settings=EditorSettings.from_dict(values, where=where),
-            predictor=TaskPredictor.from_pretrained(predictor, tasks=networks.tasks).to(device)
-            if predictor.exists()
-            else None,
+            predictor=None if predictor is None else predictor.to(device),
+            objective=values.get("objective"),
         )
 
     def save_pretrained(self, path: Path | str) -> None:
@@ -105,7 +111,12 @@ class Editor:
                 **self.schedule.to_config(),
                 "prediction_type": DIFFUSERS_NAMES[self.prediction],
             },
-            settings={"prediction": self.prediction.name, **self.settings.to_dict()},
+            settings={
+                "prediction": self.prediction.name,
+                **self.settings.to_dict(),
+                # absent where nothing is known, as in the directories of before it was written
+                **({} if self.objective is None else {"objective": self.objective}),
+            },
             also=self._write_predictor,
         )
 
@@ -113,6 +124,24 @@ class Editor:
         if self.predictor is not None:
             (folder / PREDICTOR).mkdir()
             self.predictor.write_parts(folder / PREDICTOR)
+
+    def add_task(self, task: LearnedTask, *, allow_mismatch: bool = False) -> None:
+        """Edit with a learned task, too; one of the same name that was learnt before is replaced.
+
+        The predictor names it when the task has a row for this predictor.
+
+        Args:
+            task: e.g. `LearnedTask.load("contour.safetensors")`.
+            allow_mismatch: take a task that was learnt with another model, too.
+
+        Raises:
+            InputError: if it was learnt with another model, has another width, or bears the name of
+                a task the model was trained with.
+        """
+        base = model_hash(self.networks)
+        self.networks.add_task(check_base(task, base, allow_mismatch=allow_mismatch))
+        if self.predictor is not None:
+            self.predictor.know(task)
 
     @property
     def device(self) -> torch.device:
@@ -148,8 +177,8 @@ class Editor:
         Args:
             image: the picture; a PIL image is turned upright and made RGB first.
             instruction: what to change, in words.
-            task: name of the task, see `emu_edit.tasks`, or a mix of two; None asks the model's
-                task predictor.
+            task: name of the task, see `emu_edit.tasks` (or a learned one's), or a mix of two; None
+                asks the model's task predictor.
             seed: same seed, same pixels.
             negative: what the picture should not show; stands where guidance has no text, so it
                 needs a text guidance other than 1.
@@ -308,6 +337,16 @@ class Editor:
         return with_source(
             partial(self.networks.denoiser, cond=cond), cond.z_source, self.prediction
         )
+
+
+def _load_predictor(folder: Path, networks: EditNetworks) -> TaskPredictor | None:
+    """Return the predictor of a model, which knows the learned tasks that tell it how."""
+    if not folder.exists():
+        return None
+    predictor = TaskPredictor.from_pretrained(folder, tasks=networks.base_tasks)
+    for task in networks.learned:
+        predictor.know(task)
+    return predictor
 
 
 def progress(on_step: OnStep | None, num_steps: int) -> StepEnd | None:

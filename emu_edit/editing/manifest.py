@@ -8,7 +8,7 @@ name.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import torch
 from jaxtyping import UInt8
@@ -20,17 +20,14 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.task_mix import parse_task
 from emu_edit.editing.threshold import check_alpha
 from emu_edit.errors import InputError, closest
-from emu_edit.models.codec import KLCodec, PatchCodec
+from emu_edit.models.fingerprints import codec_numbers, spaced_bytes
+from emu_edit.models.learned_task import check_name
 from emu_edit.text_rules import clean_instruction
 
 VERSION = 1
 SEEDS = 2**63  # a seed is at least 0 and below this, as on the command line
 MOST_TURNS = 1000
 MOST_STEPS = 1000  # the schedule has no more
-
-# Tensors above this many numbers are hashed by as many evenly spaced ones: a production model's
-# fingerprint then takes a fraction of a second instead of several. Training moves every number.
-HASHED = 65536
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Turn:
         """
         if not isinstance(values, dict):
             raise InputError(f"{where} must be a JSON object, got {_kind(values)}")
-        names = [field.name for field in fields(Turn)]
+        names = [entry.name for entry in fields(Turn)]
         if odd := sorted(set(names) ^ set(values), key=str):
             what = "has no" if odd[0] in names else "has an unknown entry"
             raise InputError(f"{where} {what} {odd[0]!r}; its entries are {', '.join(names)}")
@@ -129,6 +126,7 @@ class Manifest:
         turns: what was done, in order.
         results: `pixel_hash` of each turn's result; another device or torch version may differ in
             the last grey level.
+        learned_tasks: of the tasks in `turns` that are learned ones, the `vector_hash` by name.
     """
 
     seed: int
@@ -139,6 +137,7 @@ class Manifest:
     chain_latents: bool
     turns: tuple[Turn, ...]
     results: tuple[str, ...]
+    learned_tasks: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Return the manifest as JSON-ready primitives."""
@@ -148,6 +147,7 @@ class Manifest:
             "model": {"sha256": self.model},
             "seed": self.seed,
             "chain_latents": self.chain_latents,
+            "learned_tasks": self.learned_tasks,
             "turns": [turn.to_dict() for turn in self.turns],
             "results": list(self.results),
         }
@@ -171,6 +171,8 @@ class Manifest:
             )
         original, model = _object(values, "original"), _object(values, "model")
         turns, results = _list(values, "turns"), _list(values, "results")
+        # manifests from before there were learned tasks have no such entry
+        learned = _object({"learned_tasks": {}, **values}, "learned_tasks")
         if len(turns) != len(results):
             raise InputError(f"the manifest has {len(turns)} turns and {len(results)} results")
         return Manifest(
@@ -185,6 +187,7 @@ class Manifest:
                 for number, turn in enumerate(turns, start=1)
             ),
             results=tuple(_hash({"results": result}, "results") for result in results),
+            learned_tasks={_task_name(name): _hash(learned, name) for name in learned},
         )
 
 
@@ -213,8 +216,9 @@ def pixel_hash(image: UInt8[Tensor, "3 h w"]) -> str:
 def fingerprint(editor: Editor) -> str:
     """Return a SHA-256 of what decides the pixels in a model: weights, codec, schedule, tasks.
 
-    Settings are left out, because a turn states its own, and so are predictor and device. Each
-    tensor enters with name, kind and shape; large ones by evenly spaced numbers.
+    Settings are left out, because a turn states its own, and so are predictor and device; learned
+    tasks too, because a manifest names those that its turns use. Each tensor enters with name, kind
+    and shape; large ones by evenly spaced numbers.
     """
     networks = editor.networks
     about = {
@@ -222,26 +226,16 @@ def fingerprint(editor: Editor) -> str:
         "schedule": hashlib.sha256(
             torch.stack([editor.schedule.alpha, editor.schedule.sigma]).numpy().tobytes()
         ).hexdigest(),
-        "tasks": list(networks.tasks.names),
-        "codec": _codec_numbers(networks.codec),
+        "tasks": list(networks.base_tasks.names),
+        "codec": codec_numbers(networks.codec),
     }
     digest = hashlib.sha256(json.dumps(about).encode())
-    for name, tensor in sorted(networks.state_dict().items()):
+    tensors = networks.state_dict()
+    tensors["task_embedding.table"] = networks.base_table()
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        numbers = tensor.flatten()[:: -(-max(tensor.numel(), 1) // HASHED)].cpu()
-        # as bytes: numpy has no bfloat16
-        digest.update(numbers.contiguous().view(torch.uint8).numpy().data)
+        digest.update(spaced_bytes(tensor))
     return digest.hexdigest()
-
-
-def _codec_numbers(codec: object) -> list[object]:
-    match codec:
-        case PatchCodec():
-            return ["PatchCodec", codec.patch, codec.shift, codec.scale]
-        case KLCodec():
-            return ["KLCodec", codec.scale_condition, codec.shift, codec.scale]
-        case _:
-            return [type(codec).__name__]
 
 
 def _kind(value: object) -> str:
@@ -285,6 +279,11 @@ def _hash(values: dict, name: str) -> str:
     if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
         raise _refuse(name, "a SHA-256 of 64 hexadecimal digits", value)
     return value
+
+
+def _task_name(name: object) -> str:
+    check_name(str(name))
+    return str(name)
 
 
 def _object(values: dict, name: str) -> dict:

@@ -4,11 +4,14 @@ A text encoder, the mean over its real tokens, and a linear map to the tasks of 
 The logits are divided by a temperature fitted on texts that were held back from training, so that a
 confidence of 0.9 is right nine times in ten. A predictor lies in a directory of its own, usually
 `predictor/` of a model directory: `predictor.json`, `head.safetensors`, and the encoder in
-transformers' format.
+transformers' format. A task that was learnt by inversion brings a row of its own for the linear map
+(`know`), which belongs to its file and not to this directory.
 Source: task index from a fine-tuned Flan-T5, Sheynin et al. 2023, arXiv:2311.10089; temperature
 scaling, Guo et al. 2017, arXiv:1706.04599.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emu_edit.errors import InputError
+from emu_edit.models.directory import new_directory, read_json, write_json
+from emu_edit.models.fingerprints import spaced_bytes
+from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.sources import check_safetensors, quiet_transformers
 from emu_edit.models.text import ModelText, TransformersText
-from emu_edit.models.weights import new_directory, read_json, write_json
 from emu_edit.tasks import TaskTable
 
 PREDICTOR = "predictor"  # its folder in a model directory
@@ -68,7 +73,7 @@ class TaskPredictor(nn.Module):
 
     Args:
         encoder: T5, CLIP, BERT or another encoder of transformers; its padding is masked.
-        tasks: the table of the model it works for.
+        tasks: the table it is trained for.
         temperature: what logits are divided by before the softmax, above 0; 1 until it is fitted.
     """
 
@@ -82,13 +87,17 @@ class TaskPredictor(nn.Module):
         if encoder.attend_padding:
             raise ValueError("a predictor's encoder masks its padding; give attend_padding=False")
         self.encoder = encoder
-        self.tasks = tasks
+        self.trained_tasks = tasks
+        self.tasks = tasks  # with the learned ones
         self.temperature = temperature
         # skip_init: nn.Linear would draw weights from the global generator, to be overwritten
         head = nn.utils.skip_init(nn.Linear, encoder.dim, len(tasks))
         self.head = cast("nn.Linear", head)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        # weights and bias of the learned tasks; apart, so that the others' logits keep their bits
+        self.rows: Tensor
+        self.register_buffer("rows", torch.zeros(0, encoder.dim + 1), persistent=False)
 
     def forward(self, instructions: Sequence[str]) -> Float[Tensor, "b n"]:
         """Return the logits of all tasks, not yet divided by the temperature.
@@ -96,7 +105,47 @@ class TaskPredictor(nn.Module):
         Raises:
             InputError: if an instruction has more tokens than the encoder takes.
         """
-        return self.head(self.encoder(list(instructions)).mean())
+        return self.logits_of(self.encoder(list(instructions)).mean())
+
+    def logits_of(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b n"]:
+        """Return the logits for features that the encoder gave."""
+        logits = self.head(features)
+        if not len(self.rows):
+            return logits
+        return torch.cat([logits, features @ self.rows[:, :-1].T + self.rows[:, -1]], dim=1)
+
+    def know(self, task: LearnedTask) -> bool:
+        """Predict a learned task, too, from now on; return whether it has a row for this predictor.
+
+        A row of another predictor means nothing here and is left alone; a row that an earlier task
+        of this name had is given up.
+
+        Raises:
+            InputError: if the predictor was trained with a task of this name.
+        """
+        if task.name in self.trained_tasks.names:
+            raise InputError(
+                f"the predictor was trained with a task {task.name!r}; give the learned one "
+                "another name"
+            )
+        if task.name in self.tasks.names:
+            rows = self.tasks.index(task.name) - len(self.trained_tasks)
+            self.rows = torch.cat([self.rows[:rows], self.rows[rows + 1 :]])
+            self.tasks = TaskTable(tuple(name for name in self.tasks.names if name != task.name))
+        if task.predictor_row is None or task.predictor != self.hash():
+            return False
+        self.rows = torch.cat([self.rows, task.predictor_row[None].to(self.rows)])
+        self.tasks = TaskTable((*self.tasks.names, task.name))
+        return True
+
+    def hash(self) -> str:
+        """Return the SHA-256 of what was trained: encoder, linear map, tasks and temperature."""
+        about = {"tasks": list(self.trained_tasks.names), "temperature": self.temperature}
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+            digest.update(spaced_bytes(tensor, torch.float32))
+        return digest.hexdigest()
 
     @torch.no_grad()
     def logits(self, instructions: Sequence[str]) -> Float[Tensor, "b n"]:
@@ -161,7 +210,7 @@ class TaskPredictor(nn.Module):
             folder / INDEX,
             {
                 "version": VERSION,
-                "tasks": list(self.tasks.names),
+                "tasks": list(self.trained_tasks.names),
                 "temperature": self.temperature,
                 "max_tokens": self.encoder.max_tokens,
             },
@@ -175,7 +224,8 @@ class TaskPredictor(nn.Module):
 
         Args:
             path: directory written by `save_pretrained`.
-            tasks: when given, the table of the model that the predictor must be for.
+            tasks: when given, the table that the predictor must be trained for: the model's without
+                its learned tasks.
 
         Raises:
             InputError: if it is no such directory, a part is missing or damaged, or it is for

@@ -19,10 +19,11 @@ from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor, OnStep, progress, reflect_to_multiple
 from emu_edit.editing.manifest import Manifest, Turn, fingerprint, pixel_hash
-from emu_edit.editing.task_mix import TaskChoice, parse_task
+from emu_edit.editing.task_mix import TaskChoice, parse_task, task_names
 from emu_edit.editing.threshold import Threshold, default_alpha, is_unchanged
 from emu_edit.errors import InputError
 from emu_edit.images import from_pil
+from emu_edit.models.learned_task import SUFFIX
 from emu_edit.randomness import keyed_generator
 from emu_edit.text_rules import clean_instruction
 
@@ -225,7 +226,14 @@ class EditSession:
             chain_latents=self.latents is not None,
             turns=self.turns,
             results=tuple(pixel_hash(image) for image in self.images[1:]),
+            learned_tasks=self._learned_tasks(),
         ).to_dict()
+
+    def _learned_tasks(self) -> dict[str, str]:
+        """Return the vector's hash of each learned task that a turn uses, by name."""
+        told = {name for turn in self.turns for name in task_names(parse_task(turn.task))}
+        learned = self.editor.networks.learned
+        return {task.name: task.vector_hash() for task in learned if task.name in told}
 
 
 def replay(
@@ -307,3 +315,19 @@ def _check_same(session: EditSession, wanted: Manifest) -> None:
         raise InputError(
             "the manifest was made with another model (its weights differ); give that one"
         )
+    _check_learned(session.editor, wanted)
+
+
+def _check_learned(editor: Editor, wanted: Manifest) -> None:
+    has = {task.name: task.vector_hash() for task in editor.networks.learned}
+    for name, vector_hash in wanted.learned_tasks.items():
+        if name not in has:
+            raise InputError(
+                f"the manifest uses the learned task {name!r}, which this model has not; give its "
+                f"file (--task {name}{SUFFIX}), or put it into the model with 'emu-edit tasks add'"
+            )
+        if has[name] != vector_hash:
+            raise InputError(
+                f"the manifest was made with another vector of the learned task {name!r}; give the "
+                f"file it was made with (--task {name}{SUFFIX})"
+            )

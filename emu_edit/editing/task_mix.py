@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emu_edit.errors import InputError
-from emu_edit.models.weights import EditNetworks
+from emu_edit.models.networks import EditNetworks
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ def parse_task(text: str) -> TaskChoice:
         raise InputError(
             f"task {text!r}: the share {share!r} is no number; write FIRST+SECOND:0.5"
         ) from error
+
+
+def task_names(task: TaskChoice) -> tuple[str, ...]:
+    """Return the names of the tasks in a choice: one, or the two of a mix."""
+    return (task.first, task.second) if isinstance(task, TaskMix) else (task,)
 
 
 def task_vectors(networks: EditNetworks, tasks: Sequence[TaskChoice]) -> Float[Tensor, "b k"]:

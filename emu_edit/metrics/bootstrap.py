@@ -13,6 +13,7 @@ from emu_edit.randomness import keyed_generator
 ENDS = (0.025, 0.975)
 MEANS = 2_000  # resamples of a mean; each end moves by about 3 % of the width with the seed
 SHARES = 10_000  # of a share, which is drawn at once and costs less
+AT_ONCE = 2**18  # drawn groups in memory together; how many does not change what is drawn
 
 
 class MeanInterval(NamedTuple):
@@ -56,11 +57,7 @@ def bootstrap_mean(
         raise ValueError(f"{len(numbers)} numbers need as many groups, got {len(groups)}")
     sums, sizes = _by_group(numbers, range(len(numbers)) if groups is None else groups)
     generator = keyed_generator(seed, "bootstrap mean", len(sums))
-    means = np.empty(n)
-    for resample in range(n):
-        drawn = generator.integers(len(sums), size=len(sums))
-        means[resample] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(means, ENDS)
+    low, high = np.quantile(_resampled_means(sums, sizes, n, generator), ENDS)
     return MeanInterval(float(numbers.mean()), float(low), float(high))
 
 
@@ -74,6 +71,21 @@ def bootstrap_share(successes: int, count: int) -> tuple[float, float]:
     shares = generator.binomial(count, successes / count, SHARES) / count
     low, high = np.quantile(shares, ENDS)
     return float(low), float(high)
+
+
+def _resampled_means(
+    sums: np.ndarray, sizes: np.ndarray, n: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the means of n resamples, drawn one after the other from one stream."""
+    count = len(sums)
+    rows = max(1, AT_ONCE // count)
+    means = np.empty(n)
+    for start in range(0, n, rows):
+        part = means[start : start + rows]
+        drawn = generator.integers(count, size=(len(part), count))
+        numbers = len(sizes) if (sizes == 1).all() else sizes[drawn].sum(1)
+        part[:] = sums[drawn].sum(1) / numbers
+    return means
 
 
 def _by_group(numbers: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:

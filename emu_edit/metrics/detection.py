@@ -4,15 +4,39 @@ One picture's marks are read in `marks`, depth and normals compared in `maps`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from emu_edit.metrics.marks import Box, box_iou
 
 THRESHOLD = 0.5  # PASCAL VOC's, Everingham et al. 2010
 UNLABELLED = -1  # a pixel without a class: not judged in the truth, wrong in a prediction
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How a painted region and the right one lie over each other, in pixels.
+
+    Attributes:
+        kind: what kind of thing was to be painted.
+        shared: in both.
+        missed: in the right one only.
+        wrong: in the painted one only.
+    """
+
+    kind: str
+    shared: int
+    missed: int
+    wrong: int
+
+    @staticmethod
+    def of(kind: str, painted: Bool[Tensor, "h w"], right: Bool[Tensor, "h w"]) -> "Overlap":
+        """Count the pixels of two regions."""
+        parts = (painted & right, right & ~painted, painted & ~right)
+        return Overlap(kind, *(int(part.sum()) for part in parts))
 
 
 def matched_ious(predicted: Sequence[Box], truth: Sequence[Box]) -> list[float]:
@@ -86,7 +110,24 @@ def region_counts(
     return flat.reshape(num_classes, columns)
 
 
-def mean_iou(counts: Int64[Tensor, "n n_and_1"]) -> float | None:
+def kind_counts(overlaps: Sequence[Overlap]) -> tuple[Int64[Tensor, "n n_and_1"], int]:
+    """Return the counts of `region_counts` for pictures that each ask for one kind of thing.
+
+    A class per kind and, last, one for the rest of the pictures; and the number of kinds. The rest
+    that was left alone is not counted: it would be a class that not editing has almost right.
+    """
+    kinds = sorted({overlap.kind for overlap in overlaps})
+    rest = len(kinds)
+    counts = torch.zeros(rest + 1, rest + 2, dtype=torch.int64)
+    for overlap in overlaps:
+        own = kinds.index(overlap.kind)
+        counts[own, own] += overlap.shared
+        counts[own, rest] += overlap.missed
+        counts[rest, own] += overlap.wrong
+    return counts, rest
+
+
+def mean_iou(counts: Int64[Tensor, "n n_and_1"], judged: int | None = None) -> float | None:
     """Return the mean over classes of shared pixels over pixels that are in either.
 
     IoU_i = counts[i, i] / (of class i + taken for class i - counts[i, i])
@@ -94,9 +135,15 @@ def mean_iou(counts: Int64[Tensor, "n n_and_1"]) -> float | None:
     Pixels are summed over all pictures before dividing. Classes that neither occur nor were
     predicted are left out; None if that is all of them.
     Source: the ADE20K benchmark, Zhou et al. 2017.
+
+    Args:
+        counts: of pixels, from `region_counts` or `kind_counts`.
+        judged: average over the first so many classes; the others are only what these are mistaken
+            for. None means all.
     """
     numbers = counts.double()
     shared = numbers.diagonal()
     either = numbers.sum(1) + numbers[:, :-1].sum(0) - shared
+    shared, either = shared[:judged], either[:judged]
     occurs = either > 0
     return (shared[occurs] / either[occurs]).mean().item() if occurs.any() else None

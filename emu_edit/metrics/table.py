@@ -6,14 +6,18 @@ scored by the same function: an average says little without the floor and the ce
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
 from emu_edit.metrics.bootstrap import bootstrap_share
+from emu_edit.metrics.detection import average_precision_at, kind_counts, mean_iou
 from emu_edit.metrics.world import EditScore, Truth, score
 from emu_edit.tasks import SIXTEEN, TASKS, Family
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,15 @@ class Row:
         outside_l1: see `EditScore`.
         relative_error: mean inside_l1 over mean copy_l1; below 1 beats not editing.
         detection_iou: see `EditScore`.
+        detection_ap: average precision at IoU 0.5 of the rectangles, see `average_precision_at`.
         segmentation_iou: see `EditScore`.
+        segmentation_miou: mean IoU over kinds of things, pixels summed over all edits.
         depth_rmse: see `EditScore`.
         normal_degrees: see `EditScore`.
+        normal_median: mean of the edits' median angular errors, in degrees; so the shares below.
+        normal_within_11: see `NormalErrors`.
+        normal_within_22: see `NormalErrors`.
+        normal_within_30: see `NormalErrors`.
     """
 
     name: str
@@ -48,9 +58,15 @@ class Row:
     outside_l1: float | None
     relative_error: float
     detection_iou: float | None
+    detection_ap: float | None
     segmentation_iou: float | None
+    segmentation_miou: float | None
     depth_rmse: float | None
     normal_degrees: float | None
+    normal_median: float | None
+    normal_within_11: float | None
+    normal_within_22: float | None
+    normal_within_30: float | None
 
 
 @dataclass(frozen=True)
@@ -142,7 +158,9 @@ def format_table(result: Report) -> str:
     notes = (
         "success: inside the mask closer to the target than to the source, outside untouched. "
         "error/copy: error inside relative to not editing (below 1 is better than copying). "
-        "inside, copy, outside, picture: mean absolute differences in [0, 1]."
+        "inside, copy, outside, picture: mean absolute differences in [0, 1]. "
+        "AP@0.5: precision times recall of rectangles, a hit from IoU 0.5 on. "
+        "mIoU: over kinds of things, pixels summed."
     )
     return "\n".join([*lines, "", notes])
 
@@ -153,6 +171,7 @@ def _row(name: str, scores: Sequence[EditScore]) -> Row:
     l1, inside_l1, copy_l1 = np.mean(
         [(s.l1, s.inside_l1, s.copy_l1) for s in scores], axis=0
     ).tolist()
+    normals = [s.normals for s in scores if s.normals is not None]
     return Row(
         name=name,
         count=len(scores),
@@ -165,24 +184,48 @@ def _row(name: str, scores: Sequence[EditScore]) -> Row:
         outside_l1=_mean(scores, lambda s: s.outside_l1),
         relative_error=inside_l1 / copy_l1,
         detection_iou=_mean(scores, lambda s: s.detection_iou),
+        detection_ap=_detection_ap(scores),
         segmentation_iou=_mean(scores, lambda s: s.segmentation_iou),
+        segmentation_miou=_segmentation_miou(scores),
         depth_rmse=_mean(scores, lambda s: s.depth_rmse),
-        normal_degrees=_mean(scores, lambda s: s.normal_degrees),
+        normal_degrees=_mean(normals, lambda n: n.mean),
+        normal_median=_mean(normals, lambda n: n.median),
+        normal_within_11=_mean(normals, lambda n: n.within_11),
+        normal_within_22=_mean(normals, lambda n: n.within_22),
+        normal_within_30=_mean(normals, lambda n: n.within_30),
     )
 
 
-def _mean(scores: Sequence[EditScore], number: Callable[[EditScore], float | None]) -> float | None:
-    """Average a number over the scores that have it."""
-    values = [value for s in scores if (value := number(s)) is not None]
+def _detection_ap(scores: Sequence[EditScore]) -> float | None:
+    """Return the average precision of the rectangles; each edit asks for one and has at most one.
+
+    None if no edit asks for one.
+    """
+    asked = [s for s in scores if s.detection_iou is not None]
+    ious = [s.detection_iou for s in asked if s.detection_iou is not None and s.has_box]
+    return average_precision_at(ious, len(asked)) if asked else None
+
+
+def _segmentation_miou(scores: Sequence[EditScore]) -> float | None:
+    """Return the mean IoU over kinds of things, None if no edit asks for a region."""
+    return mean_iou(*kind_counts([s.overlap for s in scores if s.overlap is not None]))
+
+
+def _mean(records: Sequence[Record], number: Callable[[Record], float | None]) -> float | None:
+    """Average a number over the records that have it."""
+    values = [value for record in records if (value := number(record)) is not None]
     return sum(values) / len(values) if values else None
 
 
 def _cells(name: str, row: Row) -> list[str]:
     measured = {
         "box IoU {:.2f}": row.detection_iou,
+        "AP@0.5 {:.2f}": row.detection_ap,
         "region IoU {:.2f}": row.segmentation_iou,
+        "mIoU {:.2f}": row.segmentation_miou,
         "depth RMSE {:.3f}": row.depth_rmse,
         "normals {:.1f}°": row.normal_degrees,
+        "median {:.1f}°": row.normal_median,
     }
     return [
         name,

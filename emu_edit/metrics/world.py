@@ -13,7 +13,8 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from emu_edit.errors import InputError
-from emu_edit.metrics.maps import depth_rmse, normal_degrees
+from emu_edit.metrics.detection import Overlap
+from emu_edit.metrics.maps import NormalErrors, depth_rmse, normal_errors
 from emu_edit.metrics.marks import Box, Rgb, box_iou, drawn_box, marked, region_iou
 
 UNTOUCHED = (
@@ -37,6 +38,7 @@ class Truth:
         direction: "to_map" or "from_map" for the five map tasks, else None.
         box: where `detect` must draw its rectangle.
         mark_rgb: the stated colour of `detect` and `segment`.
+        kind: what kind of thing is to be segmented, "" where nobody says.
     """
 
     key: str
@@ -47,6 +49,7 @@ class Truth:
     direction: str | None = None
     box: Box | None = None
     mark_rgb: Rgb | None = None
+    kind: str = ""
 
     def __post_init__(self) -> None:
         """Refuse pairs that no edit could be judged by.
@@ -74,7 +77,11 @@ class Truth:
         mask: Bool[np.ndarray, "h w"],
         extra: dict[str, object],
     ) -> "Truth":
-        """Take a pair as the world makes it; of `extra`, direction, box and mark_rgb are read."""
+        """Take a pair as the world makes it.
+
+        Of `extra`, direction, box, mark_rgb and thing are read; the kind of a thing is the last
+        word of its name ("red circle").
+        """
         direction = extra.get("direction")
         return Truth(
             key,
@@ -85,6 +92,7 @@ class Truth:
             direction=None if direction is None else str(direction),
             box=_integers(key, "box", extra, 4),
             mark_rgb=_integers(key, "mark_rgb", extra, 3),
+            kind=str(extra.get("thing", "")).rpartition(" ")[2],
         )
 
 
@@ -101,9 +109,11 @@ class EditScore:
         outside_l1: |edited - source| outside the mask and its margin; None if nothing is outside.
         is_closer: inside the mask the edited picture is nearer to the target than to the source.
         detection_iou: of the drawn rectangle with the right one; `detect` only.
+        has_box: whether there is a rectangle at all; `detect` only.
         segmentation_iou: of the painted region with the right one; `segment` only.
+        overlap: the same in pixels; `segment` only.
         depth_rmse: `depth`, picture to map only.
-        normal_degrees: mean angular error; `normal`, picture to map only.
+        normals: angular errors; `normal`, picture to map only.
     """
 
     key: str
@@ -114,9 +124,16 @@ class EditScore:
     outside_l1: float | None
     is_closer: bool
     detection_iou: float | None = None
+    has_box: bool | None = None
     segmentation_iou: float | None = None
+    overlap: Overlap | None = None
     depth_rmse: float | None = None
-    normal_degrees: float | None = None
+    normals: NormalErrors | None = None
+
+    @property
+    def normal_degrees(self) -> float | None:
+        """The mean angular error of `normals`."""
+        return None if self.normals is None else self.normals.mean
 
     @property
     def relative_error(self) -> float:
@@ -143,6 +160,8 @@ def score(edited: UInt8[Tensor, "3 h w"], truth: Truth) -> EditScore:
     to_map = truth.direction == "to_map"
     outside = ~dilated(mask, MARGIN)
     inside_l1 = _l1(edited, target, mask)
+    box = _drawn_box(edited, truth) if truth.task == "detect" else None
+    regions = _regions(edited, truth) if truth.task == "segment" else None
     return EditScore(
         key=truth.key,
         task=truth.task,
@@ -151,12 +170,12 @@ def score(edited: UInt8[Tensor, "3 h w"], truth: Truth) -> EditScore:
         copy_l1=_l1(source, target, mask),
         outside_l1=_l1(edited, source, outside) if outside.any() else None,
         is_closer=inside_l1 < _l1(edited, source, mask),
-        detection_iou=_detection_iou(edited, truth) if truth.task == "detect" else None,
-        segmentation_iou=_segmentation_iou(edited, truth) if truth.task == "segment" else None,
+        detection_iou=_detection_iou(box, truth) if truth.task == "detect" else None,
+        has_box=box is not None if truth.task == "detect" else None,
+        segmentation_iou=None if regions is None else region_iou(*regions),
+        overlap=None if regions is None else Overlap.of(truth.kind, *regions),
         depth_rmse=depth_rmse(edited, target) if truth.task == "depth" and to_map else None,
-        normal_degrees=normal_degrees(edited, target)
-        if truth.task == "normal" and to_map
-        else None,
+        normals=normal_errors(edited, target) if truth.task == "normal" and to_map else None,
     )
 
 
@@ -171,18 +190,25 @@ def _l1(a: Tensor, b: Tensor, where: Tensor) -> float:
     return (a[:, where].double() - b[:, where].double()).abs().mean().item() / 255
 
 
-def _detection_iou(edited: Tensor, truth: Truth) -> float:
+def _drawn_box(edited: Tensor, truth: Truth) -> Box | None:
+    """Return the rectangle one can see."""
+    assert truth.mark_rgb is not None  # checked by Truth
+    return drawn_box(marked(edited, truth.source, truth.mark_rgb))
+
+
+def _detection_iou(box: Box | None, truth: Truth) -> float:
     """Compare the rectangle one can see with the right one."""
     assert truth.box is not None  # checked by Truth
-    assert truth.mark_rgb is not None
-    return box_iou(drawn_box(marked(edited, truth.source, truth.mark_rgb)), truth.box)
+    return box_iou(box, truth.box)
 
 
-def _segmentation_iou(edited: Tensor, truth: Truth) -> float:
-    """Compare the painted region with the one the target paints, by the same rule."""
+def _regions(edited: Tensor, truth: Truth) -> tuple[Bool[Tensor, "h w"], Bool[Tensor, "h w"]]:
+    """Return the painted region and the one the target paints, by the same rule."""
     assert truth.mark_rgb is not None  # checked by Truth
-    painted, right = (marked(p, truth.source, truth.mark_rgb) for p in (edited, truth.target))
-    return region_iou(painted, right)
+    return (
+        marked(edited, truth.source, truth.mark_rgb),
+        marked(truth.target, truth.source, truth.mark_rgb),
+    )
 
 
 def _integers(key: str, name: str, extra: dict[str, object], number: int):

@@ -16,6 +16,7 @@ from emu_edit.tasks import TaskTable
 from emu_edit.training.averaging import EMA_STATE_KEY, check_matches, with_weights
 from emu_edit.training.checkpoint_io import read_checkpoint
 from emu_edit.training.module import EditModule, check_tasks
+from emu_edit.training.objective import Objective
 
 
 def load_module(path: Path | str, *, tasks: TaskTable | None = None) -> EditModule:
@@ -65,16 +66,18 @@ def load_ema(path: Path | str) -> dict[str, Tensor] | None:
 def export_model(module: EditModule, path: Path | str, *, ema: Mapping[str, Tensor] | None) -> None:
     """Write a model directory from a module, with the averaged weights when they are given.
 
-    The directory gives the same pixels as the module for the same seed. The module is unchanged
-    afterwards.
+    The directory gives the same pixels as the module for the same seed, and says what it was
+    trained to make small. The module is unchanged afterwards.
 
     Raises:
         InputError: if the averaged weights are of another model, or the folder cannot be written.
     """
     if ema is not None:
         check_matches(ema, module)
+    editor = module.make_editor()
+    editor.objective = Objective.of(module).to_dict()
     with with_weights(module, ema) if ema is not None else nullcontext():
-        module.make_editor().save_pretrained(path)
+        editor.save_pretrained(path)
 
 
 def export_checkpoint(checkpoint: Path | str, path: Path | str, *, ema: bool = True) -> None:

@@ -149,15 +149,15 @@ def train_predictor(
     train, held_back = (tuple(part) for part in zip(*split, strict=True))
     tasks = tuple(index for index, of_task in enumerate(texts) if of_task)
     rephrase = Rephraser.of(text for of_task in train for text in of_task)
-    held_back = _Texts(predictor.encoder, rephrase, held_back, tasks)
+    held_back = Texts(predictor.encoder, rephrase, held_back, tasks)
     without = (name for name, t in zip(predictor.tasks.names, texts, strict=True) if not t)
-    with _threads(settings.threads):
-        _train(predictor, _Texts(predictor.encoder, rephrase, train, tasks), settings, on_step)
+    with torch_threads(settings.threads):
+        _train(predictor, Texts(predictor.encoder, rephrase, train, tasks), settings, on_step)
         return _calibrate(predictor, held_back, settings, tuple(without))
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
+def torch_threads(number: int | None) -> Iterator[None]:
     """Let torch compute on so many threads of the CPU for a while; None changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if number is None else number)
@@ -188,7 +188,7 @@ def _split(texts: list[str], settings: PredictorSettings, task: int) -> tuple[li
 
 
 @dataclass(frozen=True)
-class _Texts:
+class Texts:
     """Texts to draw from: of each task of the table, and the indices of the tasks that have any."""
 
     encoder: ModelText
@@ -215,7 +215,7 @@ class _Texts:
 
 def _train(
     predictor: TaskPredictor,
-    texts: _Texts,
+    texts: Texts,
     settings: PredictorSettings,
     on_step: OnStep | None,
 ) -> None:
@@ -246,7 +246,7 @@ def _train(
 
 def _calibrate(
     predictor: TaskPredictor,
-    held_back: _Texts,
+    held_back: Texts,
     settings: PredictorSettings,
     tasks_without_texts: tuple[str, ...],
 ) -> Calibration:

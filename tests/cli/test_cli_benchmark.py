@@ -90,6 +90,8 @@ def test_the_five_emu_metrics_agree_with_a_second_computation(
         assert found == pytest.approx(wanted, abs=2e-5)
         assert found["l1"] == pytest.approx(wanted["l1"], abs=1e-12)
     assert run.items["test-remove-5"]["scores"]["clip_dir"] is None  # its two captions are equal
+    assert "CLIPdir is not defined for 1 edits, whose captions are missing or do not" in run.table
+    assert "CLIPout is not defined" not in run.table
     cell = run.results["blocks"]["single edits"]["rows"]["model"]["all"]["clip_dir"]
     assert (cell["n"], cell["undefined"]) == (3, 1)
     scores = [run.items[key]["scores"]["clip_dir"] for key in EMU_KEYS[:3]]
@@ -192,6 +194,7 @@ def test_everything_the_numbers_depend_on_is_written_down(
     hashes = {len(part) for line in results["inputs"] for part in line.split()[1:2]}
     assert hashes == {64}
     assert results["model"]["kind"] == "pictures"
+    assert results["device"] == "cpu"
     assert str(made.parent) not in json.dumps(results)
     told = capsys.readouterr().out
     assert "| copy-input | 4 " in told

@@ -1,12 +1,13 @@
 """`evaluate FOLDER --benchmark`: what cannot be scored is refused in one line, or listed."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from emu_edit.cli.main import main
 from emu_edit.metrics.protocols import CLIP_L14, DINO_S16
-from tests.cli.benchmark_runs import evaluate, refused
+from tests.cli.benchmark_runs import Run, arguments, evaluate, refused
 from tests.data.benchmark_files import picture
 
 pytestmark = pytest.mark.usefixtures("quick_intervals")
@@ -105,7 +106,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
 def test_the_other_benchmarks_options_are_refused_for_the_world(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for option in (["--data", "x"], ["--protocol", "x"], ["--allow-missing"], ["--limit", "1"]):
+    for option in (["--tasks", "given"], ["--protocol", "x"], ["--limit", "1"]):
         assert main(["evaluate", str(made), *option]) == 2
         told = capsys.readouterr().err
         assert f"{option[0]} belongs to --benchmark emu-edit or magicbrush; leave it out" in told
@@ -122,6 +123,41 @@ def test_a_folder_without_pictures_is_no_model_either(
     told = refused(capsys, tmp_path / "empty", emu, backbones)
     assert "empty is empty, needs a model or a picture per edit" in told
     assert "there is no model at" in refused(capsys, tmp_path / "nowhere", emu, backbones)
+
+
+def test_a_run_that_has_no_model_yet_is_not_taken_for_pictures(
+    emu: Path, made: Path, backbones: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made / "config.yaml").write_text("seed_everything: 0\n")  # its pictures are grids
+    told = refused(capsys, made, emu, backbones)
+    assert "made is not a model directory (it has no model_index.json); give a run" in told
+
+
+def test_a_caption_that_is_no_unicode_is_refused_with_its_row_before_anything_is_loaded(
+    emu: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = emu / "metadata.jsonl"
+    table.write_text(table.read_text().replace("a city at night", "a city \\ud83c"))
+    told = refused(capsys, made, emu, made / "no-backbones")
+    assert (
+        "emu/metadata.jsonl:2: output_caption has the lone surrogate U+D83C at position 7" in told
+    )
+
+
+def test_folders_whose_names_are_no_unicode_are_scored_all_the_same(
+    emu: Path, made: Path, backbones: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, data = (
+        path.with_name(os.fsdecode(path.name.encode() + b"-\xff")) for path in (made, emu)
+    )
+    made.rename(folder)
+    emu.rename(data)
+    out = folder.with_name(os.fsdecode(b"out-\xff"))
+    assert main(arguments(folder, data, backbones, out)) == 0
+    assert "wrote " in capsys.readouterr().out.encode().decode()
+    run = Run(out)
+    assert run.results["model"]["name"] == "made-\\udcff"
+    assert run.results["data"]["name"] == "emu-\\udcff"
 
 
 def test_the_folder_of_another_evaluation_is_not_overwritten(

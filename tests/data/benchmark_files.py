@@ -2,6 +2,7 @@
 
 import io
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -98,4 +99,47 @@ def write_magicbrush(folder: Path, size: tuple[int, int] = (24, 32)) -> Path:
         ("global_descriptions", whole),
     ):
         (root / f"{name}.json").write_text(json.dumps(values))
+    return folder
+
+
+def parquet_rows(folder: Path, name: str, rows: list[dict[str, object]]) -> Path:
+    """Write rows as a parquet file in row groups of two; return its path."""
+    pyarrow, parquet = (import_module(module) for module in ("pyarrow", "pyarrow.parquet"))
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+    return path
+
+
+def struct(seed: int) -> dict[str, object]:
+    """Return a picture as the hub's parquet files hold it."""
+    return {"bytes": png(picture(seed)), "path": None}
+
+
+def generation(index: int) -> dict[str, object]:
+    """Return a row of emu_edit_test_set_generations without its pictures; splits are swapped."""
+    fields = emu_fields(index)
+    swapped = {"test": "validation", "validation": "test"}[str(fields["split"])]
+    return {**fields, "split": swapped, "model": "emu_edit"}
+
+
+def write_generations(folder: Path) -> Path:
+    """Write published results of all edits, in another order, as parquet; return the folder."""
+    for split, indexes in (("validation", [3, 0, 2, 1]), ("test", [4])):
+        rows = [
+            {**generation(i), "image": struct(i), "edited_image": struct(50 + i)} for i in indexes
+        ]
+        parquet_rows(folder, f"{split}/0000.parquet", rows)
+    return folder
+
+
+def write_exported_generations(folder: Path) -> Path:
+    """Write the same as an export with metadata.jsonl; return the folder."""
+    folder.mkdir(parents=True)
+    lines = []
+    for index in (3, 0, 2, 1, 4):
+        name = f"edited-{index}.png"
+        picture(50 + index).save(folder / name)
+        lines.append(json.dumps({**generation(index), "edited_image": name}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder

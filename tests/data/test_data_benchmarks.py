@@ -149,7 +149,9 @@ def other_columns(folder: Path) -> None:
         (lambda f: (f / "metadata.jsonl").write_text("{"), "emu/metadata.jsonl:1 is not a line"),
         (lambda f: (f / "metadata.jsonl").write_text("[]"), "holds list, needs an object"),
         (lambda f: (f / "metadata.jsonl").write_text("\n"), "emu/metadata.jsonl is empty"),
-        (lambda f: (f / "metadata.jsonl").write_bytes(b"\xff\xfe"), "is not UTF-8 text"),
+        (lambda f: (f / "metadata.jsonl").write_bytes(b"\n{}\n\xff"), "l:3 is not UTF-8 text"),
+        (changed(instruction="a \ud800"), "jsonl:2: instruction has the lone surrogate U.D800 at"),
+        (changed(output_caption="\udfff"), "jsonl:2: output_caption has the lone surrogate U.DF"),
         (lambda f: (f / "metadata.jsonl").unlink(), "has no metadata.jsonl, metadata.csv or parq"),
     ],
 )
@@ -168,7 +170,9 @@ def test_emu_edits_own_results_are_not_taken_for_the_test_set(tmp_path: Path) ->
     image = {"bytes": png(picture(0)), "path": None}
     row = {**emu_fields(0), "image": image, "edited_image": image, "model": "emu_edit"}
     parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "test.parquet")
-    with pytest.raises(InputError, match=r"the names of its splits swapped.* needs emu_edit_test_"):
+    with pytest.raises(
+        InputError, match=r"the names of its splits swapped.* needs emu_edit_test_set; give"
+    ):
         load_emu(tmp_path)
 
 
@@ -176,11 +180,11 @@ def test_a_damaged_parquet_file_and_rows_without_pictures_are_refused(tmp_path: 
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "test.parquet").write_bytes(b"no parquet")
-    with pytest.raises(InputError, match=r"test.parquet is a damaged parquet file"):
+    with pytest.raises(InputError, match=r"test.parquet: the parquet file is damaged"):
         load_emu(tmp_path)
     row = {**emu_fields(0), "image": {"bytes": None, "path": "a.png"}}
     parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "test.parquet")
-    with pytest.raises(InputError, match="row 0 of row group 0 has no picture inside"):
+    with pytest.raises(InputError, match=r"test.parquet, row 0 has no picture in image, needs"):
         load_emu(tmp_path).items[0].source.decode()
 
 
@@ -238,6 +242,16 @@ def test_an_id_with_the_digits_of_another_turn_is_not_mistaken(tmp_path: Path) -
     assert benchmark.blocks[FINAL_TURNS] == ("1001_iter_3", "5_12_1", "2001_iter_2")
 
 
+def local_captions(file: str, caption: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "test" / "local_descriptions.json"
+        values = json.loads(path.read_text())
+        values[file.partition("-")[0]][file] = caption
+        path.write_text(json.dumps(values))
+
+    return damage
+
+
 def edit_sessions(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         path = folder / "test" / "edit_sessions.json"
@@ -263,6 +277,12 @@ def edit_sessions(change: Callable[[dict], object]) -> Callable[[Path], None]:
         (edit_sessions(lambda v: v.update({"1002": {}})), "session 1002: needs a list of turns"),
         (edit_sessions(lambda v: v.update({"1002": [3]})), "needs an object, got int"),
         (edit_sessions(lambda v: v["1002"][0].update(output="../x")), "needs the name of a file"),
+        (
+            edit_sessions(lambda v: v["1001"][1].update(instruction="a\ud8ff")),
+            "session 1001, turn 2: instruction has the lone surrogate U.D8FF at position 1",
+        ),
+        (local_captions("1002-output1.png", None), "caption of 1002-output1.png is None, needs te"),
+        (local_captions("1002-output1.png", "\udead"), "caption of 1002-output1.png has the lone"),
         (edit_sessions(lambda v: v.update({"x": v["1002"]})), "'1002_1' occurs twice"),
     ],
 )

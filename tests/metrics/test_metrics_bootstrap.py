@@ -6,7 +6,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from emu_edit.metrics.bootstrap import bootstrap_mean, bootstrap_share
+from emu_edit.metrics import bootstrap
+from emu_edit.metrics.bootstrap import MeanInterval, bootstrap_mean, bootstrap_share
+from emu_edit.randomness import keyed_generator
 
 NORMAL = np.random.default_rng(0).normal(3, 2, size=400).tolist()
 
@@ -85,6 +87,32 @@ def test_names_of_groups_do_not_matter():
 def test_a_single_group_has_an_interval_without_width():
     interval = bootstrap_mean([1.0, 2.0, 6.0], groups=["a", "a", "a"])
     assert interval == (3.0, 3.0, 3.0)
+
+
+def one_by_one(values: list[float], groups: list[int], seed: int, n: int) -> MeanInterval:
+    """Draw and average one resample after the other, of lists of numbers."""
+    members = [[v for v, g in zip(values, groups, strict=True) if g == name]
+               for name in dict.fromkeys(groups)]  # fmt: skip
+    generator = keyed_generator(seed, "bootstrap mean", len(members))
+    means = []
+    for _ in range(n):
+        drawn = generator.integers(len(members), size=len(members))
+        numbers = [v for place in drawn for v in members[place]]
+        means.append(math.fsum(numbers) / len(numbers))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return MeanInterval(math.fsum(values) / len(values), low, high)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 60])
+@pytest.mark.parametrize("at_once", [1, 64, 2**18])
+def test_resamples_drawn_together_are_those_drawn_one_by_one(
+    count: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bootstrap, "AT_ONCE", at_once)
+    values = NORMAL[:count]
+    for seed, groups in ((0, list(range(count))), (3, [i // 3 for i in range(count)])):
+        wanted = one_by_one(values, groups, seed, 101)
+        assert bootstrap_mean(values, seed, 101, groups=groups) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_what_has_no_mean_is_refused():

@@ -6,7 +6,9 @@ import torch
 
 from emu_edit.metrics.detection import (
     UNLABELLED,
+    Overlap,
     average_precision_at,
+    kind_counts,
     matched_ious,
     mean_iou,
     region_counts,
@@ -91,6 +93,35 @@ def test_pictures_are_summed_before_dividing(cpu_generator: torch.Generator):
 def test_without_any_class_there_is_no_mean():
     nothing = torch.full((2, 2), UNLABELLED)
     assert mean_iou(region_counts(torch.zeros(2, 2).long(), nothing, 3)) is None
+
+
+def test_regions_of_one_kind_each_have_the_mean_iou_of_whole_label_maps(
+    cpu_generator: torch.Generator,
+):
+    """Each picture asks for one kind; all else in it is the rest, which is not averaged."""
+    kinds, rest = ["circle", "star", "cross"], 3
+    total, overlaps = torch.zeros(4, 5).long(), []
+    for number in range(7):
+        own = number % 3
+        painted, right = torch.rand(2, 6, 8, generator=cpu_generator) < 0.4
+        guess, truth = (torch.where(where, own, rest) for where in (painted, right))
+        total += region_counts(guess, truth, 4)
+        overlaps.append(Overlap.of(kinds[own], painted, right))
+    counts, judged = kind_counts(overlaps)
+    assert judged == 3
+    assert mean_iou(counts, judged) == pytest.approx(mean_iou(total, 3), abs=1e-12)
+    assert mean_iou(total, 3) != pytest.approx(mean_iou(total), abs=1e-3)
+
+
+def test_an_overlap_counts_pixels():
+    painted, right = torch.tensor([[1, 1, 0, 0]]).bool(), torch.tensor([[0, 1, 1, 1]]).bool()
+    assert Overlap.of("star", painted, right) == Overlap("star", shared=1, missed=2, wrong=1)
+
+
+def test_painting_everything_is_no_perfect_segmentation():
+    right = torch.zeros(4, 4, dtype=torch.bool)
+    right[0, :2] = True
+    assert mean_iou(*kind_counts([Overlap.of("", torch.ones_like(right), right)])) == 2 / 16
 
 
 def test_classes_outside_the_table_are_refused():

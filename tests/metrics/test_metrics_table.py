@@ -1,15 +1,18 @@
 import json
+from typing import Any
 
 import pytest
 import torch
 
+from emu_edit.metrics.detection import Overlap
+from emu_edit.metrics.maps import NormalErrors
 from emu_edit.metrics.table import format_table, report, summarise
 from emu_edit.metrics.world import EditScore, Truth
 
 
 def made(task: str, *, success: bool = True, **numbers) -> EditScore:
-    values = {"l1": 0.1, "inside_l1": 0.1, "copy_l1": 0.4, "outside_l1": 0.0} | numbers
-    return EditScore(key="k", task=task, is_closer=success, **values)
+    values: dict[str, Any] = {"l1": 0.1, "inside_l1": 0.1, "copy_l1": 0.4, "outside_l1": 0.0}
+    return EditScore(key="k", task=task, is_closer=success, **values | numbers)
 
 
 def test_rows_are_means_over_the_edits_that_have_the_number():
@@ -44,6 +47,40 @@ def test_families_collect_their_tasks_and_leave_appended_ones_out():
         ("vision", 1, 1.0),
     ]
     assert (summary.overall.count, summary.overall.success) == (4, 0.75)
+
+
+def test_the_average_precision_of_a_task_counts_the_edits_without_a_rectangle():
+    # three rectangles, two of them hits, for four edits: precision 2/3, recall 2/4
+    drawn = [(0.9, True), (0.5, True), (0.49, True), (0.0, False)]
+    scores = [made("detect", detection_iou=iou, has_box=has_box) for iou, has_box in drawn]
+    summary = summarise([*scores, made("add")])
+    assert summary.tasks[1].detection_ap == pytest.approx(2 / 3 * 2 / 4)
+    assert summary.overall.detection_ap == pytest.approx(2 / 3 * 2 / 4)
+    assert summary.tasks[0].detection_ap is None
+    nowhere = summarise([made("detect", detection_iou=0.0, has_box=False)])
+    assert nowhere.overall.detection_ap == 0
+
+
+def test_the_mean_iou_of_a_task_is_over_kinds_of_things():
+    overlaps = [
+        Overlap("circle", shared=8, missed=0, wrong=0),
+        Overlap("circle", shared=0, missed=2, wrong=6),
+        Overlap("star", shared=3, missed=3, wrong=0),
+    ]
+    row = summarise([made("segment", overlap=o) for o in overlaps]).overall
+    assert row.segmentation_miou == pytest.approx((8 / 16 + 3 / 6) / 2)
+    assert summarise([made("add")]).overall.segmentation_miou is None
+
+
+def test_angular_errors_are_averaged_over_the_edits_that_have_them():
+    first, second = NormalErrors(10.0, 8.0, 0.5, 0.75, 1.0), NormalErrors(20.0, 9.0, 0.0, 0.25, 0.5)
+    row = summarise([
+        made("normal", normals=first),
+        made("normal"),
+        made("normal", normals=second),
+    ]).overall
+    found = (row.normal_within_11, row.normal_within_22, row.normal_within_30)
+    assert (row.normal_degrees, row.normal_median, *found) == (15.0, 8.5, 0.25, 0.5, 0.75)
 
 
 def edits() -> list[tuple[torch.Tensor, Truth]]:
@@ -92,9 +129,10 @@ def test_the_table_has_a_line_for_every_row_and_equal_widths():
 
 
 def test_the_table_prints_what_was_measured_for_a_task():
-    summary_of = [made("detect", detection_iou=0.5), made("normal", normal_degrees=12.34)]
+    normals = NormalErrors(12.34, 9.96, 0.5, 0.75, 1.0)
+    summary_of = [made("detect", detection_iou=0.5, has_box=True), made("normal", normals=normals)]
     result = report(edits())
     text = format_table(type(result)(summarise(summary_of), result.copy_input, result.oracle))
-    assert "box IoU 0.50" in text
-    assert "normals 12.3°" in text
+    assert "box IoU 0.50, AP@0.5 1.00" in text
+    assert "normals 12.3°, median 10.0°" in text
     assert "depth RMSE" not in text

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.world.pair import make_pair
+from datamodules.world.pair import WorldPair, make_pair
+from datamodules.world.palette import SHAPES
 from emu_edit.errors import InputError
+from emu_edit.metrics.detection import Overlap
+from emu_edit.metrics.maps import normal_errors
 from emu_edit.metrics.world import Truth, dilated, score
 from emu_edit.tasks import SIXTEEN
 
@@ -108,6 +111,7 @@ def test_detection_compares_the_rectangle_one_can_see_with_the_right_one():
     )
     assert score(truth.target, truth).detection_iou == 1
     assert score(truth.source, truth).detection_iou == 0
+    assert [score(p, truth).has_box for p in (truth.target, truth.source)] == [True, False]
     shifted = in_lime(rectangle((6, 4, 14, 12)))
     assert score(shifted, truth).detection_iou == pytest.approx(48 / 80)
     assert score(shifted, truth).segmentation_iou is None
@@ -120,6 +124,8 @@ def test_segmentation_compares_the_painted_pixels_with_the_right_ones():
     assert score(in_lime(half), truth).segmentation_iou == 0.5
     assert score(truth.source, truth).segmentation_iou == 0
     assert score(truth.target, truth).segmentation_iou == 1
+    assert score(in_lime(half), truth).overlap == Overlap("", shared=8, missed=8, wrong=0)
+    assert score(truth.target, recolour()).overlap is None
 
 
 @pytest.mark.parametrize("direction", ["to_map", "from_map"])
@@ -133,16 +139,23 @@ def test_map_errors_are_measured_only_when_the_answer_is_a_map(direction):
     normal = replace(truth, task="normal")
     assert score(flat(204), normal).depth_rmse is None
     assert (score(flat(204), normal).normal_degrees is None) is (direction == "from_map")
+    if direction == "to_map":
+        assert score(flat(204), normal).normals == normal_errors(flat(204), normal.target)
 
 
-def pairs(task: str) -> list[Truth]:
+def made_pairs(task: str) -> list[tuple[WorldPair, Truth]]:
     made = [make_pair(3, i, task=task, size=32, split="heldout") for i in range(6)]
-    return [
+    truths = [
         Truth.from_arrays(
             p.key, p.task, source=p.source, target=p.target, mask=p.mask, extra=p.extra
         )
         for p in made
     ]
+    return list(zip(made, truths, strict=True))
+
+
+def pairs(task: str) -> list[Truth]:
+    return [truth for _, truth in made_pairs(task)]
 
 
 @pytest.mark.parametrize("task", SIXTEEN.names)
@@ -168,6 +181,14 @@ def test_on_every_task_of_the_world_copying_the_input_never_succeeds(task):
         assert result.relative_error == 1
         assert not result.detection_iou
         assert not result.segmentation_iou
+
+
+def test_the_kind_of_a_thing_to_segment_is_the_last_word_of_its_name():
+    found = [(pair.extra["thing"], truth.kind) for pair, truth in made_pairs("segment")]
+    assert len({kind for _, kind in found}) > 1
+    assert {kind for _, kind in found} <= {*SHAPES, "person"}
+    for thing, kind in found:
+        assert str(thing).endswith(f" {kind}")
 
 
 def test_map_directions_of_the_world_are_understood():

@@ -1,0 +1,295 @@
+"""One cell of the few-shot study: a task, a method, so many pairs and a seed, learnt and scored.
+
+A cell is a JSON file. It says what it was made under, so that a study can be gone on with later,
+and cells of another model or other pairs are never mixed in.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from benchmarks.inversion.methods import EXPERT, Lesson, Taught, teach
+from datamodules.atomic import atomic_file
+from datamodules.world.new_tasks import count_dots, make_new_pair
+from datamodules.world.pair import WorldPair, make_pair
+from datamodules.world.photos import Photos
+from emu_edit.batch import EditSample
+from emu_edit.editing.editor import Editor
+from emu_edit.errors import InputError
+from emu_edit.metrics.world import EditScore, Truth, score
+from emu_edit.models.learned_task import model_hash
+from emu_edit.tasks import SIXTEEN
+from emu_edit.training.few_shot import FewShotPair
+from emu_edit.training.inversion import InversionSettings
+
+BASE = "base"  # the method of the reference cells: nothing is learnt
+TRAIN_SEED = 100  # of the pairs to learn from, plus the cell's seed; 0 and 1 are other worlds'
+TEST_SEED = 1
+AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is learnt and how; `pairs` is 0 for the base, and the stream's length for the expert."""
+
+    task: str
+    method: str
+    pairs: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Its name in the folder of the study."""
+        return f"{self.task}-{self.method}-{self.pairs}-{self.seed}.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all cells share.
+
+    Attributes:
+        model: directory of the base.
+        device: where to learn.
+        steps: of every method but the expert.
+        expert_steps: of the expert.
+        batch_size: of all.
+        test_pairs: pairs of a new task to score on; another seed's, with phrasings and colour/shape
+            pairs that no training has.
+        old_pairs: pairs of each of the sixteen tasks to tell forgetting by.
+        photos: photographs for the pairs of the new tasks.
+    """
+
+    model: Path
+    device: str = "cpu"
+    steps: int = 300
+    expert_steps: int = 1250
+    batch_size: int = 8
+    test_pairs: int = 48
+    old_pairs: int = 4
+    photos: Photos | None = None
+
+    @cached_property
+    def base(self) -> str:
+        """The hash of the base."""
+        return model_hash(self.editor().networks)
+
+    def editor(self) -> Editor:
+        """Return the base, loaded anew: a method may do with it what it wants."""
+        return Editor.from_pretrained(self.model, self.device)
+
+    def budget(self, cell: Cell) -> int:
+        """Return how many steps a cell may take."""
+        return {BASE: 0, EXPERT: self.expert_steps}.get(cell.method, self.steps)
+
+    def describe(self) -> dict[str, object]:
+        """Return what the numbers depend on, besides the cell, as JSON-ready values."""
+        names = ("steps", "expert_steps", "batch_size", "test_pairs", "old_pairs")
+        values = {name: getattr(self, name) for name in names}
+        photos = None if self.photos is None else self.photos.description
+        return {"base": self.base, **values, "photos": photos}
+
+
+@dataclass(frozen=True)
+class OldTasks:
+    """What the base makes of pairs of the tasks it was trained for."""
+
+    pairs: list[WorldPair]
+    edited: list[UInt8[Tensor, "3 h w"]]
+    scores: list[EditScore] = field(default_factory=list)
+
+    @staticmethod
+    def of(study: Study) -> "OldTasks":
+        """Edit the pairs with the base."""
+        editor = study.editor()
+        pairs = [
+            make_pair(TEST_SEED, i, task=task, size=editor.settings.image_size, split="heldout")
+            for task in SIXTEEN.names
+            if task in editor.networks.tasks.names
+            for i in range(study.old_pairs)
+        ]
+        edited = edit_all(editor, pairs, [pair.task for pair in pairs])
+        return OldTasks(pairs, edited, scores_of(pairs, edited))
+
+    def forgetting(self, editor: Editor) -> dict[str, object]:
+        """Return how another editor does on the pairs, and by how much that differs."""
+        edited = edit_all(editor, self.pairs, [pair.task for pair in self.pairs])
+        after, before = summary(scores_of(self.pairs, edited)), summary(self.scores)
+        same = [torch.equal(a, b) for a, b in zip(edited, self.edited, strict=True)]
+        return {
+            **after,
+            "success_change": after["success"] - before["success"],
+            "error_change": after["error"] - before["error"],
+            "identical": fmean(same),
+        }
+
+
+def run_cell(
+    cell: Cell, study: Study, old: OldTasks, on_step: Callable[[int, int], None]
+) -> dict[str, object]:
+    """Learn and score one cell."""
+    editor = study.editor()
+    size = editor.settings.image_size
+    lesson = make_lesson(cell, study, size, new_index=len(editor.networks.tasks))
+    start = time.monotonic()
+    if cell.method == BASE:
+        taught = Taught(editor, steps=0, best_step=0, weights=0)
+    else:
+        taught = teach(editor, cell.method, lesson, on_step)
+    seconds = time.monotonic() - start
+    tests = [
+        make_new_pair(TEST_SEED, i, task=cell.task, size=size, split="heldout", photos=study.photos)
+        for i in range(study.test_pairs)
+    ]
+    names = [None if cell.method == BASE else cell.task] * len(tests)
+    edited = edit_all(taught.editor, tests, names)
+    return {
+        "cell": asdict(cell),
+        "study": study.describe(),
+        "new": {**summary(scores_of(tests, edited)), **_measured(tests, edited)},
+        "old": old.forgetting(taught.editor),
+        "steps": taught.steps,
+        "best_step": taught.best_step,
+        "weights": taught.weights,
+        "seconds": round(seconds, 2),
+    }
+
+
+def make_lesson(cell: Cell, study: Study, size: int, *, new_index: int) -> Lesson:
+    """Return a cell's pairs and how long to learn from them.
+
+    The pairs of a seed are nested: the first 10 of 30 are those of the cell with 10. The expert is
+    judged by a few pairs beyond its stream.
+    """
+    stream = _Stream(cell, study, size, new_index)
+    is_expert = cell.method == EXPERT
+    first = cell.pairs if is_expert else 0
+    few = [stream.pair(first + i) for i in range(100 if is_expert else cell.pairs)]
+    settings = InversionSettings(
+        steps=study.expert_steps if is_expert else study.steps,
+        batch_size=study.batch_size,
+        seed=cell.seed,
+    )
+    return Lesson(cell.task, few, settings, stream if is_expert else ())
+
+
+class _Stream(Sequence[EditSample]):
+    """The pairs of a seed, made when they are asked for."""
+
+    def __init__(self, cell: Cell, study: Study, size: int, new_index: int) -> None:
+        self._cell, self._photos, self._size, self._new = cell, study.photos, size, new_index
+
+    def __len__(self) -> int:
+        return self._cell.pairs
+
+    def __iter__(self) -> Iterator[EditSample]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> EditSample:  # type: ignore[override]
+        pair = self.pair(int(index))
+        return EditSample(pair.name, pair.source, pair.target, pair.instruction, task=self._new)
+
+    def pair(self, index: int) -> FewShotPair:
+        """Return one pair, also beyond the stream's end."""
+        seed = TRAIN_SEED + self._cell.seed
+        made = make_new_pair(
+            seed, index, task=self._cell.task, size=self._size, photos=self._photos
+        )
+        source, target = pixels(made.source), pixels(made.target)
+        return FewShotPair(source, target, made.instruction, made.key)
+
+
+def edit_all(
+    editor: Editor, pairs: Sequence[WorldPair], tasks: Sequence[str | None]
+) -> list[UInt8[Tensor, "3 h w"]]:
+    """Edit pairs, each from its own noise."""
+    edited: list[Tensor] = []
+    for start in range(0, len(pairs), AT_ONCE):
+        part = pairs[start : start + AT_ONCE]
+        edited += editor.edit_batch(
+            torch.stack([pixels(pair.source) for pair in part]),
+            [pair.instruction for pair in part],
+            tasks[start : start + AT_ONCE],
+            list(range(start, start + len(part))),
+        )
+    return edited
+
+
+def scores_of(
+    pairs: Sequence[WorldPair], edited: Sequence[UInt8[Tensor, "3 h w"]]
+) -> list[EditScore]:
+    """Score edits; a box is looked for wherever one was asked for."""
+    scores = []
+    for pair, picture in zip(pairs, edited, strict=True):
+        truth = Truth.from_arrays(
+            pair.key,
+            "detect" if "box" in pair.extra else pair.task,
+            source=pair.source,
+            target=pair.target,
+            mask=pair.mask,
+            extra=pair.extra,
+        )
+        scores.append(score(picture, truth))
+    return scores
+
+
+def summary(scores: Sequence[EditScore]) -> dict[str, float]:
+    """Return the share of edits that succeeded, and the error relative to copying."""
+    inside, copy = (fmean(getattr(s, name) for s in scores) for name in ("inside_l1", "copy_l1"))
+    return {
+        "edits": len(scores),
+        "success": fmean(s.success for s in scores),
+        "closer": fmean(s.is_closer for s in scores),
+        "error": inside / copy,
+    }
+
+
+def _measured(
+    pairs: Sequence[WorldPair], edited: Sequence[UInt8[Tensor, "3 h w"]]
+) -> dict[str, float]:
+    """Return what a task is known by: boxes that are where they belong, counts that are right."""
+    boxes = [s.detection_iou for s in scores_of(pairs, edited) if s.detection_iou is not None]
+    counts = [
+        count_dots(picture.permute(1, 2, 0).numpy()) == pair.extra["count"]
+        for pair, picture in zip(pairs, edited, strict=True)
+        if "count" in pair.extra
+    ]
+    measured = {"box_iou": boxes, "count_right": counts}
+    return {name: fmean(values) for name, values in measured.items() if values}
+
+
+def pixels(picture) -> UInt8[Tensor, "3 h w"]:
+    """Return a picture of the world as a tensor."""
+    return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+
+
+def read_cell(path: Path, study: Study) -> dict[str, object] | None:
+    """Return a cell that is done, or None.
+
+    Raises:
+        InputError: if the file is of another study.
+    """
+    if not path.is_file():
+        return None
+    cell = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(study.describe()))
+    for name, value in wanted.items():
+        if cell["study"].get(name) != value:
+            raise InputError(
+                f"{path} was made with {name}={cell['study'].get(name)!r}, this study has "
+                f"{value!r}; give another -o"
+            )
+    return cell
+
+
+def write_cell(path: Path, cell: dict[str, object]) -> None:
+    """Write a cell whole or not at all."""
+    with atomic_file(path) as stream:
+        stream.write((json.dumps(cell, indent=1) + "\n").encode())

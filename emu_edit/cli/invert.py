@@ -1,0 +1,199 @@
+"""`emu-edit invert --task NAME --data DIR`: teach a finished model a new task from a few pairs.
+
+Everything a user can get wrong is found before the first step; `invert_report.py` writes what comes
+out.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
+from emu_edit.cli.find_model import find_model
+from emu_edit.cli.learned_tasks import model_to_change
+from emu_edit.errors import InputError
+
+if TYPE_CHECKING:
+    from emu_edit.editing.editor import Editor
+    from emu_edit.training.few_shot import FewShotPair
+    from emu_edit.training.inversion import InversionSettings
+
+EPILOG = """\
+DATA is a folder of shards (see 'emu-edit shards'), a folder with source/, target/ and
+instructions.jsonl, a .jsonl file, a folder with images/, control/ and .txt, or one with source/ and
+target/ of equal names, for which --instruction says what is asked for. All pairs have to be usable.
+
+From 5 pairs on, a fifth is held out: the vector that does best on them is kept, and learning ends
+when it gets no better. Beside the file, a picture shows what became of them (of the pairs learnt
+from, when none are held out).
+
+The model stays as it is: what is learnt is one vector, a file of a few kB for this model and no
+other. For batch jobs with logging and checkpoints: emu-edit fit --config inversion.
+
+examples:
+  emu-edit invert --task contour --data my_pairs --instruction "draw the contours"
+  emu-edit edit photo.png "draw the contours" --task contour.safetensors -o drawn.png
+"""
+
+
+def parser() -> ArgumentParser:
+    """Build the verb's parser."""
+    made = ArgumentParser(
+        prog="emu-edit invert",
+        description="Teach a model a new task from 1 to 100 pairs, without changing it.",
+        epilog=EPILOG,
+    )
+    made.add_argument("--task", required=True, metavar="NAME", help="what to call the new task")
+    made.add_argument("--data", required=True, type=Path, help="the pairs, see below")
+    made.add_argument(
+        "--model", type=Path, help="model directory or run folder (default: newest in ./runs)"
+    )
+    made.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="default: NAME.safetensors, here"
+    )
+    made.add_argument("--description", default="", metavar="TEXT", help="what it does, in a line")
+    made.add_argument(
+        "--instruction", default="", metavar="TEXT", help="for pairs that say nothing themselves"
+    )
+    _add_learning(made)
+    made.add_argument("--install", action="store_true", help="also put it into the model directory")
+    made.add_argument(
+        "--predictor",
+        action="store_true",
+        help="let the model's task predictor know it by the pairs' instructions, too",
+    )
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+    made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
+    return made
+
+
+def _add_learning(made: ArgumentParser) -> None:
+    made.add_argument(
+        "--init",
+        default="best",
+        help="where to begin: best (whichever task has the lowest error, default), mean (of all), "
+        "nearest (what the predictor takes the instructions for), or a task's name",
+    )
+    made.add_argument("--steps", type=positive_int, help="optimizer steps at most (default 300)")
+    made.add_argument("--batch", type=positive_int, help="samples per step (default 8)")
+    made.add_argument("--lr", type=float, help="peak learning rate (default 0.1)")
+    made.add_argument(
+        "--pairs", type=positive_int, metavar="N", help="take N of the pairs, drawn by the seed"
+    )
+    made.add_argument(
+        "--max-pairs", type=positive_int, default=100, help="refuse more, without --pairs"
+    )
+    made.add_argument(
+        "--flip",
+        action="store_true",
+        help="learn from mirrored pairs, too; wrong where left, right or words matter",
+    )
+    made.add_argument("--seed", type=seed_int, default=0, help="same seed, same vector on a CPU")
+
+
+def run(arguments: list[str]) -> int:
+    """Learn the task, write its file and picture, and tell what to do next.
+
+    Raises:
+        InputError: if name, output, model, pairs or options cannot be used.
+    """
+    options = parser().parse(arguments)
+    model = find_model(options.model)
+    output = checked_output(options, model)
+    from emu_edit.cli.devices import choose_device
+    from emu_edit.cli.invert_report import NewTaskReport, write_new_task
+    from emu_edit.editing.editor import Editor
+    from emu_edit.progress import step_bar
+    from emu_edit.training.inversion import invert
+
+    settings = _settings(options)
+    pairs = _pairs(options, model)
+    editor = Editor.from_pretrained(model, choose_device(options.device))
+    _check_beginning(options, editor)
+    start = time.monotonic()
+    with step_bar(f"learning {options.task}") as on_step:
+        inverted = invert(editor, pairs, settings, on_step)
+    report = NewTaskReport(
+        name=options.task,
+        description=options.description,
+        pairs=pairs,
+        inverted=inverted,
+        seed=options.seed,
+        seconds=time.monotonic() - start,
+    )
+    told = write_new_task(
+        report,
+        editor,
+        model,
+        output=output,
+        install=options.install,
+        with_predictor=options.predictor,
+    )
+    sys.stdout.write(told.to_json() if options.json else told.to_words())
+    return 0
+
+
+def checked_output(options: argparse.Namespace, model: Path) -> Path:
+    """Return the file to write; refuse what would only be found wrong after learning.
+
+    Raises:
+        InputError: if the name is odd or taken, a text is none, the file is something else, or the
+            model is not to be changed.
+    """
+    from emu_edit.models.learned_task import SUFFIX, LearnedTask, check_task_path
+    from emu_edit.models.task_files import check_free
+    from emu_edit.text_rules import clean_instruction
+
+    check_free(model, options.task)
+    if options.description:
+        clean_instruction(options.description, what="description")
+    if options.install:
+        model_to_change(model)
+    output = check_task_path(options.output or Path(f"{options.task}{SUFFIX}"))
+    if output.exists():
+        LearnedTask.load(output)  # refuses to replace anything else
+    return output
+
+
+def _settings(options: argparse.Namespace) -> "InversionSettings":
+    from emu_edit.training.inversion import InversionSettings
+
+    defaults = InversionSettings()
+    return InversionSettings(
+        steps=defaults.steps if options.steps is None else options.steps,
+        batch_size=defaults.batch_size if options.batch is None else options.batch,
+        lr=defaults.lr if options.lr is None else options.lr,
+        init=options.init,
+        flip=options.flip,
+        seed=options.seed,
+    )
+
+
+def _pairs(options: argparse.Namespace, model: Path) -> "list[FewShotPair]":
+    """Read the pairs at the model's size, which needs no weights."""
+    from datamodules.fewshot import FewShotSource, read_few_shot
+    from emu_edit.editing.settings import EditorSettings
+    from emu_edit.models.directory import read_index
+
+    size = EditorSettings.from_dict(read_index(model)["_emu_edit"], where=f"{model}").image_size
+    source = FewShotSource(
+        options.data,
+        options.task,
+        options.instruction,
+        pairs=options.pairs,
+        max_pairs=options.max_pairs,
+        seed=options.seed,
+    )
+    return read_few_shot(source, image_size=size)
+
+
+def _check_beginning(options: argparse.Namespace, editor: "Editor") -> None:
+    from emu_edit.training.beginning import check_init
+
+    check_init(options.init, editor)
+    if options.predictor and editor.predictor is None:
+        raise InputError(
+            "this model has no task predictor that could know the task; leave --predictor out"
+        )

@@ -1,0 +1,270 @@
+"""`emu-edit tasks list | info | add | remove | rename | teach`: the tasks that a model knows."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emu_edit.cli.arguments import ArgumentParser, seed_int
+from emu_edit.cli.find_model import INDEX, find_model
+from emu_edit.cli.learned_tasks import is_task_file, model_to_change
+from emu_edit.cli.subcommands import Command, run_command
+from emu_edit.errors import InputError
+
+if TYPE_CHECKING:
+    from emu_edit.models.learned_task import LearnedTask
+
+MODEL_HELP = "model directory or run folder"
+
+
+def run(arguments: list[str]) -> int:
+    """Run one of the commands.
+
+    Raises:
+        InputError: for an unknown command, or what the command cannot use.
+    """
+    commands = {
+        "list": Command(run_list, "name the tasks of a model: trained and learned ones"),
+        "info": Command(run_info, "tell all about a learned task, of a model or in a file"),
+        "add": Command(run_add, "put a learned task into a model"),
+        "remove": Command(run_remove, "take a learned task out of a model"),
+        "rename": Command(run_rename, "give a learned task of a model another name"),
+        "teach": Command(run_teach, "let the model's predictor know how people ask for the task"),
+    }
+    about = (
+        "A model knows the tasks it was trained with, and learned ones: vectors that 'emu-edit "
+        "invert' found,\na file of a few kB for each. Only learned ones can be changed."
+    )
+    return run_command("tasks", commands, arguments, about=about)
+
+
+def _parser(command: str, description: str, epilog: str = "") -> ArgumentParser:
+    return ArgumentParser(f"emu-edit tasks {command}", description, epilog)
+
+
+def list_parser() -> ArgumentParser:
+    """Build the parser of `tasks list`."""
+    made = _parser("list", "Name the tasks of a model, in the order of its table.")
+    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    made.add_argument("--json", action="store_true", help="print a JSON list instead")
+    return made
+
+
+def run_list(arguments: list[str]) -> int:
+    """Print the table.
+
+    Raises:
+        InputError: if there is no such model, or a file of it is damaged.
+    """
+    options = list_parser().parse(arguments)
+    model = find_model(options.model)
+    from emu_edit.cli.task_report import format_rows, task_rows
+
+    rows = task_rows(model)
+    sys.stdout.write((json.dumps(rows, indent=2) if options.json else format_rows(rows)) + "\n")
+    return 0
+
+
+def info_parser() -> ArgumentParser:
+    """Build the parser of `tasks info`."""
+    made = _parser(
+        "info",
+        "Tell all that is known of a learned task.",
+        "examples:\n  emu-edit tasks info MODEL contour\n  emu-edit tasks info contour.safetensors",
+    )
+    made.add_argument("place", metavar="MODEL|FILE", help="a model, or the file of a task")
+    made.add_argument("name", metavar="NAME", nargs="?", help="of the model's task")
+    made.add_argument("--json", action="store_true", help="print a JSON object instead")
+    return made
+
+
+def run_info(arguments: list[str]) -> int:
+    """Print what is known of a task.
+
+    Raises:
+        InputError: if there is no such file, model or learned task.
+    """
+    options = info_parser().parse(arguments)
+    if is_task_file(options.place) and options.name is None:
+        file = Path(options.place)
+    else:
+        if options.name is None:
+            raise InputError(
+                "say which task: emu-edit tasks info MODEL NAME, or emu-edit tasks info FILE"
+            )
+        model = find_model(Path(options.place))
+        from emu_edit.models.task_files import learned_file
+
+        file = learned_file(model, options.name)
+    from emu_edit.cli.task_report import format_task, task_entries
+    from emu_edit.models.learned_task import LearnedTask
+
+    task = LearnedTask.load(file)
+    told = json.dumps(task_entries(task), indent=2) if options.json else format_task(task)
+    sys.stdout.write(told + "\n")
+    return 0
+
+
+def add_parser() -> ArgumentParser:
+    """Build the parser of `tasks add`."""
+    made = _parser(
+        "add",
+        "Put a learned task into a model directory, where `edit --task NAME` finds it. A task "
+        "that was learnt with another model is refused: its vector means nothing there.",
+        "examples:\n  emu-edit tasks add MODEL contour.safetensors\n"
+        "  emu-edit tasks add released contour.safetensors -o my-model",
+    )
+    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    made.add_argument("file", type=Path, metavar="FILE", help="that 'emu-edit invert' wrote")
+    made.add_argument("--name", metavar="NEW", help="another name for it in this model")
+    made.add_argument(
+        "--allow-mismatch", action="store_true", help="even if it was learnt with another model"
+    )
+    made.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="copy the model to DIR, add it there"
+    )
+    return made
+
+
+def run_add(arguments: list[str]) -> int:
+    """Put a task into a model or into a copy of it.
+
+    Raises:
+        InputError: if model, file or name cannot be used, or the task is another model's.
+    """
+    options = add_parser().parse(arguments)
+    output: Path | None = options.output
+    model = model_to_change(options.model) if output is None else find_model(options.model)
+    from emu_edit.models.directory import new_directory
+    from emu_edit.models.learned_task import LearnedTask
+    from emu_edit.models.task_files import check_free, install_task
+
+    if output is not None and output.exists():
+        raise InputError(f"{output} exists; give a directory that is not there yet")
+    task = LearnedTask.load(options.file)
+    task = task if options.name is None else replace(task, name=options.name)
+    check_free(model, task.name)
+    base, allowed = _hash_of(model), options.allow_mismatch
+    if output is None:
+        task = install_task(model, task, base=base, allow_mismatch=allowed)
+    else:
+        with new_directory(output, INDEX, what="model directory") as part:
+            shutil.copytree(model, part, dirs_exist_ok=True)
+            task = install_task(part, task, base=base, allow_mismatch=allowed)
+    place = model if output is None else output
+    if task.allowed_on:
+        sys.stderr.write(
+            f"emu-edit: warning: task {task.name} was learnt with another model; its edits may be "
+            "poor\n"
+        )
+    sys.stdout.write(
+        f"added {task.name} to {place}\n"
+        f"edit with it: emu-edit edit IMAGE {_quoted(task)} --task {task.name} --model {place} "
+        "-o OUT.png\n"
+    )
+    return 0
+
+
+def remove_parser() -> ArgumentParser:
+    """Build the parser of `tasks remove`."""
+    made = _parser("remove", "Take a learned task out of a model directory.")
+    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    made.add_argument("name", metavar="NAME", help="of the learned task")
+    return made
+
+
+def run_remove(arguments: list[str]) -> int:
+    """Remove a task.
+
+    Raises:
+        InputError: if there is no such model or learned task.
+    """
+    options = remove_parser().parse(arguments)
+    model = model_to_change(options.model)
+    from emu_edit.models.task_files import remove_task
+
+    remove_task(model, options.name)
+    sys.stdout.write(f"removed {options.name} from {model}\n")
+    return 0
+
+
+def rename_parser() -> ArgumentParser:
+    """Build the parser of `tasks rename`."""
+    made = _parser("rename", "Give a learned task of a model directory another name.")
+    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    made.add_argument("old", metavar="OLD", help="name of the learned task")
+    made.add_argument("new", metavar="NEW", help="its new name")
+    return made
+
+
+def run_rename(arguments: list[str]) -> int:
+    """Rename a task.
+
+    Raises:
+        InputError: if there is no such model or learned task, or the new name cannot be used.
+    """
+    options = rename_parser().parse(arguments)
+    model = model_to_change(options.model)
+    from emu_edit.models.task_files import rename_task
+
+    rename_task(model, options.old, options.new)
+    sys.stdout.write(f"{options.old} of {model} is now {options.new}\n")
+    return 0
+
+
+def teach_parser() -> ArgumentParser:
+    """Build the parser of `tasks teach`."""
+    made = _parser(
+        "teach",
+        "Let the model's task predictor know how people ask for a learned task, so that it need "
+        "not be named. What it predicts for the other tasks' texts stays. Do it again after "
+        "'predictor fit'.",
+        'example:\n  emu-edit tasks teach MODEL contour "draw the outlines" "trace the contours"',
+    )
+    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    made.add_argument("name", metavar="NAME", help="of the learned task")
+    made.add_argument(
+        "texts", nargs="+", metavar="TEXT", help="an instruction that asks for it; 3 to 10 are good"
+    )
+    made.add_argument("--seed", type=seed_int, default=0, help="same seed, same predictor")
+    return made
+
+
+def run_teach(arguments: list[str]) -> int:
+    """Teach the predictor a task.
+
+    Raises:
+        InputError: if there is no such model, predictor or learned task, or its instructions cannot
+            be told from another task's.
+    """
+    options = teach_parser().parse(arguments)
+    model = model_to_change(options.model)
+    from emu_edit.cli.learned_tasks import taught
+    from emu_edit.cli.predictor import predictor_directory
+    from emu_edit.editing.predictor import TaskPredictor
+    from emu_edit.models.learned_task import LearnedTask
+    from emu_edit.models.task_files import learned_file, read_base_tasks, read_learned_tasks
+
+    file = learned_file(model, options.name)
+    predictor = TaskPredictor.from_pretrained(
+        predictor_directory(model), tasks=read_base_tasks(model)
+    )
+    for other in read_learned_tasks(model):
+        if other.name != options.name:
+            predictor.know(other)
+    taught(LearnedTask.load(file), predictor, options.texts, seed=options.seed).save(file)
+    sys.stdout.write(f"the predictor of {model} knows {options.name} now\n")
+    return 0
+
+
+def _hash_of(model: Path) -> str:
+    from emu_edit.models.learned_task import model_hash
+    from emu_edit.models.weights import load_networks
+
+    return model_hash(load_networks(model)[0])
+
+
+def _quoted(task: "LearnedTask") -> str:
+    return f'"{task.instruction}"' if task.instruction else '"INSTRUCTION"'

@@ -1,0 +1,127 @@
+"""All networks of a model together, and the names of the tasks it knows."""
+
+from jaxtyping import Float
+from torch import Tensor, device, nn
+
+from emu_edit.errors import InputError
+from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder, TextFeatures
+from emu_edit.models.learned_task import LearnedTask
+from emu_edit.models.task_embedding import TaskEmbedding
+from emu_edit.tasks import TaskTable
+
+
+class EditNetworks(nn.Module):
+    """The four networks of a model and the names of its tasks.
+
+    The rows of the table are those of the tasks it was trained with, then those of `learned`.
+
+    Attributes:
+        tasks: the names, in the order of the table.
+        learned: the tasks that were added by `add_task`.
+
+    Raises:
+        InputError: if they do not fit together (widths of text, task or latent, or number of
+            tasks).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        text_encoder: TextEncoder,
+        codec: ImageCodec,
+        *,
+        task_embedding: TaskEmbedding,
+        tasks: TaskTable,
+    ) -> None:
+        super().__init__()
+        _check_equal(
+            "denoiser.text_dim", denoiser.text_dim, "the text encoder's width", text_encoder.dim
+        )
+        _check_equal(
+            "denoiser.task_dim", denoiser.task_dim, "the task table's width", task_embedding.dim
+        )
+        _check_equal(
+            "denoiser.latent_channels",
+            denoiser.latent_channels,
+            "the codec's latent channels",
+            codec.latent_channels,
+        )
+        _check_equal(
+            "the number of task names",
+            len(tasks),
+            "the rows of the task table",
+            len(task_embedding),
+        )
+        self.denoiser = denoiser
+        self.text_encoder = text_encoder
+        self.codec = codec
+        self.task_embedding = task_embedding
+        self.tasks = tasks
+        self.learned: tuple[LearnedTask, ...] = ()
+
+    @property
+    def device(self) -> device:
+        """Where the task table is; the networks are moved together."""
+        return self.task_embedding.table.device
+
+    @property
+    def base_tasks(self) -> TaskTable:
+        """The tasks without the learned ones."""
+        return TaskTable(self.tasks.names[: len(self.tasks) - len(self.learned)])
+
+    def base_table(self) -> Float[Tensor, "n k"]:
+        """Return the vectors of the tasks without those of the learned ones."""
+        return self.task_embedding.table[: len(self.base_tasks)]
+
+    def add_task(self, task: LearnedTask) -> None:
+        """Add a learned task, or replace the learned one of its name; other rows keep their bits.
+
+        Whether it was learnt with these networks is the caller's to check, see `check_base`.
+
+        Raises:
+            InputError: if its vector has another width, or its name is that of a base task.
+        """
+        _check_equal(
+            f"the width of the vector of task {task.name}",
+            len(task.vector),
+            "the task table's width",
+            self.task_embedding.dim,
+        )
+        if task.name in self.base_tasks.names:
+            raise InputError(
+                f"the model was trained with a task {task.name!r}; give the learned one another "
+                "name"
+            )
+        if task.name in self.tasks.names:
+            row = self.tasks.index(task.name)
+            self.task_embedding.table.data[row] = task.vector.to(self.task_embedding.table)
+            self.learned = tuple(task if old.name == task.name else old for old in self.learned)
+            return
+        self.task_embedding.append(task.vector)
+        self.tasks = TaskTable((*self.tasks.names, task.name))
+        self.learned = (*self.learned, task)
+
+    def encode_text(
+        self, texts: tuple[str, ...] | list[str], null_text: str = ""
+    ) -> tuple[TextFeatures, TextFeatures]:
+        """Return the features of `texts` and those of `null_text` (b = 1, equal token count)."""
+        features = self.text_encoder([*texts, null_text])
+        b = len(texts)
+        return (
+            TextFeatures(tokens=features.tokens[:b], mask=features.mask[:b]),
+            TextFeatures(tokens=features.tokens[b:], mask=features.mask[b:]),
+        )
+
+    def task_vectors(self, names: tuple[str, ...] | list[str]) -> Float[Tensor, "b k"]:
+        """Return v_task for each name.
+
+        Raises:
+            InputError: if a name is not in the model's table.
+        """
+        index = [self.tasks.index(name) for name in names]
+        return self.task_embedding.table[index]
+
+
+def _check_equal(name: str, value: int, other_name: str, other: int) -> None:
+    if value != other:
+        raise InputError(f"{name} is {value}, but {other_name} is {other}; make them equal")
