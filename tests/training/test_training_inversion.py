@@ -319,8 +319,9 @@ def test_an_error_that_is_not_finite_ends_learning() -> None:
 
 def test_a_frozen_network_lies_in_memory_as_before() -> None:
     """A 1x1 convolution keeps its strides, which decide the kernel and so the last bits."""
-    module = torch.nn.Sequential(torch.nn.Conv2d(32, 16, 1), torch.nn.Conv2d(16, 16, 3))
+    wide = torch.nn.Conv2d(16, 16, 3)
+    module = torch.nn.Sequential(torch.nn.Conv2d(32, 16, 1), wide)
     before = [(p.data_ptr(), p.stride()) for p in module.parameters()]
     with frozen(module):
-        assert module[1].weight.is_contiguous(memory_format=torch.channels_last)
+        assert wide.weight.is_contiguous(memory_format=torch.channels_last)
     assert [(p.data_ptr(), p.stride()) for p in module.parameters()] == before
