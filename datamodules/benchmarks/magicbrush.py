@@ -96,7 +96,7 @@ def _json(path: Path) -> dict[str, Any]:
             "MagicBrush's test set again"
         )
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path.name} is not JSON ({error}); unpack the test set again") from error
     if not isinstance(values, dict) or not values:
@@ -104,6 +104,16 @@ def _json(path: Path) -> dict[str, Any]:
             f"{path.name} holds {type(values).__name__}, needs an object with a field per session"
         )
     return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's fields; JSON readers keep the last of a name and drop the others."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return fields
 
 
 def _turns(

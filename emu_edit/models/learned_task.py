@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from emu_edit.errors import InputError
@@ -134,7 +134,10 @@ class LearnedTask:
         }
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            save_file(tensors, part, metadata=header)
+            with part.open("wb") as stream:  # save_file would make it unreadable to others
+                stream.write(save(tensors, metadata=header))
+                stream.flush()
+                os.fsync(stream.fileno())
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)

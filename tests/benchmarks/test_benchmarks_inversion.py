@@ -117,7 +117,7 @@ def test_cells_of_another_study_are_refused(
     study = Study(model, steps=3, batch_size=2, test_pairs=2, old_pairs=1)
     with pytest.raises(InputError, match=message):
         read_cell(folder / "contour-full-2-0.json", study)
-    assert command.main(study_line(model, folder, "--steps", "3")) == 2
+    assert command.main(study_line(model, folder, "--methods", "full", "--steps", "3")) == 2
     assert message in capsys.readouterr().err
 
 

@@ -242,6 +242,11 @@ def test_an_id_with_the_digits_of_another_turn_is_not_mistaken(tmp_path: Path) -
     assert benchmark.blocks[FINAL_TURNS] == ("1001_iter_3", "5_12_1", "2001_iter_2")
 
 
+def twice_in_a_file(folder: Path) -> None:
+    path = folder / "test" / "edit_sessions.json"
+    path.write_text(path.read_text().replace('"2001": [', '"1001": ['))
+
+
 def local_captions(file: str, caption: object) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         path = folder / "test" / "local_descriptions.json"
@@ -277,6 +282,7 @@ def edit_sessions(change: Callable[[dict], object]) -> Callable[[Path], None]:
         (edit_sessions(lambda v: v.update({"1002": {}})), "session 1002: needs a list of turns"),
         (edit_sessions(lambda v: v.update({"1002": [3]})), "needs an object, got int"),
         (edit_sessions(lambda v: v["1002"][0].update(output="../x")), "needs the name of a file"),
+        (twice_in_a_file, r"edit_sessions.json is not JSON \('1001' stands in it twice\)"),
         (
             edit_sessions(lambda v: v["1001"][1].update(instruction="a\ud8ff")),
             "session 1001, turn 2: instruction has the lone surrogate U.D8FF at position 1",

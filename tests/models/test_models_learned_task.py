@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from emu_edit.errors import InputError
-from emu_edit.models import learned_task
 from emu_edit.models.codec import PatchCodec
 from emu_edit.models.learned_task import (
     LearnedTask,
@@ -73,6 +72,9 @@ def test_the_file_of_a_wide_vector_takes_a_few_kb_and_its_header_is_text(tmp_pat
         header = stream.metadata()
     assert header["name"] == "contour"
     assert header["pairs"] == "10"
+    readable = tmp_path / "plain"
+    readable.touch()
+    assert file.stat().st_mode == readable.stat().st_mode  # others may read it where they may all
     assert header["base"] == BASE
 
 
@@ -92,12 +94,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     learned().save(file)
     before = file.read_bytes()
 
-    def full_disk(tensors: object, path: Path, metadata: object) -> None:
-        del tensors, metadata
-        path.write_bytes(b"half")
+    def full_disk(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(learned_task, "save_file", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         learned(pairs=11).save(file)
     assert os.listdir(tmp_path) == ["contour.safetensors"]

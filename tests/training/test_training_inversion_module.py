@@ -19,7 +19,9 @@ from tests.data.shards import make_folder
 from tests.training.few_shot import make_base
 from tests.training.stage import TRAINER_WARNINGS, make_trainer
 
-pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
+# a resumed job writes into the folder it comes from
+RESUMED = "ignore:Checkpoint directory .* exists and is not empty"
+pytestmark = [pytest.mark.filterwarnings(line) for line in (*TRAINER_WARNINGS, RESUMED)]
 
 
 @pytest.fixture(scope="module")
