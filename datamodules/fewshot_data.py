@@ -118,6 +118,6 @@ class _Steps(Sampler[int]):
         return self._count
 
     def __iter__(self) -> Iterator[int]:
-        # asked for with the first step, not before: Lightning makes iterators while it still resumes
+        # asked with the first step: Lightning makes iterators while it still resumes
         first = self._first()
         yield from range(first, first + self._count)
