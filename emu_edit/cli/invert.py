@@ -78,7 +78,7 @@ def _add_learning(made: ArgumentParser) -> None:
     )
     made.add_argument("--steps", type=positive_int, help="optimizer steps at most (default 300)")
     made.add_argument("--batch", type=positive_int, help="samples per step (default 8)")
-    made.add_argument("--lr", type=float, help="peak learning rate (default 0.1)")
+    made.add_argument("--lr", type=float, help="peak learning rate (default 0.3)")
     made.add_argument(
         "--pairs", type=positive_int, metavar="N", help="take N of the pairs, drawn by the seed"
     )

@@ -53,7 +53,7 @@ class InversionSettings:
 
     steps: int = 300
     batch_size: int = 8
-    lr: float = 0.1
+    lr: float = 0.3
     init: str = BEST
     held_out: float = 0.2
     check_every: int = 25

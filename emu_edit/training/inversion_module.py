@@ -52,7 +52,7 @@ class InversionModule(LightningModule):
         task: str,
         description: str = "",
         init: str = BEST,
-        lr: float = 0.1,
+        lr: float = 0.3,
         seed: int = 0,
     ) -> None:
         super().__init__()
