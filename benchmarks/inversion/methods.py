@@ -158,7 +158,7 @@ def check_methods(methods: Sequence[str]) -> None:
         InputError: for LoRA without peft.
     """
     if LORA in methods and find_spec("peft") is None:
-        raise InputError("LoRA needs peft; install it with: pip install peft")
+        raise InputError("LoRA needs peft; install it with: pip install peft, or the extra 'study'")
 
 
 def add_lora(module: EditModule) -> None:

@@ -31,6 +31,8 @@ MIN_FOR_PROCESSES = 2000  # pairs; fewer are written before other processes have
 
 # kinds of edit that a small model learns last, and that share a task with easy ones
 HARD: dict[str, frozenset[str]] = {
+    "local": frozenset({"swap"}),
+    "texture": frozenset({"pattern"}),
     "text": frozenset({"add", "replace"}),
     "style": frozenset({"comic", "mosaic", "poster"}),
     "color": frozenset({"sharpen"}),
@@ -174,6 +176,7 @@ def made_by(
         "photos": None if photos is None else photos.description,
         # absent without them, as in the folders of before there were any
         **{name: value for name, value in asdict(extras).items() if value},
+        **({"hard_kinds": {task: sorted(HARD[task]) for task in HARD}} if extras.hard else {}),
     }
 
 

@@ -198,7 +198,9 @@ def test_without_peft_lora_is_refused_before_anything_is_learnt(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.setattr(methods, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match="LoRA needs peft; install it with: pip install peft"):
+    with pytest.raises(
+        InputError, match="LoRA needs peft; install it with: pip install peft, or the extra 'study'"
+    ):
         methods.check_methods(["full", "lora"])
     assert command.main(study_line(model, tmp_path / "study", "--methods", "lora")) == 2
     assert "LoRA needs peft" in capsys.readouterr().err
