@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from datamodules.convert import control, folder
-from datamodules.convert.pair import PairFiles, Reason, Skipped, read_pair
+from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, read_pair
 from datamodules.manifest import MANIFEST, read_manifest
 from datamodules.reader import OpenShard, decode_pair
 from datamodules.transforms import SquareCrop
@@ -174,32 +174,38 @@ def _of_folder(source: FewShotSource) -> Iterator[_FoundPair | Skipped]:
     skipped = [item for item in listed if isinstance(item, Skipped)]
     if skipped:
         raise _refusal(source, skipped, len(listed))
-    files = [item for item in listed if isinstance(item, PairFiles)]
+    files = [item for item in listed if isinstance(item, RawPair)]
     if files:
-        task = _task_to_take(source, list(dict.fromkeys(item.task for item in files)))
-        files = [item for item in files if item.task == task]
+        task = _task_to_take(source, list(dict.fromkeys(_task(item, source) for item in files)))
+        files = [item for item in files if _task(item, source) == task]
     for index in source.chosen(len(files)):
-        record = read_pair(_with_instruction(files[index], source.instruction))
-        if isinstance(record, Skipped):
-            yield record
+        pair = _with_instruction(files[index], source.instruction)
+        try:
+            record = read_pair(pair, _task(pair, source))
+        except RefusedPairError as error:
+            yield Skipped(pair.name, error.reason, str(error))
         else:
             before, after = _pixels(record.source), _pixels(record.target)
-            yield _FoundPair(files[index].name, before, after, record.instruction)
+            yield _FoundPair(pair.name, before, after, record.instruction)
 
 
-def _listing(source: FewShotSource) -> Iterator[PairFiles | Skipped]:
+def _task(pair: RawPair, source: FewShotSource) -> str:
+    return pair.raw_task or source.task
+
+
+def _listing(source: FewShotSource) -> Iterator[RawPair | Skipped]:
     """List the pairs of whichever layout is there."""
-    path, task = source.path, source.task
+    path = source.path
     if path.suffix == ".jsonl" or (path / folder.LINES).is_file():
-        return folder.list_pairs(path, task, None)
+        return folder.list_pairs(path)
     for sides in ((control.TARGETS, control.SOURCES), ("target", "source")):
         if all((path / side).is_dir() for side in sides):
-            return control.list_pairs(path, task, None, sides=sides)
+            return control.list_pairs(path, sides=sides)
     what = "has no pairs of a known layout" if path.exists() else "no such file or folder"
     raise InputError(f"{path}: {what}; give {LAYOUTS}")
 
 
-def _with_instruction(pair: PairFiles, instruction: str) -> PairFiles:
+def _with_instruction(pair: RawPair, instruction: str) -> RawPair:
     """Return the pair with the instruction of all where it has none of its own."""
     own = pair.instruction
     has_own = own.is_file() if isinstance(own, Path) else bool(own.strip())

@@ -8,10 +8,12 @@ zero: the same pairs give the same bytes.
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -68,13 +70,99 @@ class PairRecord:
             )
 
 
+class ShardWriter:
+    """Writes pairs of any tasks, in any order, as `<task>-000000.tar`, ..., one open tar a task.
+
+    A shard appears under its name, with its index beside it, when it is full or the block ends
+    well; what is open when the block fails is removed. One pair is in memory at a time. Finish the
+    folder with `write_manifest`.
+
+    Attributes:
+        entries: the shards that are complete, in the order in which they became so.
+    """
+
+    def __init__(self, folder: Path, *, pairs_per_shard: int = 1000) -> None:
+        if pairs_per_shard < 1:
+            raise InputError(f"pairs_per_shard={pairs_per_shard} must be at least 1")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.entries: list[ShardEntry] = []
+        self._folder = folder
+        self._pairs_per_shard = pairs_per_shard
+        self._open: dict[str, _OpenTar] = {}
+        self._count: Counter[str] = Counter()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with ExitStack() as unfinished:
+            for tar in self._open.values():
+                unfinished.push(tar.stack)
+            if error is not None:
+                raise error
+            for task in list(self._open):
+                self._finish(task)
+
+    def add(self, record: PairRecord) -> None:
+        """Write one pair.
+
+        Raises:
+            InputError: if the task's name cannot be a file name.
+            ShardError: if a shard that became full cannot be indexed, e.g. because two records have
+                one key.
+        """
+        tar = self._open.get(record.task)
+        if tar is None:
+            tar = self._start(record.task)
+        tar.write(record)
+        if tar.count == self._pairs_per_shard:
+            self._finish(record.task)
+
+    def _start(self, task: str) -> "_OpenTar":
+        if not _TASK.fullmatch(task):
+            raise InputError(f"task {task!r} cannot name a shard; use letters, digits, '_' and '-'")
+        path = self._folder / f"{task}-{self._count[task]:06d}.tar"
+        self._count[task] += 1
+        self._open[task] = _OpenTar(path)
+        return self._open[task]
+
+    def _finish(self, task: str) -> None:
+        tar = self._open[task]
+        tar.stack.close()
+        del self._open[task]
+        path = tar.path
+        index = index_shard(path, task=task)
+        save_index(path, index)
+        size, sha256 = path.stat().st_size, sha256_of(path)
+        self.entries.append(ShardEntry(task, path.name, size, sha256, len(index)))
+
+
+class _OpenTar:
+    """A tar on its way to its name, which it gets when `stack` is closed without an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.stack = ExitStack()
+        stream = self.stack.enter_context(atomic_file(path))
+        self._tar = self.stack.enter_context(
+            TarWriter(stream, encoder=False, compress=False, mtime=0.0)
+        )
+
+    def write(self, record: PairRecord) -> None:
+        self._tar.write(_members(record))
+        self.count += 1
+
+
 def write_task_shards(
     folder: Path, task: str, records: Iterable[PairRecord], *, pairs_per_shard: int = 1000
 ) -> list[ShardEntry]:
-    """Write the pairs of one task as `<task>-000000.tar`, ..., each with its index beside it.
-
-    `records` may be a generator: one pair is in memory at a time. Finish the folder with
-    `write_manifest`.
+    """Write the pairs of one task, as `ShardWriter` does; `records` may be a generator.
 
     Raises:
         InputError: if there is no record, a record is of another task, or the task's name cannot be
@@ -83,34 +171,16 @@ def write_task_shards(
     """
     if not _TASK.fullmatch(task):
         raise InputError(f"task {task!r} cannot name a shard; use letters, digits, '_' and '-'")
-    if pairs_per_shard < 1:
-        raise InputError(f"pairs_per_shard={pairs_per_shard} must be at least 1")
-    folder.mkdir(parents=True, exist_ok=True)
-    stream = iter(records)
-    entries = []
-    while first := list(islice(stream, 1)):
-        path = folder / f"{task}-{len(entries):06d}.tar"
-        rest = islice(stream, pairs_per_shard - 1)
-        entries.append(_write_shard(path, task, chain(first, rest)))
-    if not entries:
-        raise InputError(f"task {task!r} has no pairs to write to {folder}")
-    return entries
-
-
-def _write_shard(path: Path, task: str, records: Iterable[PairRecord]) -> ShardEntry:
-    with (
-        atomic_file(path) as stream,
-        TarWriter(stream, encoder=False, compress=False, mtime=0.0) as tar,
-    ):
+    with ShardWriter(folder, pairs_per_shard=pairs_per_shard) as writer:
         for record in records:
             if record.task != task:
                 raise InputError(
                     f"{record.key} is of task {record.task!r} and cannot go into shards of {task!r}"
                 )
-            tar.write(_members(record))
-    index = index_shard(path, task=task)
-    save_index(path, index)
-    return ShardEntry(task, path.name, path.stat().st_size, sha256_of(path), len(index))
+            writer.add(record)
+    if not writer.entries:
+        raise InputError(f"task {task!r} has no pairs to write to {folder}")
+    return writer.entries
 
 
 def _members(record: PairRecord) -> dict[str, str | bytes]:

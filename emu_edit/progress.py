@@ -23,8 +23,11 @@ class RateColumn(TextColumn):
 
 
 @contextmanager
-def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int], None]]:
-    """Show a bar and yield the function that moves it: `on_step(done, total)`."""
+def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar and yield the function that moves it: `on_step(done, total)`.
+
+    While the total is None, the bar shows that something is done and how fast.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -37,7 +40,7 @@ def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int], No
     with Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
         task = progress.add_task(what, total=None)
 
-        def on_step(done: int, total: int) -> None:
+        def on_step(done: int, total: int | None) -> None:
             progress.update(task, completed=done, total=total)
 
         yield on_step

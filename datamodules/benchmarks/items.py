@@ -4,52 +4,17 @@ An item is one edit. The keys name its files, its noise and its row everywhere; 
 own files are laid out is known to its loader alone.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
-from jaxtyping import UInt8
-from torch import Tensor
-
+from datamodules.picture import Picture
 from emu_edit.errors import InputError
-from emu_edit.images import decode_rgb, read_image_bytes
 
 SINGLE, ALL_TURNS, FINAL_TURNS = "single edits", "all turns", "final turns"
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 NAMED = 3  # of the names in a message
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of a benchmark, wherever its bytes are.
-
-    Attributes:
-        where: its place, for people.
-        fetch: returns its bytes; raises InputError when it cannot.
-    """
-
-    where: str
-    fetch: Callable[[], bytes]
-
-    @staticmethod
-    def at(path: Path) -> "Picture":
-        """Return the picture in a file."""
-        return Picture(str(path), partial(read_image_bytes, path))
-
-    def decode(self) -> UInt8[Tensor, "3 h w"]:
-        """Read and decode it.
-
-        Raises:
-            BadImageError: if it cannot be.
-        """
-        return decode_rgb(self.fetch(), where=self.where)
-
-    def sha256(self) -> str:
-        """Return the hash of its bytes."""
-        return hashlib.sha256(self.fetch()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.benchmarks.items import Picture, check_text
-from datamodules.benchmarks.parquet import read_columns, read_parquet
+from datamodules.benchmarks.items import check_text
 from datamodules.convert.pair import is_safe_name
+from datamodules.parquet import read_columns, read_parquet
+from datamodules.picture import Picture
 from emu_edit.errors import InputError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -111,9 +112,11 @@ def read_rows(folder: Path, layout: Layout, check_columns: CheckColumns) -> Iter
             "the one that is meant"
         )
     for table in parquets:
-        rows = read_parquet(table, _name(table, folder), layout.image, check_columns)
-        for where, fields, picture in rows:
-            yield Row(where, fields, picture)
+        name = _name(table, folder)
+        for number, fields, pictures in read_parquet(table, name, [layout.image], check_columns):
+            if layout.image not in pictures:
+                raise InputError(f"{name} has no pictures in {layout.image}, needs {layout.needs}")
+            yield Row(f"{name}, row {number}", fields, pictures[layout.image])
     for table in exports:
         yield from _exported(table, layout, check_columns)
 

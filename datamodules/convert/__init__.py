@@ -1,9 +1,6 @@
-"""Converters: a user's own pairs become shards, and what cannot be used is named and counted.
+"""Converters: pairs of a user or of a public set become shards; what is refused is named, counted.
 
-A converter lists pairs (names and texts only, no pictures); `convert` reads them one at a time,
-refuses the broken ones with a reason, and streams the rest into shards, one task after the other.
+A converter lists pairs (places and texts only, no pixels); `run.convert` reads them one at a time,
+refuses the broken ones with a reason, and streams the rest into shards of each task. The list of
+converters is `registry`.
 """
-
-from datamodules.convert.run import KINDS, ConvertReport, convert
-
-__all__ = ["KINDS", "ConvertReport", "convert"]

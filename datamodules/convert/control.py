@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.convert.pair import PairFiles, Reason, Skipped, is_safe_name
+from datamodules.convert.converter import Converter
+from datamodules.convert.pair import RawPair, Reason, Skipped, is_safe_name
+from datamodules.picture import Picture
 from emu_edit.errors import InputError
 from emu_edit.images import EXTENSIONS
-from emu_edit.tasks import TaskTable
 
 TARGETS, SOURCES = "images", "control"
 # pictures people put into such folders which we refuse by name; other files (caches, notes) are not
@@ -23,34 +24,27 @@ _REFUSED = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jfif"}
 
 
 def list_pairs(
-    path: Path,
-    task: str | None,
-    tasks: TaskTable | None,
-    *,
-    sides: tuple[str, str] = (TARGETS, SOURCES),
-) -> Iterator[PairFiles | Skipped]:
+    path: Path, *, sides: tuple[str, str] = (TARGETS, SOURCES)
+) -> Iterator[RawPair | Skipped]:
     """Yield the pairs of the folder, sorted by name.
 
     Args:
         path: the folder.
-        task: of all pairs.
-        tasks: the known ones; without a table, any is known.
         sides: the folders of targets and of sources.
 
     Raises:
-        InputError: if a folder is missing, or the task is unknown or not given.
+        InputError: if a folder is missing.
     """
     for name in sides:
         if not (path / name).is_dir():
             wanted = f"needs {sides[0]}/ (targets and .txt) and {sides[1]}/ (sources)"
             raise InputError(f"{path / name}: no such folder; {wanted}")
-    if task is None:
-        raise InputError(f"{path}: this layout names no tasks; give one for all pairs: --task NAME")
-    if tasks is not None:
-        tasks.index(task)
     found = [_by_stem(path / name) for name in sides]
     for stem in sorted(found[0].keys() | found[1].keys()):
-        yield _pair(path, stem, [of_side.get(stem, []) for of_side in found], sides, task)
+        yield _pair(path, stem, [of_side.get(stem, []) for of_side in found], sides)
+
+
+CONVERTER = Converter("control", list_pairs)
 
 
 def _by_stem(folder: Path) -> dict[str, list[str]]:
@@ -66,8 +60,8 @@ def _by_stem(folder: Path) -> dict[str, list[str]]:
 
 
 def _pair(
-    root: Path, stem: str, suffixes_of: list[list[str]], sides: tuple[str, str], task: str
-) -> PairFiles | Skipped:
+    root: Path, stem: str, suffixes_of: list[list[str]], sides: tuple[str, str]
+) -> RawPair | Skipped:
     (of_target, of_source), (target_side, source_side) = suffixes_of, sides
     name = f"{target_side}/{stem}"
     if not is_safe_name(stem):
@@ -89,11 +83,10 @@ def _pair(
             return Skipped(name, missing, f"{side}/{stem} has no picture")
         files[side] = root / side / f"{stem}{pictures[0]}"
     texts = [suffix for suffix in of_target if suffix.lower() == ".txt"] or [".txt"]
-    return PairFiles(
+    return RawPair(
         name=name,
         identity=stem,
-        task=task,
-        source=files[source_side],
-        target=files[target_side],
+        source=Picture.at(files[source_side]),
+        target=Picture.at(files[target_side]),
         instruction=root / target_side / f"{stem}{texts[0]}",
     )

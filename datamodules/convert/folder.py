@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.convert.pair import PairFiles, Reason, Skipped, is_safe_name
+from datamodules.convert.converter import Converter
+from datamodules.convert.evaluation_only import refuse_columns
+from datamodules.convert.pair import RawPair, Reason, Skipped, is_safe_name, white_mask
+from datamodules.picture import Picture
 from emu_edit.errors import InputError
 from emu_edit.images import EXTENSIONS
-from emu_edit.tasks import TaskTable
 
 LINES = "instructions.jsonl"
 _TEXTS = (
@@ -28,15 +30,11 @@ _TEXTS = (
 )
 
 
-def list_pairs(
-    path: Path, task: str | None, tasks: TaskTable | None
-) -> Iterator[PairFiles | Skipped]:
+def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
     """Yield the pairs of a folder, or of a .jsonl file, in the order of the lines.
 
-    `task` is that of lines which name none; without a table, any name is one.
-
     Raises:
-        InputError: if there is no such file, or a line's task is unknown or missing.
+        InputError: if there is no such file.
     """
     lines = path / LINES if path.is_dir() else path
     if not lines.is_file():
@@ -47,18 +45,21 @@ def list_pairs(
         for number, line in enumerate(file, 1):
             if line.strip():
                 name = f"{lines.name}:{number}"
-                fields = _fields(line)
+                fields = _fields(line, name)
                 if isinstance(fields, str):
                     yield Skipped(name, Reason.bad_line, fields)
                 else:
-                    yield _pair(lines.parent, name, fields, task, tasks)
+                    yield _pair(lines.parent, name, fields)
+
+
+CONVERTER = Converter("folder", list_pairs)
 
 
 def _is_control(path: Path) -> bool:
     return (path / "images").is_dir() and (path / "control").is_dir()
 
 
-def _fields(line: bytes) -> dict[str, str] | str:
+def _fields(line: bytes, where: str) -> dict[str, str] | str:
     """Return the known fields of a line, or what is wrong with it."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
@@ -66,6 +67,7 @@ def _fields(line: bytes) -> dict[str, str] | str:
         return f"not a line of JSON ({error})"
     if not isinstance(record, dict):
         return f"holds {type(record).__name__}, needs an object in {{}}"
+    refuse_columns(record, where)
     fields = {name: record[name] for name in _TEXTS if record.get(name) is not None}
     for name, value in fields.items():
         if not isinstance(value, str):
@@ -75,21 +77,7 @@ def _fields(line: bytes) -> dict[str, str] | str:
     return fields
 
 
-def _pair(
-    root: Path, name: str, fields: dict[str, str], task: str | None, tasks: TaskTable | None
-) -> PairFiles | Skipped:
-    # an unknown task would leave a whole data set out one line at a time: stop before anything is
-    # written
-    chosen = fields.get("task", task)
-    if chosen is None:
-        raise InputError(
-            f'{name}: names no task; add "task" to the lines or give one for all: --task NAME'
-        )
-    try:
-        if tasks is not None:
-            tasks.index(chosen)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+def _pair(root: Path, name: str, fields: dict[str, str]) -> RawPair | Skipped:
     names = {side: fields.get(side, fields.get("file", "")) for side in ("source", "target")}
     if "mask" in fields:
         names["mask"] = fields["mask"]
@@ -98,13 +86,13 @@ def _pair(
             detail = f"{side} {value!r} must be a relative name inside the folder, without '..'"
             return Skipped(name, Reason.unsafe_name, detail)
     mask = _find(root, "mask", names["mask"]) if "mask" in names else _mask_beside(root, fields)
-    return PairFiles(
+    return RawPair(
         name=name,
         identity=f"{name} {names['source']} {names['target']}",
-        task=chosen,
-        source=_find(root, "source", names["source"]),
-        target=_find(root, "target", names["target"]),
-        mask=mask,
+        raw_task=fields.get("task", ""),
+        source=Picture.at(_find(root, "source", names["source"])),
+        target=Picture.at(_find(root, "target", names["target"])),
+        mask=None if mask is None else white_mask(Picture.at(mask)),
         instruction=fields.get("instruction", ""),
         source_caption=fields.get("source_caption", ""),
         target_caption=fields.get("target_caption", ""),

@@ -1,28 +1,38 @@
-"""The reading of one pair: files of a stranger in, a checked `PairRecord` or a reason out.
+"""The reading of one pair: bytes of a stranger in, a checked `PairRecord` or a reason out.
 
-All layouts meet here, so that the same pair is judged the same way whatever folder it came in.
+All layouts and data sets meet here, so that the same pair is judged the same way wherever it came
+from; what is judged beyond that a pair can be read at all is in `datamodules.convert.gates`.
 Pictures keep their size (the reader of shards crops); within a pair the sizes must agree, after
 EXIF rotation.
 """
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Bool, UInt8
 
+from datamodules.picture import MissingPictureError, Picture
 from datamodules.writer import PairRecord
-from emu_edit.errors import BadImageError, BadSampleError, InputError
-from emu_edit.images import decode_mask, read_image, read_image_bytes
+from emu_edit.errors import BadSampleError, InputError
+from emu_edit.images import decode_mask, resize
 from emu_edit.text_rules import clean_instruction
 
 MAX_TEXT_BYTES = 65536  # of an instruction file; 2,000 characters of UTF-8 need at most 8,000
 _LONGEST_PART = 255  # bytes of one file name on every common file system
 _LONGEST_NAME = 1000
 _LONGEST_STEM = 40  # of the readable part of a key
+# what tables hold where they hold nothing: Python's, JSON's, pandas' and people's words for it
+_NOTHING = {"none", "null", "nan", "n/a", "<na>"}
+
+# the region of a pair, worked out from its source; True where the edit may change, None is no mask
+Mask = Callable[[UInt8[np.ndarray, "h w 3"]], Bool[np.ndarray, "_ _"] | None]
 
 
 class Reason(Enum):
@@ -39,14 +49,27 @@ class Reason(Enum):
     empty_instruction = "empty instruction"
     bad_instruction = "bad instruction"
     bad_caption = "bad caption"
+    no_task = "no task of ours"
     unreadable_picture = "unreadable picture"
     sizes_differ = "sizes differ"
+    aspect_differs = "aspect differs"
+    too_small = "too small"
     identical_pair = "identical pair"
+    near_identical = "near-identical pair"
+    blank_picture = "blank picture"
+    unlike_pair = "pictures unlike each other"
+    mask_misfit = "mask does not fit"
+    equal_captions = "equal captions"
+    low_score = "low score"
+    duplicate = "duplicate"
+    group_full = "enough of its group"
+    listed_bad = "listed as bad"
+    evaluation_leak = "evaluation leak"
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """One pair left out: its place in the user's folder, the reason, and the exact finding."""
+    """One pair left out: its place in the user's data, the reason, and the exact finding."""
 
     name: str
     reason: Reason
@@ -54,35 +77,86 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class PairFiles:
-    """One listed pair, nothing read yet. `instruction` is the text, or the file that holds it.
+class RawPair:
+    """One listed pair, no picture read yet.
 
-    `name` is the place shown to the user; `identity` is unique in the folder and decides the key.
+    Attributes:
+        name: the place shown to the user, e.g. "train-00000.parquet, row 12".
+        identity: unique in the data; it decides the key.
+        source: the picture before.
+        target: the picture after.
+        instruction: the text, or the file that holds it.
+        raw_task: as the data name it, "" where they name none.
+        task: one of ours where the layout itself decides; None leaves it to the run.
+        mask: the region; None is no mask.
+        source_caption: what the source shows, "" where unknown.
+        target_caption: what the target shows.
+        scores: of the pair's quality, as the data have them; None is a score that is empty.
+        likeness: least share of the picture that edits of this kind leave as it was (0 to 1, see
+            `gates.kept_share`); None where any change is possible.
+        group: pairs of one session, prompt or picture; they are kept together when data are parted.
+        extra: anything JSON can hold that travels with the sample.
     """
 
     name: str
     identity: str
-    task: str
-    source: Path
-    target: Path
+    source: Picture
+    target: Picture
     instruction: str | Path
-    mask: Path | None = None
+    raw_task: str = ""
+    task: str | None = None
+    mask: Mask | None = None
     source_caption: str = ""
     target_caption: str = ""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    likeness: float | None = None
+    group: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
 
 
-class _RefusedPairError(BadSampleError):
+class RefusedPairError(BadSampleError):
+    """A pair cannot be used, for one of the reasons of the report."""
+
     def __init__(self, reason: Reason, detail: str):
         super().__init__(detail)
         self.reason = reason
 
 
-def read_pair(pair: PairFiles) -> PairRecord | Skipped:
-    """Read and check one pair; what is wrong with it is returned, not raised."""
-    try:
-        return _read(pair)
-    except _RefusedPairError as error:
-        return Skipped(pair.name, error.reason, str(error))
+def read_pair(pair: RawPair, task: str, *, resize_above: float | None = None) -> PairRecord:
+    """Read and check one pair.
+
+    Args:
+        pair: where it is.
+        task: what it teaches.
+        resize_above: None refuses a target of another size than its source; a number resamples it
+            to the source's size, unless the sides' ratios differ by more than this share.
+
+    Raises:
+        RefusedPairError: with the reason why it cannot be used.
+    """
+    instruction = _instruction(pair)
+    captions = [_caption(text, pair.name) for text in (pair.source_caption, pair.target_caption)]
+    source = _pixels(pair.source, Reason.missing_source)
+    target = _same_size(_pixels(pair.target, Reason.missing_target), source, resize_above)
+    if torch.equal(source, target):
+        raise RefusedPairError(Reason.identical_pair, "source and target have the same pixels")
+    before = source.permute(1, 2, 0).contiguous().numpy()
+    return PairRecord(
+        key=key_of(pair.identity),
+        source=before,
+        target=target.permute(1, 2, 0).contiguous().numpy(),
+        instruction=instruction,
+        task=task,
+        mask=None if pair.mask is None else _mask(pair.mask, before, pair.name),
+        source_caption=captions[0],
+        target_caption=captions[1],
+        extra={**pair.extra, "origin": pair.name},
+    )
+
+
+def white_mask(picture: Picture, *, is_optional: bool = False) -> Mask:
+    """Return the region that a picture shows in white; an optional one may be missing."""
+    return partial(_white, picture, is_optional)
 
 
 def key_of(identity: str) -> str:
@@ -104,87 +178,93 @@ def is_safe_name(name: str) -> bool:
     )
 
 
-def _read(pair: PairFiles) -> PairRecord:
-    for path, reason in (
-        (pair.source, Reason.missing_source),
-        (pair.target, Reason.missing_target),
-        (pair.mask, Reason.missing_mask),
-    ):
-        if path is not None and not path.exists():
-            raise _RefusedPairError(reason, f"{path}: no such file")
-    instruction = _instruction(pair)
-    captions = [_caption(text, pair.name) for text in (pair.source_caption, pair.target_caption)]
-    source, target = _picture(pair.source), _picture(pair.target)
-    if source.shape != target.shape:
-        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (source, target))
-        raise _RefusedPairError(Reason.sizes_differ, f"source and target are {sizes}")
-    if np.array_equal(source, target):
-        raise _RefusedPairError(Reason.identical_pair, "source and target have the same pixels")
-    return PairRecord(
-        key=key_of(pair.identity),
-        source=source,
-        target=target,
-        instruction=instruction,
-        task=pair.task,
-        mask=None if pair.mask is None else _mask(pair.mask, source.shape),
-        source_caption=captions[0],
-        target_caption=captions[1],
-        extra={"origin": pair.name},
-    )
+def _white(
+    picture: Picture, is_optional: bool, source: UInt8[np.ndarray, "h w 3"]
+) -> Bool[np.ndarray, "_ _"] | None:
+    del source
+    try:
+        return decode_mask(picture.fetch(), picture.where).numpy()
+    except MissingPictureError:
+        if is_optional:
+            return None
+        raise
 
 
-def _instruction(pair: PairFiles) -> str:
+def _instruction(pair: RawPair) -> str:
     text = pair.instruction
     if isinstance(text, Path):
         text = _text_file(text)
-    if not text.strip():
-        raise _RefusedPairError(Reason.empty_instruction, f"{pair.name}: the instruction is empty")
+    if not text.strip() or text.strip().lower() in _NOTHING:
+        what = f"says {text.strip()!r}" if text.strip() else "is empty"
+        raise RefusedPairError(Reason.empty_instruction, f"{pair.name}: the instruction {what}")
     try:
         return clean_instruction(text, pair.name)
     except InputError as error:
-        raise _RefusedPairError(Reason.bad_instruction, str(error)) from error
+        raise RefusedPairError(Reason.bad_instruction, str(error)) from error
 
 
 def _text_file(path: Path) -> str:
     if not path.is_file():
-        raise _RefusedPairError(Reason.missing_instruction, f"{path}: no such file")
+        raise RefusedPairError(Reason.missing_instruction, f"{path}: no such file")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_TEXT_BYTES + 1)
         if len(data) > MAX_TEXT_BYTES:
             detail = f"{path}: has more than {MAX_TEXT_BYTES} bytes"
-            raise _RefusedPairError(Reason.bad_instruction, detail)
+            raise RefusedPairError(Reason.bad_instruction, detail)
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         detail = f"{path}: is not UTF-8 at byte {error.start}"
-        raise _RefusedPairError(Reason.bad_instruction, detail) from error
+        raise RefusedPairError(Reason.bad_instruction, detail) from error
     except OSError as error:
         detail = f"{path}: cannot be read ({error.strerror})"
-        raise _RefusedPairError(Reason.missing_instruction, detail) from error
+        raise RefusedPairError(Reason.missing_instruction, detail) from error
 
 
 def _caption(text: str, name: str) -> str:
-    if not text.strip():
+    if not text.strip() or text.strip().lower() in _NOTHING:
         return ""
     try:
         return clean_instruction(text, name, what="caption")
     except InputError as error:
-        raise _RefusedPairError(Reason.bad_caption, str(error)) from error
+        raise RefusedPairError(Reason.bad_caption, str(error)) from error
 
 
-def _picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def _pixels(picture: Picture, missing: Reason) -> UInt8[torch.Tensor, "3 h w"]:
     try:
-        return read_image(path).permute(1, 2, 0).contiguous().numpy()
-    except BadImageError as error:
-        raise _RefusedPairError(Reason.unreadable_picture, str(error)) from error
+        return picture.decode()
+    except MissingPictureError as error:
+        raise RefusedPairError(missing, str(error)) from error
+    except InputError as error:
+        raise RefusedPairError(Reason.unreadable_picture, str(error)) from error
 
 
-def _mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _same_size(
+    target: UInt8[torch.Tensor, "3 _ _"],
+    source: UInt8[torch.Tensor, "3 h w"],
+    resize_above: float | None,
+) -> UInt8[torch.Tensor, "3 h w"]:
+    (height, width), (tall, wide) = source.shape[1:], target.shape[1:]
+    if (height, width) == (tall, wide):
+        return target
+    sizes = f"source and target are {width}x{height} and {wide}x{tall}"
+    if resize_above is None:
+        raise RefusedPairError(Reason.sizes_differ, sizes)
+    ratio = (width * tall) / (height * wide)
+    if max(ratio, 1 / ratio) - 1 > resize_above:
+        raise RefusedPairError(Reason.aspect_differs, sizes)
+    return resize(target, (height, width))
+
+
+def _mask(mask: Mask, source: UInt8[np.ndarray, "h w 3"], name: str) -> np.ndarray | None:
     try:
-        mask = decode_mask(read_image_bytes(path), str(path)).numpy()
-    except BadImageError as error:
-        raise _RefusedPairError(Reason.unreadable_picture, str(error)) from error
-    if mask.shape != shape[:2]:
-        sizes = f"{mask.shape[1]}x{mask.shape[0]} and the pictures {shape[1]}x{shape[0]}"
-        raise _RefusedPairError(Reason.sizes_differ, f"{path}: the mask is {sizes}")
-    return mask
+        region = mask(source)
+    except MissingPictureError as error:
+        raise RefusedPairError(Reason.missing_mask, str(error)) from error
+    except InputError as error:
+        raise RefusedPairError(Reason.unreadable_picture, str(error)) from error
+    if region is not None and region.shape != source.shape[:2]:
+        sizes = f"{region.shape[1]}x{region.shape[0]} and the pictures "
+        sizes += f"{source.shape[1]}x{source.shape[0]}"
+        raise RefusedPairError(Reason.sizes_differ, f"{name}: the mask is {sizes}")
+    return region

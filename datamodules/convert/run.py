@@ -1,179 +1,222 @@
-"""The run of a conversion: list, check, stream into shards task by task, report.
+"""The run of a conversion: list, check, judge, stream into shards of each task, report.
 
-Memory holds one pair and the current shard's index. The listing is read once to count and to refuse
-unknown tasks before anything is written, and once more for each task that occurs.
+The data are listed twice, once to count and to refuse task names that nobody knows before anything
+is written, and once to convert. Memory holds one pair, the page of the table its pictures came in,
+and 128 bits of each pair to find doubles.
 """
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TextIO
 
-from datamodules.convert import control, folder
-from datamodules.convert.pair import PairFiles, Skipped, read_pair
-from datamodules.writer import PairRecord, ShardEntry, write_manifest, write_task_shards
-from emu_edit.errors import InputError, closest
-from emu_edit.tasks import SIXTEEN, TaskTable
+from datamodules.convert.converter import Converter
+from datamodules.convert.evaluation_only import refuse_kind, refuse_path
+from datamodules.convert.gates import Duplicates, Gates
+from datamodules.convert.naming import Namer, Survey, TaskNaming, survey
+from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, read_pair
+from datamodules.convert.part import Part
+from datamodules.convert.registry import load_converter
+from datamodules.convert.report import QUARANTINE, ConvertReport, Tally, counted
+from datamodules.writer import PairRecord, ShardEntry, ShardWriter, write_manifest
+from emu_edit.errors import BadDataError, InputError
 
-KINDS = {
-    "folder": folder.list_pairs,
-    "jsonl": folder.list_pairs,
-    "control": control.list_pairs,
-}
-SKIPPED_FILE = "skipped.jsonl"
+_LISTING_STEP = 1000  # entries between two signs of life
 
 
 @dataclass(frozen=True)
-class ConvertReport:
-    """What became of the pairs: how many of each task were written, how many were left out and why.
+class Settings:
+    """How to convert.
 
-    `skipped_file` lists every pair left out, one JSON object a line; None if there was none.
+    Attributes:
+        naming: which task a pair teaches.
+        gates: which pairs are good enough.
+        part: take one part of the data only.
+        per_group: take at most so many pairs in a row of one group (session, prompt), None all.
+        guard: says why a pair must not be trained on, None if it may: for pictures of evaluation
+            sets.
+        pairs_per_shard: how many pairs a shard holds at most.
     """
 
-    written: dict[str, int]
-    skipped: dict[str, int]
-    skipped_file: Path | None
-
-    def summary(self) -> str:
-        """Return the report as one line."""
-        tasks = ", ".join(f"{task} {count}" for task, count in self.written.items())
-        line = f"{sum(self.written.values())} pairs written ({tasks})"
-        if self.skipped:
-            line += f"; {_counted(self.skipped)} (listed in {self.skipped_file})"
-        return line
-
-
-@dataclass
-class _Progress:
-    """The counters of a run and the open report file."""
-
-    file: TextIO
-    total: int
-    on_step: Callable[[int, int], None] | None
-    done: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-
-    def step(self) -> None:
-        self.done += 1
-        if self.on_step is not None:
-            self.on_step(self.done, self.total)
-
-    def skip(self, item: Skipped) -> None:
-        self.skipped[item.reason.value] += 1
-        row = {"name": item.name, "reason": item.reason.value, "detail": item.detail}
-        self.file.write(json.dumps(row) + "\n")
+    naming: TaskNaming = field(default_factory=TaskNaming)
+    gates: Gates = field(default_factory=Gates)
+    part: Part | None = None
+    per_group: int | None = None
+    guard: Callable[[PairRecord], str | None] | None = None
+    pairs_per_shard: int = 1000
 
 
 def convert(
     kind: str,
     source: Path,
     out: Path,
+    settings: Settings | None = None,
     *,
-    task: str | None = None,
-    pairs_per_shard: int = 1000,
+    on_listed: Callable[[int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    tasks: TaskTable = SIXTEEN,
 ) -> ConvertReport:
     """Turn the pairs in `source` into shards in `out`.
 
     Args:
-        kind: one of `KINDS`.
-        source: a folder of the kind's layout; for "jsonl" also the file itself.
+        kind: one of `registry.KINDS`.
+        source: a folder or file of the kind's layout.
         out: a new folder, or one without shards.
-        task: the task of pairs that name none.
-        pairs_per_shard: how many pairs a shard holds at most.
-        on_progress: called as (pairs done, pairs in all).
-        tasks: the known tasks.
+        settings: tasks, gates and parts; None takes the defaults.
+        on_listed: called with the entries counted so far, before the first is converted.
+        on_progress: called as (entries done, entries in all).
 
     Raises:
-        InputError: if the layout is not there, a task is unknown or missing, `out` has shards
-            already, or no pair is left. A broken pair raises nothing: it is counted and listed in
-            `out`/skipped.jsonl.
+        InputError: if the layout is not there, the data are an evaluation set, a task is unknown or
+            missing, or `out` has shards already.
+        BadDataError: if no pair is left. A broken pair raises nothing: it is counted and listed in
+            `out`/quarantine.jsonl.
     """
-    if kind not in KINDS:
-        hint = closest(kind, [*KINDS])
-        raise InputError(f"unknown kind {kind!r}; known kinds: {', '.join(KINDS)}.{hint}")
+    settings = settings or Settings()
+    refuse_kind(kind)
+    converter = load_converter(kind)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
-    _check_out(out)
-
-    def listing() -> Iterator[PairFiles | Skipped]:
-        return KINDS[kind](source, task, tasks)
-
+    refuse_path(source)
+    _check_out(out, source)
+    namer = Namer(settings.naming, converter)
     try:
-        counts = Counter(item.task for item in listing() if isinstance(item, PairFiles))
+        listing = _counted(converter.list_pairs(source), on_listed)
+        found = survey(listing, namer, settings.naming.known, source)
+        _check_scores(settings.gates, found, source)
         out.mkdir(parents=True, exist_ok=True)
-        with (out / SKIPPED_FILE).open("w", encoding="utf-8") as file:
-            progress = _Progress(file, counts.total(), on_progress)
-            entries = _write(listing, out, _in_order(counts, tasks), pairs_per_shard, progress)
-        return _finish(entries, progress, out, {"convert": kind, "source": source.name})
+        with (out / QUARANTINE).open("w", buffering=1, encoding="utf-8") as file:
+            tally = Tally(file, found.listed, on_progress)
+            entries = _write(converter, source, out, Judge(settings, namer, tally))
+        return _finish(entries, tally, out, _made_by(converter, source, settings))
     except OSError as error:
         raise InputError(
             f"{error.filename or out}: {error.strerror}; nothing usable was written"
         ) from error
 
 
-def _in_order(counts: Counter[str], tasks: TaskTable) -> list[str]:
-    return [name for name in tasks.names if name in counts]
+@dataclass
+class Judge:
+    """Reads pairs and decides which are written; counts and lists the others."""
 
+    settings: Settings
+    namer: Namer
+    tally: Tally
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    group: tuple[str, int] = ("", 0)  # the last one, and how many of it were taken
 
-def _write(
-    listing: Callable[[], Iterator[PairFiles | Skipped]],
-    out: Path,
-    names: list[str],
-    pairs_per_shard: int,
-    progress: _Progress,
-) -> list[ShardEntry]:
-    for item in listing():
+    def accept(self, item: RawPair | Skipped, dataset: str) -> PairRecord | None:
+        """Return the pair to write, None if it is left out."""
+        self.tally.step()
         if isinstance(item, Skipped):
-            progress.skip(item)
-    entries = []
-    for name in names:
-        pairs = (pair for pair in listing() if isinstance(pair, PairFiles) and pair.task == name)
-        records = _records(pairs, progress)
-        if first := list(islice(records, 1)):  # the writer refuses a task without any pair
-            stream = chain(first, records)
-            entries += write_task_shards(out, name, stream, pairs_per_shard=pairs_per_shard)
-    return entries
+            self.tally.skip(item)
+            return None
+        try:
+            record = self._read(item)
+        except RefusedPairError as error:
+            self.tally.skip(Skipped(item.name, error.reason, str(error)))
+            return None
+        if record is None:
+            self.tally.other_part += 1
+            return None
+        self.tally.written[record.task] += 1
+        if item.raw_task:
+            self.tally.raw_tasks[item.raw_task] += 1
+        return replace(record, extra={"dataset": dataset, **_provenance(item), **record.extra})
+
+    def _read(self, pair: RawPair) -> PairRecord | None:
+        gates, part, guard = self.settings.gates, self.settings.part, self.settings.guard
+        task = self.namer.task_of(pair)
+        gates.check_listed(pair)
+        taken = self._taken_of(pair)
+        record = read_pair(pair, task, resize_above=gates.resize)
+        if part is not None and not part.has(pair, record):
+            return None
+        gates.check_record(record, pair)
+        self.duplicates.check(record, with_content=gates.duplicates)
+        why = None if guard is None else guard(record)
+        if why is not None:
+            raise RefusedPairError(Reason.evaluation_leak, f"{pair.name}: {why}")
+        self.group = (pair.group, taken + 1)
+        return record
+
+    def _taken_of(self, pair: RawPair) -> int:
+        """Return how many pairs of the group were taken; refuse one more than enough."""
+        taken = self.group[1] if pair.group == self.group[0] else 0
+        limit = self.settings.per_group
+        if limit is not None and pair.group and taken >= limit:
+            detail = f"{pair.name}: {limit} of {pair.group!r} were taken before"
+            raise RefusedPairError(Reason.group_full, detail)
+        return taken
+
+
+def _provenance(pair: RawPair) -> dict[str, object]:
+    """Return what is worth keeping of where a pair came from, as far as it is known."""
+    known = {"raw_task": pair.raw_task, "group": pair.group, "scores": dict(pair.scores)}
+    return {name: value for name, value in known.items() if value}
+
+
+def _counted(
+    listing: Iterator[RawPair | Skipped], on_listed: Callable[[int], None] | None
+) -> Iterator[RawPair | Skipped]:
+    for number, item in enumerate(listing, 1):
+        yield item
+        if on_listed is not None and number % _LISTING_STEP == 0:
+            on_listed(number)
+
+
+def _write(converter: Converter, source: Path, out: Path, judge: Judge) -> list[ShardEntry]:
+    settings = judge.settings
+    with ShardWriter(out, pairs_per_shard=settings.pairs_per_shard) as writer:
+        for item in converter.list_pairs(source):
+            record = judge.accept(item, converter.name)
+            if record is not None:
+                writer.add(record)
+    place = {name: index for index, name in enumerate(settings.naming.known.names)}
+    return sorted(writer.entries, key=lambda entry: (place[entry.task], entry.file))
 
 
 def _finish(
-    entries: list[ShardEntry], progress: _Progress, out: Path, made_by: dict[str, object]
+    entries: list[ShardEntry], tally: Tally, out: Path, made_by: dict[str, object]
 ) -> ConvertReport:
-    skipped = dict(sorted(progress.skipped.items()))
-    path = out / SKIPPED_FILE if skipped else None
+    skipped = dict(sorted(tally.skipped.items()))
+    path = out / QUARANTINE if skipped else None
     if path is None:
-        (out / SKIPPED_FILE).unlink()
+        (out / QUARANTINE).unlink()
     if not entries:
-        why = f"{_counted(skipped)}; see {path}" if skipped else "nothing was listed"
-        raise InputError(f"{made_by['source']}: no pair is left to write: {why}")
-    write_manifest(out, entries, made_by={**made_by, "skipped": skipped})
-    written = Counter[str]()
-    for entry in entries:
-        written[entry.task] += entry.samples
-    return ConvertReport(dict(written), skipped, path)
+        why = f"{counted(skipped)}; see {path}" if skipped else "nothing was listed"
+        if tally.other_part:
+            why = f"{tally.other_part} are of the other part; {why}"
+        raise BadDataError(f"{made_by['source']}: no pair is left to write: {why}")
+    written = {task: tally.written[task] for task in dict.fromkeys(e.task for e in entries)}
+    counts = {
+        "listed": tally.done,
+        "written": written,
+        "raw_tasks": dict(sorted(tally.raw_tasks.items())),
+        "skipped": skipped,
+    }
+    write_manifest(out, entries, made_by={**made_by, **counts})
+    return ConvertReport(tally.done, written, skipped, tally.examples, tally.other_part, path)
 
 
-def _records(pairs: Iterable[PairFiles], progress: _Progress) -> Iterator[PairRecord]:
-    for pair in pairs:
-        record = read_pair(pair)
-        progress.step()
-        if isinstance(record, Skipped):
-            progress.skip(record)
-        else:
-            yield record
+def _made_by(converter: Converter, source: Path, settings: Settings) -> dict[str, object]:
+    gates = asdict(settings.gates)
+    gates["excluded"] = len(settings.gates.excluded)
+    part = None if settings.part is None else asdict(settings.part)
+    return {"convert": converter.name, "source": source.name, "gates": gates, "part": part}
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, source: Path) -> None:
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise InputError(
+            f"{out}: lies inside {source}, where it would be read; give another folder"
+        )
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, needs a folder for the shards")
     if any(out.glob("*.tar")) or (out / "manifest.json").exists():
         raise InputError(f"{out}: has shards already; give a new folder or delete this one first")
 
 
-def _counted(skipped: dict[str, int]) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-    return f"{sum(skipped.values())} left out: {reasons}"
+def _check_scores(gates: Gates, found: Survey, source: Path) -> None:
+    unknown = sorted(set(gates.scores) - found.scores)
+    if unknown:
+        known = ", ".join(sorted(found.scores)) or "none"
+        raise InputError(f"{source}: no pair has a score {', '.join(unknown)}; there are: {known}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from datamodules.benchmarks import EMU_EDIT
 from datamodules.benchmarks.generations import holds_generations, load_generations
 from datamodules.benchmarks.items import Benchmark, BenchmarkItem, Picture, as_unicode, some
+from datamodules.picture import MissingPictureError
 from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import EXTENSIONS, decode_rgb
 
@@ -139,6 +140,8 @@ def _output(
     try:
         data = picture.fetch()
         decode_rgb(data, where=picture.where)
+    except MissingPictureError:
+        raise  # an empty cell is a damaged table, not a failed edit
     except BadImageError as error:
         return failed(item.key, source, str(error))
     return Output(item.key, source, hashlib.sha256(data).hexdigest(), picture)

@@ -1,8 +1,16 @@
-"""Read shards back with webdataset's own reader."""
+"""What the tests of converters share: settings, and webdataset's own reader to read back."""
 
 from pathlib import Path
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from datamodules.convert.naming import TaskNaming
+from datamodules.convert.run import Settings
+
+
+def of_task(name: str) -> Settings:
+    """Return the settings that give a task to pairs that name none."""
+    return Settings(naming=TaskNaming(name))
 
 
 def read_back(folder: Path) -> list[dict]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.convert import convert
+from datamodules.convert.run import convert
 from emu_edit.errors import InputError
 from emu_edit.images import decode_rgb
-from tests.convert.shards import read_back
+from tests.convert.shards import of_task, read_back
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def add_pair(folder, stem, *, target=".png", control=".webp", text="make it red") -> None:
-    rng = np.random.default_rng(len(stem))
+    rng = np.random.default_rng(list(stem.encode()))
     for side, suffix in (("images", target), ("control", control)):
         path = folder / side / f"{stem}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def pixels(path) -> np.ndarray:
 
 
 def test_control_is_the_source_and_images_is_the_target(folder, tmp_path):
-    report = convert("control", folder, tmp_path / "out", task="style")
+    report = convert("control", folder, tmp_path / "out", of_task("style"))
     assert report.written == {"style": 1}
     (sample,) = read_back(tmp_path / "out")
     text = json.loads(sample["json"])
@@ -52,14 +52,14 @@ def test_control_is_the_source_and_images_is_the_target(folder, tmp_path):
 def test_pairs_are_sorted_by_name_and_found_in_folders_inside(folder, tmp_path):
     for stem in ("b/dog.old", "a/dog", "ant"):
         add_pair(folder, stem)
-    convert("control", folder, tmp_path / "out", task="style")
+    convert("control", folder, tmp_path / "out", of_task("style"))
     origins = [json.loads(sample["json"])["origin"] for sample in read_back(tmp_path / "out")]
     assert origins == ["images/a/dog", "images/ant", "images/b/dog.old", "images/cat"]
 
 
 def test_a_text_of_several_lines_with_a_byte_order_mark_becomes_one_line(folder, tmp_path):
     (folder / "images" / "cat.txt").write_bytes(b"\xef\xbb\xbfmake it\r\nred\n")
-    convert("control", folder, tmp_path / "out", task="style")
+    convert("control", folder, tmp_path / "out", of_task("style"))
     (sample,) = read_back(tmp_path / "out")
     assert json.loads(sample["json"])["instruction"] == "make it red"
 
@@ -70,7 +70,7 @@ def test_caches_notes_and_hidden_files_are_no_pairs(folder, tmp_path):
     (folder / "images" / "._cat.png").write_bytes(b"x")
     (folder / "images" / ".cache").mkdir()
     (folder / "images" / ".cache" / "dog.png").write_bytes(b"x")
-    report = convert("control", folder, tmp_path / "out", task="style")
+    report = convert("control", folder, tmp_path / "out", of_task("style"))
     assert (report.written, report.skipped) == ({"style": 1}, {})
 
 
@@ -135,27 +135,27 @@ def line_end_in_name(folder):
 def test_a_broken_pair_is_left_out_with_its_reason(folder, tmp_path, spoil, reason, detail):
     add_pair(folder, "dog")
     spoil(folder)
-    report = convert("control", folder, tmp_path / "out", task="style")
+    report = convert("control", folder, tmp_path / "out", of_task("style"))
     assert (report.written, report.skipped) == ({"style": 1}, {reason: 1})
-    assert report.skipped_file is not None
-    (line,) = report.skipped_file.read_text().splitlines()
+    assert report.quarantine is not None
+    (line,) = report.quarantine.read_text().splitlines()
     row = json.loads(line)
     assert row["reason"] == reason
     assert detail in row["detail"]
 
 
 def test_the_layout_needs_a_task(folder, tmp_path):
-    with pytest.raises(InputError, match="this layout names no tasks; give one for all"):
+    with pytest.raises(InputError, match=r"images/cat: names no task \(1 of 1 pairs .*--task NAME"):
         convert("control", folder, tmp_path / "out")
 
 
 def test_an_unknown_task_is_refused_with_the_nearest(folder, tmp_path):
     with pytest.raises(InputError, match=r"unknown task 'styel'; .* Did you mean 'style'\?"):
-        convert("control", folder, tmp_path / "out", task="styel")
+        convert("control", folder, tmp_path / "out", of_task("styel"))
 
 
 @pytest.mark.parametrize("missing", ["images", "control"])
 def test_a_missing_side_is_named(folder, tmp_path, missing):
     (folder / missing).rename(folder / "elsewhere")
     with pytest.raises(InputError, match=rf"set/{missing}: no such folder; needs images/"):
-        convert("control", folder, tmp_path / "out", task="style")
+        convert("control", folder, tmp_path / "out", of_task("style"))

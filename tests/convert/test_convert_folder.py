@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.convert import convert
 from datamodules.convert.pair import is_safe_name, key_of
+from datamodules.convert.run import Settings, convert
 from datamodules.manifest import read_manifest
 from emu_edit.errors import InputError
 from emu_edit.images import decode_mask, decode_rgb
-from tests.convert.shards import read_back
+from tests.convert.shards import of_task, read_back
 
 GOOD = {"file": "0.png", "instruction": "make it red", "task": "local"}
 
@@ -28,12 +28,14 @@ def write_lines(folder, *lines) -> None:
 
 
 def skipped(out) -> list[tuple[str, str]]:
-    rows = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
+    rows = map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())
     return [(row["name"], row["reason"]) for row in rows]
 
 
 def details(out) -> list[str]:
-    return [json.loads(line)["detail"] for line in (out / "skipped.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["detail"] for line in (out / "quarantine.jsonl").read_text().splitlines()
+    ]
 
 
 def pixels(path) -> np.ndarray:
@@ -44,8 +46,8 @@ def test_every_pair_comes_back_with_its_exact_pixels_and_texts(folder, tmp_path)
     report = convert("folder", folder, tmp_path / "out")
     assert report.written == {"local": 3, "color": 3}
     assert report.skipped == {}
-    assert report.skipped_file is None
-    assert not (tmp_path / "out" / "skipped.jsonl").exists()
+    assert report.quarantine is None
+    assert not (tmp_path / "out" / "quarantine.jsonl").exists()
     assert report.summary() == "6 pairs written (local 3, color 3)"
     samples = read_back(tmp_path / "out")
     assert len(samples) == 6
@@ -60,7 +62,7 @@ def test_every_pair_comes_back_with_its_exact_pixels_and_texts(folder, tmp_path)
 
 
 def test_the_manifest_says_what_was_made(folder, tmp_path):
-    convert("folder", folder, tmp_path / "out", pairs_per_shard=2)
+    convert("folder", folder, tmp_path / "out", Settings(pairs_per_shard=2))
     manifest = read_manifest(tmp_path / "out")
     assert [(entry.file, entry.samples) for entry in manifest.entries] == [
         ("local-000000.tar", 2),
@@ -68,7 +70,11 @@ def test_the_manifest_says_what_was_made(folder, tmp_path):
         ("color-000000.tar", 2),
         ("color-000001.tar", 1),
     ]
-    assert manifest.made_by == {"convert": "folder", "source": "pairs", "skipped": {}}
+    assert manifest.made_by["convert"] == "folder"
+    assert manifest.made_by["source"] == "pairs"
+    assert manifest.made_by["listed"] == 6
+    assert manifest.made_by["written"] == {"local": 3, "color": 3}
+    assert manifest.made_by["skipped"] == {}
 
 
 def test_the_same_folder_gives_the_same_bytes(folder, tmp_path):
@@ -105,7 +111,10 @@ def test_captions_and_masks_travel(folder, tmp_path):
     Image.fromarray(255 - white).save(folder / "mask" / "other.png")
     captions = {"source_caption": " a  cat ", "target_caption": "a red cat"}
     write_lines(
-        folder, {**GOOD, **captions}, {**GOOD, "mask": "other.png"}, {**GOOD, "file": "1.png"}
+        folder,
+        {**GOOD, **captions},
+        {**GOOD, "file": "2.png", "mask": "other.png"},
+        {**GOOD, "file": "1.png"},
     )
     convert("folder", folder, tmp_path / "out")
     with_mask, with_named, without = read_back(tmp_path / "out")
@@ -126,12 +135,15 @@ def test_a_mask_of_another_extension_is_found(folder, tmp_path):
 
 def test_pairs_of_different_sizes_and_odd_modes_share_a_folder(folder, tmp_path):
     for side, colour in (("source", (255, 0, 0, 0)), ("target", (0, 0, 255, 255))):
-        Image.new("RGBA", (40, 9), colour).save(folder / side / "1.png")
+        picture = Image.new("RGBA", (40, 9), colour)
+        picture.paste((0, 0, 0, 255), (0, 0, 20, 9))
+        picture.save(folder / side / "1.png")
     write_lines(folder, GOOD, {**GOOD, "file": "1.png"})
     convert("folder", folder, tmp_path / "out")
     samples = [decode_rgb(sample["source.png"]) for sample in read_back(tmp_path / "out")]
     assert [sample.shape for sample in samples] == [(3, 16, 24), (3, 9, 40)]
-    assert samples[1].unique().tolist() == [255]  # transparent red is white, not red
+    # transparent red is white, not red
+    assert samples[1][:, :, 20:].unique().tolist() == [255]
 
 
 def test_exif_rotation_is_applied_before_sizes_are_compared(folder, tmp_path):
@@ -151,7 +163,7 @@ def test_several_instructions_for_one_pair_are_several_samples(folder, tmp_path)
 
 def test_the_task_of_a_line_wins_over_the_given_one(folder, tmp_path):
     write_lines(folder, GOOD, {"file": "1.png", "instruction": "x-ray"})
-    assert convert("folder", folder, tmp_path / "out", task="style").written == {
+    assert convert("folder", folder, tmp_path / "out", of_task("style")).written == {
         "local": 1,
         "style": 1,
     }
@@ -230,7 +242,7 @@ def test_a_task_whose_pairs_are_all_broken_is_left_out(folder, tmp_path):
 
 def test_nothing_left_over_is_an_error_that_counts_the_reasons(folder, tmp_path):
     write_lines(folder, {**GOOD, "file": "no.png"}, {**GOOD, "instruction": ""}, "{")
-    counts = "3 left out: 1 bad line, 1 empty instruction, 1 missing source; see .*skipped.jsonl"
+    counts = "3 left out: 1 bad line, 1 empty instruction, 1 missing source; see .*quarantine.jsonl"
     with pytest.raises(InputError, match=f"pairs: no pair is left to write: {counts}"):
         convert("folder", folder, tmp_path / "out")
     assert len(skipped(tmp_path / "out")) == 3
@@ -249,12 +261,12 @@ def test_after_fixing_the_data_the_same_command_works(folder, tmp_path):
         convert("folder", folder, tmp_path / "out")
     write_lines(folder, GOOD)
     assert convert("folder", folder, tmp_path / "out").written == {"local": 1}
-    assert not (tmp_path / "out" / "skipped.jsonl").exists()
+    assert not (tmp_path / "out" / "quarantine.jsonl").exists()
 
 
 def test_an_unknown_task_stops_before_anything_is_written(folder, tmp_path):
     write_lines(folder, GOOD, {**GOOD, "task": "colour"})
-    wanted = r"instructions.jsonl:2: unknown task 'colour'; known tasks: .* Did you mean 'color'\?"
+    wanted = r"pairs: unknown task 'colour' \(1 pairs\). Did you mean 'color'\? known tasks: local"
     with pytest.raises(InputError, match=wanted):
         convert("folder", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -262,7 +274,9 @@ def test_an_unknown_task_stops_before_anything_is_written(folder, tmp_path):
 
 def test_a_line_without_a_task_needs_one_from_the_command(folder, tmp_path):
     write_lines(folder, {"file": "0.png", "instruction": "x"})
-    with pytest.raises(InputError, match=r"instructions.jsonl:1: names no task; add .*--task NAME"):
+    with pytest.raises(
+        InputError, match=r"instructions.jsonl:1: names no task \(1 of 1 .*--task NAME"
+    ):
         convert("folder", folder, tmp_path / "out")
 
 
@@ -294,6 +308,11 @@ def test_an_output_that_is_a_file_is_refused(folder, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="out: is a file, needs a folder"):
         convert("folder", folder, tmp_path / "out")
+
+
+def test_an_output_inside_the_source_is_refused(folder):
+    with pytest.raises(InputError, match=r"shards: lies inside .*pairs, where it would be read"):
+        convert("folder", folder, folder / "shards")
 
 
 def test_an_output_that_cannot_be_made_is_one_line(folder, tmp_path):

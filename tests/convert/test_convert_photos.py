@@ -7,9 +7,9 @@ import pytest
 import skimage.data
 from PIL import Image, ImageOps
 
-from datamodules.convert import convert
+from datamodules.convert.run import convert
 from emu_edit.images import decode_rgb
-from tests.convert.shards import read_back
+from tests.convert.shards import of_task, read_back
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_photographs_as_a_camera_stores_them_fit_their_edited_copies(photos, tmp
         flipped.putalpha(255)
         flipped.save(tmp_path / "in" / "images" / f"{name}.png")
         (tmp_path / "in" / "images" / f"{name}.txt").write_text("turn it upside down\n")
-    report = convert("control", tmp_path / "in", tmp_path / "out", task="global")
+    report = convert("control", tmp_path / "in", tmp_path / "out", of_task("global"))
     assert (report.written, report.skipped) == ({"global": 4}, {})
     for sample, photo in zip(read_back(tmp_path / "out"), photos.values(), strict=True):
         source = decode_rgb(sample["source.png"]).permute(1, 2, 0).numpy().astype(int)

@@ -1,0 +1,31 @@
+"""The validation tables some sets put beside their training tables, where a folder mixes both.
+
+A hub data set is one folder with `data/train-00000-of-…` and `data/validation-…` or `data/dev-…`.
+Converting the folder means its training pairs; the others are converted by giving their file.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from datamodules.convert.pair import Reason, Skipped
+from datamodules.convert.rows import find_tables
+
+_HELD_OUT = {"dev", "val", "valid", "validation", "test"}
+
+
+def held_out_tables(path: Path, what: str) -> list[Path]:
+    """Return the validation tables of a folder, none of a folder that has no others.
+
+    Raises:
+        InputError: if there are no tables at all.
+    """
+    files = find_tables(path, what)
+    held_out = [file for file in files if file.name.split("-")[0].lower() in _HELD_OUT]
+    return held_out if len(held_out) < len(files) else []
+
+
+def left_out(files: Iterable[Path]) -> Iterator[Skipped]:
+    """Say of each table that it was not converted, and how it would be."""
+    for file in files:
+        detail = f"{file}: a validation split; to convert it, give the file itself as SRC"
+        yield Skipped(file.name, Reason.evaluation_leak, detail)

@@ -1,0 +1,112 @@
+"""Where ImgEdit's pictures lie after unpacking.
+
+A table names `results_remove_laion_part5/00094_00030_000304748/original.png`; the archive of that
+table may unpack to the folder of that name, to `results/`, to none at all or to a long path of its
+makers' machine. What is sure is the sample's folder, named after its LAION picture. But the same
+picture was edited for several tasks, so a sample's name alone can be in several archives: then the
+folder must carry the name that the table gives, or the table's own. What stays ambiguous is
+refused, as a wrong target is worse than none.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from datamodules.convert.pair import Reason, RefusedPairError, is_safe_name
+from datamodules.picture import MissingPictureError, Picture
+from emu_edit.errors import InputError
+from emu_edit.images import read_image_bytes
+
+_SAMPLE = re.compile(r"\d{5}_\d{5}_\d{9}")
+_MOST = 1000  # a folder with more folders than this holds samples
+_DEEPEST = 8  # below the folder given; archives of full paths are this deep
+
+
+class Samples:
+    """The unpacked archives below a folder; remembers where each archive's samples are."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._folders: list[Path] | None = None
+        self._found: dict[tuple[str, str], Path] = {}
+
+    def of(self, name: str) -> str:
+        """Return the name of a file's sample, the LAION picture it was made from."""
+        return PurePosixPath(name).parent.name or name
+
+    def picture(self, table: Path, name: str) -> Picture:
+        """Return the picture that a table names; it is looked for when it is fetched.
+
+        Raises:
+            RefusedPairError: if the name leaves the folder.
+        """
+        if not is_safe_name(name):
+            detail = f"{table.name}: {name!r} must be a relative name without '..'"
+            raise RefusedPairError(Reason.unsafe_name, detail)
+        return Picture(name, partial(self._fetch, table, name))
+
+    def find(self, table: Path, name: str) -> Path:
+        """Return the file that a table names.
+
+        Raises:
+            MissingPictureError: if no archive has it.
+            InputError: if several have, and nothing tells them apart.
+        """
+        parts = PurePosixPath(name).parts
+        prefix, rest = "/".join(parts[:-2]), "/".join(parts[-2:])
+        key = (table.stem, prefix)
+        if key in self._found and (self._found[key] / rest).is_file():
+            return self._found[key] / rest
+        self._found[key] = self._search(table, prefix, rest)
+        return self._found[key] / rest
+
+    def recaps(self, name: str) -> Iterator[Path]:
+        """Yield the files of that name in the folders of `ImgEdit_recap_mask`."""
+        for folder in self._all_folders():
+            if "jsons" in folder.parts and (folder / name).is_file():
+                yield folder / name
+
+    def _all_folders(self) -> list[Path]:
+        if self._folders is None:
+            self._folders = _folders(self._root)
+        return self._folders
+
+    def _fetch(self, table: Path, name: str) -> bytes:
+        return read_image_bytes(self.find(table, name))
+
+    def _search(self, table: Path, prefix: str, rest: str) -> Path:
+        holding = [folder for folder in self._all_folders() if (folder / rest).is_file()]
+        for name in (prefix, table.stem):
+            named = [folder for folder in holding if name and _is_called(folder, name)]
+            if len(named) == 1:
+                return named[0]
+        if len(holding) == 1:
+            return holding[0]
+        if holding:
+            places = ", ".join(str(folder) for folder in holding[:3])
+            raise InputError(
+                f"{table.name}: {rest} is in {len(holding)} folders ({places}), none of them "
+                f"called {prefix or table.stem}; rename the one with this table's archive"
+            )
+        raise MissingPictureError(
+            f"{prefix}/{rest}: no such file below {self._root}; join the archive's pieces and "
+            "unpack them there: cat X.tar.split.* > X.tar && tar xf X.tar"
+        )
+
+
+def _is_called(folder: Path, name: str) -> bool:
+    return f"/{folder.as_posix()}/".endswith(f"/{name}/") or name in folder.parts
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the folders that may hold samples, not those of the samples themselves."""
+    found = []
+    for parent, folders, _ in os.walk(root):
+        found.append(Path(parent))
+        depth = len(Path(parent).relative_to(root).parts)
+        folders[:] = sorted(name for name in folders if not _SAMPLE.fullmatch(name))
+        if depth >= _DEEPEST or len(folders) > _MOST:
+            folders.clear()
+    return found

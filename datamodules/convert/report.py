@@ -1,0 +1,98 @@
+"""The report of a conversion: what was written, what was left out and why, where that is listed.
+
+Every pair left out is a line of `quarantine.jsonl` beside the shards, written as it happens; the
+counts are printed as a table and kept in the manifest.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from datamodules.convert.pair import Skipped
+
+QUARANTINE = "quarantine.jsonl"
+_LONGEST_EXAMPLE = 90  # characters of a finding in the table
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What became of the pairs.
+
+    Attributes:
+        listed: how many entries the data have.
+        written: pairs of each task.
+        skipped: pairs left out, by reason.
+        examples: the first finding of each reason.
+        other_part: pairs that belong to the other part of the data.
+        quarantine: lists every pair left out, one JSON object a line; None if there was none.
+    """
+
+    listed: int
+    written: dict[str, int]
+    skipped: dict[str, int]
+    examples: dict[str, str]
+    other_part: int
+    quarantine: Path | None
+
+    def summary(self) -> str:
+        """Return the report as one line."""
+        tasks = ", ".join(f"{task} {count}" for task, count in self.written.items())
+        line = f"{sum(self.written.values())} pairs written ({tasks})"
+        if self.other_part:
+            line += f"; {self.other_part} are of the other part"
+        if self.skipped:
+            line += f"; {counted(self.skipped)} (listed in {self.quarantine})"
+        return line
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a table as text: a header and a row for each reason; empty if there is none."""
+        if not self.skipped:
+            return []
+        rows = [
+            (reason, str(count), f"{count / self.listed:.2%}", self.examples[reason])
+            for reason, count in sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        return [("left out because", "pairs", "share", "the first of them"), *rows]
+
+
+def counted(skipped: dict[str, int]) -> str:
+    """Return how many were left out, by reason, on one line."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+    return f"{sum(skipped.values())} left out: {reasons}"
+
+
+@dataclass
+class Tally:
+    """The counters of a run and its open list of pairs left out."""
+
+    file: TextIO
+    total: int
+    on_step: Callable[[int, int], None] | None
+    done: int = 0
+    other_part: int = 0
+    written: Counter[str] = field(default_factory=Counter)
+    raw_tasks: Counter[str] = field(default_factory=Counter)  # of the pairs written
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def step(self) -> None:
+        """Count an entry as done, whatever became of it."""
+        self.done += 1
+        if self.on_step is not None:
+            self.on_step(self.done, self.total)
+
+    def skip(self, item: Skipped) -> None:
+        """Count and list a pair that is left out."""
+        reason = item.reason.value
+        self.skipped[reason] += 1
+        self.examples.setdefault(reason, _example(item))
+        row = {"name": item.name, "reason": reason, "detail": item.detail}
+        self.file.write(json.dumps(row) + "\n")
+
+
+def _example(item: Skipped) -> str:
+    detail = item.detail if item.name in item.detail else f"{item.name}: {item.detail}"
+    return detail if len(detail) <= _LONGEST_EXAMPLE else f"{detail[: _LONGEST_EXAMPLE - 1]}…"

@@ -1,0 +1,144 @@
+"""SEED-Data-Edit, all three parts: JSON lines in `annotations*/`, pictures unpacked beside them.
+
+    Part 1, automatic, and Part 2, real requests: source_image, target_image, instruction
+    Part 3, sessions of up to five turns: source_image, edit_image_1, instruction_1,
+        inverse_instruction_1, edit_image_2, ...
+
+A session gives one pair for each turn; a turn whose picture or words are missing, and the turn
+after a missing picture, are left out and never bridged. `annotations_GPT4V` holds other words for
+some pairs of Part 1: these become pairs of their own. The archives come in pieces and have to be
+joined and unpacked first. No task is named. Source: the data sets' cards; Ge et al. 2024,
+arXiv:2405.04007; the session's fields as its users read them.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from datamodules.convert.converter import Converter
+from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, is_safe_name
+from datamodules.convert.rows import Row, Table, pairs_of, read_rows
+from datamodules.picture import MissingPictureError, Picture
+
+TABLE = Table(
+    "SEED-Data-Edit",
+    needs=(("source_image",), ("target_image", "edit_image_1"), ("instruction", "instruction_1")),
+    pictures=(),
+)
+# where the archives unpack to, seen from the folder of the annotations or the one above it
+_PLACES = (
+    "",
+    "images",
+    "images/data",
+    "data",
+    "source_images",
+    "target_images",
+    "unsplash_images",
+    "images/source_images",
+    "images/target_images",
+)
+# sessions 208 to 212 of one delivery hold broken pictures (image_field.md §5)
+_BAD = re.compile(r"(^|/)20240330_315P_1323turns/Data/(208|209|210|211|212)(/|_|$)", re.IGNORECASE)
+_TURN = re.compile(r"(edit_image|instruction)_([1-9]\d?)")
+
+
+def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
+    """Yield the pairs of a .jsonl file or a folder.
+
+    Raises:
+        InputError: if there are no annotations, or they are another's.
+    """
+    pictures = _Pictures(path if path.is_dir() else path.parent)
+    yield from pairs_of(read_rows(path, TABLE), partial(_pairs, pictures))
+
+
+class _Pictures:
+    """Finds the files that rows name; remembers which folder held the last ones."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._last = ""
+
+    def at(self, row: Row, column: str) -> Picture:
+        """Return the picture that a row names; it is looked for when it is fetched.
+
+        Raises:
+            RefusedPairError: if the name is none or leaves the folder, or is known to be bad.
+        """
+        name = row.text(column)
+        if not name:
+            detail = f"{row.where}: there is no {column}"
+            raise RefusedPairError(_missing(column), detail)
+        if not is_safe_name(name):
+            detail = f"{row.where}: {column} {name!r} must be a relative name without '..'"
+            raise RefusedPairError(Reason.unsafe_name, detail)
+        if _BAD.search(name):
+            detail = f"{row.where}: {name} is one of the set's broken folders"
+            raise RefusedPairError(Reason.listed_bad, detail)
+        return Picture(name, partial(self._fetch, row.folder, name))
+
+    def _fetch(self, folder: Path, name: str) -> bytes:
+        for place in (self._last, *_PLACES):
+            for base in dict.fromkeys((folder, folder.parent, self._root)):
+                file = base / place / name
+                if file.is_file():
+                    self._last = place
+                    return Picture.at(file).fetch()
+        raise MissingPictureError(
+            f"{name}: no such file beside {folder}; join the archive's pieces and unpack them to "
+            f"{folder.parent}/images: cat X.tar.gz.part-* > X.tar.gz && tar xzf X.tar.gz"
+        )
+
+
+def _missing(column: str) -> Reason:
+    return Reason.missing_source if column == "source_image" else Reason.missing_target
+
+
+def _pairs(pictures: _Pictures, row: Row) -> Iterator[RawPair | Skipped]:
+    if "target_image" in row.fields:
+        yield _single(pictures, row)
+    else:
+        yield from _session(pictures, row)
+
+
+def _single(pictures: _Pictures, row: Row) -> RawPair:
+    source = pictures.at(row, "source_image")
+    return RawPair(
+        name=row.where,
+        identity=row.place,
+        source=source,
+        target=pictures.at(row, "target_image"),
+        instruction=row.text("instruction"),
+        group=source.where,
+    )
+
+
+def _session(pictures: _Pictures, row: Row) -> Iterator[RawPair | Skipped]:
+    found = [match for match in map(_TURN.fullmatch, row.fields) if match is not None]
+    turns = max((int(match[2]) for match in found), default=0)
+    columns = ["source_image", *(f"edit_image_{turn}" for turn in range(1, turns + 1))]
+    for turn in range(1, turns + 1):
+        name = f"{row.where}, turn {turn}"
+        try:
+            source, target = (pictures.at(row, columns[turn - 1 + step]) for step in (0, 1))
+            yield RawPair(
+                name=name,
+                identity=f"{row.place} {turn}",
+                source=source,
+                target=target,
+                instruction=row.text(f"instruction_{turn}"),
+                group=row.place,
+                extra=_of_turn(row, turn),
+            )
+        except RefusedPairError as error:
+            yield Skipped(name, error.reason, str(error))
+
+
+def _of_turn(row: Row, turn: int) -> dict[str, object]:
+    inverse = row.text(f"inverse_instruction_{turn}")
+    about: dict[str, object] = {"session": row.place, "turn": turn}
+    return about | ({"inverse_instruction": inverse} if inverse else {})
+
+
+CONVERTER = Converter("seed-data-edit", list_pairs, {})

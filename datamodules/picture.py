@@ -1,0 +1,63 @@
+"""A picture of a data set before it is read: where it is, and how to get its bytes.
+
+Listings and benchmarks hold thousands of these and no pixels. Bytes come from a file, a parquet
+cell or a tar, and are all decoded by the one safe decoder of `emu_edit.images`.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from emu_edit.errors import BadImageError
+from emu_edit.images import decode_rgb, read_image_bytes
+
+
+class MissingPictureError(BadImageError):
+    """There is no picture where one should be: no such file, or an empty cell."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, wherever its bytes are.
+
+    Attributes:
+        where: its place, for people.
+        fetch: returns its bytes; raises InputError when it cannot, MissingPictureError when there
+            is none.
+    """
+
+    where: str
+    fetch: Callable[[], bytes]
+
+    @staticmethod
+    def at(path: Path) -> "Picture":
+        """Return the picture in a file."""
+        return Picture(str(path), partial(_read_file, path))
+
+    @staticmethod
+    def of(data: bytes, where: str) -> "Picture":
+        """Return the picture whose bytes are at hand."""
+        return Picture(where, lambda: data)
+
+    def decode(self) -> UInt8[Tensor, "3 h w"]:
+        """Read and decode it.
+
+        Raises:
+            BadImageError: if it cannot be.
+        """
+        return decode_rgb(self.fetch(), where=self.where)
+
+    def sha256(self) -> str:
+        """Return the hash of its bytes."""
+        return hashlib.sha256(self.fetch()).hexdigest()
+
+
+def _read_file(path: Path) -> bytes:
+    if "\0" not in str(path) and not path.exists():
+        raise MissingPictureError(f"{path}: no such file")
+    return read_image_bytes(path)

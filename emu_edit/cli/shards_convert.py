@@ -1,0 +1,208 @@
+"""`emu-edit shards convert`: pairs of your own or of a public set become shards."""
+
+import argparse
+import dataclasses
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emu_edit.cli.arguments import ArgumentParser, positive_int
+from emu_edit.cli.columns import aligned
+from emu_edit.errors import InputError, closest
+
+if TYPE_CHECKING:
+    from datamodules.convert.gates import Gates
+    from datamodules.convert.run import Settings
+
+GATES = {
+    "min_side": "pixels both sides need (off)",
+    "resize": "a target of another size is resampled to its source's if the ratios of their sides "
+    "differ by at most this share, 0.02 say (off: other sizes are refused)",
+    "near_identical": "levels of 255 by which some 8x8 block has to differ (2)",
+    "blank": "levels within which a picture counts as one colour: black, white (8)",
+    "captions": "refuse equal captions of source and target (on)",
+    "duplicates": "refuse the pictures and instruction of an earlier pair (on)",
+    "mask_fit": "refuse pairs that change outside their mask, and empty masks (on)",
+    "similarity": "least correlation of thumbnails, -1 to 1; finds rows whose pictures do not "
+    "belong together, but also bold styles (off)",
+    "likeness": "refuse pairs whose edit leaves less of the picture than the converter knows such "
+    "edits to leave; finds misaligned rows (on)",
+}
+_SWITCH = {"on": True, "off": False}
+_WHOLE = {"min_side", "blank"}  # gates that count
+
+
+def convert_parser() -> ArgumentParser:
+    """Build the parser of `shards convert`."""
+    from datamodules.convert.registry import KINDS
+
+    kinds = (f"  {name:<18}{kind.summary}" for name, kind in KINDS.items())
+    gates = (
+        textwrap.fill(text, 80, initial_indent=f"  {name:<16}", subsequent_indent=" " * 18)
+        for name, text in GATES.items()
+    )
+    made = ArgumentParser(
+        prog="emu-edit shards convert",
+        description="Turn pairs into shards; what is broken or no good is left out, counted and "
+        "listed in OUT/quarantine.jsonl. Exit status 65 when nothing is left.",
+        epilog="kinds:\n" + "\n".join(kinds) + "\n\ngates, with their defaults, for --gate "
+        "NAME=VALUE, NAME=on or NAME=off:\n" + "\n".join(gates),
+    )
+    made.add_argument("kind", metavar="KIND", help="layout or data set, see below")
+    made.add_argument("source", type=Path, metavar="SRC", help="where the pairs are")
+    made.add_argument("output", type=Path, metavar="OUT", help="folder of shards to write")
+    _add_tasks(made)
+    _add_choice(made)
+    return made
+
+
+def _add_tasks(made: ArgumentParser) -> None:
+    made.add_argument("--task", metavar="TASK", help="task of the pairs that name none")
+    made.add_argument(
+        "--task-by-words",
+        action="store_true",
+        help="guess the task from the instruction where none is named, before --task",
+    )
+    made.add_argument(
+        "--map",
+        metavar="RAW=TASK",
+        type=_assignment,
+        action="append",
+        default=[],
+        help="task for a task name of the data; RAW=none leaves its pairs out",
+    )
+
+
+def _add_choice(made: ArgumentParser) -> None:
+    made.add_argument(
+        "--gate", metavar="NAME=VALUE", type=_assignment, action="append", default=[], help="below"
+    )
+    made.add_argument(
+        "--min-score",
+        metavar="NAME=VALUE",
+        type=_assignment,
+        action="append",
+        default=[],
+        help="least value of a score that the data bring along, e.g. clip_sim_dir=0.2",
+    )
+    made.add_argument(
+        "--skip-names", type=Path, metavar="FILE", help="names or keys to leave out, one a line"
+    )
+    made.add_argument(
+        "--exclude",
+        type=Path,
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="leave out what looks like a picture in this folder, shards or parquet file: a "
+        "benchmark (repeatable)",
+    )
+    made.add_argument(
+        "--per-group", type=positive_int, metavar="N", help="at most N pairs of a prompt or session"
+    )
+    made.add_argument(
+        "--part",
+        choices=("train", "heldout"),
+        help="one part only; a source picture or session is never in both",
+    )
+    made.add_argument(
+        "--held-out", type=float, metavar="SHARE", help="share of the held-out part (default 0.02)"
+    )
+
+
+def run_convert(arguments: list[str]) -> int:
+    """Convert pairs.
+
+    Raises:
+        InputError: if layout, task, an option or the output cannot be used.
+        BadDataError: if no pair is left.
+    """
+    options = convert_parser().parse(arguments)
+    from datamodules.convert.run import convert
+    from emu_edit.progress import step_bar
+
+    settings = _settings(options)
+    with step_bar("converting", "pairs") as on_step:
+        report = convert(
+            options.kind,
+            options.source,
+            options.output,
+            settings,
+            on_listed=lambda count: on_step(count, None),
+            on_progress=on_step,
+        )
+    if rows := report.rows():
+        sys.stdout.write("\n".join(aligned(rows)) + "\n\n")
+    sys.stdout.write(f"{report.summary()}\n")
+    if "sizes differ" in report.skipped and settings.gates.resize is None:
+        sys.stdout.write("targets of another size can be resampled: --gate resize=0.02\n")
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> "Settings":
+    from datamodules.convert.naming import NO_TASK, TaskNaming
+    from datamodules.convert.part import Part
+    from datamodules.convert.run import Settings
+    from datamodules.leaks import LeakGuard
+
+    if options.held_out is not None and options.part is None:
+        raise InputError("--held-out says how to part the data; say which part: --part train")
+    given = {raw: None if task == NO_TASK else task for raw, task in options.map}
+    held_out = 0.02 if options.held_out is None else options.held_out
+    return Settings(
+        naming=TaskNaming(options.task, by_words=options.task_by_words, given=given),
+        gates=_gates(options),
+        part=None if options.part is None else Part(options.part, held_out),
+        per_group=options.per_group,
+        guard=LeakGuard.of(options.exclude) if options.exclude else None,
+    )
+
+
+def _gates(options: argparse.Namespace) -> "Gates":
+    from datamodules.convert.gates import Gates
+
+    gates = Gates(
+        scores={name: _number("--min-score", name, text) for name, text in options.min_score},
+        excluded=frozenset() if options.skip_names is None else _lines(options.skip_names),
+    )
+    for name, text in options.gate:
+        if name not in GATES:
+            hint = closest(name, list(GATES))
+            raise InputError(f"unknown gate {name!r}; known gates: {', '.join(GATES)}.{hint}")
+        if isinstance(getattr(Gates, name), bool):
+            if text not in _SWITCH:
+                raise InputError(f"--gate {name} must be on or off, got {text!r}")
+            value: object = _SWITCH[text]
+        else:
+            number = None if text == "off" else _number("--gate", name, text)
+            value = int(number) if number is not None and name in _WHOLE else number
+        gates = dataclasses.replace(gates, **{name: value})
+    return gates
+
+
+def _number(option: str, name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value != value:
+        raise InputError(f"{option} {name} needs a number, got {text!r}")
+    return value
+
+
+def _lines(path: Path) -> frozenset[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--skip-names {path}: cannot be read ({error}); give a text file"
+        ) from error
+    return frozenset(line.strip() for line in lines if line.strip())
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=")
+    if not equals or not name or not value:
+        raise argparse.ArgumentTypeError(f"needs NAME=VALUE, got {text!r}")
+    return name, value
