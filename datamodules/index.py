@@ -5,7 +5,8 @@ sample without its target comes out as half a sample, members of one key that ar
 become two samples. Here each of these is an error with its reason, found before training, and
 training then reads members by offset. A shard holds the samples of one task; a sample is the
 adjacent members `<key>.source.png`, `<key>.target.png`, `<key>.json` and, optionally,
-`<key>.mask.png` (pictures may also be jpg, jpeg or webp).
+`<key>.mask.png` (pictures may also be jpg, jpeg or webp). In a cache (`datamodules.cached`) the
+pair is latents: `<key>.source.safetensors` and `<key>.target.safetensors`.
 """
 
 import json
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -43,6 +45,7 @@ _PICTURES = ("png", "jpg", "jpeg", "webp")
 _ROLE_OF = {
     "json": "json",
     **{f"{role}.{kind}": role for role in ("source", "target", "mask") for kind in _PICTURES},
+    **{f"{role}.safetensors": role for role in ("source", "target")},
 }
 _BLOCK = 512  # bytes; everything in a tar is padded to this
 _END_BLOCKS = 2  # POSIX.1-2001: an archive ends with two blocks of zeros
@@ -52,6 +55,10 @@ _COMPRESSED = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstandard",
 }
+
+# the header of a .npy file is a Python literal; a damaged one fails in many ways, or promises more
+# rows than there is memory
+_BAD_HEADER = (OSError, ValueError, EOFError, SyntaxError, TokenError, OverflowError, MemoryError)
 
 Index = np.ndarray  # structured; its fields are those of `index_shard`
 _Place = tuple[int, int, int]  # offset, size, crc32
@@ -106,16 +113,26 @@ def load_index(shard: Path, entry: ShardEntry) -> Index:
     """
     path = index_path(shard)
     try:
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        index = np.lib.format.open_memmap(path, mode="r")
+    except _BAD_HEADER as error:
         raise ShardError(
             f"{path} cannot be read as a shard index ({error}); {MAKE_AGAIN}"
         ) from error
     names = index.dtype.names or ()
-    if set(names) != {"key", "offset", "size", "crc32"} or len(index) != entry.samples:
+    width = index.dtype["key"].itemsize if "key" in names else 0
+    if index.dtype != _row(width) or index.shape != (entry.samples,):
+        rows = " x ".join(map(str, index.shape))
         raise ShardError(
-            f"{path} is not the index of {shard.name}: it has {len(index)} rows of {list(names)}, "
+            f"{path} is not the index of {shard.name}: it has {rows} rows of {list(names)}, "
             f"the manifest says {entry.samples} samples; {MAKE_AGAIN}"
+        )
+    # each of them first: the sum of two damaged ones may wrap around
+    if max(index["offset"].max(), index["size"].max()) > entry.bytes or (
+        (index["offset"] + index["size"]).max() > entry.bytes
+    ):
+        raise ShardError(
+            f"{path} is damaged: it points outside the {entry.bytes} bytes of {shard.name}; "
+            f"{MAKE_AGAIN}"
         )
     return index
 
@@ -128,7 +145,7 @@ def check_text(data: bytes, task: str, *, where: str) -> dict[str, Any]:
     """
     try:
         text = json.loads(data.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter from thousands of brackets
         raise ShardError(f"{where}: its json cannot be parsed ({error})") from error
     if not isinstance(text, dict):
         raise ShardError(
@@ -164,8 +181,7 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, tarfile.TarFile]]:
                     raise ShardError(
                         f"{path}: is compressed with {name}; shards are plain tars, unpack it first"
                     )
-            # "r:" opens plain tars only: a compressed one could unfold to any size
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with _opened(path, stream) as tar:
                 yield stream, tar
     except tarfile.ReadError as error:
         reason = (
@@ -178,19 +194,28 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, tarfile.TarFile]]:
         raise ShardError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def _opened(path: Path, stream: BinaryIO) -> tarfile.TarFile:
+    with _headers_of(path):  # tarfile reads the first one now
+        # "r:" opens plain tars only: a compressed one could unfold to any size
+        return tarfile.open(fileobj=stream, mode="r:")
+
+
+@contextmanager
+def _headers_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except tarfile.ReadError:
+        raise
+    except (tarfile.TarError, ValueError) as error:  # a damaged pax header ends in int() or decode
+        raise ShardError(
+            f"{path}: has a damaged header ({error}); fetch or write it again"
+        ) from error
+
+
 def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while True:
-        try:
+        with _headers_of(path):
             info = tar.next()
-        except tarfile.ReadError:
-            raise
-        except (
-            tarfile.TarError,
-            ValueError,
-        ) as error:  # a damaged pax header ends in int() or decode()
-            raise ShardError(
-                f"{path}: has a damaged header ({error}); fetch or write it again"
-            ) from error
         if info is None:
             return
         # tarfile keeps every header; those of a long shard would fill the memory
@@ -294,17 +319,20 @@ def _refuse_halves(path: Path, samples: dict[str, dict[str, _Place]]) -> None:
             raise ShardError(f"{path}: sample {key!r} has no {' and no '.join(missing)}")
 
 
-def _to_array(samples: dict[str, dict[str, _Place]]) -> Index:
-    keys = [key.encode() for key in samples]
-    width = max(len(key) for key in keys)
+def _row(width: int) -> np.dtype:
+    """Return the form of a row for keys of up to `width` bytes."""
     n = len(ROLES)
-    dtype = [
+    return np.dtype([
         ("key", f"S{width}"),
         ("offset", "<u8", (n,)),
         ("size", "<u8", (n,)),
         ("crc32", "<u4", (n,)),
-    ]
-    index = np.zeros(len(samples), dtype=dtype)
+    ])
+
+
+def _to_array(samples: dict[str, dict[str, _Place]]) -> Index:
+    keys = [key.encode() for key in samples]
+    index = np.zeros(len(samples), dtype=_row(max(len(key) for key in keys)))
     index["key"] = keys
     places = np.array([
         [roles.get(role, (0, 0, 0)) for role in ROLES] for roles in samples.values()

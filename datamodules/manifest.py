@@ -7,6 +7,7 @@ people can read it.
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,9 @@ from emu_edit.errors import ShardError
 
 MANIFEST = "manifest.json"
 _FIELDS = ("file", "bytes", "sha256", "samples")
+# names and hashes become paths, and a manifest may come from anywhere
+_FILE = re.compile(r"[^./\\][^/\\]*\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = 1
 MAKE_AGAIN = "write the folder again with `python -m emu_edit shards world` or `shards convert`"
 
@@ -76,7 +80,7 @@ def write_manifest(
         ShardError: if there are no shards, or two entries name one file.
     """
     manifest = Manifest(tuple(entries), made_by)
-    _refuse_odd_entries(manifest.entries, folder / MANIFEST)
+    _refuse_odd_entries(manifest.entries, str(folder / MANIFEST))
     tasks = {
         task: [{k: v for k, v in asdict(e).items() if k != "task"} for e in manifest.of_task(task)]
         for task in manifest.tasks
@@ -109,9 +113,14 @@ def load_manifest(folder: Path) -> Manifest:
         ShardError: if there is no manifest, or it is damaged.
     """
     path = folder / MANIFEST
-    manifest = _parse(path)
-    _refuse_odd_entries(manifest.entries, path)
-    return manifest
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ShardError(
+            f"{folder} is not a shard folder: {path.name} cannot be read ({error.strerror}); "
+            f"{MAKE_AGAIN}"
+        ) from error
+    return parse_manifest(data, str(path))
 
 
 def verify_hash(path: Path, entry: ShardEntry) -> None:
@@ -149,47 +158,51 @@ def verify_size(path: Path, entry: ShardEntry) -> None:
         )
 
 
-def _parse(path: Path) -> Manifest:
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Read the text of a manifest; `where` is its place, for messages.
+
+    Raises:
+        ShardError: if it is damaged.
+    """
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ShardError(
-            f"{path.parent} is not a shard folder: {path.name} cannot be read "
-            f"({error.strerror}); {MAKE_AGAIN}"
-        ) from error
-    except ValueError as error:
-        raise ShardError(f"{path} is not JSON ({error}); {MAKE_AGAIN}") from error
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:  # the latter from ten thousand brackets
+        raise ShardError(f"{where} is not JSON ({error}); {MAKE_AGAIN}") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise ShardError(f"{path} is not a manifest of version {VERSION}; {MAKE_AGAIN}")
+        raise ShardError(f"{where} is not a manifest of version {VERSION}; {MAKE_AGAIN}")
     tasks, made_by = content.get("tasks"), content.get("made_by")
     if not isinstance(tasks, dict) or not isinstance(made_by, dict):
-        raise ShardError(f"{path} has no tasks or no made_by; {MAKE_AGAIN}")
+        raise ShardError(f"{where} has no tasks or no made_by; {MAKE_AGAIN}")
     entries = []
     for task, shards in tasks.items():
         for shard in shards if isinstance(shards, list) else [shards]:
             if not isinstance(shard, dict) or not set(_FIELDS) <= shard.keys():
-                raise ShardError(f"{path}: a shard of {task!r} lacks {_FIELDS}; {MAKE_AGAIN}")
+                raise ShardError(f"{where}: a shard of {task!r} lacks {_FIELDS}; {MAKE_AGAIN}")
             entries.append((task, *(shard[name] for name in _FIELDS)))
-    _refuse_odd_fields(entries, path)
-    return Manifest(tuple(ShardEntry(*fields) for fields in entries), made_by)
+    _refuse_odd_fields(entries, where)
+    manifest = Manifest(tuple(ShardEntry(*fields) for fields in entries), made_by)
+    _refuse_odd_entries(manifest.entries, where)
+    return manifest
 
 
-def _refuse_odd_fields(entries: list[tuple[Any, ...]], path: Path) -> None:
+def _refuse_odd_fields(entries: list[tuple[Any, ...]], where: str) -> None:
     for _, file, size, sha256, samples in entries:
-        if not isinstance(file, str) or not file.endswith(".tar") or Path(file).name != file:
-            raise ShardError(f"{path}: shard {file!r} is not a plain file name that ends in .tar")
+        if not isinstance(file, str) or not _FILE.fullmatch(file) or not file.isprintable():
+            raise ShardError(f"{where}: shard {file!r} is not a plain file name that ends in .tar")
         if not all(isinstance(number, int) and number > 0 for number in (size, samples)):
             raise ShardError(
-                f"{path}: shard {file!r} has {size!r} bytes and {samples!r} samples, needs "
+                f"{where}: shard {file!r} has {size!r} bytes and {samples!r} samples, needs "
                 "positive integers"
             )
-        if not isinstance(sha256, str):
-            raise ShardError(f"{path}: shard {file!r} has the sha256 {sha256!r}, needs text")
+        if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+            raise ShardError(
+                f"{where}: shard {file!r} has the sha256 {sha256!r}, needs 64 hexadecimal digits"
+            )
 
 
-def _refuse_odd_entries(entries: tuple[ShardEntry, ...], path: Path) -> None:
+def _refuse_odd_entries(entries: tuple[ShardEntry, ...], where: str) -> None:
     if not entries:
-        raise ShardError(f"{path} names no shards; {MAKE_AGAIN}")
+        raise ShardError(f"{where} names no shards; {MAKE_AGAIN}")
     for file, count in Counter(entry.file for entry in entries).items():
         if count > 1:
-            raise ShardError(f"{path} names shard {file!r} twice; {MAKE_AGAIN}")
+            raise ShardError(f"{where} names shard {file!r} twice; {MAKE_AGAIN}")
