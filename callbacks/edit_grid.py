@@ -118,7 +118,9 @@ def first_of_each_task(
 def row_of(batch: EditBatch, i: int) -> EditBatch:
     """Return sample i as a batch of one."""
     return EditBatch(**{
-        field.name: getattr(batch, field.name)[i : i + 1] for field in fields(EditBatch)
+        field.name: getattr(batch, field.name)[i : i + 1]
+        for field in fields(EditBatch)
+        if not field.kw_only  # those are not needed for a picture
     })
 
 

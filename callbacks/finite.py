@@ -1,15 +1,20 @@
 """Stop before a broken loss or gradient reaches the weights, and say which samples broke it.
 
 Lightning goes on with a loss that is not a number until every weight is one. The check costs one
-flag per optimizer
-step: the flag is computed on the device, agreed by all ranks in one reduction, and read once.
+flag per optimizer step: the flag is computed on the device, agreed by all ranks in one reduction,
+and read once. What the report says is gathered from all ranks when the flag is set.
 """
 
 # the arguments of hooks are Lightning's, used or not
 # ruff: noqa: ARG002
 
+import json
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,15 +22,15 @@ from jaxtyping import Float, Int64
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.all_ranks import from_all_ranks, write_whole
 from emu_edit.batch import EditBatch
-from emu_edit.errors import InputError
+from emu_edit.errors import InputError, NonFiniteError
 from emu_edit.training.module import EditModule
 
-NUM_NAMED = 8  # samples named in the message; the rest is counted
+FILE = "nonfinite.json"
+NUM_NAMED = 8  # samples or tensors named; the rest is counted
 
-
-class NonFiniteError(InputError):
-    """A loss or gradient is not a number; the weights are those of the step before."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,53 @@ class MicroBatch:
 
     key: tuple[str, ...]
     task: Int64[Tensor, " b"]
+    position: Int64[Tensor, " b"]
     t: Int64[Tensor, " b"]
     error: Float[Tensor, " b"]
 
 
-class Finite(Callback):
-    """Stop training, on all ranks together, when a sample's error or the gradient is not finite."""
+@dataclass(frozen=True)
+class StepSample:
+    """One sample of a step that went wrong; `error` is a word where it is no number."""
 
-    def __init__(self) -> None:
+    rank: int
+    position: int
+    key: str
+    task: str
+    t: int
+    error: float | str
+
+    def __str__(self) -> str:
+        error = self.error if isinstance(self.error, str) else f"{self.error:g}"
+        return f"{self.key} (task {self.task}, t={self.t}, error {error}, position {self.position})"
+
+
+class Finite(Callback):
+    """Keep what is not finite out of the weights, on all ranks together.
+
+    A step whose errors or gradients are not finite is described in `nonfinite.json` in the run's
+    folder; then training stops, or, up to `max_skips` times, leaves out the step: no gradient, so
+    neither weights nor the optimizer's memory change, while learning rate and data go on. Weights
+    that are not finite are never written into a checkpoint.
+
+    Args:
+        max_skips: optimizer steps a training may leave out; at the next one it stops.
+
+    Raises:
+        InputError: if `max_skips` is negative.
+    """
+
+    def __init__(self, max_skips: int = 0) -> None:
+        if max_skips < 0:
+            raise InputError(f"Finite.max_skips must be at least 0, got {max_skips}")
+        self.max_skips = max_skips
+        self.num_skipped = 0
         self._batch: EditBatch | None = None
         self._window: list[MicroBatch] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with an empty window."""
+        self._batch, self._window = None, []
 
     def on_train_batch_start(
         self,
@@ -62,34 +104,102 @@ class Finite(Callback):
         if not isinstance(pl_module, EditModule) or self._batch is None:
             raise TypeError("the Finite callback watches an EditModule in training")
         latest, batch = pl_module.latest, self._batch
-        self._window.append(MicroBatch(batch.key, batch.task, latest["t"], latest["error"]))
+        self._window.append(
+            MicroBatch(batch.key, batch.task, batch.position, latest["t"], latest["error"])
+        )
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Agree on one flag; when it is set, name the samples and stop.
+        """Agree on one flag; when it is set, name the samples, and leave out the step or stop.
 
         Raises:
             NonFiniteError: on every rank, before the weights change.
         """
         window, self._window = self._window, []
-        gradients = [
-            p.grad
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if _all_finite(window, gradients, pl_module.device):
             return
-        samples = _named(window, pl_module)
-        broken = [name for name, error in samples if not math.isfinite(error)]
+        samples = from_all_ranks(_described(window, pl_module, trainer.global_rank))
+        everyone = [sample for rank in samples for sample in rank]
+        is_last = self.num_skipped >= self.max_skips
+        self._report(trainer, pl_module, everyone, is_last=is_last)
         # when only the gradient is broken, every sample of the step is suspect
-        report = _gathered(broken) or _gathered([name for name, _ in samples])
+        broken = [sample for sample in everyone if isinstance(sample.error, str)] or everyone
+        what = f"the loss or gradient of optimizer step {trainer.global_step} is not finite"
+        if is_last:
+            allowed = f" after {self.num_skipped} steps left out" if self.max_skips else ""
+            raise NonFiniteError(
+                f"{what}{allowed}, the weights are still those of the step before; samples: "
+                f"{_listed([str(sample) for sample in broken])}; look at these samples, or lower "
+                f"model.optimizer.lr; all of the step are in {_file(trainer)}"
+            )
+        self.num_skipped += 1
+        for parameter in parameters:
+            # none, and not zero: momentum and weight decay would still move the weights
+            parameter.grad = None
+        if trainer.is_global_zero:
+            logger.warning("%s; left out, %d of %d", what, self.num_skipped, self.max_skips)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to save weights, or averages of them, that are not finite.
+
+        Raises:
+            NonFiniteError: on every rank, before anything is written.
+        """
+        parts = {"weights": checkpoint["state_dict"], "callbacks": checkpoint.get("callbacks", {})}
+        tensors = dict(_tensors(parts, ""))
+        # gathered on the device, so that there is one wait for all
+        flags = [tensor.isfinite().all().to(pl_module.device) for tensor in tensors.values()]
+        is_finite = torch.stack(flags)
+        if is_finite.all():
+            return
+        names = [name for name, good in zip(tensors, is_finite.tolist(), strict=True) if not good]
         raise NonFiniteError(
-            f"the loss or gradient of optimizer step {trainer.global_step} is not finite, "
-            f"the weights are still those of the step before; samples: {report}; look at these "
-            "samples, or lower model.optimizer.lr"
+            f"after optimizer step {trainer.global_step}, {_listed(names)} are not finite, so the "
+            "checkpoint is not written; go on from the one before, with a lower model.optimizer.lr"
         )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many steps were left out."""
+        return {"num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting."""
+        self.num_skipped = state_dict["num_skipped"]
+
+    def _report(
+        self, trainer: Trainer, module: LightningModule, samples: list[StepSample], *, is_last: bool
+    ) -> None:
+        """Add the step to the file; steps from here on are of a training that was resumed."""
+        if not trainer.is_global_zero:
+            return
+        path, step = _file(trainer), trainer.global_step
+        broken = [
+            name
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+        event = {
+            "step": step,
+            "action": "stopped" if is_last else "left out",
+            "num_parameters": len(broken),
+            "parameters": broken[:NUM_NAMED],
+            "samples": [asdict(sample) for sample in samples],
+        }
+        try:
+            events = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+            events = [*(old for old in events if old["step"] < step), event]
+            write_whole(path, json.dumps(events, indent=1) + "\n")
+        except (OSError, ValueError) as error:  # on this rank only; the others would wait
+            logger.warning("%s: cannot be written (%s)", path, error)
+
+
+def _file(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / FILE
 
 
 def _all_finite(window: list[MicroBatch], gradients: list[Tensor], device: torch.device) -> bool:
@@ -103,24 +213,38 @@ def _all_finite(window: list[MicroBatch], gradients: list[Tensor], device: torch
     return flag.item() == 0
 
 
-def _named(window: list[MicroBatch], module: LightningModule) -> list[tuple[str, float]]:
-    """Describe each sample of a step, with its error."""
-    names = module.networks.tasks.names if isinstance(module, EditModule) else ()
+def _described(window: list[MicroBatch], module: LightningModule, rank: int) -> list[StepSample]:
+    """Describe each sample of a step on this rank."""
+    assert isinstance(module, EditModule)  # or there would be no window
+    names = module.networks.tasks.names
     return [
-        (f"{key} (task {names[task]}, t={t}, error {error:g})", error)
+        StepSample(rank, g, key, names[task], t, error if math.isfinite(error) else str(error))
         for micro in window
-        for key, task, t, error in zip(
-            micro.key, micro.task.tolist(), micro.t.tolist(), micro.error.tolist(), strict=True
+        for key, task, g, t, error in zip(
+            micro.key,
+            micro.task.tolist(),
+            micro.position.tolist(),
+            micro.t.tolist(),
+            micro.error.tolist(),
+            strict=True,
         )
     ]
 
 
-def _gathered(descriptions: list[str]) -> str:
-    """Join what all ranks have to say, the first few in words."""
-    everyone = [descriptions]
-    if dist.is_available() and dist.is_initialized():
-        everyone = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, descriptions)
-    said = [text for rank in everyone for text in rank]
-    more = [f"and {len(said) - NUM_NAMED} more"] if len(said) > NUM_NAMED else []
-    return ", ".join(said[:NUM_NAMED] + more)
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the floating-point tensors of nested dictionaries and lists, with their place."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield name, value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _tensors(entry, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for i, entry in enumerate(value):
+            yield from _tensors(entry, f"{name}.{i}")
+
+
+def _listed(descriptions: list[str]) -> str:
+    """Join the first few in words, and count the rest."""
+    more = [f"and {len(descriptions) - NUM_NAMED} more"] if len(descriptions) > NUM_NAMED else []
+    return ", ".join(descriptions[:NUM_NAMED] + more)

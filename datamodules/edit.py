@@ -6,31 +6,46 @@ on the loader, which Lightning does not restore at the end of an epoch. Train wi
 `trainer.max_epochs`: with `max_steps` and accumulation Lightning 2.6 resumes wrongly at epoch ends.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
+from datamodules.cached import evaluation_set, training_set
+from datamodules.lane_counts import (
+    LaneCount,
+    count_lanes,
+    lane_metrics,
+    lane_table,
+    repeated_often,
+)
+from datamodules.lanes import DataSet, Lane, lanes_of
+from datamodules.layout import fit_layout, refuse_trainer
 from datamodules.loader import PositionLoader
-from datamodules.manifest import Manifest, read_manifest, verify_hash
-from datamodules.order import Order, OrderSpec, TaskOrder, quotas
+from datamodules.mixing import Mixture, check_named, mixture_of, named_folders, where_of
+from datamodules.order import Order, OrderSpec, Position
 from datamodules.reader import InOrder, ShardDataset
+from datamodules.remote import CacheSettings, open_folder
+from datamodules.remote_ahead import fetch_ahead, refuse_small_cache, retry_metrics
 from datamodules.resume import (
     Fingerprint,
     FollowTraining,
     StreamState,
     continued,
-    data_hash,
     fingerprint_of,
     rescale_progress,
 )
-from datamodules.sampler import GlobalBatchSampler, Layout, evaluation_batches, valid_splits
+from datamodules.sampler import GlobalBatchSampler, Layout, evaluation_batches
+from datamodules.skips import Substitutes
 from datamodules.transforms import Noops, SquareCrop
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable
 
+logger = logging.getLogger(__name__)
+
+NOT_SET_UP = "call setup() before asking for a loader"
 HASHED_BELOW = 2 * 2**30  # bytes; hashing less takes seconds. `shards check` hashes any amount
 
 
@@ -38,28 +53,34 @@ class EditDataModule(LightningDataModule):
     """Feed pairs from shard folders.
 
     Args:
-        train: folder of training shards.
-        val: folder of validation shards, each sample once and in order; also used by `test`.
+        train: folder of training shards or its address, or several as NAME: FOLDER.
+        val: folder or address of validation shards, each sample once and in order; `test` uses it,
+            too.
         image_size: side of the square pictures are cut and resampled to.
         global_batch: samples per optimizer step, over all processes and accumulated batches.
         micro_batch: samples a process trains on at a time; accumulation follows from it. By
             default what `trainer.accumulate_grad_batches` leaves.
         steps_per_epoch: optimizer steps in a virtual epoch.
         weights: how often each task is drawn, relative to the others; tasks left out are not
-            trained on. By default all tasks of the folder equally.
+            trained on. By default all tasks equally. With several folders a task's draws are
+            shared out by their numbers of samples; NAME/TASK weighs one task of one folder.
         num_workers: loader processes, for each of training and validation; changes speed only.
-        seed: of the order and the crops.
+        seed: of the order, the crops, and the samples that take the place of bad ones.
         window: number of shards of a task whose samples are mixed.
         flip: mirror half of the training pairs; wrong for instructions that name left or right.
         noops: for each task, the share of its training pairs that are shown as already edited
             (source = target), so that the model learns to leave alone; by default none.
         tasks: the model's task table, in the order of its embedding; by default the sixteen.
         allow_change: go on from a checkpoint although the data have changed since.
+        loader_timeout: seconds without a batch from the loader processes after which training
+            ends, saying what was due; 0 waits for ever.
+        cache: where shards from addresses (`https://`, `s3://`, `hf://`, ...) are kept, and how
+            long to try to get them.
     """
 
     def __init__(
         self,
-        train: str,
+        train: dict[str, str] | str,
         val: str | None = None,
         image_size: int = 64,
         global_batch: int = 32,
@@ -73,14 +94,18 @@ class EditDataModule(LightningDataModule):
         noops: dict[str, float] | None = None,
         tasks: list[str] | None = None,
         allow_change: bool = False,
+        loader_timeout: float = 600.0,
+        cache: CacheSettings | None = None,
     ) -> None:
         super().__init__()
         if steps_per_epoch < 1:
             raise InputError(f"data.steps_per_epoch={steps_per_epoch} must be at least 1")
         if num_workers < 0:
             raise InputError(f"data.num_workers={num_workers} must be at least 0")
-        self.train_folder = Path(train)
-        self.val_folder = None if val is None else Path(val)
+        if not loader_timeout >= 0:
+            raise InputError(f"data.loader_timeout={loader_timeout} must be at least 0 seconds")
+        self.train_folders = named_folders(train)
+        self.val_folder = val
         self.global_batch = global_batch
         self.steps_per_epoch = steps_per_epoch
         self.table = SIXTEEN if tasks is None else TaskTable(tuple(tasks))
@@ -93,13 +118,16 @@ class EditDataModule(LightningDataModule):
         self._noops = Noops(noops or {}, seed)
         self._val_crop = SquareCrop(image_size)
         self._allow_change = allow_change
+        self._loader_timeout = loader_timeout
+        self._cache = cache
         self._layout = Layout(global_batch=1, accumulate=1, world=1)
         self._rank = 0
-        self._train: Manifest | None = None
-        self._val: Manifest | None = None
+        self._train: Mixture | None = None
+        self._val: list[Lane] | None = None
         self._start = 0
         self._drawn: dict[str, int] = {}
         self._consumed = 0
+        self._is_warned = False  # of lanes that are gone through very often
         self._num_pending = 0  # micro-batches trained since the last optimizer step
 
     @property
@@ -117,29 +145,29 @@ class EditDataModule(LightningDataModule):
         self._rank = 0 if trainer is None else trainer.global_rank
         self._layout = self.fit_layout(1 if trainer is None else trainer.world_size)
         if stage == "fit":
-            self._train = self._read(self.train_folder)
-            self._order_spec(self._train)  # refuses weights now rather than at the first batch
+            data_sets = [self._read(folder, name) for name, folder in self.train_folders.items()]
+            self._train = self._mix(lanes_of(data_sets))
             if trainer is not None:
                 self._attach(trainer)
         if self.val_folder is not None:
-            self._val = self._read(self.val_folder)
+            self._val = lanes_of([self._read(self.val_folder)])
 
     def train_dataloader(self) -> PositionLoader:
         """Return the loader of one virtual epoch, which goes on where training stands."""
-        manifest = self._needed(self._train)
-        spec = self._order_spec(manifest)
-        samples = ShardDataset(
-            self.train_folder,
-            [manifest.of_task(task.name) for task in spec.tasks],
-            order=Order(spec),
-            tasks=self.table,
-            crop=self._crop,
-            noops=self._noops,
-        )
+        if self._train is None:
+            raise RuntimeError(NOT_SET_UP)
+        order = Order(self._order_spec(self._train))
+        samples = self.samples(self._train.lanes, order, is_training=True)
         batches = GlobalBatchSampler(
             self._next_position, self.steps_per_epoch, self._layout, self._rank
         )
-        return PositionLoader(samples, batches, num_workers=self._num_workers)
+        return PositionLoader(
+            samples,
+            batches,
+            num_workers=self._num_workers,
+            timeout=self._loader_timeout,
+            ahead=fetch_ahead(self._train.lanes, order),
+        )
 
     def val_dataloader(self) -> PositionLoader:
         """Return the loader of the validation folder: every sample once, positions 0, 1, 2, ...
@@ -149,18 +177,32 @@ class EditDataModule(LightningDataModule):
         """
         if self.val_folder is None:
             raise InputError("data.val is not set; give it the folder of the shards to evaluate on")
-        manifest = self._needed(self._val)
-        shards = [manifest.of_task(task) for task in manifest.tasks]
-        order = InOrder([[entry.samples for entry in part] for part in shards])
-        samples = ShardDataset(
-            self.val_folder, shards, order=order, tasks=self.table, crop=self._val_crop
-        )
+        if self._val is None:
+            raise RuntimeError(NOT_SET_UP)
+        order = InOrder([lane.sizes for lane in self._val])
+        samples = self.samples(self._val, order, is_training=False)
         batches = evaluation_batches(len(order), self._layout.micro, self._layout.world, self._rank)
-        return PositionLoader(samples, batches, num_workers=self._num_workers)
+        return PositionLoader(
+            samples, batches, num_workers=self._num_workers, timeout=self._loader_timeout
+        )
 
     def test_dataloader(self) -> PositionLoader:
         """Return the loader of the validation folder."""
         return self.val_dataloader()
+
+    def samples(
+        self, lanes: Sequence[Lane], order: Callable[[int], Position], *, is_training: bool
+    ) -> ShardDataset:
+        """Return the samples of some lanes as training, or as evaluation is to see them."""
+        data_set = training_set(lanes, self._crop) if is_training else evaluation_set(lanes)
+        return data_set(
+            lanes,
+            order=order,
+            tasks=self.table,
+            crop=self._crop if is_training else self._val_crop,
+            noops=self._noops if is_training else None,
+            substitutes=Substitutes(self._seed) if is_training else None,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands, as primitives."""
@@ -232,6 +274,9 @@ class EditDataModule(LightningDataModule):
                 f"({type(self).__name__}) says {self._consumed // self.global_batch}; resume "
                 "with the kind of data module that wrote it, or start a new run from the weights"
             )
+        steps = trainer.estimated_stepping_batches  # infinite without an end
+        if steps != float("inf"):
+            self._warn_of_repeats(trainer, int(steps) * self.global_batch, until="by its end")
 
     def trained(self, trainer: Trainer, module: LightningModule) -> None:
         """Count a micro-batch; at the end of an optimizer step, move on."""
@@ -247,6 +292,39 @@ class EditDataModule(LightningDataModule):
                 f"{trainer.global_step}; something else changes the accumulation"
             )
 
+    def lane_counts(self, position: int | None = None) -> list[LaneCount]:
+        """Return how often each lane was drawn up to a position; by default, so far."""
+        if self._train is None:
+            raise RuntimeError(NOT_SET_UP)
+        upto = self._consumed if position is None else position
+        return count_lanes(self._train, self._order_spec(self._train), upto)
+
+    def epoch_ended(self, trainer: Trainer) -> None:
+        """Log what the mixture has come to, `data/share/<lane>` and `data/epochs/<lane>`.
+
+        With data from elsewhere also `data/retries`: the fetches rank 0 and its loader processes
+        had to try again.
+        """
+        self._warn_of_repeats(trainer, self._consumed, until="so far")
+        if trainer.loggers:
+            lanes = () if self._train is None else self._train.lanes
+            values = lane_metrics(self.lane_counts()) | retry_metrics(lanes)
+            for log in trainer.loggers:
+                log.log_metrics(values, step=trainer.global_step)
+
+    def ended(self, trainer: Trainer) -> None:
+        """Show the realised mixture of several data sets."""
+        if trainer.is_global_zero and len(self.train_folders) > 1:
+            logger.info("trained on\n%s", lane_table(self.lane_counts()))
+
+    def _warn_of_repeats(self, trainer: Trainer, position: int, *, until: str) -> None:
+        if self._is_warned or not trainer.is_global_zero:
+            return
+        told = repeated_often(self.lane_counts(max(position, self._start)), until=until)
+        self._is_warned = bool(told)
+        if told:
+            logger.warning("%s", told)
+
     def _is_in_step(self, trainer: Trainer) -> bool:
         return trainer.global_step * self.global_batch == self._consumed
 
@@ -254,46 +332,31 @@ class EditDataModule(LightningDataModule):
         self._num_pending = 0
         return self._consumed
 
-    def _needed(self, manifest: Manifest | None) -> Manifest:
-        if manifest is None:
-            raise RuntimeError("call setup() before asking for a loader")
-        return manifest
-
-    def _read(self, folder: Path) -> Manifest:
-        manifest = read_manifest(folder)
-        for task in manifest.tasks:
+    def _read(self, location: str, name: str = "") -> DataSet:
+        """Open a folder of shards: the one place where this is done."""
+        folder = open_folder(location, self._cache)
+        for task in folder.manifest.tasks:
             if task not in self.table.names:
                 hint = closest(task, list(self.table.names))
                 raise InputError(f"{folder} has shards of unknown task {task!r}.{hint}")
-        if sum(entry.bytes for entry in manifest.entries) < HASHED_BELOW:
-            for entry in manifest.entries:
-                verify_hash(folder / entry.file, entry)
-        return manifest
+        if sum(entry.bytes for entry in folder.manifest.entries) < HASHED_BELOW:
+            folder.verify_hashes()
+        return DataSet(name, folder)
 
-    def _order_spec(self, manifest: Manifest) -> OrderSpec:
-        check_named(self._noops.rates, manifest.tasks, self.train_folder, setting="data.noops")
-        weights = dict.fromkeys(manifest.tasks, 1.0)
-        if self.weights is not None:
-            check_weights(self.weights, manifest.tasks, self.train_folder)
-            weights = {t: self.weights[t] for t in manifest.tasks if t in self.weights}
-        return OrderSpec(
-            seed=self._seed,
-            tasks=tuple(
-                TaskOrder(
-                    name=task,
-                    quota=quota,
-                    shard_sizes=tuple(entry.samples for entry in manifest.of_task(task)),
-                    drawn=self._drawn.get(task, 0),
-                )
-                for task, quota in quotas(weights).items()
-            ),
-            window=self._window,
-            start=self._start,
+    def _mix(self, lanes: list[Lane]) -> Mixture:
+        tasks = list(dict.fromkeys(lane.task for lane in lanes))
+        check_named(self._noops.rates, tasks, where_of(lanes), setting="data.noops")
+        mixture = mixture_of(lanes, self.weights)
+        self._order_spec(mixture)  # refuses a window now rather than at the first batch
+        refuse_small_cache(mixture.lanes, self._window)
+        return mixture
+
+    def _order_spec(self, mixture: Mixture) -> OrderSpec:
+        return mixture.spec(
+            seed=self._seed, window=self._window, start=self._start, drawn=self._drawn
         )
 
-    def _fingerprint(self, manifest: Manifest) -> Fingerprint:
-        spec = self._order_spec(manifest)
-        data = {task.name: data_hash(manifest.of_task(task.name)) for task in spec.tasks}
+    def _fingerprint(self, mixture: Mixture) -> Fingerprint:
         settings = {
             "global_batch": self.global_batch,
             "steps_per_epoch": self.steps_per_epoch,
@@ -302,7 +365,7 @@ class EditDataModule(LightningDataModule):
             # absent without them, as in the checkpoints of before there were any
             **({"noops": dict(self._noops.rates)} if self._noops.rates else {}),
         }
-        return fingerprint_of(spec, data, settings)
+        return fingerprint_of(self._order_spec(mixture), mixture.hashes(), settings)
 
     def fit_layout(self, world: int) -> Layout:
         """Return how an optimizer step is split over `world` processes.
@@ -311,21 +374,7 @@ class EditDataModule(LightningDataModule):
             InputError: if the batch sizes do not divide.
         """
         given = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        if self._micro_batch is None:
-            return Layout(self.global_batch, given, world)
-        accumulate, rest = divmod(self.global_batch, world * max(self._micro_batch, 1))
-        if rest or accumulate < 1 or self._micro_batch < 1:
-            raise InputError(
-                f"data.micro_batch={self._micro_batch} on {world} processes does not divide "
-                f"data.global_batch={self.global_batch}; {valid_splits(self.global_batch, world)}"
-            )
-        if given not in {1, accumulate}:
-            raise InputError(
-                f"trainer.accumulate_grad_batches={given} contradicts data.global_batch="
-                f"{self.global_batch} = {world} processes x micro_batch {self._micro_batch} x "
-                f"{accumulate}; leave it out"
-            )
-        return Layout(self.global_batch, accumulate, world)
+        return fit_layout(self.global_batch, self._micro_batch, accumulate=given, world=world)
 
     def _attach(self, trainer: Trainer) -> None:
         """Check the trainer's settings, set its accumulation, and follow its training."""
@@ -336,62 +385,3 @@ class EditDataModule(LightningDataModule):
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         callbacks[:] = [c for c in callbacks if not isinstance(c, FollowTraining)]
         callbacks.insert(0, FollowTraining(self))
-
-
-def check_weights(weights: Mapping[str, float], tasks: list[str], folder: Path) -> None:
-    """Refuse weights that name unknown tasks, or none.
-
-    Raises:
-        InputError: with the nearest name.
-    """
-    if not weights:
-        raise InputError("data.weights is empty; leave it out to draw all tasks equally")
-    check_named(weights, tasks, folder, setting="data.weights")
-
-
-def check_named(
-    numbers: Mapping[str, float], tasks: list[str], folder: Path, *, setting: str
-) -> None:
-    """Refuse numbers for tasks the folder does not have.
-
-    Raises:
-        InputError: with the nearest name.
-    """
-    for task in numbers:
-        if task not in tasks:
-            raise InputError(
-                f"{setting} names task {task!r}, {folder} has {', '.join(tasks)}."
-                f"{closest(task, tasks)}"
-            )
-
-
-def refuse_trainer(trainer: Trainer, layout: Layout, steps_per_epoch: int) -> None:
-    """Refuse settings of the trainer under which the data would not be what was asked for.
-
-    Raises:
-        InputError: naming the setting and what to put there.
-    """
-    # Lightning has no public name for this setting
-    if layout.world > 1 and trainer._accelerator_connector.use_distributed_sampler:
-        raise InputError(
-            "trainer.use_distributed_sampler must be false: the data module deals samples to the "
-            f"{layout.world} processes itself"
-        )
-    is_dry_run: bool = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
-    if trainer.overfit_batches > 0:  # pyright: ignore[reportAttributeAccessIssue]
-        raise InputError(
-            "trainer.overfit_batches has no effect on a stream; to overfit, give data.train a "
-            "folder of few samples"
-        )
-    if trainer.max_steps != -1 and layout.accumulate > 1 and not is_dry_run:
-        raise InputError(
-            f"trainer.max_steps={trainer.max_steps} with {layout.accumulate} accumulated batches "
-            "cannot be resumed exactly; give trainer.max_epochs, of data.steps_per_epoch each"
-        )
-    limit, total = trainer.limit_train_batches, steps_per_epoch * layout.accumulate
-    num_batches = min(limit, total) if isinstance(limit, int) else int(limit * total)
-    if num_batches % layout.accumulate and not is_dry_run:
-        raise InputError(
-            f"trainer.limit_train_batches={limit} ends after {num_batches} batches, inside an "
-            f"optimizer step; give a multiple of {layout.accumulate}"
-        )

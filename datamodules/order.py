@@ -102,23 +102,37 @@ class OrderSpec:
         return sum(task.quota for task in self.tasks)
 
 
-def quotas(weights: Mapping[str, float], period: int = PERIOD) -> dict[str, int]:
+def refuse_not_positive(weights: Mapping[str, float | Fraction]) -> None:
+    """Refuse weights with which nothing could be drawn.
+
+    Raises:
+        InputError: naming all of them.
+    """
+    bad = {task: weight for task, weight in weights.items() if not 0 < weight < float("inf")}
+    if bad:
+        listed = ", ".join(f"task {task!r} has weight {weight}" for task, weight in bad.items())
+        raise InputError(f"data.weights: {listed}, needs one above 0; leave out what not to draw")
+
+
+def quotas(weights: Mapping[str, float | Fraction], period: int = PERIOD) -> dict[str, int]:
     """Return the draws of each task per period, by largest remainder; their sum is `period`.
 
     Raises:
         InputError: if a weight is not positive, or too small to be drawn once in a period.
     """
-    for task, weight in weights.items():
-        if not 0 < weight < float("inf"):
-            raise InputError(f"data.weights: task {task!r} has weight {weight}, needs one above 0")
+    refuse_not_positive(weights)
     total = sum(Fraction(weight) for weight in weights.values())
     ideal = {task: Fraction(weight) / total * period for task, weight in weights.items()}
-    for task, draws in ideal.items():
-        if draws < 1:
-            raise InputError(
-                f"data.weights: task {task!r} has {float(draws / period):.2g} of the sum, needs at "
-                f"least 1/{period}; raise it or leave the task out"
-            )
+    tiny = [
+        f"task {task!r} has {float(draws / period):.2g} of the sum"
+        for task, draws in ideal.items()
+        if draws < 1
+    ]
+    if tiny:
+        raise InputError(
+            f"data.weights: {', '.join(tiny)}, needs at least 1/{period}; raise it or leave the "
+            "task out"
+        )
     result = {task: int(draws) for task, draws in ideal.items()}
     by_remainder = sorted(ideal, key=lambda task: result[task] - ideal[task])
     for task in by_remainder[: period - sum(result.values())]:

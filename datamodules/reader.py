@@ -3,7 +3,9 @@
 `os.pread` reads a member without a shared file position, so forked workers cannot disturb each
 other; length and CRC-32 of what was read are compared with the index. Which sample a position
 means is decided by the order that is passed in: `datamodules.order.Order` for training, `InOrder`
-for evaluation.
+for evaluation. In training a sample that cannot be used gives its position to another
+(`datamodules.skips`) and travels along as a record; evaluation stops at it, because its numbers
+would be of other samples than they say.
 """
 
 import os
@@ -11,6 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.index import ROLES, check_text, load_index
+from datamodules.lanes import Lane
 from datamodules.manifest import ShardEntry
 from datamodules.order import Position
+from datamodules.shard_cache import CacheFullError
+from datamodules.shard_folder import ShardFolder
+from datamodules.skips import MAX_ATTEMPTS, Substitutes
 from datamodules.transforms import Noops, SquareCrop
-from emu_edit.batch import EditSample
-from emu_edit.errors import BadImageError, BadSampleError, ShardError
+from emu_edit.batch import BadSample, EditSample
+from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
 from emu_edit.images import decode_mask, decode_rgb
 from emu_edit.tasks import TaskTable
 
@@ -53,14 +60,11 @@ class InOrder:
 class OpenShard:
     """One shard opened for reading: its file descriptor and its index."""
 
-    def __init__(self, path: Path, entry: ShardEntry) -> None:
+    def __init__(self, path: Path, entry: ShardEntry, descriptor: int | None = None) -> None:
         self.path = path
         self.task = entry.task
+        self._descriptor = _descriptor_of(path) if descriptor is None else descriptor
         self.index = load_index(path, entry)
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -93,9 +97,28 @@ class OpenShard:
         return data
 
     def text(self, sample: int) -> dict[str, Any]:
-        """Return the json of a sample, its instruction cleaned."""
-        where = f"{self.path.name}: sample {self.key(sample)!r}"
-        return check_text(self.member(sample, "json") or b"", self.task, where=where)
+        """Return the json of a sample, its instruction cleaned.
+
+        Raises:
+            BadSampleError: if it says nothing usable, naming shard and key.
+            ShardError: if the bytes are not those that were indexed.
+        """
+        data = self.member(sample, "json") or b""
+        try:
+            return check_text(data, self.task, where=self.where(sample))
+        except ShardError as error:  # of this sample: the shard's bytes are what was indexed
+            raise BadSampleError(str(error), "text_unusable") from error
+
+    def where(self, sample: int) -> str:
+        """Return how messages name a sample."""
+        return f"{self.path.name}: sample {self.key(sample)!r}"
+
+
+def _descriptor_of(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def decode_pair(shard: OpenShard, sample: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -104,66 +127,103 @@ def decode_pair(shard: OpenShard, sample: int) -> tuple[Tensor, Tensor, Tensor |
     Raises:
         BadSampleError: naming shard and key.
     """
-    where = f"{shard.path.name}: sample {shard.key(sample)!r}"
-    try:
-        source = decode_rgb(shard.member(sample, "source") or b"", where="source")
-        target = decode_rgb(shard.member(sample, "target") or b"", where="target")
-        data = shard.member(sample, "mask")
-        mask = None if data is None else decode_mask(data, where="mask")
-    except BadImageError as error:
-        raise BadSampleError(f"{where}: {error}") from error
+    where = shard.where(sample)
+    source = _decoded(decode_rgb, shard.member(sample, "source") or b"", where, "source")
+    target = _decoded(decode_rgb, shard.member(sample, "target") or b"", where, "target")
+    data = shard.member(sample, "mask")
+    mask = None if data is None else _decoded(decode_mask, data, where, "mask")
     sizes = {"source": source.shape[1:], "target": target.shape[1:]}
     if mask is not None:
         sizes["mask"] = mask.shape
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{role} {w}x{h}" for role, (h, w) in sizes.items())
-        raise BadSampleError(f"{where}: pictures differ in size ({listed}); they need to be equal")
+        raise BadSampleError(
+            f"{where}: pictures differ in size ({listed}); they need to be equal",
+            "sizes_differ",
+        )
     return source, target, mask
+
+
+def _decoded(decode: Callable[..., Tensor], data: bytes, where: str, role: str) -> Tensor:
+    try:
+        return decode(data, where=role)
+    except BadImageError as error:
+        if isinstance(error.__cause__, MemoryError):
+            # of this machine at this moment: what is read must not depend on it
+            raise error.__cause__ from error
+        raise BadSampleError(f"{where}: {error}", f"{role}_unreadable") from error
 
 
 class ShardDataset(Dataset[EditSample]):
     """Read samples by their position in an order.
 
     Args:
-        folder: where the shards are.
-        shards: the shards of each task, in the order in which `order` counts them.
+        lanes: the tasks of the data sets, in the order in which `order` counts them.
         order: what position means which sample.
         tasks: gives each task its index.
         crop: brings the pictures to the training size.
         noops: which pairs are shown as already edited; by default none.
+        substitutes: what is read in place of a bad sample; by default nothing, it is an error.
     """
 
     def __init__(
         self,
-        folder: Path,
-        shards: Sequence[Sequence[ShardEntry]],
+        lanes: Sequence[Lane],
         *,
         order: Callable[[int], Position],
         tasks: TaskTable,
         crop: SquareCrop,
         noops: Noops | None = None,
+        substitutes: Substitutes | None = None,
     ) -> None:
-        self._folder = folder
-        self._shards = shards
+        self._lanes = lanes
         self._order = order
         self._tasks = tasks
         self._crop = crop
         self._noops = Noops() if noops is None else noops
-        self._open: OrderedDict[str, OpenShard] = OrderedDict()
+        self._substitutes = substitutes
+        self._open: OrderedDict[tuple[ShardFolder, str], OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
         # a spawned worker opens its own files
         return {**self.__dict__, "_open": OrderedDict()}
 
     def __getitem__(self, position: int) -> EditSample:
-        """Read one sample.
+        """Read the sample of a position, or a substitute of the same lane that names the bad ones.
 
         Raises:
-            BadSampleError: if its pictures cannot be used.
+            BadSampleError: if it cannot be used and there are no substitutes.
+            BadDataError: if none of the substitutes can be used either.
+            ShardError: if a shard changed since it was indexed; nothing takes its place.
+        """
+        where = place = self._order(position)
+        lane = self._lanes[where.task]
+        bad: list[BadSample] = []
+        for attempt in range(1, MAX_ATTEMPTS + 2):
+            try:
+                sample = self.read(place, position)
+            except BadSampleError as error:
+                if self._substitutes is None:
+                    raise
+                bad.append(self._bad(place, position, error))
+            else:
+                return replace(sample, bad=tuple(bad)) if bad else sample
+            place = self._substitutes(where, lane.sizes, position=position, attempt=attempt)
+        raise BadDataError(
+            f"position {position} of the stream: {len(bad)} samples of {lane.name} in a row cannot "
+            f"be used, the last {bad[-1].key!r} of {bad[-1].shard} ({bad[-1].reason}); check the "
+            "folder with `emu-edit shards check`"
+        )
+
+    def read(self, where: Position, position: int) -> EditSample:
+        """Read the sample at a place in the shards, for a position of the stream.
+
+        Raises:
+            BadSampleError: if its pictures or text cannot be used.
             ShardError: if its shard changed since it was indexed.
         """
-        where = self._order(position)
-        shard = self._shard(self._shards[where.task][where.shard])
+        lane = self._lanes[where.task]
+        shard = self._shard(lane, lane.shards[where.shard])
         text = shard.text(where.sample)
         source, target, mask = self._crop(*decode_pair(shard, where.sample), position)
         target_caption = text.get("target_caption", "")
@@ -183,11 +243,44 @@ class ShardDataset(Dataset[EditSample]):
             position=position,
         )
 
-    def _shard(self, entry: ShardEntry) -> OpenShard:
-        shard = self._open.pop(entry.file, None)
+    def place(self, position: int) -> str:
+        """Return shard and task of a position, for messages: "local-000001.tar (local)"."""
+        where = self._order(position)
+        lane = self._lanes[where.task]
+        return f"{lane.shards[where.shard].file} ({lane.name})"
+
+    def _bad(self, where: Position, position: int, error: BadSampleError) -> BadSample:
+        lane = self._lanes[where.task]
+        entry = lane.shards[where.shard]
+        shard = self._shard(lane, entry)
+        return BadSample(
+            position=position,
+            task=lane.name,
+            shard=f"{lane.folder.name}/{entry.file}",
+            index=where.sample,
+            samples=entry.samples,
+            key=shard.key(where.sample),
+            kind=error.kind,
+            reason=str(error).removeprefix(f"{shard.where(where.sample)}: "),
+        )
+
+    def _shard(self, lane: Lane, entry: ShardEntry) -> OpenShard:
+        place = (lane.folder, entry.file)
+        shard = self._open.pop(place, None)
         if shard is None:
-            shard = OpenShard(self._folder / entry.file, entry)
             if len(self._open) >= MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
-        self._open[entry.file] = shard
+            shard = self._opened(lane.folder, entry)
+        self._open[place] = shard
         return shard
+
+    def _opened(self, folder: ShardFolder, entry: ShardEntry) -> OpenShard:
+        while True:
+            try:
+                descriptor = folder.open(entry)
+            except CacheFullError:
+                if not self._open:
+                    raise
+                self._open.popitem(last=False)  # what is no longer read here makes room
+            else:
+                return OpenShard(folder.path(entry), entry, descriptor)

@@ -77,11 +77,14 @@ def changes(old: Fingerprint, new: Fingerprint) -> dict[str, str]:
     found = {}
     for field in sorted(old.keys() | new.keys()):
         was, now = old.get(field), new.get(field)
-        if was == now:
+        if was == now and field != "quotas":
             continue
         if isinstance(was, dict) and isinstance(now, dict):
             tasks = [t for t in sorted(was.keys() | now.keys()) if was.get(t) != now.get(t)]
-            found[field] = f"{field} of {', '.join(tasks)}"
+            if tasks:
+                found[field] = f"{field} of {', '.join(tasks)}"
+            elif list(was) != list(now):  # equal as dicts; the order function's pattern differs
+                found[field] = f"the order of tasks was {', '.join(was)}, is {', '.join(now)}"
         else:
             found[field] = f"{field} was {was!r}, is {now!r}"
     return found
@@ -158,6 +161,14 @@ class FollowedData(Protocol):
         """One micro-batch has been trained on."""
         ...
 
+    def epoch_ended(self, trainer: Trainer) -> None:
+        """A virtual epoch has been trained on."""
+        ...
+
+    def ended(self, trainer: Trainer) -> None:
+        """Training has come to its end."""
+        ...
+
 
 class FollowTraining(Callback):
     """Pass on the events for which a LightningDataModule has no hook of its own.
@@ -186,6 +197,16 @@ class FollowTraining(Callback):
         """Pass on that a micro-batch was trained on."""
         del outputs, batch, batch_idx
         self._data.trained(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass on the end of a virtual epoch."""
+        del pl_module
+        self._data.epoch_ended(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass on the end."""
+        del pl_module
+        self._data.ended(trainer)
 
 
 def fingerprint_of(

@@ -8,8 +8,10 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from datamodules.edit import EditDataModule, check_weights, refuse_trainer
+from datamodules.edit import EditDataModule
+from datamodules.layout import refuse_trainer
 from datamodules.manifest import MANIFEST, read_manifest
+from datamodules.mixing import check_weights
 from datamodules.order import quotas
 from datamodules.world.photos import Photos
 from datamodules.world.write import Extras, made_by, write_world
@@ -33,7 +35,7 @@ class WorldData(EditDataModule):
         noop_pairs: how many pairs that ask for what already holds are written with each of the
             tasks local, remove and texture, beside `pairs`.
         hard_pairs: how many more pairs of the kinds that are learnt last are written with each of
-            the tasks text, style and color (new words; comic, mosaic, poster; sharpen).
+            the tasks local, texture, text, style and color; which kinds, see `HARD`.
         photos: a folder of photographs used as backgrounds.
         paraphrased: ask for the training edits in many more ways; see `datamodules.paraphrases`.
         image_size: side of the pictures.
@@ -81,6 +83,7 @@ class WorldData(EditDataModule):
             window=window,
             allow_change=allow_change,
         )
+        self.train_folder = Path(folder) / "train"
         self._pairs = pairs
         self._extras = Extras(noops=noop_pairs, hard=hard_pairs, paraphrased=paraphrased)
         self._photos = photos
@@ -99,7 +102,7 @@ class WorldData(EditDataModule):
         val_pairs = min(max(self._pairs // VAL_SHARE, fewest), most)
         self._write(self.train_folder, self._pairs, "train", photos, self._extras)
         if self.val_folder is not None:
-            self._write(self.val_folder, val_pairs, "heldout", photos, Extras())
+            self._write(Path(self.val_folder), val_pairs, "heldout", photos, Extras())
 
     def _write(
         self,
@@ -111,7 +114,8 @@ class WorldData(EditDataModule):
     ) -> None:
         if (folder / MANIFEST).exists():
             wanted = made_by(pairs, WORLD_SEED, self._size, split, photos, extras)
-            self._refuse_another(folder, {**dict.fromkeys(asdict(extras)), **wanted})
+            absent = dict.fromkeys([*asdict(extras), "hard_kinds"])
+            self._refuse_another(folder, {**absent, **wanted})
             return
         logger.info("writing %d %s pairs of the world to %s", pairs, split, folder)
         with step_bar(f"writing {split} pairs", "pairs") as progress:

@@ -205,8 +205,7 @@ def test_a_batch_that_is_not_due_is_a_defect(make: Make):
         def _next_position(self) -> int:
             return super()._next_position() + 1
 
-    data = make()
-    shifted = Shifted(train=str(data.train_folder), global_batch=8, steps_per_epoch=2)
+    shifted = Shifted(train=make().train_folders[""], global_batch=8, steps_per_epoch=2)
     with pytest.raises(RuntimeError, match="starts at position 1 of the stream, due is 0"):
         fit(shifted)
 

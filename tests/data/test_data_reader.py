@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.index import index_shard, save_index
+from datamodules.lanes import DataSet, Lane, lanes_of
 from datamodules.loader import PositionLoader
-from datamodules.manifest import ShardEntry, read_manifest, sha256_of, write_manifest
+from datamodules.manifest import ShardEntry, sha256_of, write_manifest
 from datamodules.order import Order, OrderSpec, Position, TaskOrder
 from datamodules.reader import MAX_OPEN_SHARDS, InOrder, ShardDataset
+from datamodules.remote import open_folder
 from datamodules.transforms import Noops, SquareCrop
 from emu_edit.batch import EditBatch
 from emu_edit.errors import BadSampleError, InputError, ShardError
@@ -22,22 +24,21 @@ from tests.data.shards import SIZE, make_folder, png, records, sample, write_tar
 COUNTS = {"local": 6, "add": 3}
 
 
+def lanes_in(folder: Path) -> list[Lane]:
+    return lanes_of([DataSet("", open_folder(folder))])
+
+
 def in_order(folder: Path, *, crop: SquareCrop | None = None) -> ShardDataset:
-    manifest = read_manifest(folder)
-    shards = [manifest.of_task(task) for task in manifest.tasks]
-    order = InOrder([[entry.samples for entry in part] for part in shards])
-    return ShardDataset(folder, shards, order=order, tasks=SIXTEEN, crop=crop or SquareCrop(SIZE))
+    lanes = lanes_in(folder)
+    order = InOrder([lane.sizes for lane in lanes])
+    return ShardDataset(lanes, order=order, tasks=SIXTEEN, crop=crop or SquareCrop(SIZE))
 
 
 def shuffled(folder: Path) -> ShardDataset:
-    manifest = read_manifest(folder)
-    tasks = tuple(
-        TaskOrder(task, 8, tuple(entry.samples for entry in manifest.of_task(task)))
-        for task in manifest.tasks
-    )
+    lanes = lanes_in(folder)
+    tasks = tuple(TaskOrder(lane.name, 8, lane.sizes) for lane in lanes)
     return ShardDataset(
-        folder,
-        [manifest.of_task(task) for task in manifest.tasks],
+        lanes,
         order=Order(OrderSpec(0, tasks, window=2)),
         tasks=SIXTEEN,
         crop=SquareCrop(8, seed=0, flip=True),
@@ -279,12 +280,10 @@ def test_a_size_no_network_can_use_is_refused():
 
 def test_a_no_op_shows_the_target_as_source_and_may_change_nothing(tmp_path: Path):
     make_folder(tmp_path, {"local": 4})
-    manifest = read_manifest(tmp_path)
     order = InOrder([[4]])
     plain, repeated = (
         ShardDataset(
-            tmp_path,
-            [manifest.of_task("local")],
+            lanes_in(tmp_path),
             order=order,
             tasks=SIXTEEN,
             crop=SquareCrop(SIZE),

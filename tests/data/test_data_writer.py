@@ -166,7 +166,11 @@ def edit_manifest(folder: Path, **changes: object) -> None:
         ({"file": 3}, "is not a plain file name"),
         ({"samples": 0}, "needs positive integers"),
         ({"bytes": "many"}, "needs positive integers"),
-        ({"sha256": 1}, "has the sha256 1, needs text"),
+        ({"file": ".x.tar"}, "is not a plain file name"),
+        ({"file": "a\nb.tar"}, "is not a plain file name"),
+        ({"file": "..\\x.tar"}, "is not a plain file name"),
+        ({"sha256": 1}, "has the sha256 1, needs 64 hexadecimal digits"),
+        ({"sha256": "../../" + "a" * 58}, "needs 64 hexadecimal digits"),
         ({"file": "local-000001.tar"}, "names shard 'local-000001.tar' twice"),
     ],
 )

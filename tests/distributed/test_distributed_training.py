@@ -68,3 +68,17 @@ def test_both_ranks_stop_at_the_broken_sample_of_one_and_name_it(two_ranks):
     assert "pair-006" in first["spoilt"]
     assert "pair-007" in first["spoilt"]
     assert "pair-005" not in first["spoilt"]
+
+
+def test_the_report_of_a_broken_step_has_the_samples_of_all_ranks(two_ranks):
+    (event,) = json.loads(two_ranks[0]["report"])
+    found = [(sample["rank"], sample["position"], sample["error"]) for sample in event["samples"]]
+    assert [(rank, position) for rank, position, _ in found] == [(0, 4), (0, 5), (1, 6), (1, 7)]
+    assert [error == "nan" for _, _, error in found] == [False, False, True, True]
+
+
+def test_ranks_leave_out_a_step_together_and_keep_equal_weights(two_ranks):
+    first, second, _ = two_ranks
+    assert first["left_out"] == second["left_out"] == f"ended after {STEPS} steps"
+    assert_close(first["weights_left_out"], second["weights_left_out"], rtol=0, atol=0)
+    assert all(tensor.isfinite().all() for tensor in first["weights_left_out"].values())

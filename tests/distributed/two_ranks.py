@@ -55,10 +55,10 @@ def train(folder: Path, devices: int) -> dict:
     return {"gradients": first.gradients, "weights": copy_of(module), "average": ema.average}
 
 
-def train_spoilt(folder: Path) -> str:
-    """Train with one bad sample on rank 1; return how it ended."""
+def train_spoilt(folder: Path, max_skips: int = 0) -> tuple[str, dict[str, Tensor]]:
+    """Train with bad samples on rank 1 in the second step; return how it ended and the weights."""
     module = make_module()
-    trainer = make_trainer(folder, Finite(), devices=2, strategy="ddp")
+    trainer = make_trainer(folder, Finite(max_skips), devices=2, strategy="ddp")
 
     def hook(_, __, output: Tensor) -> Tensor:
         return (
@@ -71,8 +71,8 @@ def train_spoilt(folder: Path) -> str:
     try:
         trainer.fit(module, datamodule=Squares(steps=STEPS, batch=BATCH))
     except NonFiniteError as error:
-        return str(error)
-    return "ended without an error"
+        return str(error), copy_of(module)
+    return f"ended after {trainer.global_step} steps", copy_of(module)
 
 
 def main() -> None:
@@ -82,7 +82,9 @@ def main() -> None:
         warnings.filterwarnings("ignore", message=line.removeprefix("ignore:"))
     result = train(folder, devices=2)
     rank = torch.distributed.get_rank()
-    result["spoilt"] = train_spoilt(folder)
+    result["spoilt"], _ = train_spoilt(folder)
+    result["report"] = (folder / "nonfinite.json").read_text() if rank == 0 else ""
+    result["left_out"], result["weights_left_out"] = train_spoilt(folder / "left_out", max_skips=1)
     torch.save(result, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 

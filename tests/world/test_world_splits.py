@@ -128,3 +128,11 @@ def test_a_folder_asked_for_in_other_ways_is_refused(tmp_path: Path):
     WorldData(str(tmp_path / "world"), 32, paraphrased=True, image_size=16).prepare_data()
     with pytest.raises(InputError, match="was made with paraphrased=True, needed is None"):
         WorldData(str(tmp_path / "world"), 32, image_size=16).prepare_data()
+
+
+def test_a_folder_of_other_hard_kinds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = WorldData(str(tmp_path / "world"), 32, hard_pairs=1, image_size=16)
+    data.prepare_data()
+    monkeypatch.setitem(HARD, "color", frozenset({"blur"}))
+    with pytest.raises(InputError, match="was made with hard_kinds="):
+        data.prepare_data()

@@ -1,0 +1,95 @@
+"""What the mixture has come to: how often each lane was drawn, and how often it was gone through.
+
+Counted from the position alone: the order function says how often it drew from each lane before
+it, and what takes the place of a bad sample is of the same lane.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datamodules.mixing import Mixture
+from datamodules.order import Order, OrderSpec
+
+MANY_EPOCHS = 100  # ours: a lane gone through so often is learnt by heart
+
+
+@dataclass(frozen=True)
+class LaneCount:
+    """The numbers of one lane.
+
+    Attributes:
+        name: `task` or `dataset/task`.
+        samples: how many it has.
+        drawn: how often it was drawn from since training began.
+        wanted: its share of the draws by weight.
+        share: its share of the draws since the present weights hold; the wanted one before any.
+    """
+
+    name: str
+    samples: int
+    drawn: int
+    wanted: float
+    share: float
+
+    @property
+    def epochs(self) -> float:
+        """How often its samples were gone through."""
+        return self.drawn / self.samples
+
+
+def count_lanes(mixture: Mixture, spec: OrderSpec, position: int) -> list[LaneCount]:
+    """Return the numbers of each lane for a stream trained on up to `position`."""
+    drawn = Order(spec).drawn_before(position)
+    since = position - spec.start
+    counts = []
+    for lane, task in zip(mixture.lanes, spec.tasks, strict=True):
+        wanted = task.quota / spec.period
+        share = (drawn[lane.name] - task.drawn) / since if since else wanted
+        counts.append(LaneCount(lane.name, lane.num_samples, drawn[lane.name], wanted, share))
+    return counts
+
+
+def lane_metrics(counts: Sequence[LaneCount]) -> dict[str, float]:
+    """Return `data/share/<lane>` and `data/epochs/<lane>`."""
+    shares = {f"data/share/{count.name}": count.share for count in counts}
+    return shares | {f"data/epochs/{count.name}": count.epochs for count in counts}
+
+
+def lane_table(counts: Sequence[LaneCount]) -> str:
+    """Return the numbers as a table, one row for each lane."""
+    rows = [("lane", "samples", "drawn", "wanted", "share", "epochs")]
+    rows += [
+        (
+            count.name,
+            str(count.samples),
+            str(count.drawn),
+            f"{count.wanted:.2%}",
+            f"{count.share:.2%}",
+            f"{count.epochs:.2f}",
+        )
+        for count in counts
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *others = widths
+    return "\n".join(
+        "  ".join([
+            row[0].ljust(first),
+            *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True)),
+        ])
+        for row in rows
+    )
+
+
+def repeated_often(counts: Sequence[LaneCount], *, until: str) -> str:
+    """Return one line naming the lanes gone through more than `MANY_EPOCHS` times, or ""."""
+    often = [
+        f"{count.name} {count.epochs:.0f} times ({count.samples} samples)"
+        for count in counts
+        if count.epochs > MANY_EPOCHS
+    ]
+    if not often:
+        return ""
+    return (
+        f"{until} training goes through {', '.join(often)}, more than {MANY_EPOCHS} times; such "
+        "few samples are learnt by heart: lower their data.weights, or add samples"
+    )
