@@ -1,4 +1,4 @@
-"""How much the error of each noise level counts.
+"""How much the error of each noise level, each pair and each part of a picture counts.
 
 A weight is stated for the error of z_0 and divided by the factor by which the error grows in the
 network's own
@@ -8,8 +8,9 @@ space: |v - v_hat|² = (SNR + 1) |z_0 - z_0_hat|² and |eps - eps_hat|² = SNR |
 from enum import Enum
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn import functional
 
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.schedule import NoiseSchedule
@@ -88,6 +89,33 @@ def change_balance(
     zeros where the source is dropped. Source: ours.
     """
     return ((z_0 - z_source).square().mean(dim=(1, 2, 3)) + floor).pow(-power)
+
+
+def region_weights(
+    mask: Bool[Tensor, "b mh mw"],
+    has_mask: Bool[Tensor, " b"],
+    size: tuple[int, int],
+    inside: float,
+) -> Float[Tensor, "b 1 h w"]:
+    """Return weights of latent cells that let errors inside the mask count `inside` times.
+
+    r = 1 + (inside - 1) m
+
+    with m the share of a cell's pixels that lie in the mask, 0 in rows without one. The loss takes
+    the mean with these weights, so their own mean over the picture does not matter: it counts as 1,
+    and a pair whose mask is everywhere, or nowhere, or that has none, weighs as without them.
+
+    Args:
+        mask: True where the edit may change pixels.
+        has_mask: rows of `mask` that mean something.
+        size: height and width of the latent.
+        inside: above 0.
+
+    Source: ours; Lin et al. 2025, arXiv:2506.03147, weigh the edited area too, by the logarithm of
+    its share.
+    """
+    m = functional.adaptive_avg_pool2d(mask[:, None].float(), size)
+    return 1 + (inside - 1) * m * has_mask[:, None, None, None]
 
 
 def _refuse_unbounded(weighting: Weighting, prediction: Prediction) -> None:

@@ -35,6 +35,11 @@ def freeze(module: AnyModule) -> AnyModule:
     return module.eval().requires_grad_(False)
 
 
+def learns(module: nn.Module) -> bool:
+    """Whether any weight of `module` is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def check_plain(unet: UNet2DConditionModel, where: str) -> None:
     """Refuse a U-Net with conditions this project does not feed (SDXL's, for now).
 

@@ -2,47 +2,63 @@
 
 Lightning stages files in `$TMPDIR` and copies them, so a kill or a full disk can leave half a file
 in place of a good one. Here the file is written beside its final place, flushed to the disk, and
-renamed.
+renamed; its hash follows in a sidecar (`sidecar.py`), and is compared at every load.
 """
 
 import errno
+import hashlib
 import os
 import pickle
-import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import lightning
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 
-from emu_edit.errors import InputError
+from emu_edit.errors import BrokenCheckpointError, InputError, StorageError
+from emu_edit.training.sidecar import ADVICE, SUFFIX, Sidecar, verify
+
+HEADROOM = 1.2  # free bytes asked for, as a multiple of what will be written; ours
+SMALL_PARTS = 1 << 16  # bytes of a checkpoint that are not in tensors, roughly
+TEMPORARY = re.compile(r"^\.(?P<name>.+\.ckpt(\.json)?)\.(?P<pid>\d+)\.tmp$")
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a training checkpoint on the CPU; only tensors and primitives, never code.
 
     Raises:
-        InputError: if the file is missing, truncated, not a checkpoint, or holds code.
+        BrokenCheckpointError: if the file is truncated, changed, not a checkpoint, or holds code.
+        InputError: if it is missing.
+        StorageError: if the disk does not give it.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no checkpoint at {path}; give a .ckpt file written by `emu-edit fit`")
-    advice = "give a .ckpt file written by `emu-edit fit`"
-    # torch also reads older formats, which are bare pickles; a cut file has lost its directory
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is truncated or not a checkpoint; {advice}")
+        raise InputError(f"no checkpoint at {path}; {ADVICE}")
+    verify(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds more than tensors and primitives, so it is not loaded; {advice}"
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = "" if named is None else f" ({named[1]})"
+        raise BrokenCheckpointError(
+            f"{path} holds more than tensors and primitives{what}: code, which is never loaded; "
+            f"{ADVICE}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise InputError(f"{path} is truncated or not a checkpoint; {advice}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise BrokenCheckpointError(f"{path} is truncated or not a checkpoint; {ADVICE}") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({_reason(error)}); try again") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise InputError(f"{path} is a file of torch but not a training checkpoint; {advice}")
+        raise BrokenCheckpointError(
+            f"{path} is a file of torch but not a training checkpoint; {ADVICE}"
+        )
     return checkpoint
 
 
@@ -54,33 +70,33 @@ class DurableCheckpointIO(CheckpointIO):
     ) -> None:
         """Write `checkpoint` so that `path` always holds the old file or the new one.
 
-        Also after kill -9 or a full disk.
+        Also after kill -9, a full disk or loss of power. The sidecar comes last.
 
         Raises:
-            InputError: if the disk is full or the folder cannot be written; the previous file is
+            StorageError: if the disk is full or the folder cannot be written; the previous file is
                 kept.
         """
         if storage_options is not None:
             raise TypeError("DurableCheckpointIO writes plain files and has no storage options")
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        sidecar = path.with_name(path.name + SUFFIX)  # also when a link is replaced
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            temporary.unlink(missing_ok=True)
-            raise InputError(
+            _need_space(checkpoint, path)
+            with _temporary(path) as data, _temporary(sidecar) as facts:
+                sha256, size = _write(checkpoint, data)
+                known = _sidecar(checkpoint, sha256, size)
+                _write_text(facts, known.to_json())
+                # a file without a sidecar is whole; one with that of its predecessor seems broken
+                sidecar.unlink(missing_ok=True)
+                data.replace(path)
+                facts.replace(sidecar)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise StorageError(
                 f"checkpoint {path} not written ({_reason(error)}); the previous one is kept: "
                 "free space or set trainer.default_root_dir to a folder you may write"
             ) from error
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
     def load_checkpoint(
         self,
@@ -101,12 +117,27 @@ class DurableCheckpointIO(CheckpointIO):
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint; one that is gone already is fine."""
-        with suppress(FileNotFoundError):
-            Path(path).unlink()
+        """Delete a checkpoint and its sidecar; one that is gone already is fine."""
+        path = Path(path)
+        for file in (path, path.with_name(path.name + SUFFIX)):
+            with suppress(FileNotFoundError):
+                file.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sweep(folder: Path) -> list[str]:
+    """Delete what killed writers left in a folder; return the names that were being written.
+
+    Nobody else may be writing there, as a run's lock makes sure.
+    """
+    found = [(path, TEMPORARY.match(path.name)) for path in sorted(folder.glob(".*.tmp"))]
+    orphans = [(path, match) for path, match in found if match is not None]
+    for path, _ in orphans:
+        path.unlink(missing_ok=True)
+    return [match["name"] for _, match in orphans if match["name"].endswith(".ckpt")]
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,7 +145,120 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno is not None:
-        return errno.errorcode.get(error.errno, "") + " " + os.strerror(error.errno)
-    return str(error).splitlines()[0]
+def size_of(checkpoint: object) -> int:
+    """Return how many bytes the tensors in nested dicts and lists take, shared ones once."""
+    sizes: dict[int, int] = {}
+    rest = [checkpoint]
+    while rest:
+        match rest.pop():
+            case torch.Tensor() as tensor:
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+            case dict() as entries:
+                rest += entries.values()
+            case list() | tuple() as entries:
+                rest += entries
+            case _:
+                pass
+    return sum(sizes.values())
+
+
+def in_words(size: int | float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+class _Hashing:
+    """A file that hashes what goes into it, and keeps the error torch would hide."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+        self.digest.update(data)
+        size = memoryview(data).nbytes
+        self.size += size
+        return size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> tuple[str, int]:
+    """Write and flush; return hash and size."""
+    with path.open("wb") as file:
+        hashing = _Hashing(file)
+        try:
+            torch.save(checkpoint, hashing)  # type: ignore[arg-type]  it calls write and flush only
+        except RuntimeError as error:
+            # torch goes on after a failed write, and then complains about positions
+            if hashing.failure is None:
+                raise
+            raise hashing.failure from error
+        file.flush()
+        os.fsync(file.fileno())
+    return hashing.digest.hexdigest(), hashing.size
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Give the name under which `path` is written, and clean up behind whatever happens."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _need_space(checkpoint: dict[str, Any], path: Path) -> None:
+    need = HEADROOM * (size_of(checkpoint) + SMALL_PARTS)
+    free = shutil.disk_usage(path.parent).free
+    if free < need:
+        step = checkpoint.get("global_step", "?")
+        raise StorageError(
+            f"checkpoint step {step} not written: need {in_words(need)}, free {in_words(free)} in "
+            f"{path.parent}; the previous one is kept: free some space"
+        )
+
+
+def _sidecar(checkpoint: dict[str, Any], sha256: str, size: int) -> Sidecar:
+    states = [state for state in checkpoint.values() if isinstance(state, dict)]
+    consumed = [state["consumed"] for state in states if "consumed" in state]
+    is_distributed = dist.is_available() and dist.is_initialized()
+    return Sidecar(
+        sha256=sha256,
+        bytes=size,
+        step=checkpoint.get("global_step", 0),
+        consumed=consumed[0] if consumed else None,
+        world=dist.get_world_size() if is_distributed else 1,
+        versions={
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "lightning": lightning.__version__,
+        },
+    )
+
+
+def _reason(error: OSError) -> str:
+    if error.errno is None:
+        return str(error)
+    return f"{errno.errorcode.get(error.errno, '')} {os.strerror(error.errno)}".strip()

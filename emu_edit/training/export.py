@@ -16,7 +16,6 @@ from emu_edit.tasks import TaskTable
 from emu_edit.training.averaging import EMA_STATE_KEY, check_matches, with_weights
 from emu_edit.training.checkpoint_io import read_checkpoint
 from emu_edit.training.module import EditModule, check_tasks
-from emu_edit.training.objective import Objective
 
 
 def load_module(path: Path | str, *, tasks: TaskTable | None = None) -> EditModule:
@@ -75,7 +74,7 @@ def export_model(module: EditModule, path: Path | str, *, ema: Mapping[str, Tens
     if ema is not None:
         check_matches(ema, module)
     editor = module.make_editor()
-    editor.objective = Objective.of(module).to_dict()
+    editor.objective = module.objective.to_dict()
     with with_weights(module, ema) if ema is not None else nullcontext():
         editor.save_pretrained(path)
 

@@ -29,10 +29,11 @@ REDACTED = "***"
 # whole words, so that tokenizer, num_tokens and max_tokens stay readable
 SECRET_WORDS = {"token", "secret", "password", "apikey", "credential", "credentials"}
 URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
+URL_QUERY = re.compile(r"(?P<address>[a-z][a-z0-9+.-]*://[^\s?#]*)\?[^\s#]+", re.IGNORECASE)
 
 
 def redact(value: object, key: str = "") -> object:
-    """Replace secrets in a config: values of keys that name one, and `user:password@` in addresses.
+    """Replace secrets in a config: values of keys that name one, logins and queries in addresses.
 
     `key` is the name `value` is found under; camel case counts as words. Containers come back as
     dicts and lists, numbers and None as they are.
@@ -45,7 +46,8 @@ def redact(value: object, key: str = "") -> object:
         case list() | tuple() | set():
             return [redact(entry) for entry in value]
         case str():
-            return URL_CREDENTIALS.sub(rf"\g<scheme>{REDACTED}@", value)
+            shown = URL_CREDENTIALS.sub(rf"\g<scheme>{REDACTED}@", value)
+            return URL_QUERY.sub(rf"\g<address>?{REDACTED}", shown)
         case _:
             return value
 

@@ -9,7 +9,6 @@ timesteps go out with the loss, so that callbacks can split them by task and noi
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int64
 from lightning import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.plugins.precision import Precision
@@ -19,27 +18,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from emu_edit.batch import EditBatch
-from emu_edit.diffusion.loss import denoising_error
-from emu_edit.diffusion.prediction import Prediction, check, with_source
+from emu_edit.diffusion.prediction import Prediction, check
 from emu_edit.diffusion.schedule import NoiseSchedule
-from emu_edit.diffusion.timesteps import shift_to_noise, uniform_timesteps
-from emu_edit.diffusion.weighting import (
-    Weighting,
-    change_balance,
-    check_weighting,
-    loss_weight,
-)
+from emu_edit.diffusion.weighting import Weighting
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
 from emu_edit.models.dropout import DropoutRates, drop
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
-from emu_edit.models.surgery import freeze
+from emu_edit.models.surgery import freeze, learns
 from emu_edit.models.task_embedding import TaskEmbedding
 from emu_edit.models.weights import EditNetworks
 from emu_edit.tasks import SIXTEEN, TaskTable
 from emu_edit.training.draws import DrawnBatch, Phase, draw
 from emu_edit.training.encoder import BatchEncoder
+from emu_edit.training.objective import Objective
 from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_schedule
 
 StepOutput = dict[str, Tensor]
@@ -65,6 +58,8 @@ class EditModule(LightningModule):
         huber_c: errors above it, in units of the latents, count as their size and no longer as its
             square (pseudo-Huber): sharper, and steadier where nothing may change; none means
             squared everywhere.
+        region_weight: errors inside a pair's mask count so many times those outside, pairs without
+            a mask as ever; none looks at no mask. Logged errors are then means with these weights.
         dropout: how often conditions are withheld; none means 5 % each.
         zero_terminal_snr: whether the last timestep is pure noise.
         optimizer: learning rate, decay and warm-up; none means the defaults.
@@ -89,6 +84,7 @@ class EditModule(LightningModule):
         timestep_shift: float = 1.0,
         balance: float = 0.0,
         huber_c: float | None = None,
+        region_weight: float | None = None,
         dropout: DropoutRates | None = None,
         zero_terminal_snr: bool = True,
         optimizer: OptimizerSettings | None = None,
@@ -102,13 +98,10 @@ class EditModule(LightningModule):
             self.save_hyperparameters()
         table = SIXTEEN if tasks is None else TaskTable(tuple(tasks))
         self.schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=zero_terminal_snr)
+        self.objective = Objective(weighting, timestep_shift, balance, huber_c, region_weight)
         check(prediction, self.schedule)
-        check_weighting(weighting, prediction, self.schedule)
+        self.objective.check(prediction, self.schedule)
         self.prediction = prediction
-        self.weighting = weighting
-        self.timestep_shift = timestep_shift
-        self.balance = balance
-        self.huber_c = huber_c
         self.dropout = DropoutRates() if dropout is None else dropout
         self.optimizer_settings = OptimizerSettings() if optimizer is None else optimizer
         self.editor_settings = EditorSettings() if editor is None else editor
@@ -119,7 +112,7 @@ class EditModule(LightningModule):
             # agree up to rounding
             denoiser=channels_last(denoiser.train()),
             # eval even when it learns: dropout inside it would not be keyed by the sample
-            text_encoder=text_encoder.eval() if _learns(text_encoder) else freeze(text_encoder),
+            text_encoder=text_encoder.eval() if learns(text_encoder) else freeze(text_encoder),
             codec=freeze(codec),
             task_embedding=TaskEmbedding(len(table), denoiser.task_dim),
             tasks=table,
@@ -135,7 +128,10 @@ class EditModule(LightningModule):
     def drawn(self, batch: EditBatch, phase: Phase) -> DrawnBatch:
         """Return the batch, still on the CPU, with its random numbers."""
         codec = self.networks.codec
-        height, width = (side // codec.factor for side in batch.target.shape[-2:])
+        if batch.encoded is None:
+            height, width = (side // codec.factor for side in batch.target.shape[-2:])
+        else:
+            height, width = batch.encoded.target.shape[-2:]
         return draw(
             batch,
             seed=self.seed,
@@ -157,29 +153,22 @@ class EditModule(LightningModule):
         z_0, cond, null_text = self.encoder(batch)
         if dropout is not None:
             cond = drop(cond, null_text, dropout, batch.u[:, 1:])
+        t = self.objective.timesteps(batch.u[:, 0], self.schedule)
         # after dropping: where the source is withheld everything is change; taken for a small edit,
         # such a pair would weigh most and teach nothing
-        balance = change_balance(z_0, cond.z_source, self.balance)
-        t = uniform_timesteps(
-            shift_to_noise(batch.u[:, 0], self.timestep_shift), self.schedule.num_steps
-        )
-        denoiser = partial(self.networks.denoiser, cond=cond)
-        error = denoising_error(
-            with_source(denoiser, cond.z_source, self.prediction),
+        error, weight = self.objective.errors(
+            partial(self.networks.denoiser, cond=cond),
             z_0,
-            batch.eps,
-            t,
+            cond.z_source,
+            eps=batch.eps,
+            t=t,
             schedule=self.schedule,
             prediction=self.prediction,
-            huber_c=self.huber_c,
+            region=self.objective.region(batch.mask, batch.has_mask, like=z_0),
         )
-        loss = (self.weight(t) * balance * error).mean()
+        loss = (weight * error).mean()
         self.latest = {"loss": loss.detach(), "error": error.detach(), "t": t}
         return {**self.latest, "loss": loss}
-
-    def weight(self, t: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Return how much the error at each timestep counts."""
-        return loss_weight(self.weighting, t, self.schedule, self.prediction)
 
     def training_step(self, batch: DrawnBatch, batch_idx: int) -> StepOutput:  # noqa: ARG002
         """Average the weighted denoising error of a batch."""
@@ -247,7 +236,7 @@ class EditModule(LightningModule):
             "networks.codec.": self.networks.codec,
             "networks.text_encoder.": self.networks.text_encoder,
         }
-        return tuple(prefix for prefix, part in parts.items() if not _learns(part))
+        return tuple(prefix for prefix, part in parts.items() if not learns(part))
 
     def state_dict(self, *args, **kwargs) -> dict:  # type: ignore[override]
         """Return the weights of the parts that learn; frozen parts go, buffers included."""
@@ -305,7 +294,3 @@ def check_tasks(checkpoint: dict, table: TaskTable) -> None:
             f"the checkpoint was trained for other tasks: it knows {names}, the model "
             f"{list(table.names)}; set model.tasks to the checkpoint's list"
         )
-
-
-def _learns(part: torch.nn.Module) -> bool:
-    return any(p.requires_grad for p in part.parameters())

@@ -8,7 +8,7 @@ from emu_edit.diffusion.loss import denoising_error
 from emu_edit.diffusion.prediction import Prediction, target
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.diffusion.timesteps import trailing_timesteps, uniform_timesteps
-from emu_edit.diffusion.weighting import Weighting, loss_weight
+from emu_edit.diffusion.weighting import Weighting, loss_weight, region_weights
 from emu_edit.errors import InputError
 from tests.diffusion.oracles import perfect
 
@@ -226,3 +226,56 @@ def test_the_training_step_runs_without_reading_a_value_from_the_device():
     )
     weight = loss_weight(Weighting.one_plus_min_snr, t, ZERO, Prediction.change)
     assert (weight * error).mean().device.type == "meta"
+
+
+def test_region_weights_are_those_computed_by_hand():
+    """Cells of 2x2 pixels; the mask covers one cell, half of another, and a quarter of a third."""
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[:, :2, :2] = True
+    mask[:, :2, 2] = True
+    mask[:, 2, 0] = True
+    has_mask = torch.tensor([True, False])
+    weights = region_weights(mask, has_mask, (2, 2), 5.0)
+    assert weights.flatten(1).tolist() == [[5, 3, 2, 1], [1, 1, 1, 1]]
+
+
+def test_the_error_with_region_weights_is_the_weighted_mean_computed_by_hand():
+    z_0, eps, t = torch.zeros(3, 2, 2, 2), torch.zeros(3, 2, 2, 2), torch.tensor([5, 5, 5])
+    output = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(3, 2, 2, 2)  # errors 1, 4, 9, 16
+    mask = torch.zeros(3, 4, 4, dtype=torch.bool)
+    mask[0, 2:, 2:] = True  # the cell whose error is 16
+    mask[1] = True
+    region = region_weights(mask, torch.tensor([True, True, True]), (2, 2), 3.0)
+    error = denoising_error(
+        lambda _z_t, _t: output,
+        z_0,
+        eps,
+        t,
+        schedule=ZERO,
+        prediction=Prediction.z0,
+        region=region,
+    )
+    # (1 + 4 + 9 + 3 * 16) / (1 + 1 + 1 + 3); a mask everywhere, or nowhere, changes nothing
+    assert error.tolist() == pytest.approx([62 / 6, 7.5, 7.5])
+
+
+def test_region_weights_of_huber_errors_count_the_same_cells():
+    z_0, eps, t = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2), torch.tensor([5])
+    output = torch.zeros(1, 2, 2, 2)
+    output[..., 1, 1] = 3.0
+    mask = torch.zeros(1, 2, 2, dtype=torch.bool)
+    mask[0, 1, 1] = True
+    errors = [
+        denoising_error(
+            lambda _z_t, _t: output,
+            z_0,
+            eps,
+            t,
+            schedule=ZERO,
+            prediction=Prediction.z0,
+            region=region,
+            huber_c=0.5,
+        ).item()
+        for region in (None, region_weights(mask, torch.tensor([True]), (2, 2), 3.0))
+    ]
+    assert errors[1] == pytest.approx(errors[0] * 4 * 3 / 6)

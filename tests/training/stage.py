@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from emu_edit.batch import EditBatch, EditSample
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.weighting import loss_weight
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.models.codec import PatchCodec
 from emu_edit.models.dropout import DropoutRates
@@ -83,6 +84,11 @@ def make_module(
 def train_step(module: EditModule, batch: EditBatch) -> StepOutput:
     """Do what `training_step` does, without a trainer to log to."""
     return module.step(module.drawn(batch, Phase.train), dropout=module.dropout)
+
+
+def noise_weight(module: EditModule, t: Tensor) -> Tensor:
+    """Return by how much the errors at timesteps count."""
+    return loss_weight(module.objective.weighting, t, module.schedule, module.prediction)
 
 
 def make_sample(position: int) -> EditSample:

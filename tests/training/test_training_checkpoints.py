@@ -215,7 +215,7 @@ def test_a_save_that_fails_midway_keeps_the_previous_file_and_leaves_no_rest(tmp
     ):
         store.save_checkpoint({"state_dict": {}, "n": 2}, tmp_path / "a.ckpt")
     assert read_checkpoint(tmp_path / "a.ckpt")["n"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.json"]
 
 
 def test_a_removed_checkpoint_is_gone_and_removing_it_again_is_fine(tmp_path):

@@ -86,11 +86,11 @@ def test_only_the_vector_is_in_optimizer_and_average() -> None:
 
 def test_the_error_is_that_of_the_training_module() -> None:
     module = make_module()
-    module.timestep_shift, module.balance, module.huber_c = 3.0, 0.5, 0.2
+    module.objective = Objective(timestep_shift=3.0, balance=0.5, huber_c=0.2)
     batch = make_batch([1])
     drawn = module.drawn(batch, Phase.train)
     expected = module.step(drawn, dropout=None)
-    task = NewTask(module.make_editor(), Objective.of(module))
+    task = NewTask(module.make_editor(), module.objective)
     task.begin(module.networks.task_vectors([TASKS[int(batch.task[0])]])[0])
     found = task.step(task.drawn(batch, seed=module.seed, phase=Phase.train))
     for name in ("loss", "error", "t"):

@@ -71,6 +71,12 @@ def test_redaction_reaches_nested_values_and_addresses_and_keeps_the_rest():
     }
 
 
+def test_the_query_of_an_address_is_hidden_and_its_path_is_not():
+    signed = "https://data.example.org/edits/train?sig=abc%2F&sv=2#part"
+    assert redact({"train": signed}) == {"train": "https://data.example.org/edits/train?***#part"}
+    assert redact("what is 2 ? 3") == "what is 2 ? 3"
+
+
 def test_an_address_without_credentials_is_kept():
     assert redact("see https://host/a@b and me@host") == "see https://host/a@b and me@host"
 

@@ -14,13 +14,18 @@ from emu_edit.training.export import export_model
 from emu_edit.training.objective import Objective
 from tests.training.stage import make_module
 
-ODD = Objective(Weighting.one_plus_min_snr, timestep_shift=7.0, balance=0.25, huber_c=0.125)
+ODD = Objective(
+    Weighting.one_plus_min_snr,
+    timestep_shift=7.0,
+    balance=0.25,
+    huber_c=0.125,
+    region_weight=2.5,
+)
 
 
 def exported(folder: Path) -> Path:
     module = make_module()
-    module.weighting = ODD.weighting
-    module.timestep_shift, module.balance, module.huber_c = 7.0, 0.25, 0.125
+    module.objective = ODD
     export_model(module, folder, ema=None)
     return folder
 
@@ -48,6 +53,7 @@ def test_a_directory_of_before_gets_the_usual_objective(
     editor.prediction = prediction
     usual = Objective.of_editor(editor)
     assert usual.huber_c is None
+    assert usual.region_weight is None
     assert (usual.timestep_shift > 1) == (prediction is Prediction.change)
     usual.check(prediction, NoiseSchedule.scaled_linear(zero_terminal_snr=False))
 

@@ -18,6 +18,7 @@ from emu_edit.models.tiny import TinyText
 from emu_edit.training.draws import Phase
 from emu_edit.training.encoder import BatchEncoder
 from emu_edit.training.module import EditModule
+from emu_edit.training.objective import Objective
 from tests.training.stage import TASKS, make_batch, make_module, train_step
 
 NO_DROPOUT = DropoutRates(text=0.0, image=0.0, both=0.0, task=0.0)
@@ -73,7 +74,7 @@ def test_a_drawn_batch_has_all_fields_and_moves_with_its_numbers():
 
 def test_the_loss_is_the_weighted_error_of_the_predicted_change():
     module = make_module(dropout=NO_DROPOUT)
-    module.weighting = Weighting.one_plus_min_snr
+    module.objective = Objective(Weighting.one_plus_min_snr)
     batch = module.drawn(make_batch([0, 1, 2]), Phase.train)
     with torch.no_grad():
         output = module.step(batch, dropout=module.dropout)
