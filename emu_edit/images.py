@@ -147,12 +147,17 @@ def decode_mask(data: bytes, where: str = "") -> Bool[Tensor, "h w"]:
     """
     with _reading(where):
         image = _open(data, where)
-        on_white, on_black = _to_rgb(image, WHITE, where), _to_rgb(image, BLACK, where)
-        if on_white.tobytes() != on_black.tobytes():
-            raise _bad(
-                where, "the mask has transparent pixels; write white (may change) on opaque black"
-            )
-        return torch.from_numpy(np.asarray(on_white.convert("L")) >= 128)
+        on_white = _upright(image, WHITE, where)
+        if image.has_transparency_data:
+            on_black = _upright(image, BLACK, where)
+            if on_white.tobytes() != on_black.tobytes():
+                raise _bad(
+                    where,
+                    "the mask has transparent pixels; write white (may change) on opaque black",
+                )
+        is_grey = on_white.mode in {"1", "L"}  # most masks: RGB and back would cost a third more
+        grey = (on_white if is_grey else on_white.convert("RGB")).convert("L")
+        return torch.from_numpy(np.asarray(grey) >= 128)
 
 
 def read_image(
@@ -314,7 +319,12 @@ def _check(image: Image.Image, where: str) -> None:
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int], where: str) -> Image.Image:
-    """Check, decode, convert to RGB, composite, turn upright."""
+    upright = _upright(image, background, where)
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _upright(image: Image.Image, background: tuple[int, int, int], where: str) -> Image.Image:
+    """Check, decode, scale to 8 bits, composite, turn upright."""
     _check(image, where)
     image.load()
     orientation = _orientation(image, where)
@@ -323,7 +333,6 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int], where: str) ->
     if image.has_transparency_data:
         back = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(back, image.convert("RGBA"))
-    image = image.convert("RGB")
     return image if orientation == 1 else image.transpose(_TRANSPOSE[orientation])
 
 

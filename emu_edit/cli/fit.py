@@ -17,7 +17,10 @@ Everything lands in one new folder, runs/RECIPE-DATE-TIME.
   --config RECIPE           a recipe ({recipes}) or a YAML file;
                             more --config files change what the first one says
   --run DIR                 the run's folder, instead of a new one under ./runs
-  --ckpt_path PATH          go on from a checkpoint (a file, or the folder of a run)
+  --resume auto             go on in the run's own folder (--run, else the newest of the recipe)
+                            from its newest checkpoint that is whole; begin if there is none;
+                            with strict, stop at a broken checkpoint instead of taking another
+  --ckpt_path PATH          a new run from a checkpoint (a file, or the folder of a run)
   --start_from PATH         begin a new training with the weights of a model, run or checkpoint
   --score_pairs N           pairs of each task in the table at the end (8; 0 for no table)
   --no_predictor            do not train a task predictor at the end; edit then needs --task

@@ -2,7 +2,7 @@
 
 Nothing heavy is imported here: a verb's module is imported when the verb is used, and imports torch
 only when it runs, so that every `--help` is instant. This is the one place where an error becomes a
-line: what the user can cause is one line on stderr and exit status 2; anything else is a defect of
+line: what the user can cause is one line on stderr and an exit status; anything else is a defect of
 the program and keeps its traceback.
 """
 
@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from emu_edit.errors import InputError, closest
+from emu_edit.errors import ExitStatus, InputError, closest
 
-USAGE_ERROR = 2  # also argparse's and jsonargparse's
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-OUTPUT_CLOSED = 141  # 128 + SIGPIPE
+TRAINING = {"fit", "validate", "test"}  # run by job scripts, which ask what went wrong
 # errors of the machine rather than of a path: full disk, quota, read-only disk, no memory
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -59,17 +57,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return dispatch(arguments)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitStatus.interrupted
     except BrokenPipeError:
         # the reader of our output, `head` say, has gone; python must not write to it when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
+        return ExitStatus.output_closed
     except (InputError, OSError) as error:
         line = describe(error)
         if line is None or os.environ.get("EMU_EDIT_TRACEBACK") == "1":
             raise
         sys.stderr.write(f"emu-edit: error: {line}\n")
-        return USAGE_ERROR
+        return status_of(error, verb=arguments[0] if arguments else "")
+
+
+def status_of(error: InputError | OSError, verb: str) -> ExitStatus:
+    """Return the exit status for an error of `verb`.
+
+    A training tells wrong options from a broken disk, because a job script may try again; any other
+    verb has 2 for both.
+    """
+    status = error.status if isinstance(error, InputError) else ExitStatus.usage
+    if verb not in TRAINING or status is not ExitStatus.usage:
+        return status
+    return ExitStatus.storage if isinstance(error, OSError) else ExitStatus.config
 
 
 def dispatch(arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """What `predictor fit` and the end of `fit` share: gather instructions, train with a bar."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.instructions import Instruction, training_instructions
@@ -58,14 +59,15 @@ def train_with_bar(
         return train_predictor(predictor, instructions, settings, on_step)
 
 
-def add_predictor(model: Path, folder: Path, tasks: TaskTable) -> str:
-    """Train a tiny predictor on a shard folder, put it into a model directory; say how good it is.
+def add_predictor(model: Path, folders: Sequence[Path], tasks: TaskTable) -> str:
+    """Train a tiny predictor on shard folders, put it into a model directory; say how good it is.
 
     Raises:
         InputError: if the shards cannot be read, or have tasks the model does not know.
     """
     predictor = tiny_predictor(tasks)
-    calibration = train_with_bar(predictor, gather(folder, tasks), PredictorSettings())
+    instructions = [one for folder in folders for one in gather(folder, tasks)]
+    calibration = train_with_bar(predictor, instructions, PredictorSettings())
     predictor.save_pretrained(model / PREDICTOR)
     return describe_training(calibration)
 

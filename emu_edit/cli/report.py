@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks.durable import Checkpoints
 from callbacks.ema import Ema
 from datamodules.edit import EditDataModule
+from datamodules.remote_address import parse_place
 from datamodules.world.data import WorldData
 from datamodules.world.photos import Photos
 from emu_edit.cli.curves import draw_curves, read_curves
@@ -68,8 +69,7 @@ def write_report(run: FinishedRun) -> None:
     export_model(run.module, run.folder / MODEL, ema=None if ema is None else ema.average)
     lines = [f"model       {run.folder / MODEL}", f"checkpoint  {last_checkpoint(run.trainer)}"]
     if run.has_predictor and isinstance(run.data, EditDataModule):
-        told = add_predictor(run.folder / MODEL, run.data.train_folder, run.module.networks.tasks)
-        lines.append(f"predictor   {told}")
+        lines.append(f"predictor   {add_own_predictor(run, run.data)}")
     metrics = run.folder / METRICS
     if metrics.is_file() and draw_curves(read_curves(metrics), run.folder / CURVES):
         lines.append(f"curves      {run.folder / CURVES}")
@@ -84,6 +84,15 @@ def write_report(run: FinishedRun) -> None:
         lines += [f"grid        {grid}" for grid in grids[-1:]]
     lines.append(f"numbers     {run.folder / RESULTS}")
     sys.stdout.write("\n".join(lines) + "\n\n" + next_command(run))
+
+
+def add_own_predictor(run: FinishedRun, data: EditDataModule) -> str:
+    """Train the predictor on the training instructions, if they are here; say what became of it."""
+    places = [parse_place(place, insecure_http=True) for place in data.train_folders.values()]
+    folders = [place for place in places if isinstance(place, Path)]
+    if len(folders) < len(places):
+        return "none, data.train is on another machine; see emu-edit predictor fit"
+    return add_predictor(run.folder / MODEL, folders, run.module.networks.tasks)
 
 
 def about_run(run: FinishedRun) -> dict[str, object]:
@@ -114,9 +123,9 @@ def score_on_world(run: FinishedRun, about: dict[str, object]) -> str:
 def last_checkpoint(trainer: Trainer) -> str:
     """Return the checkpoint to go on from, or say that there is none."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
-            return callback.last_model_path
-    return "none (no ModelCheckpoint with save_last in trainer.callbacks)"
+        if isinstance(callback, Checkpoints) and callback.latest is not None:
+            return str(callback.latest)
+    return "none (no callbacks.durable.Checkpoints in trainer.callbacks)"
 
 
 def next_command(run: FinishedRun) -> str:

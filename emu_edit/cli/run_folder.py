@@ -2,7 +2,8 @@
 
 runs/tiny-20250131-235959/
     config.yaml          the resolved config; {run} in it stands for the folder
-    checkpoints/         last.ckpt and the best ones
+    run.lock             who trains here, while it does
+    checkpoints/         the newest step-*.ckpt, each with its sidecar, and last.ckpt, a link
     logs/                metrics.csv
     model/               the exported model directory (weights averaged over training)
     grid.png curves.png table.md results.json
@@ -21,6 +22,7 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 METRICS = Path("logs", "metrics.csv")
+RANKS_FROM_OUTSIDE = {"SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"}  # they cannot ask what is newest
 FROM_PARENT = "EMU_EDIT_RUN"  # how the processes that Lightning starts learn the folder
 
 
@@ -30,15 +32,49 @@ def new_run_folder(recipe: str, chosen: str | None) -> Path:
     Raises:
         InputError: if `chosen` already holds a run, or ranks started from outside could not agree.
     """
-    local_rank = os.environ.get("LOCAL_RANK", "0")
-    if local_rank != "0" and FROM_PARENT in os.environ:
-        return Path(os.environ[FROM_PARENT])
+    if (inherited := _of_parent()) is not None:
+        return inherited
+    folder = RUNS / f"{recipe}-{_stamp()}" if chosen is None else Path(chosen)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if chosen is not None and is_first and (folder / CONFIG).exists():
+        raise InputError(
+            f"{folder} already holds a run; choose another --run folder, or go on with this one: "
+            "--resume auto"
+        )
+    return _told_children(folder)
+
+
+def resumed_run_folder(recipe: str, chosen: str | None) -> Path:
+    """Return the folder of the run to go on with, the same on every rank.
+
+    That is the chosen one, that of this SLURM job (also after a requeue), or the newest run of the
+    recipe; a new one if there is none.
+
+    Raises:
+        InputError: if ranks started from outside could not agree.
+    """
+    if (inherited := _of_parent()) is not None:
+        return inherited
     if chosen is not None:
-        folder = Path(chosen)
-        if (folder / CONFIG).exists() and local_rank == "0":
-            raise InputError(f"{folder} already holds a run; choose another --run folder")
-    else:
-        folder = RUNS / f"{recipe}-{_stamp()}"
+        return _told_children(Path(chosen))
+    runs = [] if RANKS_FROM_OUTSIDE.intersection(os.environ) else runs_of(recipe)
+    return _told_children(runs[-1] if runs else RUNS / f"{recipe}-{_stamp()}")
+
+
+def runs_of(recipe: str) -> list[Path]:
+    """Return the runs of a recipe in this folder, the one started last at the end."""
+    configs = [file for file in RUNS.glob(f"*/{CONFIG}") if recipe_of(file) == recipe]
+    return [file.parent for file in sorted(configs, key=lambda file: file.stat().st_mtime)]
+
+
+def _of_parent() -> Path | None:
+    """Return the folder if Lightning started this process as a further rank."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    folder = os.environ.get(FROM_PARENT)
+    return None if is_first or folder is None else Path(folder)
+
+
+def _told_children(folder: Path) -> Path:
     os.environ[FROM_PARENT] = str(folder.absolute())
     return folder
 
@@ -62,10 +98,13 @@ def _stamp() -> str:
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint file meant by `path`: a file, or the last one of a run folder.
 
+    A copy of a run may lack the link `last.ckpt`; the newest file is taken then.
+
     Raises:
         InputError: if there is none.
     """
-    candidates = (path, path / CHECKPOINTS / LAST, path / LAST)
+    numbered = sorted((path / CHECKPOINTS).glob("step-*.ckpt"), reverse=True)
+    candidates = (path, path / CHECKPOINTS / LAST, path / LAST, *numbered)
     for candidate in candidates:
         if candidate.is_file():
             return candidate

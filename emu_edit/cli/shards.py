@@ -1,20 +1,18 @@
-"""`emu-edit shards world | convert | check`: write, convert and check training data."""
+"""`emu-edit shards world | convert | cache | check`: make, encode and check training data."""
 
-import json
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
+from emu_edit.cli.shards_cache import run_cache
+from emu_edit.cli.shards_check import run_check
+from emu_edit.cli.shards_convert import run_convert
 from emu_edit.cli.subcommands import Command, run_command
-
-BAD_DATA = 65  # exit status of `check` when something is wrong (sysexits' EX_DATAERR)
-PROBLEMS = "problems.jsonl"
 
 
 def run(arguments: list[str]) -> int:
-    """Run one of the three commands.
+    """Run one of the commands.
 
     Raises:
         InputError: for an unknown command, or what the command cannot use.
@@ -23,8 +21,9 @@ def run(arguments: list[str]) -> int:
         "world": Command(
             run_world, "write pairs of the built-in world: all tasks, exact ground truth"
         ),
-        "convert": Command(run_convert, "turn your own pairs into shards"),
-        "check": Command(run_check, "read every byte of a folder of shards and list what is wrong"),
+        "convert": Command(run_convert, "turn your own pairs, or a public set, into shards"),
+        "cache": Command(run_cache, "run the frozen networks over a folder once, to train faster"),
+        "check": Command(run_check, "read every byte of folders of shards and list what is wrong"),
     }
     return run_command("shards", commands, arguments)
 
@@ -87,89 +86,3 @@ def run_world(arguments: list[str]) -> int:
         f"look at {options.folder}/contact_sheet.png\n"
     )
     return 0
-
-
-def convert_parser() -> ArgumentParser:
-    """Build the parser of `shards convert`."""
-    made = ArgumentParser(
-        prog="emu-edit shards convert",
-        description="Turn your own pairs into shards; broken pairs are left out and listed.",
-        epilog="kinds:\n"
-        "  folder     source/ and target/ with pictures of equal names, and instructions.jsonl\n"
-        "  jsonl      as folder; SRC is the .jsonl file, whose lines name the pictures\n"
-        "  control    images/ (targets), control/ (sources) and one .txt per pair",
-    )
-    made.add_argument("kind", metavar="KIND", help="folder, jsonl or control")
-    made.add_argument("source", type=Path, metavar="SRC", help="where the pairs are")
-    made.add_argument("output", type=Path, metavar="OUT", help="folder of shards to write")
-    made.add_argument("--task", help="task of the pairs that name none")
-    return made
-
-
-def run_convert(arguments: list[str]) -> int:
-    """Convert a user's pairs.
-
-    Raises:
-        InputError: if layout, task or output cannot be used, or no pair is left.
-    """
-    options = convert_parser().parse(arguments)
-    from datamodules.convert.run import convert
-    from emu_edit.progress import step_bar
-
-    with step_bar("converting", "pairs") as on_step:
-        report = convert(
-            options.kind,
-            options.source,
-            options.output,
-            task=options.task,
-            on_progress=on_step,
-        )
-    sys.stdout.write(f"{report.summary()}\n")
-    return 0
-
-
-def check_parser() -> ArgumentParser:
-    """Build the parser of `shards check`."""
-    made = ArgumentParser(
-        prog="emu-edit shards check",
-        description="Read every byte of a folder of shards; exit status 0 when all is well, "
-        f"{BAD_DATA} when something is wrong.",
-    )
-    made.add_argument("folder", type=Path, metavar="DIR", help="folder with a manifest.json")
-    made.add_argument(
-        "--list", type=Path, metavar="FILE", help=f"where to list problems (default DIR/{PROBLEMS})"
-    )
-    return made
-
-
-def run_check(arguments: list[str]) -> int:
-    """Check a folder of shards; list what is wrong.
-
-    Raises:
-        InputError: if there is no such folder.
-    """
-    options = check_parser().parse(arguments)
-    from datamodules.check import check_folder, summarize
-    from emu_edit.progress import step_bar
-
-    with step_bar("checking", "pairs") as on_step:
-        report = check_folder(options.folder, on_step)
-    lines = [*_aligned(report.rows()), "", *summarize(report.problems)]
-    if report.problems:
-        listing = options.list or options.folder / PROBLEMS
-        rows = [json.dumps(asdict(problem)) for problem in report.problems]
-        listing.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        lines += ["", f"{len(report.errors)} errors, {len(report.warnings)} warnings: {listing}"]
-    else:
-        lines.append("nothing is wrong")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0 if report.is_good else BAD_DATA
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return the rows of a table with columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -6,6 +6,7 @@ its checkpoint must be known before anything is built.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from emu_edit.cli.arguments import ArgumentParser, positive_or_zero
 from emu_edit.cli.find_model import INDEX
@@ -25,6 +26,7 @@ class TrainOptions:
         configs: the files after --config, in order; a later one changes an earlier one.
         checkpoint: the file to go on from, or to measure.
         start: the checkpoint or model directory whose weights a new training begins with.
+        resume: how to go on with a run in its own folder; None begins another run.
         run: the folder the user wants.
         score_pairs: pairs of each task in the table that ends a training on the world; 0 for none.
         predictor: whether the model gets a task predictor, trained on its instructions.
@@ -34,6 +36,7 @@ class TrainOptions:
     configs: tuple[Path, ...]
     checkpoint: Path | None
     start: Path | None
+    resume: Literal["auto", "strict"] | None
     run: str | None
     score_pairs: int
     predictor: bool
@@ -51,7 +54,8 @@ class TrainOptions:
         parser.add_argument("--ckpt_path", type=Path)
         if verb == "fit":  # measuring begins with a checkpoint's weights anyway
             parser.add_argument("--start_from", type=Path)
-        parser.set_defaults(start_from=None)
+            parser.add_argument("--resume", choices=["auto", "strict"])
+        parser.set_defaults(start_from=None, resume=None)
         parser.add_argument("--run")
         parser.add_argument("--score_pairs", type=positive_or_zero, default=SCORE_PAIRS)
         parser.add_argument("--no_predictor", action="store_true")
@@ -61,10 +65,16 @@ class TrainOptions:
                 "--ckpt_path goes on with a training, --start_from begins a new one from weights; "
                 "give one of them"
             )
+        if known.resume is not None and known.ckpt_path is not None:
+            raise InputError(
+                "--resume looks for the checkpoint of a run itself, --ckpt_path names one for a "
+                "new run; give one of them"
+            )
         return TrainOptions(
             configs=tuple(find_config(name) for name in known.config),
             checkpoint=None if known.ckpt_path is None else find_checkpoint(known.ckpt_path),
             start=None if known.start_from is None else _weights_at(known.start_from),
+            resume=known.resume,
             run=known.run,
             score_pairs=known.score_pairs,
             predictor=not known.no_predictor,

@@ -21,19 +21,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from callbacks.preemption import Stop, stopped
 from emu_edit.cli.config_errors import one_line
 from emu_edit.cli.invert_batch import write_inversion
-from emu_edit.cli.recipes import DEFAULT_RECIPE, find_config
 from emu_edit.cli.report import FinishedRun, write_report
-from emu_edit.cli.run_folder import (
-    CHECKPOINTS,
-    CONFIG,
-    LAST,
-    PLACEHOLDER,
-    new_run_folder,
-    recipe_of,
-    run_of,
-)
+from emu_edit.cli.resume import begin, run_folder_of
+from emu_edit.cli.run_folder import CHECKPOINTS, CONFIG, LAST, PLACEHOLDER, run_of
+from emu_edit.cli.run_lock import RunLock
+from emu_edit.cli.run_status import StatusWriter
 from emu_edit.cli.train_options import TrainOptions
 from emu_edit.errors import InputError
 from emu_edit.training.inversion_module import InversionModule
@@ -51,6 +46,7 @@ NOISE = (
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*`?lr_scheduler.step\(\)`? before.*",
+    r".*add the following callbacks: \['?\"?ModelCheckpoint.*",  # of before callbacks.durable
 )
 
 
@@ -79,7 +75,13 @@ class TrainerCLI(LightningCLI):
     """LightningCLI whose run folder is known before anything is built."""
 
     def __init__(
-        self, verb: str, arguments: list[str], folder: Path, *, start: Path | None = None
+        self,
+        verb: str,
+        arguments: list[str],
+        folder: Path,
+        *,
+        begin: Callable[[Trainer], Path | None],
+        start: Path | None = None,
     ) -> None:
         """Parse `arguments` and run `verb`.
 
@@ -87,10 +89,12 @@ class TrainerCLI(LightningCLI):
             verb: fit, validate or test.
             arguments: the command line after the verb.
             folder: the run's folder; `{run}` in a config's `trainer` stands for it.
+            begin: called before training; returns the checkpoint to go on from, if there is one.
             start: a checkpoint or model directory whose weights the training begins with.
         """
         self.folder = folder
         self.start = start
+        self._begin = begin
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -156,6 +160,11 @@ class TrainerCLI(LightningCLI):
         if self.start is not None and self.trainer.is_global_zero:
             sys.stderr.write(f"starts with the weights of {self.start}\n")
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether the trainer only tries a few batches and writes nothing."""
+        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+
     def _for_this_run(self, config: Namespace) -> Namespace:
         section = config[self.config.subcommand]
         section.trainer = _filled(section.trainer, str(self.folder))
@@ -166,7 +175,9 @@ class TrainerCLI(LightningCLI):
         return config
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        options = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        resumed = self._begin(self.trainer) if subcommand == "fit" else None
+        return options if resumed is None else {**options, "ckpt_path": str(resumed)}
 
 
 def _buried(error: BaseException) -> InputError | None:
@@ -202,42 +213,65 @@ def run_trainer(verb: str, arguments: list[str]) -> int:
     start = time.monotonic()
     options = TrainOptions.parse(verb, arguments)
     if verb == "fit":
-        options = options.with_default_config(_default_config(options.checkpoint))
-        folder = new_run_folder(recipe_of(options.configs[0]), options.run)
+        options, folder = run_folder_of(options)
     else:
         options, folder = of_its_run(verb, options)
-    with quiet(), ending_wandb_run():
+    status = StatusWriter(folder)
+    with quiet(), ending_wandb_run(), RunLock(folder) as lock, status.noting_errors():
+
+        def begin_run(trainer: Trainer) -> Path | None:
+            resumed = begin(trainer, lock, options.resume)
+            status.follow(trainer)
+            return resumed
+
         cli = _interruptible(
-            lambda: TrainerCLI(verb, options.to_arguments(), folder, start=options.start), folder
+            lambda: TrainerCLI(
+                verb, options.to_arguments(), folder, start=options.start, begin=begin_run
+            ),
+            folder,
         )
-        is_trial = cli.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if verb == "fit" and cli.trainer.is_global_zero and not is_trial:
-            if isinstance(cli.model, InversionModule):
-                write_inversion(cli.trainer, cli.model, folder, time.monotonic() - start)
-                return 0
-            if not isinstance(cli.model, EditModule):
-                raise InputError("model: only an EditModule can be exported")
-            seconds = time.monotonic() - start
-            photos = cli.config.fit.data.init_args.get("photos")
-            write_report(
-                FinishedRun(
-                    folder,
-                    trainer=cli.trainer,
-                    module=cli.model,
-                    data=cli.datamodule,
-                    photos=photos,
-                    score_pairs=options.score_pairs,
-                    has_predictor=options.predictor,
-                    seconds=seconds,
-                )
-            )
-    return 0
+        stop = stopped(cli.trainer)
+        if stop is not Stop.no:
+            _say_how_to_go_on(cli.trainer, folder)
+        elif verb == "fit" and cli.trainer.is_global_zero and not cli.is_trial:
+            finish(cli, options, folder, time.monotonic() - start)
+        return status.ended(stop)
 
 
-def _default_config(checkpoint: Path | None) -> Path:
-    """Return the config of the run that is resumed, or that of the default recipe."""
-    folder = None if checkpoint is None else run_of(checkpoint)
-    return find_config(DEFAULT_RECIPE) if folder is None else folder / CONFIG
+def finish(cli: TrainerCLI, options: TrainOptions, folder: Path, seconds: float) -> None:
+    """Make what a training leaves behind; not after one that was stopped early.
+
+    Args:
+        cli: what has trained.
+        options: of the command line.
+        folder: of the run.
+        seconds: since the start of the program.
+
+    Raises:
+        InputError: if the module is none of ours.
+    """
+    if isinstance(cli.model, InversionModule):
+        write_inversion(cli.trainer, cli.model, folder, seconds)
+        return
+    if not isinstance(cli.model, EditModule):
+        raise InputError("model: only an EditModule can be exported")
+    write_report(
+        FinishedRun(
+            folder,
+            trainer=cli.trainer,
+            module=cli.model,
+            data=cli.datamodule,
+            photos=cli.config.fit.data.init_args.get("photos"),
+            score_pairs=options.score_pairs,
+            has_predictor=options.predictor,
+            seconds=seconds,
+        )
+    )
+
+
+def _say_how_to_go_on(trainer: Trainer, folder: Path) -> None:
+    if trainer.is_global_zero:
+        sys.stderr.write(f"stopped; go on with: emu-edit fit --resume auto --run {folder}\n")
 
 
 @contextmanager
@@ -292,5 +326,5 @@ def _interruptible(build: Callable[[], TrainerCLI], folder: Path) -> TrainerCLI:
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise
         if (folder / CHECKPOINTS / LAST).is_file():
-            sys.stderr.write(f"stopped; go on with: emu-edit fit --ckpt_path {folder}\n")
+            sys.stderr.write(f"stopped; go on with: emu-edit fit --resume auto --run {folder}\n")
         raise KeyboardInterrupt from stop

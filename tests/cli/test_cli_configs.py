@@ -35,6 +35,9 @@ SMALLER = {
     "shapes": NARROW,
     "together": NARROW,
     "settle": NARROW,
+    "roles": NARROW,
+    "replace": NARROW,
+    "finish": NARROW,
     "photos": NARROW,
     "pairs": NARROW,
     "smoke": (),
@@ -51,7 +54,8 @@ class Built(TrainerCLI):
 def build(recipe: str, folder: Path, *options: str) -> Built:
     config = str(find_config(recipe))
     with quiet():
-        return Built("fit", ["--config", config, *ON_A_CPU, *options], folder)
+        arguments = ["--config", config, *ON_A_CPU, *options]
+        return Built("fit", arguments, folder, begin=lambda _: None)
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +152,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_name() -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(["fit", "--config=smoke", *arguments]) == 2
+    assert main(["fit", "--config=smoke", *arguments]) == 78
     printed = capsys.readouterr()
     assert printed.err.startswith("emu-edit: error: ")
     assert printed.err.count("\n") == 1
@@ -211,10 +215,10 @@ def test_a_wrong_key_in_a_config_file_is_refused_with_the_nearest_key(
 def test_measuring_needs_a_checkpoint_and_its_config(
     verb: str, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([verb]) == 2
+    assert main([verb]) == 78
     assert f"{verb} needs a checkpoint; give --ckpt_path" in capsys.readouterr().err
     (workplace / "stray.ckpt").write_bytes(b"")
-    assert main([verb, "--ckpt_path=stray.ckpt"]) == 2
+    assert main([verb, "--ckpt_path=stray.ckpt"]) == 78
     assert "lies in no run folder, so its config is unknown" in capsys.readouterr().err
 
 

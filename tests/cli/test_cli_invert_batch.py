@@ -75,7 +75,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     make_folder(workplace / "shards", {"local": 1})
     (workplace / "model").symlink_to(model)
-    assert main(arguments(model, workplace / "shards", *options)) == 2
+    assert main(arguments(model, workplace / "shards", *options)) == 78
     error = capsys.readouterr().err
     assert error.startswith("emu-edit: error: ")
     assert error.count("\n") == 1

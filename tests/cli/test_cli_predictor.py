@@ -42,9 +42,11 @@ def save_predictor(folder: Path, tasks: TaskTable = SIXTEEN) -> Path:
     return folder
 
 
-def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run, expect one line and status 2, return the line."""
-    assert main(["predictor", *arguments]) == 2
+def refusal(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], *, status: int = 2
+) -> str:
+    """Run, expect one line and this status, return the line."""
+    assert main(["predictor", *arguments]) == status
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     return error
@@ -96,7 +98,7 @@ def test_the_end_of_a_training_puts_a_predictor_beside_the_networks(
     quick = partial(PredictorSettings, steps=2, batch_size=16)
     monkeypatch.setattr(predictor_training, "PredictorSettings", quick)
     write_world(workplace / "world", 32, size=16, workers=1)
-    told = predictor_training.add_predictor(own_model, workplace / "world", SIXTEEN)
+    told = predictor_training.add_predictor(own_model, [workplace / "world"], SIXTEEN)
     assert "held back from training are right" in told
     assert Editor.from_pretrained(own_model).predictor is not None
 
@@ -148,7 +150,6 @@ def test_sure_answers_are_counted_apart(workplace: Path) -> None:
         (["fit", "nowhere"], "there is no model at nowhere"),
         (["fit", "-o", "x", "--freeze"], "--freeze needs --encoder"),
         (["fit", "-o", "x", "--encoder", "nowhere"], "no directory 'nowhere', and it is no hub"),
-        (["fit", "-o", "x", "--data", "nowhere"], "nowhere is not a shard folder"),
         (["fit", "-o", "x", "--lr", "0"], "lr of the predictor must be above 0, got 0.0"),
         (["fit", "-o", "taken"], "exists and is no task predictor; it is left alone"),
         (["evaluate"], "the following arguments are required: model"),
@@ -163,6 +164,12 @@ def test_bad_input_is_one_line(
     (workplace / "taken" / "thesis.tex").write_text("years of work")
     assert message in refusal(arguments, capsys)
     assert not (workplace / "x").exists()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_missing_shard_folder_is_bad_data(capsys: pytest.CaptureFixture[str]) -> None:
+    error = refusal(["fit", "-o", "x", "--data", "nowhere"], capsys, status=65)
+    assert "nowhere is not a shard folder" in error
 
 
 def test_a_model_without_a_predictor_says_how_to_get_one(

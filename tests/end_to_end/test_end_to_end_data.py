@@ -94,8 +94,8 @@ def test_fit_trains_on_photographs_that_were_converted(
     assert Path("out.png").is_file()
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(list(arguments)) == 2
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
+    assert main(list(arguments)) == status
     error = capsys.readouterr().err
     assert error.startswith("emu-edit: error: ")
     assert error.count("\n") == 1
@@ -118,19 +118,23 @@ def test_shards_world_writes_shards_and_a_contact_sheet(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("wrold", "x"), "unknown command 'shards wrold'; known: world, convert, check. Did you"),
+        (("wrold", "x"), "unknown command 'shards wrold'; known: world, convert, cache, check."),
         (("world", "x"), "the following arguments are required: --pairs"),
         (("world", "x", "--pairs=32", "--photos=none"), "photos='none' is not a folder"),
         (("world", "x", "--pairs=32", "--split=val"), "invalid choice: 'val'"),
         (("convert", "folders", "x", "y"), "unknown kind 'folders'.*Did you mean 'folder'"),
         (("convert", "folder", "x", "y"), "x: no such file or folder"),
-        (("check", "x"), "x is not a shard folder"),
     ],
 )
 def test_what_shards_cannot_use_is_refused_in_one_line(
     arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert re.search(words, refused(capsys, "shards", *arguments))
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_folder_without_shards_is_bad_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "x is not a shard folder" in refused(capsys, "shards", "check", "x", status=65)
 
 
 @pytest.mark.usefixtures("workplace")
@@ -179,5 +183,6 @@ def test_a_broken_shard_is_listed_by_check_and_refused_by_fit(
     assert "error: local-000000.tar" in printed
     listed = [json.loads(line) for line in Path("shards/problems.jsonl").read_text().splitlines()]
     assert any(problem["is_error"] for problem in listed)
-    error = refused(capsys, "fit", "--config=pairs", *NARROW, "--data.train=shards")
+    fit = ("fit", "--config=pairs", *NARROW, "--data.train=shards")
+    error = refused(capsys, *fit, status=65)
     assert "local-000000.tar" in error

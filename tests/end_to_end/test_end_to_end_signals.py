@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from emu_edit.cli.run_status import RunStatus
 from tests.end_to_end.conftest import SHORT
 
 REPOSITORY = Path(__file__).parents[2]
@@ -20,7 +21,17 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_training_quietly_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 75, "preempted"),
+        (signal.SIGUSR1, 75, "preempted"),
+    ],
+)
+def test_a_signal_ends_a_training_quietly_and_says_how_to_go_on(
+    number: signal.Signals, status: int, word: str, tmp_path: Path
+) -> None:
     training = subprocess.Popen(
         [sys.executable, "-c", LISTENING, "fit", *SHORT, "--trainer.max_epochs=100000", "--run=r"],
         cwd=tmp_path,
@@ -33,10 +44,17 @@ def test_ctrl_c_ends_a_training_quietly_and_says_how_to_go_on(tmp_path: Path) ->
         while not (tmp_path / "r" / "checkpoints" / "last.ckpt").exists():
             assert training.poll() is None, training.communicate()[1]
             time.sleep(0.2)  # waits for another process; there is nothing to hook into
-        training.send_signal(signal.SIGINT)
+        training.send_signal(number)
         error = training.communicate(timeout=300)[1]
     finally:
         training.kill()
-    assert training.returncode == 130
+    assert training.returncode == status
     assert "Traceback" not in error
-    assert error.splitlines()[-1] == "stopped; go on with: emu-edit fit --ckpt_path r"
+    assert error.splitlines()[-1] == "stopped; go on with: emu-edit fit --resume auto --run r"
+    told = RunStatus.read(tmp_path / "r")
+    assert told is not None
+    assert (told.status, told.exit) == (word, status)
+    assert (tmp_path / (told.resume or "")).is_file()
+    assert told.consumed == told.step * 4
+    # what a training leaves behind is made at its end
+    assert not (tmp_path / "r" / "model").exists()

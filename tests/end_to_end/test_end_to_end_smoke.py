@@ -68,7 +68,7 @@ def test_the_saved_config_keeps_the_placeholder_and_trains_again_elsewhere(
 def test_a_second_run_is_not_written_into_the_folder_of_the_first(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", *SHORT, f"--run={run}"]) == 2
+    assert main(["fit", *SHORT, f"--run={run}"]) == 78
     assert "already holds a run; choose another --run folder" in capsys.readouterr().err
 
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_task_table_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*SHORT, "--model.tasks=[local, add]", "--data.weights={local: 1.0, add: 1.0}"]
-    assert main(["fit", *arguments, f"--ckpt_path={run}", "--run=runs2/other"]) == 2
+    assert main(["fit", *arguments, f"--ckpt_path={run}", "--run=runs2/other"]) == 78
     error = capsys.readouterr().err
     assert "the checkpoint was trained for other tasks" in error
     assert error.count("\n") == 1

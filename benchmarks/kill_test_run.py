@@ -1,0 +1,179 @@
+"""The training that `kill_test.py` interrupts: a map of four numbers over real shards.
+
+Data module, callbacks, checkpoint files, resuming and exit statuses are those of `emu-edit fit`;
+the model is so small that a training takes a second. Every micro-batch is written to a diary with
+the keys it was trained on.
+"""
+
+# the arguments of hooks are Lightning's, used or not
+# ruff: noqa: ARG002
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from callbacks.durable import Checkpoints, is_accumulating
+from callbacks.ema import Ema
+from callbacks.preemption import Preemption, stopped
+from datamodules.edit import EditDataModule
+from datamodules.writer import PairRecord, write_manifest, write_task_shards
+from emu_edit.batch import EditBatch
+from emu_edit.cli.resume import begin
+from emu_edit.cli.run_lock import RunLock
+from emu_edit.cli.run_status import StatusWriter
+from emu_edit.errors import ExitStatus
+from emu_edit.training.checkpoint_io import DurableCheckpointIO
+
+GLOBAL_BATCH, STEPS_PER_EPOCH, EPOCHS, SAVE_EVERY = 8, 10, 4, 4
+TASKS = {"local": 13, "add": 9, "depth": 3}  # pairs of each, so that epochs of tasks end in between
+SIZE = 8  # pixels
+DIARY = "diary"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an optimizer step is split.
+
+    Attributes:
+        ranks: processes that train.
+        workers: loader processes of each.
+        accumulate: micro-batches per optimizer step.
+    """
+
+    ranks: int
+    workers: int
+    accumulate: int
+
+    def __str__(self) -> str:
+        return "-".join(f"{name}{value}" for name, value in asdict(self).items())
+
+
+class Diary(Callback):
+    """Write the keys of every micro-batch that was trained on, as soon as it was.
+
+    Args:
+        folder: where each rank has its own file.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: EditBatch,
+        batch_idx: int,
+    ) -> None:
+        """Append one line; one write, so that a kill leaves the whole line or none of it."""
+        step = trainer.global_step - (0 if is_accumulating(trainer) else 1)
+        micro = batch_idx % trainer.accumulate_grad_batches
+        place = [trainer.world_size, trainer.global_rank, micro]
+        line = json.dumps({"step": step, "place": place, "keys": list(batch.key)}) + "\n"
+        file = os.open(
+            self.folder / f"{DIARY}-{trainer.global_rank}.jsonl",
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+        )
+        os.write(file, line.encode())
+        os.close(file)
+
+
+class FourNumbers(LightningModule):
+    """A map whose weights depend on every sample and on their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, 1, dtype=torch.float64)
+        nn.init.constant_(self.map.weight, 0.5)
+        nn.init.zeros_(self.map.bias)
+
+    def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
+        """Average the squared error of guessing the target's brightest value."""
+        x = batch.source.double().mean((2, 3)).div(255)
+        y = batch.target.double().amax((1, 2, 3)).div(255)[:, None] + batch.task[:, None]
+        return (self.map(x) - y).square().mean()
+
+    def validation_step(self, batch: EditBatch, batch_idx: int) -> None:
+        """Have validation take place."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return an optimizer with a memory."""
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+
+def write_data(folder: Path) -> None:
+    """Write the training and validation shards."""
+    for name, counts in (("train", TASKS), ("val", {"local": 3, "add": 2})):
+        entries = []
+        for task, count in counts.items():
+            pairs = (_pair(task, i) for i in range(count))
+            entries += write_task_shards(folder / name, task, pairs, pairs_per_shard=4)
+        write_manifest(folder / name, entries, made_by={"program": "kill_test"})
+
+
+def _pair(task: str, i: int) -> PairRecord:
+    rng = np.random.default_rng([list(TASKS).index(task), i])
+    source = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return PairRecord(
+        key=f"{task}-{i:03}",
+        source=source,
+        target=255 - source // 2,
+        instruction=f"{task} {i}",
+        task=task,
+    )
+
+
+def train(folder: Path, data: Path, layout: Layout, *watching: Callback) -> ExitStatus:
+    """Train to the end, or go on with it, as `emu-edit fit --resume auto --run FOLDER` does."""
+    trainer = make_trainer(folder, layout, *watching)
+    module = EditDataModule(
+        train=str(data / "train"),
+        val=str(data / "val"),
+        global_batch=GLOBAL_BATCH,
+        micro_batch=GLOBAL_BATCH // (layout.ranks * layout.accumulate),
+        steps_per_epoch=STEPS_PER_EPOCH,
+        image_size=SIZE,
+        window=2,
+        num_workers=layout.workers,
+    )
+    status = StatusWriter(folder)
+    with RunLock(folder) as lock, status.noting_errors():
+        resumed = begin(trainer, lock, "auto")
+        status.follow(trainer)
+        path = None if resumed is None else str(resumed)
+        trainer.fit(FourNumbers(), datamodule=module, ckpt_path=path, weights_only=True)
+        return status.ended(stopped(trainer))
+
+
+def make_trainer(folder: Path, layout: Layout, *watching: Callback) -> Trainer:
+    """Return the trainer of one rank; others may watch it."""
+    callbacks: list[Any] = [
+        *watching,
+        Ema(),
+        Diary(str(folder)),
+        Checkpoints(str(folder / "checkpoints"), every_steps=SAVE_EVERY),
+        Preemption(),
+    ]
+    return Trainer(
+        accelerator="cpu",
+        devices=layout.ranks,
+        strategy="ddp" if layout.ranks > 1 else "auto",
+        max_epochs=EPOCHS,
+        check_val_every_n_epoch=2,
+        plugins=[DurableCheckpointIO()],
+        callbacks=callbacks,
+        logger=False,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )

@@ -1,0 +1,108 @@
+"""`emu-edit shards check`: what it prints, lists and returns."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from emu_edit.cli.shards_check import PROBLEMS, run_check
+from emu_edit.errors import ExitStatus, InputError
+from tests.data.loopback import serve
+from tests.data.shards import make_folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two sound folders `a` and `b`, which share three pairs; the working directory."""
+    make_folder(tmp_path / "a", {"local": 3, "add": 1})
+    make_folder(tmp_path / "b", {"local": 3})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def damage(shard: Path) -> None:
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(bytes(data))
+
+
+def listed(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_sound_folder_is_status_0_and_leaves_no_list(capsys: pytest.CaptureFixture[str]):
+    assert run_check(["a"]) == ExitStatus.done == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == [
+        "task", "shards", "samples", "MiB", "masks", "sizes", "errors", "warnings",
+    ]  # fmt: skip
+    assert printed[-1] == "nothing is wrong"
+    assert not Path("a", PROBLEMS).exists()
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_damaged_folder_is_status_65_and_listed_as_lines_of_json(
+    capsys: pytest.CaptureFixture[str],
+):
+    damage(Path("a/local-000000.tar"))
+    assert run_check(["a"]) == ExitStatus.bad_data == 65
+    (problem,) = listed(Path("a", PROBLEMS))
+    assert problem["is_error"] is True
+    assert (problem["folder"], problem["file"]) == ("a", "local-000000.tar")
+    assert "1 errors, 0 warnings: a/problems.jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("folders")
+def test_warnings_alone_are_status_0(capsys: pytest.CaptureFixture[str]):
+    assert run_check(["a", "b"]) == 0
+    assert "0 errors, 3 warnings: b/problems.jsonl" in capsys.readouterr().out
+    assert len(listed(Path("b", PROBLEMS))) == 3
+    assert not Path("a", PROBLEMS).exists()
+
+
+@pytest.mark.usefixtures("folders")
+def test_one_list_takes_the_problems_of_all_folders():
+    damage(Path("a/add-000000.tar"))
+    assert run_check(["a", "b", "--list", "all.jsonl"]) == 65
+    assert [row["folder"] for row in listed(Path("all.jsonl"))] == ["a", "b", "b", "b"]
+    assert not Path("b", PROBLEMS).exists()
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_folder_that_was_mended_loses_its_old_list():
+    whole = Path("a/local-000000.tar").read_bytes()
+    damage(Path("a/local-000000.tar"))
+    assert run_check(["a"]) == 65
+    Path("a/local-000000.tar").write_bytes(whole)
+    assert run_check(["a"]) == 0
+    assert not Path("a", PROBLEMS).exists()
+
+
+@pytest.mark.usefixtures("folders")
+def test_pictures_of_an_evaluation_set_are_errors(capsys: pytest.CaptureFixture[str]):
+    assert run_check(["a", "--against", "b"]) == 65
+    printed = capsys.readouterr().out
+    assert "sample 'local_00000': the source shows the evaluation picture" in printed
+    assert "6 errors, 0 warnings" in printed
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_list_that_cannot_be_written_is_refused():
+    damage(Path("a/local-000000.tar"))
+    with pytest.raises(InputError, match=r"cannot be written to none/x \(No such .* --list$"):
+        run_check(["a", "--list", "none/x"])
+
+
+def test_a_folder_elsewhere_is_checked_through_the_cache(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folders / "cache"))
+    damage(folders / "a" / "add-000000.tar")
+    with serve(folders / "a") as site:
+        with pytest.raises(InputError, match=r"cannot take a list of problems; say where: --list"):
+            run_check([site.url])
+        assert run_check([site.url, "b", "--list", "all.jsonl"]) == 65
+    errors = [row for row in listed(Path("all.jsonl")) if row["is_error"]]
+    assert [row["file"] for row in errors] == ["add-000000.tar"]
+    assert "1 errors, 3 warnings: all.jsonl" in capsys.readouterr().out

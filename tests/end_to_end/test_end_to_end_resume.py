@@ -1,0 +1,162 @@
+"""`fit --resume auto` through the program: killed, broken, in use, on two ranks."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from emu_edit.cli.main import main
+from emu_edit.cli.run_lock import RunLock
+from emu_edit.training.checkpoint_io import read_checkpoint
+from emu_edit.training.sidecar import read_sidecar
+from tests.end_to_end.killer import KILL_AT
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("place")]
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = (
+    f"--config={REPOSITORY / 'tests' / 'training' / 'tiny.yaml'}",
+    f"--config={REPOSITORY / 'tests' / 'end_to_end' / 'resume.yaml'}",
+)
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(REPOSITORY),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder, with an uninterrupted run in `whole` and one in `killed`."""
+    folder = tmp_path_factory.mktemp("resume")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["fit", *CONFIGS, "--run=whole"]) == 0
+        killed = program("fit", *CONFIGS, "--run=killed", "--resume=auto", **{KILL_AT: "5"})
+        assert killed.returncode == -signal.SIGKILL
+        assert "resume: no checkpoint in killed yet, begins anew" in killed.stderr
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-m", "emu_edit", *arguments], **environment)
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+
+
+def copy_of(run: str, name: str) -> Path:
+    shutil.copytree(run, name, symlinks=True)
+    return Path(name)
+
+
+def checkpoint(run: Path | str, step: int) -> Path:
+    return Path(run, "checkpoints", f"step-{step:08}.ckpt")
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    content = read_checkpoint(file)
+    (average,) = [s["average"] for s in content["callbacks"].values() if "average" in s]
+    return {**content["state_dict"], **{f"average of {name}": w for name, w in average.items()}}
+
+
+def logged_steps(run: Path) -> list[int]:
+    with (run / "logs" / "metrics.csv").open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_killed_run_goes_on_in_its_folder_and_ends_with_the_same_bits(capsys):
+    folder = copy_of("killed", "resumed")
+    assert checkpoint(folder, 4).exists()
+    assert not checkpoint(folder, 6).exists()
+    assert (folder / "run.lock").exists()  # nobody gave it back
+    assert main(["fit", "--run=resumed", "--resume=auto"]) == 0
+    said = capsys.readouterr()
+    assert "resume: last valid step 4\n" in said.err
+    assert f"checkpoint  {checkpoint(folder, 6)}" in said.out
+    expected, found = weights(checkpoint("whole", 6)), weights(checkpoint(folder, 6))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert logged_steps(folder) == logged_steps(Path("whole")) == [0, 1, 2, 3, 4, 5]
+    assert not (folder / "run.lock").exists()
+    assert (folder / "model" / "model_index.json").is_file()
+
+
+def test_a_run_that_is_done_is_not_trained_further():
+    before = checkpoint("whole", 6).stat().st_mtime_ns
+    assert main(["fit", "--run=whole", "--resume=auto"]) == 0
+    assert checkpoint("whole", 6).stat().st_mtime_ns == before
+
+
+def test_a_broken_newest_checkpoint_is_put_aside_or_stops_the_program(capsys):
+    folder = copy_of("killed", "broken")
+    flip_a_bit(checkpoint(folder, 4))
+    assert main(["fit", "--run=broken", "--resume=strict"]) == 74
+    assert "step-00000004.ckpt: sha256 mismatch" in capsys.readouterr().err
+    assert main(["fit", "--run=broken", "--resume=auto"]) == 0
+    line = (
+        "resume: last valid step 2 (step-00000004.ckpt is broken, now step-00000004.ckpt.corrupt)"
+    )
+    assert line in capsys.readouterr().err
+    found = weights(checkpoint(folder, 6))
+    assert all(torch.equal(w, found[name]) for name, w in weights(checkpoint("whole", 6)).items())
+
+
+def test_two_trainings_in_one_folder_are_refused():
+    with RunLock(Path("killed")) as lock:
+        lock.acquire()
+        second = program("fit", "--run=killed", "--resume=auto")
+    assert second.returncode == 78
+    assert f"killed is in use by process {os.getpid()} on" in second.stderr.splitlines()[-1]
+    assert not checkpoint("killed", 6).exists()
+
+
+def test_everything_that_reads_checkpoints_finds_those_of_the_run(capsys):
+    assert main(["export", "whole", "-o", "exported"]) == 0
+    assert main(["validate", "--ckpt_path=whole"]) == 0
+    assert main(["fit", "--start_from=whole", *CONFIGS, "--run=started"]) == 0
+    assert main(["fit", "--ckpt_path=whole", "--run=longer", "--trainer.max_epochs=4"]) == 0
+    assert checkpoint("longer", 8).exists()
+    assert "starts with the weights of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_two_ranks_go_on_from_the_same_checkpoint(launcher):
+    folder = copy_of("killed", launcher)
+    flip_a_bit(checkpoint(folder, 4))
+    arguments = ["fit", f"--run={launcher}", "--resume=auto"]
+    arguments += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    # two dashes: torchrun takes --run for its own --run-path
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--"]
+    start = torchrun if launcher == "torchrun" else []
+    done = run([sys.executable, "-m", *start, "emu_edit", *arguments])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("resume: last valid step 2 (step-00000004.ckpt is broken") == 1
+    known = read_sidecar(checkpoint(folder, 6))
+    assert known is not None
+    assert known.world == 2
+    assert len(list(folder.rglob("*.corrupt"))) == 1
