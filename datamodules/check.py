@@ -1,206 +1,194 @@
-"""Verify a shard folder from its manifest down to every pixel, and say all that is wrong with it.
+"""Verify shard folders from their manifests down to every pixel, and say all that is wrong.
 
 Indexing reads bytes and texts; here every picture is decoded as training will decode it, and what
 no reader refuses but no training wants is looked for, too: the same pair twice, a target equal to
-its source, black pictures. One finding does not hide the next.
+its source, black pictures, pictures of a benchmark. One finding does not hide the next. In a cache
+(`datamodules.cached`) latents are read in place of pictures.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
+from datamodules.cached import Cache, CacheHeader, open_caches, read_encoded
+from datamodules.check_doubles import Doubles, Place, hash_of
+from datamodules.check_report import CheckReport, Problem, TaskSummary, summarize
 from datamodules.index import ROLES, index_shard, load_index
-from datamodules.manifest import Manifest, ShardEntry, load_manifest, verify_hash, verify_size
+from datamodules.lanes import DataSet, lanes_of
+from datamodules.leaks import LeakGuard
+from datamodules.manifest import ShardEntry, load_manifest, verify_hash, verify_size
 from datamodules.reader import OpenShard, decode_pair
+from datamodules.remote import open_folder
+from datamodules.remote_address import parse_place
+from datamodules.shard_folder import LocalFolder, ShardFolder
+from datamodules.transforms import SquareCrop
 from emu_edit.errors import InputError, ShardError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable
 
+__all__ = ["CheckReport", "Problem", "check_folder", "check_folders", "summarize"]
+
 _BLACKEST = 8  # of 255; JPEG leaves a black picture a little above 0
+_PAIR = [ROLES.index(role) for role in ("source", "target")]
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One finding. An error stops training or would corrupt it; a warning may be meant so."""
-
-    is_error: bool
-    file: str
-    key: str
-    message: str
-
-
-@dataclass
-class TaskSummary:
-    """The numbers of one task: what there is, and how many findings of each kind."""
-
-    task: str
-    shards: int = 0
-    samples: int = 0
-    bytes: int = 0
-    masks: int = 0
-    errors: int = 0
-    warnings: int = 0
-    smallest: tuple[int, int] | None = None
-    largest: tuple[int, int] | None = None
-
-
-@dataclass
-class CheckReport:
-    """All findings of a folder and a row for each task; sizes are (height, width)."""
-
-    folder: Path
-    problems: list[Problem] = field(default_factory=list)
-    tasks: dict[str, TaskSummary] = field(default_factory=dict)
-
-    @property
-    def errors(self) -> list[Problem]:
-        """The findings with which the folder should not be used."""
-        return [problem for problem in self.problems if problem.is_error]
-
-    @property
-    def warnings(self) -> list[Problem]:
-        """The findings to look at."""
-        return [problem for problem in self.problems if not problem.is_error]
-
-    @property
-    def is_good(self) -> bool:
-        """Whether training can use the folder."""
-        return not self.errors
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Return a table as text: a header and a row for each task."""
-        header = ("task", "shards", "samples", "MiB", "masks", "sizes", "errors", "warnings")
-        return [header, *(_row(summary) for summary in self.tasks.values())]
-
-
-def _row(summary: TaskSummary) -> tuple[str, ...]:
-    sizes = [size for size in (summary.smallest, summary.largest) if size is not None]
-    return (
-        summary.task,
-        str(summary.shards),
-        str(summary.samples),
-        f"{summary.bytes / 2**20:.1f}",
-        str(summary.masks),
-        " to ".join(dict.fromkeys(f"{height}x{width}" for height, width in sizes)) or "-",
-        str(summary.errors),
-        str(summary.warnings),
-    )
+OnStep = Callable[[int, int], None]
 
 
 def check_folder(
-    folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    folder: str | Path,
+    progress: OnStep | None = None,
     *,
     table: TaskTable = SIXTEEN,
+    guard: LeakGuard | None = None,
 ) -> CheckReport:
-    """Read everything in a shard folder and report all findings.
-
-    Args:
-        folder: where `manifest.json` is.
-        progress: called with the samples done and their total.
-        table: the tasks that may occur.
+    """Read everything in a shard folder and report all findings: `check_folders` of one.
 
     Raises:
         ShardError: if there is no manifest to start from, or it is damaged.
     """
-    manifest = load_manifest(folder)
-    check = _Check(folder, manifest, progress)
-    for entry in manifest.entries:
-        check.add_shard(entry, table)
+    return check_folders([folder], progress, table=table, guard=guard)
+
+
+def check_folders(
+    folders: Sequence[str | Path],
+    progress: OnStep | None = None,
+    *,
+    table: TaskTable = SIXTEEN,
+    guard: LeakGuard | None = None,
+) -> CheckReport:
+    """Read everything in shard folders that are to be trained on together; report all findings.
+
+    Args:
+        folders: where each `manifest.json` is, a path or an address; shards from elsewhere go
+            through the node's cache, and are compared with the manifest on their way.
+        progress: called with the samples done and their total.
+        table: the tasks that may occur.
+        guard: knows evaluation pictures, each of which is an error here.
+
+    Raises:
+        ShardError: if there is no manifest to start from, or it is damaged.
+        StorageError: if what lies elsewhere cannot be fetched.
+    """
+    opened = [_folder_at(place) for place in folders]
+    check = _Check(opened, progress, table, guard)
+    for folder in opened:
+        cache = _cache_of(folder)
+        for entry in folder.manifest.entries:
+            check.add_shard(folder, entry, cache)
     check.add_doubles()
     return check.report
 
 
 class _Check:
-    """The pass over a folder: collects findings and what has to be compared across shards."""
+    """The pass over some folders: collects findings and what has to be compared across shards."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, progress: Callable[[int, int], None] | None
+        self,
+        folders: Sequence[ShardFolder],
+        progress: OnStep | None,
+        table: TaskTable,
+        guard: LeakGuard | None,
     ) -> None:
-        self.report = CheckReport(folder)
-        self._progress = progress
-        self._done, self._total = 0, manifest.num_samples
-        self._new_task = manifest.made_by.get("new_task")  # one that no table has, on purpose
-        self._keys: dict[tuple[str, str], list[str]] = defaultdict(list)
-        self._contents: dict[tuple[tuple[int, ...], str], list[tuple[str, str, str]]] = defaultdict(
-            list
-        )
+        self.report = CheckReport([str(folder) for folder in folders])
+        self._progress, self._table, self._guard = progress, table, guard
+        self._done = 0
+        self._total = sum(folder.manifest.num_samples for folder in folders)
+        self._shards: list[tuple[ShardFolder, ShardEntry]] = []
+        self._keys, self._contents = Doubles(), Doubles()
 
-    def add_shard(self, entry: ShardEntry, table: TaskTable) -> None:
+    def add_shard(self, folder: ShardFolder, entry: ShardEntry, cache: Cache | None) -> None:
         """Check one shard; a broken one is reported and left."""
-        summary = self.report.tasks.setdefault(entry.task, TaskSummary(entry.task))
+        self._shards.append((folder, entry))
+        place = (str(folder), entry.task)
+        summary = self.report.tasks.setdefault(place, TaskSummary(*place))
         summary.shards += 1
         summary.samples += entry.samples
         summary.bytes += entry.bytes
-        if entry.task not in {*table.names, self._new_task}:
-            hint = closest(entry.task, list(table.names))
-            self._add(entry, "", f"unknown task {entry.task!r}.{hint}")
+        # a new task is one that no table has, on purpose
+        if entry.task not in {*self._table.names, folder.manifest.made_by.get("new_task")}:
+            hint = closest(entry.task, list(self._table.names))
+            self._add("", f"unknown task {entry.task!r}.{hint}")
         try:
-            shard = self._open(entry)
+            shard = _opened(folder, entry)
         except ShardError as error:
-            self._add(entry, "", str(error))
+            self._add("", str(error))
             self._advance(entry.samples)
             return
+        self._note_hashes(shard, entry)
         for sample in range(entry.samples):
-            self._add_sample(entry, shard, sample)
+            try:
+                if cache is None:
+                    self._look_at(shard, sample)
+                else:
+                    read_encoded(shard, sample, cache)
+            except InputError as error:
+                self._add(shard.key(sample), str(error))
             self._advance(1)
 
     def add_doubles(self) -> None:
-        """Report keys and pairs that occur more than once in a task."""
-        for (task, key), files in self._keys.items():
-            if len(files) > 1:
-                message = f"task {task} has this key in {len(files)} shards: {', '.join(files)}"
-                self._problem(Problem(True, files[1], key, message), task)
-        for places in self._contents.values():
-            (task, first_file, first_key), *others = places
-            for _, file, key in others:
-                message = f"is the same pair and instruction as {first_key} of {first_file}"
-                self._problem(Problem(False, file, key, message), task)
+        """Report keys that occur more than once in a task, and pairs that do so anywhere."""
+        for places in self._keys.groups():
+            files = [self._shards[shard][1].file for shard, _ in places]
+            folder, entry = self._shards[places[1][0]]
+            message = (
+                f"task {entry.task} has this key in {len(files)} shards: {', '.join(files[:4])}"
+            )
+            self._add(self._key(places[1]), message, at=(folder, entry))
+        for first, *others in self._contents.groups():
+            at, entry = self._shards[first[0]]
+            for other in others:
+                folder, _ = self._shards[other[0]]
+                name = entry.file if folder == at else f"{at}/{entry.file}"
+                message = f"is the same pair and instruction as {self._key(first)} of {name}"
+                self._add(self._key(other), message, is_error=False, at=self._shards[other[0]])
 
-    def _open(self, entry: ShardEntry) -> OpenShard:
-        path = self.report.folder / entry.file
-        verify_size(path, entry)
-        verify_hash(path, entry)
-        found = index_shard(path, task=entry.task)
-        if not np.array_equal(found, load_index(path, entry)):
-            raise ShardError(f"{path}: its index file does not describe it; write the shard again")
-        return OpenShard(path, entry)
+    def _note_hashes(self, shard: OpenShard, entry: ShardEntry) -> None:
+        number, (folder, _) = len(self._shards) - 1, self._shards[-1]
+        keys, contents = [], []
+        for sample in range(entry.samples):
+            row = shard.index[sample]
+            pair = [(int(row["crc32"][role]), int(row["size"][role])) for role in _PAIR]
+            keys.append(hash_of(str(folder), entry.task, shard.key(sample)))
+            contents.append(hash_of(pair, shard.text(sample)["instruction"]))
+        self._keys.add(number, keys)
+        self._contents.add(number, contents)
 
-    def _add_sample(self, entry: ShardEntry, shard: OpenShard, sample: int) -> None:
+    def _look_at(self, shard: OpenShard, sample: int) -> None:
         key = shard.key(sample)
-        self._keys[entry.task, key].append(entry.file)
-        checksums = shard.index["crc32"][sample]
-        pair = tuple(int(checksums[ROLES.index(role)]) for role in ("source", "target"))
-        instruction = shard.text(sample)["instruction"]
-        self._contents[pair, instruction].append((entry.task, entry.file, key))
-        try:
-            source, target, mask = decode_pair(shard, sample)
-        except InputError as error:
-            self._add(entry, key, str(error))
-            return
-        summary = self.report.tasks[entry.task]
-        size = (source.shape[1], source.shape[2])
-        summary.smallest = min(summary.smallest or size, size, key=np.prod)
-        summary.largest = max(summary.largest or size, size, key=np.prod)
+        source, target, mask = decode_pair(shard, sample)
+        folder, entry = self._shards[-1]
+        summary = self.report.tasks[str(folder), entry.task]
+        summary.add_size(source.shape[1], source.shape[2])
+        summary.masks += mask is not None
         is_empty = mask is not None and not bool(mask.any())
         # identical pictures with an empty mask are no mistake: the pair says so itself
         if is_empty and not torch.equal(source, target):
-            self._add(entry, key, "the mask is empty: nothing may change", is_error=False)
-        for message in _oddities(source.numpy(), target.numpy(), is_noop=is_empty):
-            self._add(entry, key, message, is_error=False)
-        summary.masks += mask is not None
+            self._add(key, "the mask is empty: nothing may change", is_error=False)
+        for message in _oddities(source, target, is_noop=is_empty):
+            self._add(key, message, is_error=False)
+        for name, picture in (("source", source), ("target", target)):
+            leak = None if self._guard is None else self._guard.find(_interleaved(picture))
+            if leak is not None:
+                self._add(key, f"the {name} {leak}")
 
-    def _add(self, entry: ShardEntry, key: str, message: str, *, is_error: bool = True) -> None:
-        self._problem(Problem(is_error, entry.file, key, message), entry.task)
+    def _key(self, place: Place) -> str:
+        shard, sample = place
+        folder, entry = self._shards[shard]
+        return folder.index(entry)["key"][sample].decode()
 
-    def _problem(self, problem: Problem, task: str) -> None:
-        self.report.problems.append(problem)
-        summary = self.report.tasks[task]
-        summary.errors += problem.is_error
-        summary.warnings += not problem.is_error
+    def _add(
+        self,
+        key: str,
+        message: str,
+        *,
+        is_error: bool = True,
+        at: tuple[ShardFolder, ShardEntry] | None = None,
+    ) -> None:
+        folder, entry = self._shards[-1] if at is None else at
+        self.report.add(Problem(is_error, str(folder), entry.file, key, message), entry.task)
 
     def _advance(self, count: int) -> None:
         self._done += count
@@ -208,20 +196,48 @@ class _Check:
             self._progress(self._done, self._total)
 
 
-def _oddities(source: np.ndarray, target: np.ndarray, *, is_noop: bool) -> Iterator[str]:
-    if np.array_equal(source, target) and not is_noop:
+def _folder_at(place: str | Path) -> ShardFolder:
+    """Open a folder; in one that is read in place, shards may be missing, which is a finding."""
+    address = parse_place(place)
+    if isinstance(address, Path):
+        return LocalFolder(address, load_manifest(address))
+    return open_folder(place)
+
+
+def _cache_of(folder: ShardFolder) -> Cache | None:
+    """Return what the samples of a cache share, None for a folder of pictures."""
+    header = CacheHeader.of(folder.manifest, folder)
+    if header is None:
+        return None
+    return open_caches(lanes_of([DataSet("", folder)]), SquareCrop(header.image_size))
+
+
+def _opened(folder: ShardFolder, entry: ShardEntry) -> OpenShard:
+    """Open a shard of which size, hash, index and every member's place are right.
+
+    Raises:
+        ShardError: with the first thing that is not.
+    """
+    path = folder.path(entry)
+    if not isinstance(folder, LocalFolder):  # compared and indexed when it was fetched
+        return OpenShard(path, entry, folder.open(entry))
+    verify_size(path, entry)
+    verify_hash(path, entry)
+    found = index_shard(path, task=entry.task)
+    if not np.array_equal(found, load_index(path, entry)):
+        raise ShardError(f"{path}: its index file does not describe it; write the shard again")
+    return OpenShard(path, entry)
+
+
+def _interleaved(picture: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+
+
+def _oddities(
+    source: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"], *, is_noop: bool
+) -> Iterator[str]:
+    if torch.equal(source, target) and not is_noop:
         yield "target and source are identical"
     for name, picture in (("source", source), ("target", target)):
-        if picture.max() <= _BLACKEST:
+        if int(picture.max()) <= _BLACKEST:
             yield f"the {name} is black"
-
-
-def summarize(problems: list[Problem], limit: int = 20) -> list[str]:
-    """Return one line for each of the first problems, and how many more there are in which file."""
-    lines = [
-        f"{'error' if p.is_error else 'warning'}: {p.file}"
-        f"{f': sample {p.key!r}' if p.key else ''}: {p.message}"
-        for p in problems[:limit]
-    ]
-    more = Counter(p.file for p in problems[limit:])
-    return lines + [f"... and {count} more in {file}" for file, count in more.items()]

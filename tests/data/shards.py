@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,18 @@ def make_folder(
     for task, count in counts.items():
         pairs = records(task, count, size=size)
         entries += write_task_shards(folder, task, pairs, pairs_per_shard=pairs_per_shard)
+    return write_manifest(folder, entries, made_by={"program": "test"})
+
+
+def make_named_folder(folder: Path, counts: dict[str, int], name: str) -> Manifest:
+    """Write a complete shard folder whose keys and pictures belong to it alone."""
+    entries = []
+    for task, count in counts.items():
+        pairs = (
+            replace(record, key=f"{name}_{record.key}", source=record.source ^ len(name))
+            for record in records(task, count)
+        )
+        entries += write_task_shards(folder, task, pairs, pairs_per_shard=4)
     return write_manifest(folder, entries, made_by={"program": "test"})
 
 

@@ -1,14 +1,18 @@
+from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datamodules.check import CheckReport, check_folder, summarize
+from datamodules.check import CheckReport, check_folder, check_folders, summarize
+from datamodules.check_doubles import Doubles, hash_of
 from datamodules.index import index_path, index_shard, load_index, save_index
+from datamodules.leaks import LeakGuard
 from datamodules.manifest import ShardEntry, sha256_of, write_manifest
 from emu_edit.errors import ShardError
 from emu_edit.tasks import TaskTable
-from tests.data.shards import make_folder, png, sample, text, write_tar
+from tests.data.shards import make_folder, png, records, sample, text, write_tar
 
 
 def folder_of(folder: Path, *shards: list[tuple[str, bytes]]) -> CheckReport:
@@ -131,6 +135,56 @@ def test_an_unknown_task_is_an_error_with_the_nearest_name(tmp_path: Path):
     message = "unknown task 'locall'. Did you mean 'local'?"
     assert [problem.message for problem in report.errors] == [message]
     assert check_folder(tmp_path, table=TaskTable(("locall",))).is_good
+
+
+def test_a_pair_that_two_data_sets_share_is_a_warning_that_names_both(tmp_path: Path):
+    make_folder(tmp_path / "a", {"local": 3})
+    make_folder(tmp_path / "b", {"local": 2, "add": 1})
+    report = check_folders([tmp_path / "a", tmp_path / "b"])
+    assert report.is_good  # one key in two folders is no mistake
+    assert [(p.folder, p.key) for p in report.problems] == [
+        (str(tmp_path / "b"), "local_00000"),
+        (str(tmp_path / "b"), "local_00001"),
+    ]
+    assert f"of {tmp_path / 'a'}/local-000000.tar" in report.problems[0].message
+    rows = report.rows()
+    assert [row[:2] for row in rows[1:]] == [
+        (str(tmp_path / "a"), "local"),
+        (str(tmp_path / "b"), "local"),
+        (str(tmp_path / "b"), "add"),
+    ]
+    assert [row[-1] for row in rows[1:]] == ["0", "2", "0"]
+    assert summarize(report.problems)[0].startswith("warning: local-000000.tar: sample")
+
+
+def test_a_picture_of_an_evaluation_set_is_an_error(tmp_path: Path):
+    make_folder(tmp_path, {"local": 3}, size=32)
+    target = 255 - next(islice(records("local", 3, size=32), 1, None)).source
+    report = check_folder(tmp_path, guard=LeakGuard([("bench/7.png", target)]))
+    assert [(e, key) for e, key, _ in findings(report)] == [(True, "local_00001")]
+    assert report.problems[0].message.startswith(
+        "the target shows the evaluation picture bench/7.png"
+    )
+
+
+def test_doubles_are_found_among_thousands_as_by_comparing_all():
+    rng = np.random.default_rng(3)
+    shards = {s: rng.integers(0, 3000, 400).tolist() for s in (4, 2, 9)}
+    doubles, expected = Doubles(), defaultdict(list)
+    for shard, hashes in shards.items():
+        doubles.add(shard, hashes)
+        for number, value in enumerate(hashes):
+            expected[value].append((shard, number))
+    groups = list(doubles.groups())
+    assert groups == [places for places in expected.values() if len(places) > 1]
+    assert len(groups) > 100
+    assert list(Doubles().groups()) == []
+
+
+def test_hashes_tell_parts_apart():
+    assert hash_of("a", "bc") != hash_of("ab", "c")
+    assert hash_of(1, "2") != hash_of("1", 2)
+    assert hash_of("x", (3, 4)) == hash_of("x", (3, 4))
 
 
 def test_a_folder_without_manifest_cannot_be_checked(tmp_path: Path):
