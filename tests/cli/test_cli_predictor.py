@@ -42,9 +42,7 @@ def save_predictor(folder: Path, tasks: TaskTable = SIXTEEN) -> Path:
     return folder
 
 
-def refusal(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], *, status: int = 2
-) -> str:
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str], *, status: int = 2) -> str:
     """Run, expect one line and this status, return the line."""
     assert main(["predictor", *arguments]) == status
     error = capsys.readouterr().err
