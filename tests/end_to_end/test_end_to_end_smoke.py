@@ -206,5 +206,5 @@ def test_a_truncated_checkpoint_is_refused(
     whole = (run / "checkpoints" / "last.ckpt").read_bytes()
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(whole[: len(whole) // 2])
-    assert main(["export", str(cut), "-o", str(tmp_path / "model")]) == 2
+    assert main(["export", str(cut), "-o", str(tmp_path / "model")]) == 74
     assert "is truncated or not a checkpoint" in capsys.readouterr().err
