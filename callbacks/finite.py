@@ -22,7 +22,8 @@ from jaxtyping import Float, Int64
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.all_ranks import from_all_ranks, write_whole
+from callbacks.all_ranks import from_all_ranks
+from emu_edit.atomic import atomic_file
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, NonFiniteError
 from emu_edit.training.module import EditModule
@@ -193,7 +194,9 @@ class Finite(Callback):
         try:
             events = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
             events = [*(old for old in events if old["step"] < step), event]
-            write_whole(path, json.dumps(events, indent=1) + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as stream:
+                stream.write((json.dumps(events, indent=1) + "\n").encode())
         except (OSError, ValueError) as error:  # on this rank only; the others would wait
             logger.warning("%s: cannot be written (%s)", path, error)
 

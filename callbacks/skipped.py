@@ -20,8 +20,9 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from callbacks.all_ranks import from_all_ranks, write_whole
+from callbacks.all_ranks import from_all_ranks
 from callbacks.skip_counts import SkipCounts, SkipLimits, TooManySkippedError
+from emu_edit.atomic import atomic_file
 from emu_edit.batch import BadSample, EditBatch
 from emu_edit.errors import InputError
 
@@ -196,7 +197,8 @@ def _keep_before(path: Path, position: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if _is_before(line, position)]
         if kept != lines:
-            write_whole(path, "".join(kept))
+            with atomic_file(path) as stream:
+                stream.write("".join(kept).encode())
     except OSError as error:
         logger.warning("%s: cannot be shortened (%s), lines come twice", path, error)
 

@@ -16,7 +16,7 @@ Latents are those of the centre square, not mirrored: draws of a crop or a flip 
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +29,10 @@ from torch import Tensor
 from datamodules.lanes import Lane
 from datamodules.manifest import MANIFEST, Manifest, load_manifest
 from datamodules.order import Position
-from datamodules.reader import OpenShard, ShardDataset
+from datamodules.reader import Content, OpenShard, ShardDataset
 from datamodules.shard_folder import ShardFolder
 from datamodules.skips import Substitutes
 from datamodules.transforms import Noops, SquareCrop
-from emu_edit.batch import EditSample
 from emu_edit.encoded import Encoded, EncodedText
 from emu_edit.errors import BadImageError, BadSampleError, InputError, ShardError
 from emu_edit.images import decode_mask
@@ -151,35 +150,15 @@ class CachedDataset(ShardDataset):
         )
         self._cache = cache
 
-    def read(self, where: Position, position: int) -> EditSample:
-        """Read one sample; its pictures are 0x0.
+    def content(self, shard: OpenShard, sample: int, position: int) -> Content:  # noqa: ARG002
+        """Return the latents and features of a sample; its pictures are 0x0.
 
         Raises:
             BadSampleError: if the cache has no latents of it.
-            ShardError: if its shard changed since it was indexed.
         """
-        lane = self._lanes[where.task]
-        shard = self._shard(lane, lane.shards[where.shard])
-        text = shard.text(where.sample)
-        encoded, mask = read_encoded(shard, where.sample, self._cache)
-        target_caption = text.get("target_caption", "")
-        source_caption = text.get("source_caption", "")
-        if self._noops(shard.task, position):
-            encoded, source_caption = replace(encoded, source=encoded.target), target_caption
-            mask = None if mask is None else torch.zeros_like(mask)
+        encoded, mask = read_encoded(shard, sample, self._cache)
         nothing = torch.zeros(3, 0, 0, dtype=torch.uint8)
-        return EditSample(
-            key=shard.key(where.sample),
-            source=nothing,
-            target=nothing,
-            instruction=text["instruction"],
-            task=self._tasks.index(shard.task),
-            mask=mask,
-            source_caption=source_caption,
-            target_caption=target_caption,
-            position=position,
-            encoded=encoded,
-        )
+        return Content(nothing, nothing, mask, encoded)
 
 
 def read_encoded(

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from webdataset.writer import TarWriter
 
-from datamodules.atomic import atomic_file
 from datamodules.cached import CACHE, NULL_TEXT, CacheHeader
 from datamodules.cached_encode import (
     DTYPES,
@@ -25,6 +24,7 @@ from datamodules.cached_encode import (
     ReadPair,
     read_batches,
 )
+from datamodules.convert.evaluation_only import refuse_declared, refuse_name, refuse_output
 from datamodules.index import index_shard, save_index
 from datamodules.manifest import (
     Manifest,
@@ -34,6 +34,7 @@ from datamodules.manifest import (
     write_manifest,
 )
 from datamodules.shard_folder import LocalFolder, ShardFolder
+from emu_edit.atomic import atomic_file
 from emu_edit.errors import InputError, ShardError, closest
 from emu_edit.models.networks import EditNetworks
 
@@ -126,12 +127,16 @@ def write_cache(
         on_step: called with the pairs done and their total.
 
     Raises:
-        InputError: if `output` holds something else, or the size does not go with the codec.
+        InputError: if `output` holds something else, the size does not go with the codec, or the
+            shards are of an evaluation set.
         ShardError: if a shard of `folder` is damaged.
     """
     manifest = folder.manifest
     if CacheHeader.of(manifest, folder) is not None:
         raise InputError(f"{folder} is a cache already; give the folder of pictures it came from")
+    refuse_declared(manifest.made_by, folder.name)
+    refuse_name(Path(folder.name))
+    refuse_output(output)
     if settings.image_size % networks.codec.factor:
         raise InputError(
             f"image size {settings.image_size} is no multiple of {networks.codec.factor}, the "

@@ -2,16 +2,18 @@
 
 Indexing reads bytes and texts; here every picture is decoded as training will decode it, and what
 no reader refuses but no training wants is looked for, too: the same pair twice, a target equal to
-its source, black pictures, pictures of a benchmark. One finding does not hide the next. In a cache
-(`datamodules.cached`) latents are read in place of pictures.
+its source, black or transparent pictures, pictures of a benchmark. One finding does not hide the
+next. In a cache (`datamodules.cached`) latents are read in place of pictures.
 """
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from datamodules.cached import Cache, CacheHeader, open_caches, read_encoded
@@ -27,6 +29,7 @@ from datamodules.remote_address import parse_place
 from datamodules.shard_folder import LocalFolder, ShardFolder
 from datamodules.transforms import SquareCrop
 from emu_edit.errors import InputError, ShardError, closest
+from emu_edit.images import BLACK, FORMATS, decode_rgb
 from emu_edit.tasks import SIXTEEN, TaskTable
 
 __all__ = ["CheckReport", "Problem", "check_folder", "check_folders", "summarize"]
@@ -167,7 +170,10 @@ class _Check:
         # identical pictures with an empty mask are no mistake: the pair says so itself
         if is_empty and not torch.equal(source, target):
             self._add(key, "the mask is empty: nothing may change", is_error=False)
-        for message in _oddities(source, target, is_noop=is_empty):
+        for message in (
+            *_oddities(source, target, is_noop=is_empty),
+            *_see_through(shard, sample),
+        ):
             self._add(key, message, is_error=False)
         for name, picture in (("source", source), ("target", target)):
             leak = None if self._guard is None else self._guard.find(_interleaved(picture))
@@ -241,3 +247,13 @@ def _oddities(
     for name, picture in (("source", source), ("target", target)):
         if int(picture.max()) <= _BLACKEST:
             yield f"the {name} is black"
+
+
+def _see_through(shard: OpenShard, sample: int) -> Iterator[str]:
+    """Yield what is to be said of pictures parts of which show the background."""
+    for role in ("source", "target"):
+        data = shard.member(sample, role) or b""
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            may_be = image.has_transparency_data
+        if may_be and not torch.equal(decode_rgb(data), decode_rgb(data, background=BLACK)):
+            yield f"the {role} has transparent pixels; they are shown white"

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datamodules.atomic import atomic_file
 from datamodules.manifest import MAKE_AGAIN, Manifest, ShardEntry, read_manifest
+from emu_edit.atomic import atomic_file
 from emu_edit.errors import InputError, ShardError
 from emu_edit.text_rules import clean_instruction
 

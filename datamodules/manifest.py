@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.atomic import atomic_file
+from emu_edit.atomic import atomic_file
 from emu_edit.errors import ShardError
 
 MANIFEST = "manifest.json"

@@ -13,7 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from datamodules.shard_folder import ShardFolder
 from datamodules.skips import MAX_ATTEMPTS, Substitutes
 from datamodules.transforms import Noops, SquareCrop
 from emu_edit.batch import BadSample, EditSample
+from emu_edit.encoded import Encoded
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
 from emu_edit.images import decode_mask, decode_rgb
 from emu_edit.tasks import TaskTable
@@ -154,6 +155,26 @@ def _decoded(decode: Callable[..., Tensor], data: bytes, where: str, role: str) 
         raise BadSampleError(f"{where}: {error}", f"{role}_unreadable") from error
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a sample shows: pictures, or what encoders have made of them, and the mask."""
+
+    source: Tensor
+    target: Tensor
+    mask: Tensor | None
+    encoded: Encoded | None = None
+
+    def already_edited(self) -> "Content":
+        """Return the pair that asks for what its source already shows: nothing may change."""
+        encoded = self.encoded
+        return Content(
+            source=self.target,
+            target=self.target,
+            mask=None if self.mask is None else torch.zeros_like(self.mask),
+            encoded=None if encoded is None else replace(encoded, source=encoded.target),
+        )
+
+
 class ShardDataset(Dataset[EditSample]):
     """Read samples by their position in an order.
 
@@ -225,23 +246,31 @@ class ShardDataset(Dataset[EditSample]):
         lane = self._lanes[where.task]
         shard = self._shard(lane, lane.shards[where.shard])
         text = shard.text(where.sample)
-        source, target, mask = self._crop(*decode_pair(shard, where.sample), position)
         target_caption = text.get("target_caption", "")
         source_caption = text.get("source_caption", "")
+        content = self.content(shard, where.sample, position)
         if self._noops(shard.task, position):
-            source, source_caption = target, target_caption
-            mask = None if mask is None else torch.zeros_like(mask)
+            content, source_caption = content.already_edited(), target_caption
         return EditSample(
             key=shard.key(where.sample),
-            source=source,
-            target=target,
+            source=content.source,
+            target=content.target,
             instruction=text["instruction"],
             task=self._tasks.index(shard.task),
-            mask=mask,
+            mask=content.mask,
             source_caption=source_caption,
             target_caption=target_caption,
             position=position,
+            encoded=content.encoded,
         )
+
+    def content(self, shard: OpenShard, sample: int, position: int) -> Content:
+        """Return the pictures of a sample, at the training size.
+
+        Raises:
+            BadSampleError: if they cannot be used.
+        """
+        return Content(*self._crop(*decode_pair(shard, sample), position))
 
     def place(self, position: int) -> str:
         """Return shard and task of a position, for messages: "local-000001.tar (local)"."""

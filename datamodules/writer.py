@@ -2,14 +2,16 @@
 
 Pictures are stored as PNG, lossless; a shard appears under its name only when it is complete.
 webdataset itself writes the tar, so its own reader reads the folder back. Times in the tar are
-zero: the same pairs give the same bytes.
+zero: the same pairs give the same bytes. Whoever writes training data comes through here, so this
+is where evaluation sets are refused: by what folder and pairs say of themselves, always, and by
+their pixels, where a guard (`datamodules.leaks.LeakGuard`) is given.
 """
 
 import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +22,10 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from webdataset.writer import TarWriter
 
-from datamodules.atomic import atomic_file
+from datamodules.convert.evaluation_only import refuse_declared, refuse_output
 from datamodules.index import index_shard, save_index
 from datamodules.manifest import Manifest, ShardEntry, sha256_of, write_manifest
+from emu_edit.atomic import atomic_file
 from emu_edit.errors import InputError
 
 __all__ = ["Manifest", "PairRecord", "ShardEntry", "write_manifest", "write_task_shards"]
@@ -70,6 +73,10 @@ class PairRecord:
             )
 
 
+# says why a pair must not be trained on, None if it may
+Guard = Callable[[PairRecord], str | None]
+
+
 class ShardWriter:
     """Writes pairs of any tasks, in any order, as `<task>-000000.tar`, ..., one open tar a task.
 
@@ -77,17 +84,26 @@ class ShardWriter:
     well; what is open when the block fails is removed. One pair is in memory at a time. Finish the
     folder with `write_manifest`.
 
+    Args:
+        folder: made if missing; refused if it is called after an evaluation set.
+        pairs_per_shard: how many pairs a shard holds at most.
+        guard: looks at the pixels of every pair, e.g. a `LeakGuard` of benchmarks' pictures.
+
     Attributes:
         entries: the shards that are complete, in the order in which they became so.
     """
 
-    def __init__(self, folder: Path, *, pairs_per_shard: int = 1000) -> None:
+    def __init__(
+        self, folder: Path, *, pairs_per_shard: int = 1000, guard: Guard | None = None
+    ) -> None:
         if pairs_per_shard < 1:
             raise InputError(f"pairs_per_shard={pairs_per_shard} must be at least 1")
+        refuse_output(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.entries: list[ShardEntry] = []
         self._folder = folder
         self._pairs_per_shard = pairs_per_shard
+        self._guard = guard
         self._open: dict[str, _OpenTar] = {}
         self._count: Counter[str] = Counter()
 
@@ -109,13 +125,21 @@ class ShardWriter:
                 self._finish(task)
 
     def add(self, record: PairRecord) -> None:
-        """Write one pair.
+        """Write one pair; one that is refused leaves no trace, so the caller may go on without it.
 
         Raises:
-            InputError: if the task's name cannot be a file name.
+            InputError: if the pair is of an evaluation set, the guard knows a picture of it, or the
+                task's name cannot be a file name.
             ShardError: if a shard that became full cannot be indexed, e.g. because two records have
                 one key.
         """
+        refuse_declared(record.extra, f"sample {record.key!r}")
+        why = None if self._guard is None else self._guard(record)
+        if why is not None:
+            raise InputError(
+                f"sample {record.key!r}: {why}; evaluation pictures never become training data, "
+                "leave the pair out"
+            )
         tar = self._open.get(record.task)
         if tar is None:
             tar = self._start(record.task)
@@ -160,18 +184,23 @@ class _OpenTar:
 
 
 def write_task_shards(
-    folder: Path, task: str, records: Iterable[PairRecord], *, pairs_per_shard: int = 1000
+    folder: Path,
+    task: str,
+    records: Iterable[PairRecord],
+    *,
+    pairs_per_shard: int = 1000,
+    guard: Guard | None = None,
 ) -> list[ShardEntry]:
     """Write the pairs of one task, as `ShardWriter` does; `records` may be a generator.
 
     Raises:
-        InputError: if there is no record, a record is of another task, or the task's name cannot be
-            a file name.
+        InputError: if there is no record, a record is of another task or of an evaluation set, or
+            the task's name cannot be a file name.
         ShardError: if what was written cannot be indexed, e.g. because two records have one key.
     """
     if not _TASK.fullmatch(task):
         raise InputError(f"task {task!r} cannot name a shard; use letters, digits, '_' and '-'")
-    with ShardWriter(folder, pairs_per_shard=pairs_per_shard) as writer:
+    with ShardWriter(folder, pairs_per_shard=pairs_per_shard, guard=guard) as writer:
         for record in records:
             if record.task != task:
                 raise InputError(

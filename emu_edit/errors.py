@@ -18,6 +18,7 @@ class ExitStatus(IntEnum):
     usage = 2  # also argparse's and jsonargparse's
     bad_data = 65  # EX_DATAERR
     non_finite = 70  # EX_SOFTWARE
+    out_of_memory = 71  # EX_OSERR
     storage = 74  # EX_IOERR
     preempted = 75  # EX_TEMPFAIL: go on later
     config = 78  # EX_CONFIG

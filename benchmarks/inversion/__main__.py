@@ -7,8 +7,10 @@
 For each of the five new tasks of the world, number of pairs and seed: one vector by task inversion,
 all weights, LoRA, and an expert trained on a hundred times the data. Each cell is one JSON file in
 DIR; those that are there are not made again, so the study can be stopped, gone on with, and done in
-parts. At the end curves.json, curves.png and table.md are written from all cells in DIR. LoRA needs
-peft. With --cost, the time and memory of inversion are measured instead (`cost.py`).
+parts: by the tasks, methods, pairs and seeds that are asked for, and by several processes at once.
+The same command once more, with the same DIR, helps the first (OMP_NUM_THREADS=1 for each is best).
+At the end curves.json, curves.png and table.md are written from all cells in DIR. LoRA needs peft.
+With --cost, the time and memory of inversion are measured instead (`cost.py`).
 """
 
 import argparse
@@ -16,24 +18,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.inversion.cells import (
-    BASE,
-    Cell,
-    OldTasks,
-    Study,
-    read_cell,
-    run_cell,
-    write_cell,
-)
+from benchmarks.inversion.cells import BASE, Cell, Study, read_cell
 from benchmarks.inversion.cost import measure_cost
 from benchmarks.inversion.curves import write_curves
 from benchmarks.inversion.methods import EXPERT, METHODS, check_methods
+from benchmarks.inversion.shared import make_cells
 from datamodules.world.new_tasks import NEW_TASKS
 from datamodules.world.photos import Photos
 from emu_edit.cli.devices import choose_device
 from emu_edit.cli.find_model import find_model
 from emu_edit.errors import InputError
-from emu_edit.progress import step_bar
 
 
 @dataclass(frozen=True)
@@ -127,42 +121,16 @@ def run(options: argparse.Namespace) -> int:
     )
     plan = Plan(options.tasks, options.methods, options.pairs, options.seeds, options.expert_pairs)
     options.output.mkdir(parents=True, exist_ok=True)
-    make_cells(plan, study, options.output)
-    found = [read_cell(path, study) for path in sorted(options.output.glob("*-*-*-*.json"))]
-    cells = [cell for cell in found if cell is not None]
-    sys.stdout.write(write_curves(options.output, cells, study.describe()) + "\n")
-    return 0
-
-
-def make_cells(plan: Plan, study: Study, folder: Path) -> None:
-    """Make the cells that are not in the folder, one line of print for each."""
     cells = plan.cells(has_predictor=study.editor().predictor is not None)
-    missing = [cell for cell in cells if read_cell(folder / cell.file, study) is None]
-    if not missing:
-        return
-    old = OldTasks.of(study)
-    budgets = [study.budget(cell) for cell in missing]
-    with step_bar("few-shot study") as on_step:
-        for number, cell in enumerate(missing):
-            before = sum(budgets[:number])
-
-            def told(done: int, _of: int, before: int = before) -> None:
-                on_step(before + done, sum(budgets))
-
-            made = run_cell(cell, study, old, told)
-            write_cell(folder / cell.file, made)
-            sys.stderr.write(f"{number + 1}/{len(missing)} {line_of(made)}\n")
-
-
-def line_of(cell: dict) -> str:
-    """Return a cell in a line."""
-    what, new, old = cell["cell"], cell["new"], cell["old"]
-    return (
-        f"{what['task']:10s} {what['method']:9s} {what['pairs']:5d} pairs, seed {what['seed']}: "
-        f"error/copy {new['error']:.3f}, success {100 * new['success']:3.0f} %, old tasks "
-        f"{100 * old['success_change']:+.1f} points ({100 * old['identical']:.0f} % the same "
-        f"bits), step {cell['best_step']} of {cell['steps']}, {cell['seconds']:.0f} s"
-    )
+    if left := make_cells(cells, study, options.output):
+        sys.stderr.write(
+            f"{left} cells are being made by other processes; the last one writes all curves\n"
+        )
+    found = [read_cell(path, study) for path in sorted(options.output.glob("*-*-*-*.json"))]
+    done = [cell for cell in found if cell is not None]
+    if done:
+        sys.stdout.write(write_curves(options.output, done, study.describe()) + "\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """One cell of the few-shot study: a task, a method, so many pairs and a seed, learnt and scored.
 
 A cell is a JSON file. It says what it was made under, so that a study can be gone on with later,
-and cells of another model or other pairs are never mixed in.
+and cells of another model or other pairs are never mixed in. All methods of a lesson (task, pairs,
+seed) begin at the same vector, which is looked for once.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -16,11 +17,20 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from benchmarks.inversion.methods import EXPERT, Lesson, Taught, teach
-from datamodules.atomic import atomic_file
+from benchmarks.inversion.methods import (
+    EXPERT,
+    INVERSION,
+    LEARNING_RATES,
+    Lesson,
+    OnStep,
+    Taught,
+    beginning_of,
+    teach,
+)
 from datamodules.world.new_tasks import count_dots, make_new_pair
 from datamodules.world.pair import WorldPair, make_pair
 from datamodules.world.photos import Photos
+from emu_edit.atomic import atomic_file
 from emu_edit.batch import EditSample
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
@@ -34,6 +44,7 @@ BASE = "base"  # the method of the reference cells: nothing is learnt
 TRAIN_SEED = 100  # of the pairs to learn from, plus the cell's seed; 0 and 1 are other worlds'
 TEST_SEED = 1
 AT_ONCE = 32
+EXPERT_CHECKS = 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,11 @@ class Cell:
         """Its name in the folder of the study."""
         return f"{self.task}-{self.method}-{self.pairs}-{self.seed}.json"
 
+    @property
+    def lesson(self) -> str:
+        """What cells have in common that learn from the same pairs; the base learns from none."""
+        return f"{self.task}-{self.pairs}-{self.seed}"
+
 
 @dataclass(frozen=True)
 class Study:
@@ -64,7 +80,8 @@ class Study:
         test_pairs: pairs of a new task to score on; another seed's, with phrasings and colour/shape
             pairs that no training has.
         old_pairs: pairs of each of the sixteen tasks to tell forgetting by.
-        photos: photographs for the pairs of the new tasks.
+        photos: photographs for the pairs of the new tasks; a third of them is for the test pairs
+            alone.
     """
 
     model: Path
@@ -76,6 +93,15 @@ class Study:
     old_pairs: int = 4
     photos: Photos | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse photographs that cannot be split, before long work.
+
+        Raises:
+            InputError: if there is but one.
+        """
+        if self.photos is not None:
+            self.photos.split()
+
     @cached_property
     def base(self) -> str:
         """The hash of the base."""
@@ -84,6 +110,15 @@ class Study:
     def editor(self) -> Editor:
         """Return the base, loaded anew: a method may do with it what it wants."""
         return Editor.from_pretrained(self.model, self.device)
+
+    @cached_property
+    def photo_parts(self) -> tuple[Photos | None, Photos | None]:
+        """The photographs to learn from, and those to test on."""
+        return (None, None) if self.photos is None else self.photos.split()
+
+    def clock(self) -> float:
+        """Return seconds: of the processor where it learns, so that other programs do not count."""
+        return time.process_time() if self.device == "cpu" else time.monotonic()
 
     def budget(self, cell: Cell) -> int:
         """Return how many steps a cell may take."""
@@ -94,7 +129,8 @@ class Study:
         names = ("steps", "expert_steps", "batch_size", "test_pairs", "old_pairs")
         values = {name: getattr(self, name) for name in names}
         photos = None if self.photos is None else self.photos.description
-        return {"base": self.base, **values, "photos": photos}
+        rates = {INVERSION: InversionSettings().lr, **LEARNING_RATES}
+        return {"base": self.base, **values, "learning_rates": rates, "photos": photos}
 
 
 @dataclass(frozen=True)
@@ -131,21 +167,44 @@ class OldTasks:
         }
 
 
+@dataclass(frozen=True)
+class Begun:
+    """Where a lesson begins, and how long it took to find it: each of its cells is charged that."""
+
+    init: str
+    seconds: float
+
+    @staticmethod
+    def of(cell: Cell, study: Study) -> "Begun":
+        """Find the beginning of a cell's lesson; the base has none."""
+        if cell.method == BASE:
+            return Begun("", 0.0)
+        editor, start = study.editor(), study.clock()
+        return Begun(beginning_of(editor, _lesson(cell, study, editor)), study.clock() - start)
+
+
 def run_cell(
-    cell: Cell, study: Study, old: OldTasks, on_step: Callable[[int, int], None]
+    cell: Cell, study: Study, old: OldTasks, begun: Begun, on_step: OnStep
 ) -> dict[str, object]:
     """Learn and score one cell."""
     editor = study.editor()
-    size = editor.settings.image_size
-    lesson = make_lesson(cell, study, size, new_index=len(editor.networks.tasks))
-    start = time.monotonic()
+    start = study.clock()
     if cell.method == BASE:
         taught = Taught(editor, steps=0, best_step=0, weights=0)
     else:
-        taught = teach(editor, cell.method, lesson, on_step)
-    seconds = time.monotonic() - start
+        lesson = _lesson(cell, study, editor)
+        given = replace(lesson, settings=replace(lesson.settings, init=begun.init))
+        taught = teach(editor, cell.method, given, on_step)
+    seconds = begun.seconds + study.clock() - start
     tests = [
-        make_new_pair(TEST_SEED, i, task=cell.task, size=size, split="heldout", photos=study.photos)
+        make_new_pair(
+            TEST_SEED,
+            i,
+            task=cell.task,
+            size=editor.settings.image_size,
+            split="heldout",
+            photos=study.photo_parts[1],
+        )
         for i in range(study.test_pairs)
     ]
     names = [None if cell.method == BASE else cell.task] * len(tests)
@@ -155,6 +214,7 @@ def run_cell(
         "study": study.describe(),
         "new": {**summary(scores_of(tests, edited)), **_measured(tests, edited)},
         "old": old.forgetting(taught.editor),
+        "began_at": begun.init,
         "steps": taught.steps,
         "best_step": taught.best_step,
         "weights": taught.weights,
@@ -162,21 +222,27 @@ def run_cell(
     }
 
 
+def _lesson(cell: Cell, study: Study, editor: Editor) -> Lesson:
+    new = len(editor.networks.tasks)
+    return make_lesson(cell, study, editor.settings.image_size, new_index=new)
+
+
 def make_lesson(cell: Cell, study: Study, size: int, *, new_index: int) -> Lesson:
     """Return a cell's pairs and how long to learn from them.
 
     The pairs of a seed are nested: the first 10 of 30 are those of the cell with 10. The expert is
-    judged by a few pairs beyond its stream.
+    judged by a few pairs beyond its stream, and not stopped early.
     """
     stream = _Stream(cell, study, size, new_index)
     is_expert = cell.method == EXPERT
     first = cell.pairs if is_expert else 0
     few = [stream.pair(first + i) for i in range(100 if is_expert else cell.pairs)]
-    settings = InversionSettings(
-        steps=study.expert_steps if is_expert else study.steps,
-        batch_size=study.batch_size,
-        seed=cell.seed,
-    )
+    settings = InversionSettings(steps=study.steps, batch_size=study.batch_size, seed=cell.seed)
+    if is_expert:
+        steps, checks = study.expert_steps, EXPERT_CHECKS
+        settings = replace(
+            settings, steps=steps, check_every=max(steps // checks, 1), patience=steps
+        )
     return Lesson(cell.task, few, settings, stream if is_expert else ())
 
 
@@ -184,7 +250,8 @@ class _Stream(Sequence[EditSample]):
     """The pairs of a seed, made when they are asked for."""
 
     def __init__(self, cell: Cell, study: Study, size: int, new_index: int) -> None:
-        self._cell, self._photos, self._size, self._new = cell, study.photos, size, new_index
+        self._cell, self._size, self._new = cell, size, new_index
+        self._photos, _ = study.photo_parts
 
     def __len__(self) -> int:
         return self._cell.pairs
@@ -267,7 +334,7 @@ def _measured(
 
 def pixels(picture) -> UInt8[Tensor, "3 h w"]:
     """Return a picture of the world as a tensor."""
-    return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+    return torch.tensor(picture).permute(2, 0, 1).contiguous()  # a copy: PIL's are read-only
 
 
 def read_cell(path: Path, study: Study) -> dict[str, object] | None:

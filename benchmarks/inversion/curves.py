@@ -5,10 +5,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from benchmarks.inversion.cells import BASE
 from benchmarks.inversion.methods import EXPERT, FULL, INVERSION, LORA
+from emu_edit.atomic import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,11 +40,16 @@ def write_curves(folder: Path, cells: Sequence[dict], study: dict[str, object]) 
         }
         for task, by_method in grouped.items()
     }
-    text = json.dumps({"study": study, "curves": curves}, indent=1)
-    (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
-    draw_curves(folder / PLOT_FILE, grouped)
-    table = format_table(grouped, study)
-    (folder / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
+    text, table = (
+        json.dumps({"study": study, "curves": curves}, indent=1),
+        format_table(grouped, study),
+    )
+    # whole or not at all: several processes may end at once
+    for name, written in ((JSON_FILE, text), (TABLE_FILE, table)):
+        with atomic_file(folder / name) as stream:
+            stream.write(f"{written}\n".encode())
+    with atomic_file(folder / PLOT_FILE) as stream:
+        draw_curves(stream, grouped)
     return table
 
 
@@ -82,7 +88,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": fmean(values), "min": min(values), "max": max(values)}
 
 
-def draw_curves(path: Path, grouped: Grouped) -> None:
+def draw_curves(stream: BinaryIO, grouped: Grouped) -> None:
     """Draw a panel for each task, its error over the pairs, and a last one for what is forgotten.
 
     Lines are means of the seeds, bands their range.
@@ -113,7 +119,7 @@ def draw_curves(path: Path, grouped: Grouped) -> None:
     for axes in panels[count:]:
         axes.set_axis_off()
     panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(stream, dpi=120, format="png")
 
 
 def _draw(
@@ -169,12 +175,15 @@ def _row(method: str, by_pairs: dict[int, list[dict]], columns: Sequence[int]) -
     else:
         texts = [_cell_text(by_pairs[n]) if n in by_pairs else "" for n in columns]
         name = NAMES[method]
-    change = fmean(cell["old"]["success_change"] for cell in everything)
+    change, error = (
+        fmean(cell["old"][name] for cell in everything)
+        for name in ("success_change", "error_change")
+    )
     same = min(cell["old"]["identical"] for cell in everything)
     return [
         name,
         *texts[: max(len(columns), 1)],
-        "same bits" if same == 1 else f"{100 * change:+.0f} points",
+        "same bits" if same == 1 else f"{100 * change:+.0f} points, error {error:+.2f}",
         f"{everything[0]['weights']:,}",
         f"{fmean(cell['seconds'] for cell in everything):.0f} s",
     ]
@@ -190,11 +199,19 @@ def _pairs_of(number: int) -> str:
 
 
 def _footer(study: dict[str, object]) -> str:
+    photos = study.get("photos")
+    scenes = (
+        f" The new task's pairs show {photos['pictures']} photographs, a third of them for the "
+        "held-out pairs alone."
+        if isinstance(photos, dict)
+        else ""
+    )
     return (
         "Error inside the mask relative to copying the source (share of edits that succeeded), on "
         f"{study['test_pairs']} held-out pairs of the new task, mean over the seeds. Old tasks: "
-        f"change of the success on {study['old_pairs']} held-out pairs of each of the sixteen. "
+        f"change of the success, and of the error, on {study['old_pairs']} held-out pairs of each "
+        "of the sixteen. Time: core-seconds on a CPU. "
         f"Every method makes at most {study['steps']} steps of {study['batch_size']} samples and "
         f"keeps what is best on held-out pairs (from 5 pairs on); the expert "
-        f"{study['expert_steps']}."
+        f"{study['expert_steps']}.{scenes}"
     )

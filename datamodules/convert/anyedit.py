@@ -115,8 +115,12 @@ def _pair(row: Row, file: Path) -> Iterator[RawPair]:
 
 
 def _type(row: Row, file: Path) -> str:
-    """Return the edit type; where there is no such column, the file's name begins with it."""
-    return row.text("edit_type") or file.name.split("-")[0].removesuffix(file.suffix)
+    """Return the edit type; where there is no such column, the file's name begins with it.
+
+    In the hub's own copies as parquet, `default/add/0000.parquet`, its folder has the name.
+    """
+    name = file.stem.split("-")[0]
+    return row.text("edit_type") or (file.parent.name if name.isdecimal() else name)
 
 
 def _is_local(edit_type: str) -> bool:

@@ -15,6 +15,8 @@ from jaxtyping import Bool
 from emu_edit.errors import BadImageError
 from emu_edit.images import MAX_PIXELS
 
+_LONGEST = 60  # bits of a number; unbounded, a hostile string would take quadratic time
+
 
 def decode_rle(text: str, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     """Return the mask; True inside.
@@ -42,6 +44,8 @@ def _numbers(text: str) -> Iterator[int]:
         group = ord(character) - 48
         if not 0 <= group < 64:
             raise BadImageError(f"mask: {character!r} is no character of a COCO run-length string")
+        if shift > _LONGEST:
+            raise BadImageError("mask: a number in the COCO run-length string has no end")
         number |= (group & 31) << shift
         shift += 5
         if not group & 32:

@@ -1,11 +1,14 @@
-"""Data sets that are for evaluation: no converter makes training data of them.
+"""Data sets that are for evaluation: no converter and no writer makes training data of them.
 
-They are known by name, because a folder is usually called after what was downloaded, and by what
-they hold, because it may have been renamed. Whether a picture of theirs hides in another set is a
-question about pixels and is not answered here.
+They are known by name, because a folder is usually called after what was downloaded, by what they
+hold, because it may have been renamed, and by what a sample says of itself, because rows are copied
+with their fields. Whether a picture of theirs hides in another set is a question about pixels and
+is not answered here (`datamodules.leaks` does).
 """
 
-from collections.abc import Collection
+import json
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from emu_edit.errors import InputError
@@ -24,6 +27,8 @@ _COLUMNS: tuple[tuple[str, frozenset[str]], ...] = (
         frozenset({"task", "image_path", "input_image", "edited_image", "caption", "mask"}),
     ),
     ("ImagenHub's benchmark", frozenset({"img_id", "turn_index", "target_local_caption"})),
+    # items.jsonl and edits.jsonl of `emu-edit evaluate --benchmark`
+    ("the result of a benchmark", frozenset({"key", "source_sha256", "output_sha256", "status"})),
 )
 # files by which a folder is known: with descriptions MagicBrush is the test set (train and dev have
 # none); the others are the lists of ImgEdit-Bench, §4.3
@@ -39,10 +44,27 @@ _NAMES = {
     "magicbrushtest": MAGICBRUSH,
     "geditbench": "GEdit-Bench",
     "imgeditbench": "ImgEdit-Bench",
+    "geditbenchv2": "GEditBench v2",
     "msebench": "MSE-Bench",
     "compbench": "CompBench",
     "anyedittest": "AnyEdit-Test",
+    "edivalbench": "EdiVal-Bench",
+    "paintbench": "PaintBench",
+    "krisbench": "KRIS-Bench",
+    "risebench": "RISEBench",
+    "unicbench": "UnicBench",
+    "giebench": "GIE-Bench",
 }
+# what `emu-edit evaluate` writes beside the pictures of a benchmark, and fields it alone has
+_EXPORTS = {
+    "benchmark.json": {"benchmark", "pairs_sha256"},
+    "results.json": {"benchmark", "protocol"},
+}
+_MOST_BYTES = 64 * 2**20  # of such a file
+# fields in which a sample or a manifest says where it comes from, and how a row inherits them: a
+# record has instruction and task of its own, and its source is the picture of any benchmark
+_ORIGINS = ("dataset", "origin", "source", "path", "repo")
+_INHERENT = {"instruction", "task", "image", "input_image"}
 
 
 def refuse_kind(kind: str) -> None:
@@ -51,7 +73,7 @@ def refuse_kind(kind: str) -> None:
     Raises:
         InputError: if it does.
     """
-    known = (_NAMES | {"emuedit": EMU_EDIT}).get(_squash(kind))
+    known = _kind(kind)
     if known is not None:
         raise InputError(_refusal(kind, known))
 
@@ -60,17 +82,62 @@ def refuse_path(path: Path) -> None:
     """Refuse a file or folder by its names and by the files in it.
 
     Raises:
-        InputError: if it is a data set for evaluation.
+        InputError: if it is a data set for evaluation, or what a benchmark made of one.
     """
-    # the hub's cache writes owner/name as datasets--owner--name
-    names = [name for part in path.resolve().parts[1:] for name in (part, *part.split("--"))]
-    for name in names:
-        if (known := _NAMES.get(_squash(name))) is not None:
-            raise InputError(_refusal(str(path), known))
+    refuse_name(path)
     for folder in (path, path / "test"):
         for name, known in _FILES.items():
             if (folder / name).is_file():
                 raise InputError(_refusal(str(folder), known))
+    for folder in (path, path.parent):  # the pictures of a benchmark's results lie in images/
+        if (known := _export(folder)) is not None:
+            raise InputError(_refusal(str(folder), known))
+
+
+def refuse_name(path: Path) -> None:
+    """Refuse a file or folder by its names, and by those a link leads to.
+
+    Raises:
+        InputError: if one is that of a data set for evaluation.
+    """
+    for place in (path.absolute(), path.resolve()):
+        known = _named("/".join(place.parts[1:]))
+        if known is not None:
+            raise InputError(_refusal(str(path), known))
+
+
+def refuse_output(folder: Path) -> None:
+    """Refuse to write shards into a folder called after a data set for evaluation.
+
+    Its name and that of the folder around it count, not those further up: one may work there.
+
+    Raises:
+        InputError: if it is called so.
+    """
+    known = _named("/".join(folder.absolute().parts[-2:]))
+    if known is not None:
+        raise InputError(_refusal(str(folder), known))
+
+
+def refuse_declared(fields: Mapping[str, object], where: str) -> None:
+    """Refuse what says of itself that it is for evaluation: a sample's fields, or a manifest's.
+
+    Raises:
+        InputError: if a field names a benchmark, or together they are a benchmark's columns.
+    """
+    refuse_columns(fields.keys() | _INHERENT, where)
+    benchmark = fields.get("benchmark")
+    if isinstance(benchmark, str) and benchmark:
+        raise InputError(_refusal(where, f"of the benchmark {benchmark!r:.60}"))
+    for name in _ORIGINS:
+        text = fields.get(name)
+        if not isinstance(text, str):
+            continue
+        known = _named(text) or (_kind(text) if name == "dataset" else None)
+        if known is None and fields.get("split") == "test":
+            known = _named(f"{text}-test")  # "osunlp/MagicBrush", of which only the test is refused
+        if known is not None:
+            raise InputError(_refusal(where, known))
 
 
 def refuse_columns(columns: Collection[str], where: str) -> None:
@@ -89,6 +156,35 @@ def refuse_columns(columns: Collection[str], where: str) -> None:
 def refusal_of_magicbrush(where: str) -> InputError:
     """Return the error for what is MagicBrush's test set."""
     return InputError(_refusal(where, MAGICBRUSH))
+
+
+def _kind(name: str) -> str | None:
+    return (_NAMES | {"emuedit": EMU_EDIT}).get(_squash(name))
+
+
+def _named(path: str) -> str | None:
+    """Return the evaluation set that a part of a path is called after."""
+    # the hub's cache writes owner/name as datasets--owner--name; "a.parquet, row 3" is a place
+    for part in re.split(r"[/\\]|--|, ", path):
+        for name in (part, part.partition(".")[0]):
+            if (known := _NAMES.get(_squash(name))) is not None:
+                return known
+    return None
+
+
+def _export(folder: Path) -> str | None:
+    """Return which benchmark's inputs or results `emu-edit evaluate` wrote into a folder."""
+    for name, needed in _EXPORTS.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+            continue
+        try:
+            content = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):  # somebody else's file
+            continue
+        if isinstance(content, dict) and needed <= content.keys():
+            return f"of the benchmark {content['benchmark']!r:.60} ({name})"
+    return None
 
 
 def _squash(name: str) -> str:

@@ -5,7 +5,6 @@ pairs share: a pair is judged by its pixels, not by where it came from. All are 
 pair alone; what needs a network (CLIP, DINO) is taken from the scores that the data bring along.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from datamodules.convert.pair import RawPair, Reason, RefusedPairError, key_of
+from datamodules.convert.seen import Digests, digest
 from datamodules.writer import PairRecord
 
 _BLOCK = 8  # pixels; an edit of a single 8x8 block, one latent pixel, is still an edit
@@ -106,11 +106,10 @@ class Gates:
 
 
 class Duplicates:
-    """What was seen before: 64 bits of each pair's content and of its key, nothing else of it."""
+    """What was seen before: 64 bits of each pair's content and of its key (`Digests`)."""
 
     def __init__(self) -> None:
-        self._contents: set[int] = set()
-        self._keys: set[int] = set()
+        self._contents, self._keys = Digests(), Digests()
 
     def check(self, record: PairRecord, *, with_content: bool) -> None:
         """Remember the pair.
@@ -119,7 +118,7 @@ class Duplicates:
             RefusedPairError: if its key came before, which no shard can hold twice; or, with
                 content, its pictures and instruction.
         """
-        key = _digest(record.key.encode())
+        key = digest(record.key.encode())
         if key in self._keys:
             detail = f"the key {record.key} came before: the data name this pair twice"
             raise RefusedPairError(Reason.duplicate, detail)
@@ -127,19 +126,12 @@ class Duplicates:
             pictures = (record.source, record.target)
             shapes = repr([picture.shape for picture in pictures]).encode()
             pixels = (np.ascontiguousarray(picture).data for picture in pictures)
-            content = _digest(shapes, *pixels, record.instruction.encode())
+            content = digest(shapes, *pixels, record.instruction.encode())
             if content in self._contents:
                 detail = "the same pictures and instruction came before"
                 raise RefusedPairError(Reason.duplicate, detail)
             self._contents.add(content)
         self._keys.add(key)
-
-
-def _digest(*parts: bytes | memoryview) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _difference(record: PairRecord) -> Float[np.ndarray, "h w"]:

@@ -11,19 +11,17 @@ edits with several input pictures. Some prompts are wrong (issue 14 of the autho
 which nothing here can see. Source: the authors' README; Ye et al. 2025, arXiv:2505.20275.
 """
 
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from datamodules.convert.converter import Converter
-from datamodules.convert.imgedit_files import Samples
+from datamodules.convert.imgedit_files import Samples, task_in
 from datamodules.convert.imgedit_masks import Region
 from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped
 from datamodules.convert.rows import Row, Table, find_tables, pairs_of, read_rows
 
 TABLE = Table("ImgEdit", needs=(("input_images", "data"),), pictures=())
-FIELDS = ("input_images", "output_images", "prompt")
 # image_field.md §5; the names are those of the tables on the hub and of the archives
 TASKS: dict[str, str | None] = {
     "add": "add",
@@ -48,7 +46,6 @@ TASKS: dict[str, str | None] = {
     "content_understanding": None,
     "version_backtracking": None,
 }
-_PART = re.compile(r"(_laion)?(_part\d+.*)?$")
 
 
 def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
@@ -57,16 +54,11 @@ def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
     Raises:
         InputError: if there is no table, or one is another's.
     """
-    samples = Samples(path if path.is_dir() else path.parent)
+    samples = Samples(path if path.is_dir() else path.parent, TASKS)
     # below the folder lie millions of pictures; the hub's layout tells where the tables are
     tables = path / "Parquet" if (path / "Parquet").is_dir() else path
     for table in find_tables(tables, TABLE.what):
         yield from pairs_of(read_rows(table, TABLE), partial(_pairs, samples, table))
-
-
-def task_in(table: Path) -> str:
-    """Return the task in the name of a table: "adjust_canny" of adjust_canny_part2.parquet."""
-    return _PART.sub("", table.stem.removeprefix("results_"))
 
 
 def _pairs(samples: Samples, table: Path, row: Row) -> Iterator[RawPair | Skipped]:
@@ -98,7 +90,7 @@ def _turn(samples: Samples, table: Path, row: Row, fields: dict, number: int) ->
         source=samples.picture(table, source),
         target=samples.picture(table, target),
         instruction=prompt or "",
-        raw_task=task_in(table),
+        raw_task=task_in(table.stem),
         mask=Region(samples, table, source),
         group=row.place if number else samples.of(source),
         extra=session,

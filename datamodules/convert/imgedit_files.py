@@ -4,13 +4,14 @@ A table names `results_remove_laion_part5/00094_00030_000304748/original.png`; t
 table may unpack to the folder of that name, to `results/`, to none at all or to a long path of its
 makers' machine. What is sure is the sample's folder, named after its LAION picture. But the same
 picture was edited for several tasks, so a sample's name alone can be in several archives: then the
-folder must carry the name that the table gives, or the table's own. What stays ambiguous is
-refused, as a wrong target is worse than none.
+folder must carry the name that the table gives, or the table's own. And where the table's archive
+was not unpacked, another task's may have a sample of that name: a folder called after another task
+is never taken. What stays ambiguous is refused, as a wrong target is worse than none.
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +20,14 @@ from datamodules.picture import MissingPictureError, Picture
 from emu_edit.errors import InputError
 from emu_edit.images import read_image_bytes
 
+# a table is called PREFIX TASK ORIGIN PART, all but the task optional
+_PREFIX, _PART = "results_", re.compile(r"(_laion)?(_part\d+.*)?$")
+# tasks whose archives go by either name; else one name begins with the other, as style_transfer
+_ALIASES = (
+    {"adjust", "alter"},
+    {"compose", "hybrid"},
+    {"extract", "extract_ref", "reference_extract"},
+)
 _SAMPLE = re.compile(r"\d{5}_\d{5}_\d{9}")
 _MOST = 1000  # a folder with more folders than this holds samples
 _DEEPEST = 8  # below the folder given; archives of full paths are this deep
@@ -27,8 +36,9 @@ _DEEPEST = 8  # below the folder given; archives of full paths are this deep
 class Samples:
     """The unpacked archives below a folder; remembers where each archive's samples are."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tasks: Collection[str]) -> None:
         self._root = root
+        self._tasks = tasks  # names that make a folder that of a task
         self._folders: list[Path] | None = None
         self._found: dict[tuple[str, str], Path] = {}
 
@@ -82,18 +92,37 @@ class Samples:
             named = [folder for folder in holding if name and _is_called(folder, name)]
             if len(named) == 1:
                 return named[0]
-        if len(holding) == 1:
-            return holding[0]
-        if holding:
-            places = ", ".join(str(folder) for folder in holding[:3])
+        ours = {task_in(table.stem), task_in(PurePosixPath(prefix).name)}
+        possible = [folder for folder in holding if not self._is_of_another(folder, ours)]
+        if len(possible) == 1:
+            return possible[0]
+        if possible:
+            places = ", ".join(str(folder) for folder in possible[:3])
             raise InputError(
-                f"{table.name}: {rest} is in {len(holding)} folders ({places}), none of them "
+                f"{table.name}: {rest} is in {len(possible)} folders ({places}), none of them "
                 f"called {prefix or table.stem}; rename the one with this table's archive"
             )
+        elsewhere = f" but that of another task, {holding[0]}" if holding else ""
         raise MissingPictureError(
-            f"{prefix}/{rest}: no such file below {self._root}; join the archive's pieces and "
-            "unpack them there: cat X.tar.split.* > X.tar && tar xf X.tar"
+            f"{prefix}/{rest}: no such file below {self._root}{elsewhere}; join the archive's "
+            "pieces and unpack them there: cat X.tar.split.* > X.tar && tar xf X.tar"
         )
+
+    def _is_of_another(self, folder: Path, ours: Collection[str]) -> bool:
+        named = (task_in(part) for part in folder.relative_to(self._root).parts)
+        found = {task for task in named if task in self._tasks}
+        return any(not any(_is_same(task, mine) for mine in ours) for task in found)
+
+
+def task_in(name: str) -> str:
+    """Return the task in the name of a table or archive, "adjust_canny" of adjust_canny_part2."""
+    return _PART.sub("", name.removeprefix(_PREFIX))
+
+
+def _is_same(task: str, other: str) -> bool:
+    if any({task, other} <= names for names in _ALIASES):
+        return True
+    return bool(task and other) and (task.startswith(other) or other.startswith(task))
 
 
 def _is_called(folder: Path, name: str) -> bool:

@@ -31,7 +31,14 @@ from jaxtyping import Bool, UInt8
 from datamodules.convert.converter import Converter
 from datamodules.convert.evaluation_only import refusal_of_magicbrush
 from datamodules.convert.heldout import held_out_tables, left_out
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, is_safe_name
+from datamodules.convert.pair import (
+    Mask,
+    RawPair,
+    Reason,
+    RefusedPairError,
+    Skipped,
+    is_safe_name,
+)
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
 from datamodules.picture import MissingPictureError, Picture
 from emu_edit.errors import InputError
@@ -79,18 +86,14 @@ def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
 CONVERTER = Converter("magicbrush", list_pairs, tasks={})
 
 
-def region_of(
-    picture: Picture, source: UInt8[np.ndarray, "h w 3"]
-) -> Bool[np.ndarray, "_ _"] | None:
-    """Return the region of a mask picture in any of its forms, None if the turn has none.
+def region_of(picture: Picture, source: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "_ _"]:
+    """Return the region of a mask picture in any of its forms.
 
     Raises:
-        BadImageError: if the picture cannot be read.
+        MissingPictureError: if there is no such picture.
+        BadImageError: if it cannot be read.
     """
-    try:
-        data = picture.fetch()
-    except MissingPictureError:
-        return None
+    data = picture.fetch()
     on_white, on_black = (
         decode_rgb(data, background=background, where=picture.where).permute(1, 2, 0).numpy()
         for background in ((255, 255, 255), BLACK)
@@ -105,6 +108,16 @@ def region_of(
     difference = np.abs(on_white.astype(np.int16) - source).max(axis=2)
     blanked = white & (difference > _BLANKED)
     return white & np.outer(_span(blanked.any(axis=1)), _span(blanked.any(axis=0)))
+
+
+def _region_in_cell(
+    picture: Picture, source: UInt8[np.ndarray, "h w 3"]
+) -> Bool[np.ndarray, "_ _"] | None:
+    """Return the region of a turn of a table, where an empty cell says that it has none."""
+    try:
+        return region_of(picture, source)
+    except MissingPictureError:
+        return None
 
 
 def _span(line: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
@@ -134,11 +147,18 @@ def _of_row(row: Row) -> Iterator[RawPair]:
         identity=f"{session}-{int(turn)}",
         source=row.picture(row.first("source_img", "input_img")),
         target=row.picture(row.first("target_img", "output_img")),
-        mask=partial(region_of, row.picture("mask_img")),
+        mask=_mask(row),
         instruction=row.text("instruction"),
         group=session,
         extra={"session": session, "turn": int(turn)},
     )
+
+
+def _mask(row: Row) -> Mask | None:
+    if not row.has("mask_img") or row.fields.get("mask_img") == "":
+        return None
+    read = _region_in_cell if "mask_img" in row.pictures else region_of
+    return partial(read, row.picture("mask_img"))
 
 
 def _json(path: Path, kind: type) -> Any:
@@ -163,7 +183,9 @@ def _of_session(root: Path, session: str, turns: object) -> Iterator[RawPair | S
         if isinstance(pair, RawPair) and before and turn["input"] != before:
             detail = f"{place}: begins with {turn['input']}, the turn before ended with {before}"
             pair = Skipped(place, Reason.bad_line, detail)
-        before = turn["output"] if isinstance(pair, RawPair) else before
+        # a turn without words is no pair, but still what the next begins with
+        output = turn.get("output") if isinstance(turn, dict) else None
+        before = output if isinstance(output, str) else ""
         yield pair
 
 

@@ -91,11 +91,12 @@ class Namer:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a listing holds: how many entries, of them pairs, which scores they bring along."""
+    """What a listing holds: entries, of them pairs, their scores, whether any names its group."""
 
     listed: int
     pairs: int
     scores: frozenset[str]
+    has_groups: bool
 
 
 def survey(
@@ -107,6 +108,7 @@ def survey(
         InputError: if a pair has no task, or one that no table knows: all such names are listed.
     """
     listed = pairs = unnamed = 0
+    has_groups = False
     first = ""
     unknown = Counter[str]()
     scores: set[str] = set()
@@ -116,6 +118,7 @@ def survey(
             continue
         pairs += 1
         scores.update(item.scores)
+        has_groups |= bool(item.group)
         if namer.needs_name(item):
             unnamed, first = unnamed + 1, first or item.name
         elif item.task is None and not namer.knows(item.raw_task):
@@ -127,7 +130,7 @@ def survey(
             f"{first}: names no task ({unnamed} of {pairs} pairs name none); give one for them: "
             "--task NAME, or let their words decide: --task-by-words"
         )
-    return Survey(listed, pairs, frozenset(scores))
+    return Survey(listed, pairs, frozenset(scores), has_groups)
 
 
 def _unknown(names: Counter[str], known: TaskTable) -> str:

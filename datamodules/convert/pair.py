@@ -7,6 +7,7 @@ EXIF rotation.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Reason(Enum):
     duplicate = "duplicate"
     group_full = "enough of its group"
     listed_bad = "listed as bad"
+    validation_table = "validation table"
     evaluation_leak = "evaluation leak"
 
 
@@ -134,6 +136,7 @@ def read_pair(pair: RawPair, task: str, *, resize_above: float | None = None) ->
     Raises:
         RefusedPairError: with the reason why it cannot be used.
     """
+    _check_provenance(pair)
     instruction = _instruction(pair)
     captions = [_caption(text, pair.name) for text in (pair.source_caption, pair.target_caption)]
     source = _pixels(pair.source, Reason.missing_source)
@@ -176,6 +179,21 @@ def is_safe_name(name: str) -> bool:
         and all(len(part.encode()) <= _LONGEST_PART for part in parts)
         and len(name.encode()) <= _LONGEST_NAME
     )
+
+
+def _check_provenance(pair: RawPair) -> None:
+    """Refuse what travels with a sample if its json could not hold it: one row would end the run.
+
+    Raises:
+        RefusedPairError: for bytes that were no text, numbers that are none, dates and the like.
+    """
+    travels = {**pair.extra, "raw_task": pair.raw_task, "group": pair.group, "origin": pair.name}
+    for name, value in travels.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            detail = f"{pair.name}: {name} is {value!r:.60}, which no json of UTF-8 can hold"
+            raise RefusedPairError(Reason.bad_line, detail) from error
 
 
 def _white(
@@ -266,5 +284,5 @@ def _mask(mask: Mask, source: UInt8[np.ndarray, "h w 3"], name: str) -> np.ndarr
     if region is not None and region.shape != source.shape[:2]:
         sizes = f"{region.shape[1]}x{region.shape[0]} and the pictures "
         sizes += f"{source.shape[1]}x{source.shape[0]}"
-        raise RefusedPairError(Reason.sizes_differ, f"{name}: the mask is {sizes}")
+        raise RefusedPairError(Reason.mask_misfit, f"{name}: the mask is {sizes}")
     return region

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.convert.evaluation_only import refuse_columns
+from datamodules.convert.evaluation_only import refuse_columns, refuse_name
 from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, is_safe_name
 from datamodules.parquet import read_parquet
 from datamodules.picture import MissingPictureError, Picture
@@ -102,11 +102,14 @@ class Row:
         return value
 
     def number(self, column: str) -> float | None:
-        """Return a number; None for an empty cell or one that is no number."""
+        """Return a finite number; None for an empty cell or one that is no such number."""
         value = self.fields.get(column)
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        return float(value)
+        try:
+            return float(value) if math.isfinite(value) else None
+        except OverflowError:  # an integer of hundreds of digits
+            return None
 
     def picture(self, column: str) -> Picture:
         """Return a picture; one that is not there says so when it is fetched.
@@ -142,6 +145,7 @@ def read_rows(
     for file in find_tables(path, table.what):
         if not is_wanted(file):
             continue
+        refuse_name(file)  # one of many sets below a folder
         name = file.relative_to(root).as_posix()
         if file.suffix == ".parquet":
             yield from _of_parquet(file, name, table)

@@ -2,22 +2,24 @@
 
 The data are listed twice, once to count and to refuse task names that nobody knows before anything
 is written, and once to convert. Memory holds one pair, the page of the table its pictures came in,
-and 128 bits of each pair to find doubles.
+and a table of 32 to 64 bytes for each pair, to find doubles.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from datamodules.convert.converter import Converter
-from datamodules.convert.evaluation_only import refuse_kind, refuse_path
+from datamodules.convert.evaluation_only import refuse_kind, refuse_output, refuse_path
 from datamodules.convert.gates import Duplicates, Gates
 from datamodules.convert.naming import Namer, Survey, TaskNaming, survey
 from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, read_pair
 from datamodules.convert.part import Part
 from datamodules.convert.registry import load_converter
 from datamodules.convert.report import QUARANTINE, ConvertReport, Tally, counted
-from datamodules.writer import PairRecord, ShardEntry, ShardWriter, write_manifest
+from datamodules.convert.seen import digest
+from datamodules.writer import Guard, PairRecord, ShardEntry, ShardWriter, write_manifest
 from emu_edit.errors import BadDataError, InputError
 
 _LISTING_STEP = 1000  # entries between two signs of life
@@ -31,7 +33,7 @@ class Settings:
         naming: which task a pair teaches.
         gates: which pairs are good enough.
         part: take one part of the data only.
-        per_group: take at most so many pairs in a row of one group (session, prompt), None all.
+        per_group: take at most so many pairs of one group (session, prompt, picture), None all.
         guard: says why a pair must not be trained on, None if it may: for pictures of evaluation
             sets.
         pairs_per_shard: how many pairs a shard holds at most.
@@ -41,7 +43,7 @@ class Settings:
     gates: Gates = field(default_factory=Gates)
     part: Part | None = None
     per_group: int | None = None
-    guard: Callable[[PairRecord], str | None] | None = None
+    guard: Guard | None = None
     pairs_per_shard: int = 1000
 
 
@@ -66,7 +68,8 @@ def convert(
 
     Raises:
         InputError: if the layout is not there, the data are an evaluation set, a task is unknown or
-            missing, or `out` has shards already.
+            missing, no pair has a group or score that the settings count on, or `out` has shards
+            already.
         BadDataError: if no pair is left. A broken pair raises nothing: it is counted and listed in
             `out`/quarantine.jsonl.
     """
@@ -82,6 +85,7 @@ def convert(
         listing = _counted(converter.list_pairs(source), on_listed)
         found = survey(listing, namer, settings.naming.known, source)
         _check_scores(settings.gates, found, source)
+        _check_groups(settings.per_group, found, source)
         out.mkdir(parents=True, exist_ok=True)
         with (out / QUARANTINE).open("w", buffering=1, encoding="utf-8") as file:
             tally = Tally(file, found.listed, on_progress)
@@ -101,7 +105,7 @@ class Judge:
     namer: Namer
     tally: Tally
     duplicates: Duplicates = field(default_factory=Duplicates)
-    group: tuple[str, int] = ("", 0)  # the last one, and how many of it were taken
+    taken: Counter[int] = field(default_factory=Counter)  # of each group, by its digest
 
     def accept(self, item: RawPair | Skipped, dataset: str) -> PairRecord | None:
         """Return the pair to write, None if it is left out."""
@@ -126,7 +130,7 @@ class Judge:
         gates, part, guard = self.settings.gates, self.settings.part, self.settings.guard
         task = self.namer.task_of(pair)
         gates.check_listed(pair)
-        taken = self._taken_of(pair)
+        group = self._group_of(pair)
         record = read_pair(pair, task, resize_above=gates.resize)
         if part is not None and not part.has(pair, record):
             return None
@@ -135,17 +139,20 @@ class Judge:
         why = None if guard is None else guard(record)
         if why is not None:
             raise RefusedPairError(Reason.evaluation_leak, f"{pair.name}: {why}")
-        self.group = (pair.group, taken + 1)
+        if group is not None:
+            self.taken[group] += 1
         return record
 
-    def _taken_of(self, pair: RawPair) -> int:
-        """Return how many pairs of the group were taken; refuse one more than enough."""
-        taken = self.group[1] if pair.group == self.group[0] else 0
+    def _group_of(self, pair: RawPair) -> int | None:
+        """Return the group to count, None for none; refuse a pair of one that has enough."""
         limit = self.settings.per_group
-        if limit is not None and pair.group and taken >= limit:
+        if limit is None or not pair.group:
+            return None
+        group = digest(pair.group.encode("utf-8", "surrogatepass"))
+        if self.taken[group] >= limit:
             detail = f"{pair.name}: {limit} of {pair.group!r} were taken before"
             raise RefusedPairError(Reason.group_full, detail)
-        return taken
+        return group
 
 
 def _provenance(pair: RawPair) -> dict[str, object]:
@@ -205,6 +212,7 @@ def _made_by(converter: Converter, source: Path, settings: Settings) -> dict[str
 
 
 def _check_out(out: Path, source: Path) -> None:
+    refuse_output(out)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise InputError(
             f"{out}: lies inside {source}, where it would be read; give another folder"
@@ -220,3 +228,11 @@ def _check_scores(gates: Gates, found: Survey, source: Path) -> None:
     if unknown:
         known = ", ".join(sorted(found.scores)) or "none"
         raise InputError(f"{source}: no pair has a score {', '.join(unknown)}; there are: {known}")
+
+
+def _check_groups(per_group: int | None, found: Survey, source: Path) -> None:
+    if per_group is not None and not found.has_groups:
+        raise InputError(
+            f"{source}: no pair says which prompt, session or picture it is of, so at most "
+            f"{per_group} of each cannot be taken; leave --per-group out"
+        )

@@ -38,6 +38,7 @@ _PLACES = (
     "images/source_images",
     "images/target_images",
 )
+_OTHERS_FOLDER = {"source": "target_images", "target": "source_images"}  # the other kind's
 # sessions 208 to 212 of one delivery hold broken pictures (image_field.md §5)
 _BAD = re.compile(r"(^|/)20240330_315P_1323turns/Data/(208|209|210|211|212)(/|_|$)", re.IGNORECASE)
 _TURN = re.compile(r"(edit_image|instruction)_([1-9]\d?)")
@@ -54,11 +55,15 @@ def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
 
 
 class _Pictures:
-    """Finds the files that rows name; remembers which folder held the last ones."""
+    """Finds the files that rows name; remembers which folder held the last ones.
+
+    Sources and targets may have equal names in folders of their own, so each kind is looked for in
+    the other's folders last.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._last = ""
+        self._last = {"source": "", "target": ""}
 
     def at(self, row: Row, column: str) -> Picture:
         """Return the picture that a row names; it is looked for when it is fetched.
@@ -76,14 +81,16 @@ class _Pictures:
         if _BAD.search(name):
             detail = f"{row.where}: {name} is one of the set's broken folders"
             raise RefusedPairError(Reason.listed_bad, detail)
-        return Picture(name, partial(self._fetch, row.folder, name))
+        kind = "source" if column == "source_image" else "target"
+        return Picture(name, partial(self._fetch, row.folder, name, kind))
 
-    def _fetch(self, folder: Path, name: str) -> bytes:
-        for place in (self._last, *_PLACES):
+    def _fetch(self, folder: Path, name: str, kind: str) -> bytes:
+        last, others = self._last[kind], _OTHERS_FOLDER[kind]
+        for place in sorted((last, *_PLACES), key=lambda place: place.endswith(others)):
             for base in dict.fromkeys((folder, folder.parent, self._root)):
                 file = base / place / name
                 if file.is_file():
-                    self._last = place
+                    self._last[kind] = place
                     return Picture.at(file).fetch()
         raise MissingPictureError(
             f"{name}: no such file beside {folder}; join the archive's pieces and unpack them to "
@@ -96,10 +103,16 @@ def _missing(column: str) -> Reason:
 
 
 def _pairs(pictures: _Pictures, row: Row) -> Iterator[RawPair | Skipped]:
-    if "target_image" in row.fields:
+    if row.has("target_image") or not _turns(row):
         yield _single(pictures, row)
     else:
         yield from _session(pictures, row)
+
+
+def _turns(row: Row) -> int:
+    """Return the number of the last turn that has anything: tables fill short sessions up."""
+    found = [match for match in map(_TURN.fullmatch, row.fields) if match is not None]
+    return max((int(match[2]) for match in found if row.has(match[0])), default=0)
 
 
 def _single(pictures: _Pictures, row: Row) -> RawPair:
@@ -115,8 +128,7 @@ def _single(pictures: _Pictures, row: Row) -> RawPair:
 
 
 def _session(pictures: _Pictures, row: Row) -> Iterator[RawPair | Skipped]:
-    found = [match for match in map(_TURN.fullmatch, row.fields) if match is not None]
-    turns = max((int(match[2]) for match in found), default=0)
+    turns = _turns(row)
     columns = ["source_image", *(f"edit_image_{turn}" for turn in range(1, turns + 1))]
     for turn in range(1, turns + 1):
         name = f"{row.where}, turn {turn}"

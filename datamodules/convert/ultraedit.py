@@ -62,9 +62,11 @@ def _of_row(row: Row) -> Iterator[RawPair]:
 
 def _mask(row: Row) -> Mask | None:
     named = row.fields.get("mask_image")
-    if not row.has("mask_image") or (isinstance(named, str) and named.upper() == "NONE"):
+    if not row.has("mask_image") or (isinstance(named, str) and named.upper() in {"", "NONE"}):
         return None
-    return partial(_region, white_mask(row.picture("mask_image"), is_optional=True))
+    # an empty cell is no mask; a file that a line names and that is gone is a fault
+    is_cell = "mask_image" in row.pictures
+    return partial(_region, white_mask(row.picture("mask_image"), is_optional=is_cell))
 
 
 def _region(mask: Mask, source: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "_ _"] | None:

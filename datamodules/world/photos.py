@@ -7,6 +7,7 @@ same.
 
 import hashlib
 from collections import OrderedDict
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,25 @@ class Photos:
         names = "\n".join(path.relative_to(self.folder).as_posix() for path in self.paths)
         digest = hashlib.sha256(names.encode()).hexdigest()[:16]
         return {"folder": self.folder.name, "pictures": len(self.paths), "names": digest}
+
+    def split(self) -> tuple["Photos", "Photos"]:
+        """Return two parts that share no photograph: two thirds to learn from, one to test on.
+
+        Raises:
+            InputError: if there is but one photograph.
+        """
+        if len(self) < 2:
+            raise InputError(
+                f"photos={str(self.folder)!r} has one picture; to learn from some and test on "
+                "others, give at least two"
+            )
+        test = self.paths[2::3] or self.paths[1:]
+        return self._part([path for path in self.paths if path not in test]), self._part(test)
+
+    def _part(self, paths: list[Path]) -> "Photos":
+        part = copy(self)
+        part.paths, part._cache = paths, OrderedDict()
+        return part
 
     def draw(self, generator: np.random.Generator) -> Crop:
         """Return a square of some photograph: 60 to 100 % of its shorter side, anywhere in it."""

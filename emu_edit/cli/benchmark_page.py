@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.atomic import atomic_file
+from emu_edit.atomic import atomic_file
 from emu_edit.cli.benchmark_compare import Group, compare
 from emu_edit.cli.benchmark_gallery import (
     SIDE,

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from datamodules.atomic import atomic_file
 from datamodules.benchmarks.items import Benchmark, BenchmarkItem
+from emu_edit.atomic import atomic_file
 from emu_edit.cli.benchmark_inputs import Inputs
 from emu_edit.cli.benchmark_outputs import ItemPictures, Output
 from emu_edit.cli.benchmark_run import item_line

@@ -19,11 +19,11 @@ from typing import Any
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datamodules.atomic import atomic_file
 from datamodules.benchmarks.items import Benchmark, as_unicode, some
 from datamodules.benchmarks.world import world_items
 from datamodules.world.pair import VERSION, WorldPair
 from datamodules.world.photos import Photos
+from emu_edit.atomic import atomic_file
 from emu_edit.cli.benchmark import OF_EDITING, refuse_idle
 from emu_edit.cli.benchmark_outputs import Output, output_picture, pictures_sha256, read_made
 from emu_edit.cli.benchmark_page import write_page

@@ -82,8 +82,8 @@ def parser() -> ArgumentParser:
         action="append",
         default=[],
         help="kind of edit, see below, a mix like style+global:0.3, or the file of a learned task "
-        "(NAME.safetensors); once for all turns or once per turn (default: the model's predictor "
-        "decides)",
+        "(NAME.safetensors), also in a mix; once for all turns or once per turn (default: the "
+        "model's predictor decides)",
     )
     made.add_argument(
         "--allow-mismatch",

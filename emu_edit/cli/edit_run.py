@@ -20,14 +20,14 @@ from emu_edit.cli.edit_pictures import fit_size, read_source
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
 from emu_edit.cli.edit_report import Report
 from emu_edit.cli.find_model import MODEL, RELEASED, RELEASED_NAME, RUNS
-from emu_edit.cli.learned_tasks import add_task_files, read_task_files
+from emu_edit.cli.learned_tasks import add_task_files, files_of, read_task_files
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor, OnStep
 from emu_edit.editing.manifest import Manifest, parse_manifest
 from emu_edit.editing.predictor import TaskPrediction
 from emu_edit.editing.session import EditSession, replay
-from emu_edit.editing.task_mix import TaskChoice, parse_task, task_names
+from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task, task_names
 from emu_edit.editing.threshold import Threshold, check_alpha
 from emu_edit.errors import InputError, closest
 from emu_edit.progress import step_bar
@@ -187,9 +187,10 @@ def load_job(options: argparse.Namespace, turns: Sequence[tuple[str, str | None]
         InputError: if the model cannot be loaded, has no predictor but needs one, or does not know
             a task.
     """
-    given = [None if task is None else parse_task(task) for _, task in turns]
+    for _, task in turns:  # a slip is answered before the model is loaded
+        asked_task(task, {})
     editor, names = load_editor(options)
-    named = [names.get(task, task) if isinstance(task, str) else task for task in given]
+    named = [asked_task(task, names) for _, task in turns]
     tasks: list[TaskChoice] = []
     predictions: list[TaskPrediction | None] = []
     instructions = [instruction for instruction, _ in turns]
@@ -204,6 +205,25 @@ def load_job(options: argparse.Namespace, turns: Sequence[tuple[str, str | None]
             tasks.append(task)
     report = Report(shown_path(options.model), options.json, options.output == "-", predictions)
     return Job(editor, model_name(options.model), instructions, tasks, options, report)
+
+
+def asked_task(task: str | None, names: dict[str, str]) -> TaskChoice | None:
+    """Return what a `--task` means, with the names of tasks in place of their files.
+
+    Args:
+        task: a name, a mix, or a file; None where the predictor decides.
+        names: of the learned tasks, by file.
+
+    Raises:
+        InputError: if the share of a mix is no number.
+    """
+    if task is None or files_of(task) == [task]:
+        return None if task is None else names.get(task, task)
+    choice = parse_task(task)
+    if isinstance(choice, str):
+        return choice
+    first, second = (names.get(name, name) for name in task_names(choice))
+    return TaskMix(first, second, choice.share)
 
 
 def load_editor(options: argparse.Namespace) -> tuple[Editor, dict[str, str]]:

@@ -74,7 +74,8 @@ def _add_learning(made: ArgumentParser) -> None:
         "--init",
         default="best",
         help="where to begin: best (whichever task has the lowest error, default), mean (of all), "
-        "nearest (what the predictor takes the instructions for), or a task's name",
+        "nearest (what the predictor takes the instructions for), none (the zero vector), or a "
+        "task's name",
     )
     made.add_argument("--steps", type=positive_int, help="optimizer steps at most (default 300)")
     made.add_argument("--batch", type=positive_int, help="samples per step (default 8)")

@@ -21,13 +21,24 @@ def is_task_file(task: str | None) -> bool:
     return task is not None and task.endswith(TASK_SUFFIX)
 
 
+def files_of(task: str | None) -> list[str]:
+    """Return the files that a `--task` means: itself, or those of the two of a mix."""
+    if task is None:
+        return []
+    if "+" not in task or Path(task).is_file():  # a folder on the way may have a plus
+        return [task] if is_task_file(task) else []
+    first, _, rest = task.partition("+")
+    second, _, _ = rest.partition(":")
+    return [part for part in (first, second) if is_task_file(part)]
+
+
 def check_task_files(tasks: Iterable[str | None], *, allow_mismatch: bool) -> None:
     """Refuse files that are not there, before anything is loaded.
 
     Raises:
         InputError: naming the file, or if a mismatch is allowed where no file is given.
     """
-    files = [Path(task) for task in tasks if task is not None and is_task_file(task)]
+    files = [Path(file) for task in tasks for file in files_of(task)]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"--task {missing[0]}: no such file; give a learned task, or a name")
     if allow_mismatch and not files:
@@ -37,14 +48,14 @@ def check_task_files(tasks: Iterable[str | None], *, allow_mismatch: bool) -> No
 
 
 def read_task_files(tasks: Sequence[str | None]) -> "dict[str, LearnedTask]":
-    """Return the learned tasks of those of `tasks` that are files, by what was given.
+    """Return the learned tasks of the files in `tasks`, also in mixes, by what was given.
 
     Raises:
         InputError: if one is no learned task, or two files hold tasks of one name.
     """
     from emu_edit.models.learned_task import LearnedTask
 
-    files = dict.fromkeys(task for task in tasks if task is not None and is_task_file(task))
+    files = dict.fromkeys(file for task in tasks for file in files_of(task))
     found = {file: LearnedTask.load(file) for file in files}
     by_name: dict[str, str] = {}
     for file, task in found.items():

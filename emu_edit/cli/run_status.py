@@ -25,8 +25,8 @@ from lightning.pytorch.strategies import ParallelStrategy
 
 from callbacks.durable import Checkpoints
 from callbacks.preemption import Stop
-from datamodules.atomic import atomic_file
 from datamodules.edit import EditDataModule
+from emu_edit.atomic import atomic_file
 from emu_edit.cli.main import status_of
 from emu_edit.errors import ExitStatus, InputError
 from emu_edit.training.loggers import redact

@@ -88,20 +88,20 @@ def run_info(arguments: list[str]) -> int:
     """
     options = info_parser().parse(arguments)
     if is_task_file(options.place) and options.name is None:
-        file = Path(options.place)
+        from emu_edit.models.learned_task import LearnedTask
+
+        task = LearnedTask.load(options.place)
     else:
         if options.name is None:
             raise InputError(
                 "say which task: emu-edit tasks info MODEL NAME, or emu-edit tasks info FILE"
             )
         model = find_model(Path(options.place))
-        from emu_edit.models.task_files import learned_file
+        from emu_edit.models.task_files import read_learned_task
 
-        file = learned_file(model, options.name)
+        task = read_learned_task(model, options.name)
     from emu_edit.cli.task_report import format_task, task_entries
-    from emu_edit.models.learned_task import LearnedTask
 
-    task = LearnedTask.load(file)
     told = json.dumps(task_entries(task), indent=2) if options.json else format_task(task)
     sys.stdout.write(told + "\n")
     return 0
@@ -244,17 +244,21 @@ def run_teach(arguments: list[str]) -> int:
     from emu_edit.cli.learned_tasks import taught
     from emu_edit.cli.predictor import predictor_directory
     from emu_edit.editing.predictor import TaskPredictor
-    from emu_edit.models.learned_task import LearnedTask
-    from emu_edit.models.task_files import learned_file, read_base_tasks, read_learned_tasks
+    from emu_edit.models.task_files import (
+        learned_file,
+        read_base_tasks,
+        read_learned_task,
+        read_learned_tasks,
+    )
 
-    file = learned_file(model, options.name)
+    file, task = learned_file(model, options.name), read_learned_task(model, options.name)
     predictor = TaskPredictor.from_pretrained(
         predictor_directory(model), tasks=read_base_tasks(model)
     )
     for other in read_learned_tasks(model):
         if other.name != options.name:
             predictor.know(other)
-    taught(LearnedTask.load(file), predictor, options.texts, seed=options.seed).save(file)
+    taught(task, predictor, options.texts, seed=options.seed).save(file)
     sys.stdout.write(f"the predictor of {model} knows {options.name} now\n")
     return 0
 

@@ -23,7 +23,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from callbacks.preemption import Stop, stopped
 from emu_edit.cli.config_errors import one_line
+from emu_edit.cli.find_model import MODEL
 from emu_edit.cli.invert_batch import write_inversion
+from emu_edit.cli.out_of_memory import out_of_memory
 from emu_edit.cli.report import FinishedRun, write_report
 from emu_edit.cli.resume import begin, run_folder_of
 from emu_edit.cli.run_folder import CHECKPOINTS, CONFIG, LAST, PLACEHOLDER, run_of
@@ -31,6 +33,7 @@ from emu_edit.cli.run_lock import RunLock
 from emu_edit.cli.run_status import StatusWriter
 from emu_edit.cli.train_options import TrainOptions
 from emu_edit.errors import InputError
+from emu_edit.models.task_files import refuse_to_lose
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.loggers import ending_wandb_run, redact
 from emu_edit.training.module import EditModule
@@ -174,6 +177,20 @@ class TrainerCLI(LightningCLI):
             section.trainer.logger = False
         return config
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb.
+
+        Raises:
+            OutOfMemoryError: if the device has no memory left.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except (RuntimeError, MemoryError) as error:
+            worded = out_of_memory(error, self.trainer, self.config[subcommand].data.init_args)
+            if worded is None:
+                raise
+            raise worded from error
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         options = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
         resumed = self._begin(self.trainer) if subcommand == "fit" else None
@@ -214,6 +231,8 @@ def run_trainer(verb: str, arguments: list[str]) -> int:
     options = TrainOptions.parse(verb, arguments)
     if verb == "fit":
         options, folder = run_folder_of(options)
+        if not options.only_asks:
+            refuse_to_lose(folder / MODEL)  # hours before the export would
     else:
         options, folder = of_its_run(verb, options)
     status = StatusWriter(folder)

@@ -53,11 +53,16 @@ def parse_task(text: str) -> TaskChoice:
     """Read `NAME` or `FIRST+SECOND:SHARE` (the share of the second; 0.5 when left out).
 
     Raises:
-        InputError: if the share is no number. Names are checked where the model's table is known.
+        InputError: if the share is no number, or one is given to the first. Names are checked where
+            the model's table is known.
     """
     if "+" not in text:
         return text
     first, _, rest = text.partition("+")
+    if ":" in first:
+        raise InputError(
+            f"task {text!r}: the share is that of the second task alone; write FIRST+SECOND:0.5"
+        )
     second, colon, share = rest.partition(":")
     try:
         return TaskMix(first, second, float(share) if colon else 0.5)

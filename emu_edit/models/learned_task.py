@@ -8,7 +8,6 @@ Source: task inversion, Sheynin et al. 2023, arXiv:2311.10089.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from emu_edit.atomic import atomic_file
 from emu_edit.errors import InputError
 from emu_edit.models.fingerprints import codec_numbers, spaced_bytes
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
@@ -31,6 +31,13 @@ SUFFIX = ".safetensors"
 VERSION = "1"
 MARK = "emu_edit_task"  # entry of the header that makes a file a learned task; holds the version
 VECTOR, ROW = "vector", "predictor_row"
+BEST, MEAN, NEAREST, NONE = "best", "mean", "nearest", "none"
+BEGINNINGS = (
+    BEST,
+    MEAN,
+    NEAREST,
+    NONE,
+)  # words of `invert --init`, so that no new task is called so
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 HASH = re.compile(r"[0-9a-f]{64}")
 MAX_BYTES = 2**20  # the widest vectors of today's models take 8 kB
@@ -132,15 +139,8 @@ class LearnedTask:
             entry: tensor.detach().to("cpu", torch.float32).contiguous()
             for entry, tensor in self._tensors().items()
         }
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as stream:  # save_file would make it unreadable to others
-                stream.write(save(tensors, metadata=header))
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        with atomic_file(target) as stream:  # save_file would make it unreadable to others
+            stream.write(save(tensors, metadata=header))
 
     @staticmethod
     def load(path: Path | str) -> "LearnedTask":
@@ -216,6 +216,20 @@ def check_name(name: str) -> None:
         raise InputError(
             f"a task's name must begin with a-z and have at most 40 of a-z, 0-9, '_' and '-', "
             f"got {name[:60]!r}"
+        )
+
+
+def check_new_name(name: str) -> None:
+    """Refuse names that a task must not be given; one that has such a name can still be read.
+
+    Raises:
+        InputError: with what a name may be, or that it is a word of `--init`.
+    """
+    check_name(name)
+    if name in BEGINNINGS:
+        raise InputError(
+            f"a task cannot be called {name!r}: 'invert --init {name}' means something else; give "
+            "another name"
         )
 
 

@@ -1,17 +1,19 @@
 """The tasks of a model directory: those it was trained with, and learned ones, a file for each.
 
 `tasks/tasks.json` names the base tasks and never changes; `tasks/learned/NAME.safetensors` is a
-learned one. No list is kept beside the files: a task more or less is one file written or removed,
-so that no change can be half done. They follow the base tasks in the table, oldest first.
+learned one. No list is kept beside the files, and a task is called what its file is: a task more,
+less or renamed is one file written, removed or renamed, so that no change can be half done. They
+follow the base tasks in the table, oldest first.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from emu_edit.errors import InputError, closest
 from emu_edit.models.directory import read_index, read_json
-from emu_edit.models.learned_task import SHOWN, SUFFIX, LearnedTask, check_name, model_hash
+from emu_edit.models.learned_task import SHOWN, SUFFIX, LearnedTask, check_new_name, model_hash
 from emu_edit.models.networks import EditNetworks
 from emu_edit.tasks import TaskTable
 
@@ -39,23 +41,27 @@ def read_learned_tasks(path: str | Path) -> tuple[LearnedTask, ...]:
     """Return the learned tasks of a model directory, oldest first.
 
     Raises:
-        InputError: if it is no model directory, a file is malformed, or bears another name than its
-            task or that of a base task.
+        InputError: if it is no model directory, a file is malformed, or its name is odd or a base
+            task's.
     """
     folder = Path(path).expanduser()
     base = read_base_tasks(folder)
     tasks = []
     for file in sorted((folder / LEARNED).glob(f"*{SUFFIX}")):
-        task = LearnedTask.load(file)
-        if task.name != file.stem:
-            raise InputError(
-                f"{file} holds the task {task.name!r}; call the file {task.name}{SUFFIX}, then "
-                "rename the task with 'emu-edit tasks rename'"
-            )
+        task = _read(file)
         if task.name in base.names:
             raise InputError(f"{file} bears the name of a task of the base; remove the file")
         tasks.append(task)
     return tuple(sorted(tasks, key=lambda task: (task.created, task.name)))
+
+
+def read_learned_task(path: str | Path, name: str) -> LearnedTask:
+    """Return a learned task of a model directory.
+
+    Raises:
+        InputError: if there is none of that name, or its file is malformed.
+    """
+    return _read(learned_file(Path(path).expanduser(), name))
 
 
 def read_task_table(path: str | Path) -> TaskTable:
@@ -100,18 +106,21 @@ def write_learned(networks: EditNetworks, folder: Path) -> None:
         check_base(task, base, allow_mismatch=True).save(_file(folder, task.name))
 
 
-def refuse_to_lose(folder: Path, networks: EditNetworks) -> None:
-    """Refuse to replace a model directory with learned tasks that the networks do not have.
+def refuse_to_lose(folder: Path, learned: Sequence[LearnedTask] = ()) -> None:
+    """Refuse to replace a model directory with learned tasks that are not among `learned`.
+
+    Without those, call it before a training that will export there.
 
     Raises:
-        InputError: naming them.
+        InputError: naming them, and what to do.
     """
-    has = {task.name for task in networks.learned}
+    has = {task.name for task in learned}
     lost = sorted(file.stem for file in (folder / LEARNED).glob(f"*{SUFFIX}"))
     if lost := [name for name in lost if name not in has]:
         raise InputError(
             f"{folder} has the learned tasks {', '.join(lost)}, which would be lost with its "
-            f"weights; move {folder / LEARNED} away or give another directory"
+            f"weights; move it away as a whole (mv {folder} {folder}-kept) and give the same "
+            "command again, or give another directory"
         )
 
 
@@ -140,9 +149,10 @@ def check_free(folder: Path, name: str) -> None:
     """Refuse a name for a new task; call it before long work.
 
     Raises:
-        InputError: if it has odd characters, or the model directory has a task of that name.
+        InputError: if it has odd characters, is a word of `invert --init`, or the model directory
+            has a task of that name.
     """
-    check_name(name)
+    check_new_name(name)
     if name in read_task_table(folder).names:
         raise InputError(
             f"{folder} has a task {name!r} already; give another name, or remove that one with "
@@ -190,14 +200,16 @@ def remove_task(folder: Path, name: str) -> None:
 def rename_task(folder: Path, old: str, new: str) -> LearnedTask:
     """Give a learned task of a model directory another name; return it.
 
+    The file's new name is the task's: at any moment the model knows it by one of the two. The name
+    inside the file follows, for those who copy it.
+
     Raises:
         InputError: if there is no learned task `old`, or `new` is taken or has odd characters.
     """
     file = learned_file(folder, old)
     check_free(folder, new)
-    task = replace(LearnedTask.load(file), name=new)
-    task.save(_file(folder, new))
-    file.unlink()
+    task = replace(_read(file), name=new)
+    task.save(file.rename(_file(folder, new)))
     return task
 
 
@@ -217,6 +229,15 @@ def learned_file(folder: Path, name: str) -> Path:
         known = f"it has {', '.join(names)}" if names else "it has none"
         raise InputError(f"{folder} has no learned task {name!r}; {known}.{closest(name, names)}")
     return _file(folder, name)
+
+
+def _read(file: Path) -> LearnedTask:
+    """Return the task of a file of a model directory, called what the file is."""
+    task = LearnedTask.load(file)
+    try:
+        return replace(task, name=file.stem)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def _file(folder: Path, name: str) -> Path:

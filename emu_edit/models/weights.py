@@ -60,7 +60,7 @@ def save_networks(
         InputError: if `path` is a file or a directory of something else, or holds learned tasks
             that `networks` has not.
     """
-    refuse_to_lose(Path(path).expanduser(), networks)
+    refuse_to_lose(Path(path).expanduser(), networks.learned)
     with new_directory(path, INDEX, what="model directory") as part:
         _write_parts(networks, part, scheduler_config, settings)
         if also is not None:

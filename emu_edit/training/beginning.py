@@ -14,11 +14,9 @@ from torch import Tensor
 
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError, closest
+from emu_edit.models.learned_task import BEGINNINGS, BEST, MEAN, NEAREST, NONE
 from emu_edit.training.draws import DrawnBatch
 from emu_edit.training.new_task import NewTask
-
-MEAN, NEAREST, BEST = "mean", "nearest", "best"
-NONE = "none"  # what the zero vector is called: the base has learnt it as "no task was told"
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def check_init(init: str, editor: Editor) -> None:
     Raises:
         InputError: for an unknown word, with the nearest, or "nearest" without a predictor.
     """
-    known = [BEST, MEAN, NEAREST, *editor.networks.tasks.names]
+    known = [*BEGINNINGS, *editor.networks.tasks.names]
     if init not in known:
         raise InputError(
             f"cannot begin at {init!r}; give one of {', '.join(known)}.{closest(init, known)}"
@@ -53,7 +51,7 @@ def beginning(task: NewTask, init: str, batches: Sequence[DrawnBatch]) -> Beginn
 
     Args:
         task: the new task, whose own vector is not looked at.
-        init: "best", "mean", "nearest" or a task's name, see `InversionSettings`.
+        init: "best", "mean", "nearest", "none" or a task's name, see `InversionSettings`.
         batches: pairs to learn from, with their noise.
 
     Raises:
@@ -61,8 +59,11 @@ def beginning(task: NewTask, init: str, batches: Sequence[DrawnBatch]) -> Beginn
     """
     editor = task.editor
     check_init(init, editor)
+    mean = editor.networks.base_table().mean(dim=0)
     if init == MEAN:
-        return Beginning(MEAN, editor.networks.base_table().mean(dim=0))
+        return Beginning(MEAN, mean)
+    if init == NONE:  # the base has learnt it as "no task was told"
+        return Beginning(NONE, torch.zeros_like(mean))
     if init == BEST:
         return _best(task, batches)
     name = _nearest(editor, batches) if init == NEAREST else init

@@ -19,8 +19,9 @@ from torch import Tensor
 from emu_edit.batch import EditBatch
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
+from emu_edit.models.learned_task import BEST
 from emu_edit.training.averaging import copy_of, decay_at, update
-from emu_edit.training.beginning import BEST, beginning
+from emu_edit.training.beginning import beginning
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import FewShotPair, batch_at, check_batches, names_of, split, views
 from emu_edit.training.new_task import NewTask, frozen
@@ -41,7 +42,8 @@ class InversionSettings:
         batch_size: noises a step averages over; pairs come up again when there are fewer.
         lr: peak learning rate, per number of the vector: those of trained ones are about 1.
         init: where to begin: "mean" of the base's tasks, "nearest" (the task the predictor takes
-            the instructions for), "best" (whichever task has the lowest error), or a task's name.
+            the instructions for), "none" (the zero vector), "best" (whichever of the tasks, their
+            mean and none has the lowest error), or a task's name.
         held_out: share of the pairs, from `ENOUGH` on, that the vector is judged by; 0 for none.
         check_every: steps between two judgements.
         patience: judgements without improvement after which learning ends.

@@ -17,9 +17,9 @@ from torch import Tensor
 from emu_edit.batch import EditBatch
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.models.learned_task import SHOWN, check_name, model_hash
+from emu_edit.models.learned_task import BEST, SHOWN, check_new_name, model_hash
 from emu_edit.models.surgery import freeze
-from emu_edit.training.beginning import BEST, beginning, check_init
+from emu_edit.training.beginning import beginning, check_init
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import check_batches, names_of
 from emu_edit.training.inversion import WARMUP_STEPS, Check, Inverted, optimizer_settings
@@ -38,7 +38,7 @@ class InversionModule(LightningModule):
         model: model directory of the base.
         task: name of the new task.
         description: what it does, in a line.
-        init: where the vector begins: "best", "mean", "nearest" or a task's name.
+        init: where the vector begins: "best", "mean", "nearest", "none" or a task's name.
         lr: peak learning rate of the vector.
         seed: key of all random numbers of training.
 
@@ -56,7 +56,7 @@ class InversionModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_name(task)
+        check_new_name(task)
         self.optimizer_settings = optimizer_settings(lr)
         self.editor = Editor.from_pretrained(model)
         if task in self.editor.networks.tasks.names:

@@ -5,6 +5,7 @@ switched off. What a reader of the run needs instead, the resolved config and th
 written by us, with secrets replaced.
 """
 
+import logging
 import netrc
 import os
 import re
@@ -14,12 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import wandb
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+from wandb.errors import CommError
 
 KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 SAME_SERVER = {
@@ -30,6 +32,8 @@ REDACTED = "***"
 SECRET_WORDS = {"token", "secret", "password", "apikey", "credential", "credentials"}
 URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
 URL_QUERY = re.compile(r"(?P<address>[a-z][a-z0-9+.-]*://[^\s?#]*)\?[^\s#]+", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
 
 
 def redact(value: object, key: str = "") -> object:
@@ -136,6 +140,21 @@ class WandbLogger(LightningWandbLogger):
         )
         # Lightning always passes it; W&B has dropped it and warns about it at every start
         self._wandb_init.pop("anonymous", None)
+
+    @property
+    def experiment(self) -> Any:
+        """Return W&B's run; an offline one when its server does not answer or refuses."""
+        try:
+            return super().experiment
+        except CommError as error:
+            log.warning(
+                "Weights & Biases cannot be used (%s); training goes on, offline: the run is kept "
+                "in %s, `wandb sync` sends it later",
+                redact(" ".join(str(error).split())),
+                Path(self._wandb_init["dir"], "wandb"),
+            )
+            self._wandb_init["mode"] = "offline"
+            return super().experiment
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping | Namespace) -> None:

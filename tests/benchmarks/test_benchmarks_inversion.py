@@ -9,11 +9,21 @@ import torch
 from PIL import Image
 
 from benchmarks.inversion import __main__ as command
-from benchmarks.inversion import methods
-from benchmarks.inversion.cells import Cell, OldTasks, Study, make_lesson, read_cell, summary
+from benchmarks.inversion import methods, shared
+from benchmarks.inversion.cells import (
+    Begun,
+    Cell,
+    OldTasks,
+    Study,
+    make_lesson,
+    read_cell,
+    run_cell,
+    summary,
+)
 from benchmarks.inversion.cost import full_step, inversion_step
 from benchmarks.inversion.curves import format_table, group, write_curves
-from benchmarks.inversion.methods import Lesson, add_lora, make_module, teach
+from benchmarks.inversion.methods import Lesson, add_lora, beginning_of, make_module, teach
+from datamodules.world.photos import Photos
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.learned_task import model_hash
@@ -46,7 +56,7 @@ def made_cell(method: str, pairs: int, seed: int, error: float, change: float = 
     return {
         "cell": {"task": "contour", "method": method, "pairs": pairs, "seed": seed},
         "new": {"error": error, "success": 0.5},
-        "old": {"success_change": change, "error_change": 0.0, "identical": float(change == 0)},
+        "old": {"success_change": change, "error_change": -change, "identical": float(change == 0)},
         "steps": 10,
         "best_step": 5,
         "weights": 64,
@@ -91,14 +101,19 @@ def test_a_study_leaves_a_file_for_each_cell_and_curves_of_all(folder: Path):
 def test_cells_that_are_there_are_not_made_again(
     model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    made = []
+    made, lessons = [], []
 
     def run_cell(cell: Cell, *_: object) -> dict:
         made.append(cell)
         return made_cell(cell.method, cell.pairs, cell.seed, 0.5) | {"study": known}
 
+    def begun(cell: Cell, *_: object) -> Begun:
+        lessons.append(cell.lesson)
+        return Begun("mean", 1.0)
+
     known = json.loads((folder / "contour-full-2-0.json").read_text())["study"]
-    monkeypatch.setattr(command, "run_cell", run_cell)
+    monkeypatch.setattr(shared, "run_cell", run_cell)
+    monkeypatch.setattr(Begun, "of", begun)
     files = {path: path.read_bytes() for path in folder.iterdir()}
     assert command.main(study_line(model, folder, "--methods", "inversion", "full")) == 0
     assert made == []
@@ -106,8 +121,65 @@ def test_cells_that_are_there_are_not_made_again(
     more = study_line(model, folder, "--methods", "inversion", "full", "--pairs", "2", "3")
     assert command.main(more) == 0
     assert made == [Cell("contour", method, 3, 0) for method in ("inversion", "full")]
+    assert lessons == ["contour-3-0"]  # both begin where the pairs were once found to
+    assert not list(folder.glob(".*"))
     for cell in made:
         (folder / cell.file).unlink()
+
+
+def test_a_lesson_that_another_process_learns_is_left_to_it(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    line = study_line(model, folder, "--methods", "inversion", "--pairs", "1", "3")
+    before = {path.name for path in folder.iterdir()}
+    with shared.claimed(folder / ".contour-3-0.lock") as is_ours:
+        assert is_ours
+        assert command.main(line) == 0
+    assert {path.name for path in folder.iterdir()} - before == {"contour-inversion-1-0.json"}
+    assert "1 cells are being made by other processes; the last" in capsys.readouterr().err
+    assert command.main(line) == 0
+    cells = [folder / f"contour-inversion-{pairs}-0.json" for pairs in (1, 3)]
+    curve = json.loads((folder / "curves.json").read_text())["curves"]["contour"]["inversion"]
+    assert {"1", "3"} < set(curve)
+    for cell in cells:
+        cell.unlink()
+
+
+def test_a_cell_begins_where_its_lesson_was_found_to_begin(model: Path):
+    study = Study(model, steps=1, batch_size=2, test_pairs=1, old_pairs=1)
+    cell = Cell("contour", "full", 2, 0)
+    begun = Begun.of(cell, study)
+    assert begun.seconds > 0
+    base = Editor.from_pretrained(model)
+    given = make_lesson(cell, study, base.settings.image_size, new_index=len(TASKS))
+    assert given.settings.init == "best"
+    assert begun.init == beginning_of(base, given)
+    made = run_cell(cell, study, OldTasks.of(study), begun, lambda *_: None)
+    assert made["began_at"] == begun.init
+    assert Begun.of(Cell("contour", "base", 0, 0), study) == Begun("", 0.0)
+
+
+def test_photographs_of_the_test_are_never_learnt_from(model: Path, tmp_path: Path):
+    for number in range(5):
+        Image.new("RGB", (32, 32), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    study = Study(model, photos=Photos(tmp_path))
+    learn, test = study.photo_parts
+    assert learn is not None
+    assert test is not None
+    assert [path.name for path in test.paths] == ["2.png"]
+    assert sorted(learn.paths + test.paths) == Photos(tmp_path).paths
+    pairs = make_lesson(Cell("superres", "full", 30, 0), study, 16, new_index=3).pairs
+    reds = {int(pair.target[0].float().mean().round()) for pair in pairs}
+    assert reds == {0, 50, 150, 200}
+    (tmp_path / "alone").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "alone" / "one.png")
+    with pytest.raises(InputError, match=r"alone' has one picture; .*, give at least two"):
+        Study(model, photos=Photos(tmp_path / "alone"))
+    described = study.describe()["photos"]
+    assert isinstance(described, dict)
+    assert described["pictures"] == 5
+    table = format_table(group([made_cell("full", 1, 0, 0.5)]), {**FACTS, "photos": described})
+    assert "pairs show 5 photographs, a third of them for the held-out pairs alone." in table
 
 
 def test_cells_of_another_study_are_refused(
@@ -137,7 +209,12 @@ def test_the_expert_learns_from_its_stream_and_is_judged_by_pairs_beyond_it(mode
     assert names == [f"count-train-100-{i:08d}" for i in range(20)]
     assert given.pairs[0].name == "count-train-100-00000020"
     assert {sample.task for sample in given.stream} == {3}
-    assert given.settings.steps == 7
+    # never stopped early: it is the level that the others are measured by
+    assert (given.settings.steps, given.settings.patience) == (7, 7)
+    assert (
+        study.steps
+        == make_lesson(Cell("count", "full", 2, 0), study, 16, new_index=3).settings.steps
+    )
 
 
 @pytest.mark.parametrize("method", ["inversion", "full"])
@@ -232,7 +309,7 @@ def test_curves_are_means_and_ranges_over_the_seeds(tmp_path: Path):
     assert rows[0].startswith("| new task | method | 1 pair | 10 pairs | old tasks |")
     assert len({row.count("|") for row in rows}) == 1
     assert "| inverted vector | 0.80 (50 %) | 0.30 (50 %) | same bits |" in table
-    assert "| full fine-tune |  | 0.50 (50 %) | -25 points |" in table
+    assert "| full fine-tune |  | 0.50 (50 %) | -25 points, error +0.25 |" in table
     assert "| expert, 1000 pairs | 0.10 (50 %) |" in table
     assert format_table(group(cells), FACTS) == table
 

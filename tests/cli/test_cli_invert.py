@@ -132,6 +132,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["--task=local"], "has a task 'local' already; give another name"),
         (["--task=My task"], "a task's name must begin with a-z"),
+        (["--task=best"], "a task cannot be called 'best': 'invert --init best' means"),
         (["--task=../x"], "a task's name must begin with a-z"),
         (["--data=nowhere"], "nowhere: no such file or folder; give a folder of shards"),
         (["--data=."], "has no pairs of a known layout"),

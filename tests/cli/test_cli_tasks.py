@@ -18,6 +18,7 @@ from emu_edit.cli.find_model import RELEASED
 from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPredictor
+from emu_edit.errors import ExitStatus
 from emu_edit.images import read_image
 from emu_edit.models.learned_task import LearnedTask, model_hash
 from emu_edit.models.task_files import LEARNED, read_task_table
@@ -197,6 +198,39 @@ def test_a_file_and_the_installed_task_edit_to_the_same_pixels(
     assert main(edit(photo, own, "contour", "name.png")) == 0
     assert torch.equal(read_image("file.png"), read_image("name.png"))
     assert main(edit(photo, own, "contour+style:0.5", "mix.png")) == 0
+
+
+def test_a_file_can_be_part_of_a_mix(
+    photo: Path, own: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(edit(photo, own, f"style+{file}:0.25", "file.png")) == 0
+    assert "task style+contour:0.25" in capsys.readouterr().out
+    Path("a+b").mkdir()
+    shutil.copy(file, "a+b")
+    assert main(edit(photo, own, f"a+b/{file.name}", "plus.png")) == 0
+    capsys.readouterr()
+    refused(edit(photo, own, "style+gone.safetensors", "x.png"), capsys, "--task gone.safetensors:")
+    refused(
+        edit(photo, own, f"{file}:0.5+style:0.5", "x.png"),
+        capsys,
+        r"the share is that of the second task alone; write FIRST\+SECOND:0\.5",
+    )
+    assert main(["tasks", "add", str(own), str(file)]) == 0
+    assert main(edit(photo, own, "style+contour:0.25", "name.png")) == 0
+    assert torch.equal(read_image("file.png"), read_image("name.png"))
+
+
+def test_a_training_that_would_lose_learned_tasks_is_refused_before_it_begins(
+    own: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tasks", "add", str(own), str(file)]) == 0
+    (own.parent / "run").mkdir()
+    own.rename(own.parent / "run" / "model")
+    capsys.readouterr()
+    assert main(["fit", "--run=run", "--resume=auto"]) == ExitStatus.config
+    words = r"run/model has the learned tasks contour, .*\(mv run/model run/model-kept\) and give"
+    assert re.search(words, capsys.readouterr().err)
+    assert [path.name for path in Path("run").iterdir()] == ["model"]
 
 
 def test_the_old_tasks_write_the_same_files_before_and_after(

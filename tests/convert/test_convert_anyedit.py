@@ -8,7 +8,8 @@ import pytest
 
 from datamodules.convert.anyedit import PROBED, TASKS, list_pairs
 from datamodules.convert.pair import RawPair
-from datamodules.convert.run import convert
+from datamodules.convert.part import Part
+from datamodules.convert.run import Settings, convert
 from datamodules.parquet import PICTURE_ROWS, PictureColumn
 from emu_edit.errors import InputError
 from tests.convert.released import (
@@ -172,10 +173,39 @@ def test_validation_files_of_a_folder_stay_out(tmp_path):
     report = convert("anyedit", tmp_path / "in", tmp_path / "out")
     assert report.written == {"local": 1}
     ((name, reason, detail),) = quarantine(tmp_path / "out")
-    assert (name, reason) == ("validation-00000-of-00001.parquet", "evaluation leak")
+    assert (name, reason) == ("validation-00000-of-00001.parquet", "validation table")
     assert "give the file itself as SRC" in detail
     held_out = tmp_path / "in" / "data" / "validation-00000-of-00001.parquet"
     assert convert("anyedit", held_out, tmp_path / "val").written == {"local": 1}
+
+
+def test_the_hubs_own_copies_have_split_and_type_in_the_names_of_folders(tmp_path):
+    """`default/SPLIT/0000.parquet`: the same name for all files."""
+    write_parquet(tmp_path / "in" / "default" / "train" / "0000.parquet", SCHEMA, [row(0)])
+    write_parquet(tmp_path / "in" / "default" / "validation" / "0000.parquet", SCHEMA, [row(1)])
+    report = convert("anyedit", tmp_path / "in", tmp_path / "out")
+    assert (report.written, report.skipped) == ({"local": 1}, {"validation table": 1})
+    schema = [field for field in SCHEMA if field[0] != "edit_type"]
+    by_type = {name: value for name, value in row(0).items() if name != "edit_type"}
+    write_parquet(
+        tmp_path / "split" / "default" / "stylechange" / "0000.parquet", schema, [by_type]
+    )
+    assert convert("anyedit", tmp_path / "split", tmp_path / "styles").written == {"style": 1}
+
+
+def test_what_no_json_can_hold_costs_its_row_and_not_the_run(tmp_path):
+    """A lone surrogate, as JSON may spell one, in a field that travels along."""
+    save(tmp_path / "in" / "0.png", scene(0))
+    save(tmp_path / "in" / "1.png", edited(scene(0)))
+    line = {"edit": "x", "edit_type": "style_change", "image_file": "0.png", "edited_file": "1.png"}
+    bad = {"edited object": "\ud800"}, {"image_id": "\ud800"}
+    write_lines(tmp_path / "in" / "a.jsonl", *({**line, **fields} for fields in bad), line)
+    settings = Settings(part=Part("train", 1e-6))  # which hashes the group
+    report = convert("anyedit", tmp_path / "in", tmp_path / "out", settings)
+    assert (report.written, report.skipped) == ({"style": 1}, {"bad line": 2})
+    details = [detail for _, _, detail in quarantine(tmp_path / "out")]
+    assert details[0].endswith(r"edited_object is '\ud800', which no json of UTF-8 can hold")
+    assert r"group is '\ud800'" in details[1]
 
 
 def test_listing_holds_one_batch_of_pictures_however_long_the_file_is(tmp_path, monkeypatch):

@@ -74,6 +74,7 @@ def test_any_mask_comes_back():
         ("O", (5, 8), "its runs cover -1 pixels"),
         ("0S", (5, 7), "ends in the middle of a number"),
         ("0S 1", (5, 7), "' ' is no character of a COCO run-length string"),
+        ("`" * 10**6, (5, 7), "a number in the COCO run-length string has no end"),
         ("0S\u20ac", (5, 7), "is no character of a COCO run-length string"),
         ("0S1", (0, 7), "is 7x0, needs 1 to"),
         ("0S1", (10**6, 10**6), "is 1000000x1000000, needs 1 to"),

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.benchmarks.items import BenchmarkItem
+from datamodules.convert.evaluation_only import refuse_columns
 from datamodules.convert.run import convert
+from datamodules.picture import Picture
+from emu_edit.cli.benchmark_outputs import failed
+from emu_edit.cli.benchmark_run import item_line
+from emu_edit.cli.main import main
 from emu_edit.errors import InputError
 from tests.convert.sets import before, cell, save, write_parquet
 from tests.convert.shards import of_task
@@ -51,6 +57,97 @@ def test_an_export_of_it_is_known_by_its_columns(tmp_path: Path) -> None:
         convert("jsonl", folder / "metadata.jsonl", tmp_path / "out", of_task("local"))
     with pytest.raises(InputError, match=f"metadata.jsonl:1: {MESSAGE}"):
         convert("ultraedit", folder, tmp_path / "out", of_task("local"))
+
+
+@pytest.mark.parametrize("name", ["emu_edit_test_set.jsonl", "GEdit-Bench.jsonl"])
+def test_a_file_is_known_by_its_name_without_the_extension(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="which is for evaluation only"):
+        convert("jsonl", tmp_path / name, tmp_path / "out", of_task("local"))
+
+
+def test_a_link_is_known_by_its_own_name_and_by_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "GEdit-Bench" / "a").mkdir(parents=True)
+    (tmp_path / "mine").symlink_to(tmp_path / "GEdit-Bench" / "a")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "MSE-Bench").symlink_to(tmp_path / "plain")
+    for name, known in (("mine", "GEdit-Bench"), ("MSE-Bench", "MSE-Bench")):
+        with pytest.raises(InputError, match=f"is {known}, which is for evaluation only"):
+            convert("folder", tmp_path / name, tmp_path / "out", of_task("local"))
+
+
+def test_it_is_found_among_other_sets_of_one_folder(tmp_path: Path) -> None:
+    """Below a folder of downloads, with the columns of a training set."""
+    pytest.importorskip("pyarrow")
+    pairs = {"edit_prompt": "x", "source_image": cell(before(0)), "edited_image": cell(before(1))}
+    write_parquet(tmp_path / "all" / "good" / "a.parquet", [pairs])
+    write_parquet(tmp_path / "all" / "ImgEdit-Bench" / "a.parquet", [pairs])
+    with pytest.raises(InputError, match=r"ImgEdit-Bench/a\.parquet: is ImgEdit-Bench, which is"):
+        convert("ultraedit", tmp_path / "all", tmp_path / "out", of_task("local"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_may_not_be_called_after_it(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "source" / "a.png", before(0))
+    save(tmp_path / "in" / "target" / "a.png", before(1))
+    line = {"file": "a.png", "instruction": "x", "task": "add"}
+    (tmp_path / "in" / "instructions.jsonl").write_text(json.dumps(line))
+    with pytest.raises(InputError, match=MESSAGE):
+        convert("folder", tmp_path / "in", tmp_path / "emu_edit_test_set")
+    assert not (tmp_path / "emu_edit_test_set").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("benchmark.json", {"benchmark": "world", "pairs_sha256": "a"}),
+        ("results.json", {"benchmark": "magicbrush", "protocol": {}}),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "images"])
+def test_what_evaluate_writes_is_no_training_data(
+    tmp_path: Path, name: str, content: dict[str, object], place: str
+) -> None:
+    """Pairs made of a benchmark's inputs and of a model's results."""
+    root = tmp_path / "results"
+    (root / place).mkdir(parents=True)
+    (root / name).write_text(json.dumps(content))
+    message = f"results: is of the benchmark '{content['benchmark']}' \\({name}\\), which is for"
+    with pytest.raises(InputError, match=message):
+        convert("folder", root / place, tmp_path / "out", of_task("local"))
+
+
+def test_the_inputs_that_evaluate_really_writes_are_known(tmp_path: Path) -> None:
+    asked = ["--write-inputs", str(tmp_path / "made"), "--pairs", "1", "--size", "16"]
+    assert main(["evaluate", "--benchmark", "world", *asked]) == 0
+    for source in (tmp_path / "made", tmp_path / "made" / "inputs.jsonl"):
+        with pytest.raises(InputError, match="made: is of the benchmark 'world'"):
+            convert("jsonl", source, tmp_path / "out", of_task("local"))
+
+
+def test_the_lines_that_evaluate_really_writes_are_known() -> None:
+    nothing = Picture.of(b"", "nowhere")
+    item = BenchmarkItem("k", "add", "k", 1, "add a hat", nothing, "a cat", "a cat, a hat")
+    with pytest.raises(InputError, match=r"items\.jsonl:1: is the result of a benchmark"):
+        refuse_columns(item_line(item, failed("k", "a", "no picture")), "items.jsonl:1")
+
+
+def test_results_of_other_programs_are_no_mark(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "source" / "a.png", before(0))
+    save(tmp_path / "in" / "target" / "a.png", before(1))
+    line = {"file": "a.png", "instruction": "x", "task": "add"}
+    (tmp_path / "in" / "instructions.jsonl").write_text(json.dumps(line))
+    for number, text in enumerate(('{"benchmark": "speed"}', "[1]", "{torn", "")):
+        (tmp_path / "in" / "results.json").write_text(text)
+        report = convert("folder", tmp_path / "in", tmp_path / f"out{number}")
+        assert report.written == {"add": 1}
+
+
+def test_items_of_an_evaluation_are_known_by_their_columns(tmp_path: Path) -> None:
+    line = {"key": "a", "source_sha256": "b", "output_sha256": "c", "status": "ok"}
+    (tmp_path / "items.jsonl").write_text(json.dumps(line))
+    with pytest.raises(InputError, match=r"items.jsonl:1: is the result of a benchmark, which is"):
+        convert("jsonl", tmp_path / "items.jsonl", tmp_path / "out", of_task("local"))
 
 
 def test_pairs_with_some_of_its_columns_are_no_test_set(tmp_path: Path) -> None:

@@ -198,7 +198,11 @@ def test_the_task_of_a_line_wins_over_the_given_one(folder, tmp_path):
         ({**GOOD, "file": "text.png"}, "unreadable picture", "text.png: is no picture"),
         ({**GOOD, "file": "folder"}, "unreadable picture", "folder: is a folder"),
         ({**GOOD, "file": "wide.png"}, "sizes differ", "source and target are 30x16 and 24x16"),
-        ({**GOOD, "mask": "wide.png"}, "sizes differ", "the mask is 30x16 and the pictures 24x16"),
+        (
+            {**GOOD, "mask": "wide.png"},
+            "mask does not fit",
+            "the mask is 30x16 and the pictures 24x16",
+        ),
         ({**GOOD, "mask": "text.png"}, "unreadable picture", "text.png: is no picture"),
         ({**GOOD, "file": "same.png"}, "identical pair", "have the same pixels"),
     ],

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datamodules.convert.imgedit import TASKS, list_pairs, task_in
+from datamodules.convert.imgedit import TASKS, list_pairs
+from datamodules.convert.imgedit_files import task_in
 from datamodules.convert.naming import TaskNaming
 from datamodules.convert.pair import RawPair
 from datamodules.convert.run import Settings, convert
@@ -72,7 +73,7 @@ def test_rows_become_pairs(tmp_path):
     ],
 )
 def test_the_task_is_in_the_name_of_the_table(name, task):
-    assert task_in(Path(f"{name}.parquet")) == task
+    assert task_in(name) == task
     assert task in TASKS
 
 
@@ -108,6 +109,34 @@ def test_a_picture_edited_for_two_tasks_is_never_mixed_up(tmp_path):
     found = sources(tmp_path / "out")
     assert np.array_equal(found["remove it"], scene(1))
     assert np.array_equal(found["replace it"], scene(2))
+
+
+@pytest.mark.parametrize("archive", ["results_remove_laion_part0", "remove_part0", "x/remove"])
+def test_the_archive_of_another_task_is_never_taken(tmp_path, archive):
+    """Of two tables with one LAION picture, the archive of the second was not unpacked."""
+    root = tmp_path / "in"
+    table(root, "remove_part0", row("results_remove_laion_part0", prompt="remove it"))
+    table(root, "replace_part0", row("results_replace_laion_part0", prompt="replace it"))
+    unpack(root / archive, 1)
+    report = convert("imgedit", root, tmp_path / "out")
+    assert (report.written, report.skipped) == ({"remove": 1}, {"missing source": 1})
+    ((name, _, detail),) = quarantine(tmp_path / "out")
+    assert name == "replace_part0.parquet, row 0"
+    assert f"but that of another task, {root / archive}" in detail
+
+
+@pytest.mark.parametrize(
+    ("name", "archive"),
+    [
+        ("style_transfer_part0", "results_style_laion_part0"),
+        ("adjust_part0", "adjust_canny_part0"),
+        ("background_part0", "results_background_change"),
+    ],
+)
+def test_an_archive_may_go_by_another_name_of_its_task(tmp_path, name, archive):
+    table(tmp_path / "in", name, row("results"))
+    unpack(tmp_path / "in" / archive, 1)
+    assert sum(convert("imgedit", tmp_path / "in", tmp_path / "out").written.values()) == 1
 
 
 def test_what_stays_ambiguous_is_refused(tmp_path):

@@ -101,6 +101,26 @@ def test_of_each_prompt_so_many_pairs_as_asked_are_taken(tmp_path: Path) -> None
     assert [s.text["origin"] for s in samples(tmp_path / "out")] == ["0000000/0", "0000001/1000"]
 
 
+def test_the_pairs_of_a_prompt_are_counted_wherever_they_stand(tmp_path: Path) -> None:
+    root = write_seeds(tmp_path / "in")
+    entries = [["0000000", ["0"]], ["0000001", ["1000"]], ["0000000", ["1"]]]
+    (root / "seeds.json").write_text(json.dumps(entries))
+    settings = Settings(naming=TaskNaming("add"), per_group=1)
+    report = convert("instruct-pix2pix", root, tmp_path / "out", settings)
+    assert (report.written, report.skipped) == ({"add": 2}, {"enough of its group": 1})
+    detail = quarantine(tmp_path / "out")[0]["detail"]
+    assert detail == "0000000/1: 1 of '0000000' were taken before"
+
+
+def test_so_many_of_each_group_of_a_table_without_groups_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [row(0)])
+    settings = Settings(naming=TaskNaming("add"), per_group=1)
+    message = "a.parquet: no pair says which prompt, session or picture it is of, so at most 1 of"
+    with pytest.raises(InputError, match=message):
+        convert("instruct-pix2pix", tmp_path / "a.parquet", tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_score_gates_pairs_and_a_pair_without_it_is_left_out(tmp_path: Path) -> None:
     root = write_seeds(tmp_path / "in")
     lines = '{"seed": 0, "clip_sim_dir": 0.5}\n{"seed": 1, "clip_sim_dir": NaN}\n{torn'

@@ -150,6 +150,47 @@ def test_a_turn_that_does_not_begin_where_the_one_before_ended_is_left_out(tmp_p
     assert detail.endswith("begins with 100-input.png, the turn before ended with 100-output1.png")
 
 
+def test_a_turn_without_words_does_not_cost_the_turn_after_it(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "in")
+    sessions = json.loads((root / "edit_sessions.json").read_text())
+    third = {**sessions["100"][1], "input": "100-output2.png", "output": "100-output3.png"}
+    save(root / "images" / "100" / "100-output3.png", turn_pictures("100", 3)[1])
+    sessions["100"] = [sessions["100"][0], {**sessions["100"][1], "instruction": None}, third]
+    (root / "edit_sessions.json").write_text(json.dumps(sessions))
+    report = convert("magicbrush", root, tmp_path / "out", of_task("local"))
+    assert (report.written, report.skipped) == ({"local": 3}, {"bad line": 1})
+    turns = [sample.text["turn"] for sample in samples(tmp_path / "out")]
+    assert turns == [1, 3, 1]
+
+
+def test_a_mask_that_a_turn_names_has_to_be_there(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "in")
+    (root / "images" / "100" / "100-mask1.png").unlink()
+    report = convert("magicbrush", root, tmp_path / "out", of_task("local"))
+    assert (report.written, report.skipped) == ({"local": 2}, {"missing mask": 1})
+    assert "100-mask1.png: no such file" in quarantine(tmp_path / "out")[0]["detail"]
+
+
+@pytest.mark.parametrize(("mask", "reason"), [("", {}), ("gone.png", {"missing mask": 1})])
+def test_lines_name_a_mask_or_none(tmp_path: Path, mask: str, reason: dict[str, int]) -> None:
+    for name, picture in zip(("a", "b"), turn_pictures("100", 1), strict=True):
+        save(tmp_path / "in" / f"{name}.png", picture)
+    line = {"img_id": "1", "turn_index": 1, "source_img": "a.png", "target_img": "b.png"}
+    good = {**line, "turn_index": 2, "instruction": "x"}
+    lines = [good, {**line, "instruction": "y", "mask_img": mask}]
+    (tmp_path / "in" / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = convert("magicbrush", tmp_path / "in", tmp_path / "out", of_task("local"))
+    assert (sum(report.written.values()), report.skipped) == (2 - len(reason), reason)
+
+
+@pytest.mark.parametrize("cell_of_none", [None, {"bytes": None, "path": None}])
+def test_an_empty_cell_is_a_turn_without_mask(tmp_path: Path, cell_of_none: object) -> None:
+    rows = [row("100", 1), row("200", 1) | {"mask_img": cell_of_none}]
+    write_parquet(tmp_path / "a.parquet", rows)
+    convert("magicbrush", tmp_path / "a.parquet", tmp_path / "out", of_task("local"))
+    assert [sample.mask is None for sample in samples(tmp_path / "out")] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("turn", "reason", "detail"),
     [

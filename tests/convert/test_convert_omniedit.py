@@ -79,6 +79,20 @@ def test_scores_are_gates(tmp_path):
     assert (report.written, report.skipped) == ({"local": 1}, {"low score": 2})
 
 
+@pytest.mark.parametrize("score", [float("inf"), float("nan")])
+def test_a_score_that_is_no_finite_number_is_none(tmp_path, score):
+    write_parquet(tmp_path / "in" / "a.parquet", SCHEMA, [row(0), row(1, o_score=score)])
+    convert("omniedit", tmp_path / "in", tmp_path / "all")
+    scores = [
+        json.loads(sample["json"])["scores"]["o_score"] for sample in read_back(tmp_path / "all")
+    ]
+    assert scores == [8.5, None]
+    settings = Settings(gates=Gates(scores={"o_score": 7.0}))
+    assert convert("omniedit", tmp_path / "in", tmp_path / "out", settings).skipped == {
+        "low score": 1
+    }
+
+
 def test_the_seven_tasks_have_names_of_ours(tmp_path):
     rows = [row(i, task) for i, task in enumerate(TASKS)]
     write_parquet(tmp_path / "in" / "a.parquet", SCHEMA, rows)
@@ -115,11 +129,12 @@ def test_a_doubled_name_is_written_once(tmp_path):
     assert (report.written, report.skipped) == ({"local": 1}, {"duplicate": 1})
 
 
-def test_validation_files_of_a_folder_stay_out(tmp_path):
-    for name, number in (("train-00000-of-00001", 0), ("dev-00000-of-00004", 1)):
+@pytest.mark.parametrize("dev", ["dev-00000-of-00004", "dev", "dev/0000", "Validation"])
+def test_validation_files_of_a_folder_stay_out(tmp_path, dev):
+    for number, name in enumerate(("train-00000-of-00001", dev)):
         write_parquet(tmp_path / "in" / "data" / f"{name}.parquet", SCHEMA, [row(number)])
     report = convert("omniedit", tmp_path / "in", tmp_path / "out")
-    assert (report.written, report.skipped) == ({"local": 1}, {"evaluation leak": 1})
+    assert (report.written, report.skipped) == ({"local": 1}, {"validation table": 1})
 
 
 def test_unknown_tasks_and_missing_columns_are_named(tmp_path):

@@ -100,6 +100,45 @@ def test_a_hole_in_a_session_is_never_bridged(sessions, tmp_path):
     assert (report.written, report.skipped) == ({"local": 2}, {"empty instruction": 1})
 
 
+@pytest.mark.parametrize("lacks", ["target_image", "source_image"])
+def test_a_row_without_a_picture_is_counted_and_not_passed_over(folder, tmp_path, lacks):
+    lines = folder / "annotations" / "split_0001.jsonl"
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    del rows[1][lacks]
+    write_lines(lines, *rows)
+    report = convert("seed-data-edit", folder, tmp_path / "out", GENERAL)
+    reason = lacks.replace("_image", "")
+    assert (report.listed, report.written) == (3, {"local": 2})
+    assert report.skipped == {f"missing {reason}": 1}
+    assert f"split_0001.jsonl:2: there is no {lacks}" in quarantine(tmp_path / "out")[0][2]
+
+
+def test_short_sessions_that_are_filled_up_have_no_turns_to_miss(sessions, tmp_path):
+    lines = sessions / "annotations" / "split_0001.jsonl"
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    empty = {f"{name}_{turn}": None for name in ("edit_image", "instruction") for turn in (2, 3)}
+    write_lines(lines, rows[0], {**rows[1], **empty})
+    report = convert("seed-data-edit", sessions, tmp_path / "out", GENERAL)
+    assert (report.written, report.skipped) == ({"local": 4}, {})
+
+
+def test_sources_and_targets_of_equal_names_are_not_mixed_up(tmp_path):
+    root = tmp_path / "openimages"
+    rows = []
+    for number in range(3):
+        name = f"{number}.png"
+        save(root / "source_images" / name, scene(number))
+        save(root / "target_images" / name, edited(scene(number)))
+        rows.append({"source_image": name, "target_image": name, "instruction": f"wish {number}"})
+    write_lines(root / "annotations" / "split_0001.jsonl", *rows)
+    report = convert("seed-data-edit", root, tmp_path / "out", GENERAL)
+    assert (report.written, report.skipped) == ({"local": 3}, {})
+    for number in range(3):
+        _, sample = by_instruction(tmp_path / "out")[f"wish {number}"]
+        assert np.array_equal(pixels(sample["source.png"]), scene(number))
+        assert np.array_equal(pixels(sample["target.png"]), edited(scene(number)))
+
+
 @pytest.mark.parametrize(
     "place", ["", "images", "data", "images/data", "source_images", "unsplash_images"]
 )

@@ -96,6 +96,30 @@ def test_the_word_none_of_old_json_lines_is_no_mask(tmp_path: Path) -> None:
     assert "must be a relative name without '..'" in quarantine(tmp_path / "out")[0]["detail"]
 
 
+def test_a_mask_that_a_line_names_has_to_be_there(tmp_path: Path) -> None:
+    """Without it the pair would teach that everything may change."""
+    save(tmp_path / "in" / "a.png", before(0))
+    save(tmp_path / "in" / "b.png", after(0))
+    line = {"source_image": "a.png", "edited_image": "b.png", "edit_prompt": "make it red"}
+    lines = [
+        {**line, "mask_image": ""},
+        {**line, "edit_prompt": "make it blue", "mask_image": "gone.png"},
+    ]
+    (tmp_path / "in" / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = convert("ultraedit", tmp_path / "in", tmp_path / "out", of_task("local"))
+    assert (report.written, report.skipped) == ({"local": 1}, {"missing mask": 1})
+
+
+def test_numbers_beyond_all_floats_are_no_scores(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", before(0))
+    save(tmp_path / "in" / "b.png", after(0))
+    line = {"source_image": "a.png", "edited_image": "b.png", "edit_prompt": "x", "ssim": 10**400}
+    (tmp_path / "in" / "data.jsonl").write_text(json.dumps(line))
+    convert("ultraedit", tmp_path / "in", tmp_path / "out", of_task("local"))
+    (sample,) = samples(tmp_path / "out")
+    assert sample.text["scores"] == {"ssim": None}
+
+
 def test_a_score_gates_rows(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [row(seed) for seed in range(4)])
     settings = Settings(naming=TaskNaming("local"), gates=Gates(scores={"clip_sim_dir": 0.215}))

@@ -1,14 +1,12 @@
 """The leak guard: which copies it knows again, which others it leaves alone, what it is given."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image
 
+from benchmarks.leaks_recall import colours, crop, half, jpeg, mirror, world
 from datamodules.fingerprint import BITS, fingerprint, hamming
 from datamodules.leaks import MAX_BITS, LeakGuard
-from datamodules.world.pair import make_pair
 from datamodules.writer import PairRecord
 from emu_edit.errors import BadImageError, InputError
 from tests.data.shards import make_folder
@@ -16,34 +14,7 @@ from tests.data.shards import make_folder
 SIZE = 64
 
 
-def world(seed: int, count: int) -> list[tuple[str, np.ndarray]]:
-    pairs = [make_pair(seed, index, size=SIZE) for index in range(count)]
-    return [(pair.key, pair.source) for pair in pairs]
-
-
-def jpeg(image: Image.Image) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=50)
-    return Image.open(buffer).convert("RGB")
-
-
-def half(image: Image.Image) -> Image.Image:
-    return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
-
-
-def cropped(image: Image.Image) -> Image.Image:
-    return image.crop((1, 1, image.width - 1, image.height - 1))
-
-
-def recoloured(image: Image.Image) -> Image.Image:
-    return ImageEnhance.Color(ImageEnhance.Brightness(image).enhance(1.08)).enhance(0.9)
-
-
-def mirrored(image: Image.Image) -> Image.Image:
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
-PICTURES = world(1, 96)
+PICTURES = world(1, 96, SIZE)
 
 
 def record(source: np.ndarray, target: np.ndarray) -> PairRecord:
@@ -51,7 +22,7 @@ def record(source: np.ndarray, target: np.ndarray) -> PairRecord:
 
 
 @pytest.mark.parametrize(
-    ("change", "least"), [(jpeg, 95), (half, 96), (cropped, 91), (recoloured, 94), (mirrored, 96)]
+    ("change", "least"), [(jpeg, 95), (half, 96), (crop, 91), (colours, 94), (mirror, 96)]
 )
 def test_a_changed_copy_is_recognised(change, least):
     found = 0
@@ -75,7 +46,7 @@ def test_a_mirrored_copy_is_called_so():
 
 def test_other_pictures_of_the_world_are_left_alone_but_for_the_alike():
     """96 x 96 pairs of pictures that are all different; the world's backgrounds are few."""
-    guard = LeakGuard(world(2, 96))
+    guard = LeakGuard(world(2, 96, SIZE))
     assert sum(guard.find(pixels) is not None for _, pixels in PICTURES) <= 2
 
 
@@ -100,7 +71,7 @@ def test_an_edited_copy_of_a_known_picture_is_found_by_its_source():
 
 def test_of_several_matches_the_nearest_is_named():
     name, pixels = PICTURES[3]
-    copy = np.asarray(cropped(Image.fromarray(pixels)))
+    copy = np.asarray(crop(Image.fromarray(pixels)))
     of_copy = LeakGuard([("a copy", copy)]).find(pixels)
     assert of_copy is not None
     assert of_copy.bits > 0

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from datamodules.atomic import atomic_file
 from datamodules.index import index_path
 from datamodules.manifest import read_manifest, verify_hash, write_manifest
 from datamodules.writer import PairRecord, write_task_shards
+from emu_edit.atomic import atomic_file
 from emu_edit.errors import InputError, ShardError
 from tests.data.shards import make_folder, records
 

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from benchmarks.kill_test_compare import diary, differences, steps_of
 from benchmarks.kill_test_run import write_data
 from emu_edit.cli.run_status import RunStatus
 from emu_edit.training.checkpoint_io import read_checkpoint
+from tests.distributed.launch import ROOT, TORCHRUN, environment
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "distributed" / "signalled_ranks.py"
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 LAUNCHERS = {"lightning": (), "torchrun": TORCHRUN}
 STEP = 6  # not one at which a checkpoint is due
 DEADLINE = 400  # seconds; a hang fails the test
@@ -47,17 +45,10 @@ def launch(
         write_data(folder / "data")
     what = [str(folder), str(ranks), event, where, str(step)]
     command = [sys.executable, *LAUNCHERS[launcher], str(SCRIPT), *what]
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        # what another training in this process has left for children of its own
-        if not name.startswith("EMU_EDIT_")
-        and name not in {"LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "NODE_RANK"}
-    }
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=DEADLINE,

@@ -1,41 +1,21 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from tests.distributed.launch import torchrun
 from tests.distributed.two_ranks import BATCH, STEPS, train
 from tests.training.stage import TRAINER_WARNINGS
 
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS)]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict, dict]:
     """Run the script on two gloo processes; return each rank's result and the table of losses."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(ROOT / "tests" / "distributed" / "two_ranks.py"), str(folder)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun("two_ranks.py", folder)
     first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     return first, second, json.loads((folder / "task_loss.json").read_text())
 

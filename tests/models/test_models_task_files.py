@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emu_edit.errors import InputError
-from emu_edit.models.learned_task import model_hash
+from emu_edit.models.learned_task import LearnedTask, model_hash
 from emu_edit.models.networks import EditNetworks
 from emu_edit.models.task_files import (
     LEARNED,
@@ -16,6 +16,7 @@ from emu_edit.models.task_files import (
     check_free,
     install_task,
     read_base_tasks,
+    read_learned_task,
     read_learned_tasks,
     read_task_table,
     remove_task,
@@ -227,11 +228,54 @@ def test_base_and_unknown_tasks_cannot_be_removed_or_renamed(folder: Path, base:
         rename_task(folder, "contour", "local")
 
 
-def test_a_file_that_bears_another_name_than_its_task_is_refused(folder: Path, base: str) -> None:
+def test_renaming_is_done_when_the_file_is_renamed_and_a_crash_then_loses_nothing(
+    folder: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_task(folder, learned(base=base), base=base)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LearnedTask, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rename_task(folder, "contour", "outline")
+    assert [file.name for file in (folder / LEARNED).iterdir()] == ["outline.safetensors"]
+    (task,) = read_learned_tasks(folder)
+    assert (task.name, read_task_table(folder).names[-1]) == ("outline", "outline")
+    assert torch.equal(task.vector, learned().vector)
+    assert load_networks(folder)[0].tasks.names[-1] == "outline"
+    assert rename_task(folder, "outline", "line").name == "line"
+    assert LearnedTask.load(folder / LEARNED / "line.safetensors").name == "line"
+
+
+def test_a_task_is_called_what_its_file_is_and_odd_names_are_refused(
+    folder: Path, base: str
+) -> None:
     install_task(folder, learned(base=base), base=base)
     (folder / LEARNED / "contour.safetensors").rename(folder / LEARNED / "outline.safetensors")
-    with pytest.raises(InputError, match=r"holds the task 'contour'; call the file contour\.safe"):
+    assert read_task_table(folder).names == (*TASKS.names, "outline")
+    assert read_learned_task(folder, "outline").name == "outline"
+    (folder / LEARNED / "outline.safetensors").rename(folder / LEARNED / "Out line.safetensors")
+    with pytest.raises(
+        InputError, match=r"Out line\.safetensors: a task's name must begin with a-z"
+    ):
         read_task_table(folder)
+
+
+@pytest.mark.parametrize("name", ["best", "mean", "nearest", "none"])
+def test_no_new_task_is_called_like_a_word_of_init(folder: Path, base: str, name: str) -> None:
+    words = f"a task cannot be called '{name}': 'invert --init {name}' means something else; give"
+    with pytest.raises(InputError, match=words):
+        check_free(folder, name)
+    with pytest.raises(InputError, match=words):
+        install_task(folder, learned(name, base=base), base=base)
+    # one of before can be read, and so be given another name
+    (folder / LEARNED).mkdir()
+    learned(name, base=base).save(folder / LEARNED / f"{name}.safetensors")
+    with pytest.raises(InputError, match=words):
+        rename_task(folder, name, name)
+    assert rename_task(folder, name, "other").name == "other"
 
 
 def test_a_file_with_a_base_tasks_name_is_refused(folder: Path) -> None:
@@ -245,7 +289,10 @@ def test_a_model_with_learned_tasks_is_not_replaced_by_one_without_them(
     folder: Path, base: str, networks: EditNetworks
 ) -> None:
     install_task(folder, learned(base=base), base=base)
-    words = "has the learned tasks contour, which would be lost with its weights; move"
+    words = (
+        rf"^{folder} has the learned tasks contour, which would be lost with its weights; move it "
+        rf"away as a whole \(mv {folder} {folder}-kept\) and give the same command again, or give"
+    )
     with pytest.raises(InputError, match=words):
         save_networks(networks, folder, scheduler_config=SCHEDULER, settings=SETTINGS)
     assert "contour" in read_task_table(folder).names

@@ -34,6 +34,17 @@ def test_the_vector_of_a_new_task_is_found() -> None:
     assert last.held_out < 1e-3 < first.held_out
 
 
+def test_every_beginning_that_is_found_can_be_named() -> None:
+    editor = make_base()
+    with frozen(editor.networks):
+        task = make_task(editor)
+        zero = beginning(task, "none", [])
+    assert zero.name == "none"
+    assert torch.equal(zero.vector, torch.zeros(editor.networks.task_embedding.dim))
+    inverted = invert(editor, make_pairs(2), replace(QUICK, init="none"))
+    assert inverted.began_at == "none"
+
+
 def test_the_base_edits_bit_by_bit_as_before() -> None:
     editor = make_base()
     before, base = edits(editor, TASKS), model_hash(editor.networks)

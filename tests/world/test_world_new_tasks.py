@@ -199,6 +199,21 @@ def test_a_thing_is_added_in_a_box_of_the_stated_colour():
         assert (pair.target[pair.mask & ~edge] != pair.source[pair.mask & ~edge]).any()
 
 
+def test_photographs_are_split_into_two_parts_that_share_none(tmp_path: Path):
+    for number in range(7):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        parts = Photos(tmp_path).split() if number else None
+        if parts is not None:
+            assert len(parts[0]) + len(parts[1]) == number + 1
+            assert not {*parts[0].paths} & {*parts[1].paths}
+            assert len(parts[0]) >= len(parts[1]) >= 1
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    Image.new("RGB", (20, 20)).save(alone / "one.png")
+    with pytest.raises(InputError, match=r"alone' has one picture; .*, give at least two"):
+        Photos(alone).split()
+
+
 def test_on_photographs_the_photograph_alone_is_enlarged_and_completed(tmp_path: Path):
     with Image.open(Path(skimage.__file__).parent / "data" / "coffee.png") as photo:
         photo.reduce(3).save(tmp_path / "coffee.png")
