@@ -27,6 +27,7 @@ from callbacks.durable import Checkpoints
 from callbacks.preemption import Stop
 from datamodules.edit import EditDataModule
 from emu_edit.atomic import atomic_file
+from emu_edit.cli.lost_rank import LostRankError
 from emu_edit.cli.main import status_of
 from emu_edit.errors import ExitStatus, InputError
 from emu_edit.training.loggers import redact
@@ -158,7 +159,8 @@ class StatusWriter(Callback):
                 noted = None
             if is_child(self._trainer):
                 _leave_to_parent()
-            if noted is None or isinstance(error, InputError) or noted.exit == DEFECT:
+            is_own = isinstance(error, InputError) and not isinstance(error, LostRankError)
+            if noted is None or is_own or noted.exit == DEFECT:
                 raise
             raise OtherRankError(noted) from error
 

@@ -25,6 +25,7 @@ from callbacks.preemption import Stop, stopped
 from emu_edit.cli.config_errors import one_line
 from emu_edit.cli.find_model import MODEL
 from emu_edit.cli.invert_batch import write_inversion
+from emu_edit.cli.lost_rank import lost_rank
 from emu_edit.cli.out_of_memory import out_of_memory
 from emu_edit.cli.report import FinishedRun, write_report
 from emu_edit.cli.resume import begin, run_folder_of
@@ -182,11 +183,13 @@ class TrainerCLI(LightningCLI):
 
         Raises:
             OutOfMemoryError: if the device has no memory left.
+            LostRankError: if another process of the training has died.
         """
         try:
             super()._run_subcommand(subcommand)
         except (RuntimeError, MemoryError) as error:
-            worded = out_of_memory(error, self.trainer, self.config[subcommand].data.init_args)
+            data = self.config[subcommand].data.init_args
+            worded = out_of_memory(error, self.trainer, data) or lost_rank(error, self.trainer)
             if worded is None:
                 raise
             raise worded from error

@@ -1,11 +1,15 @@
 """Rows of the fault list as the command line words them: no memory, a checkpoint from the web."""
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
 
+from emu_edit.cli.lost_rank import LostRankError, lost_rank
 from emu_edit.cli.main import main, status_of
 from emu_edit.cli.out_of_memory import OutOfMemoryError
 from emu_edit.cli.recipes import find_config
@@ -114,6 +118,55 @@ def test_the_other_ranks_end_with_the_status_of_the_one_without_memory(tmp_path:
     with lost as caught, first.noting_errors():
         raise RuntimeError("connection closed by peer")
     assert status_of(caught.value, verb="fit") is ExitStatus.out_of_memory
+
+
+GLOO = "[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:45464: Connection reset by peer."
+
+
+class Ended(StandIn):
+    """A trainer of two ranks whose second one has ended so."""
+
+    world_size: Any = 2
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__()
+        child = SimpleNamespace(poll=lambda: status)
+        self.strategy = SimpleNamespace(launcher=SimpleNamespace(procs=[child]))
+
+
+@pytest.mark.parametrize(
+    ("status", "how"),
+    [
+        (-9, r"rank 1 was ended by SIGKILL \(the system does this .* when memory is short\)"),
+        (-11, "rank 1 was ended by SIGSEGV"),
+        (3, "rank 1 ended with status 3"),
+        (None, "another rank has ended or cannot be reached; its own output, .* may tell why"),
+    ],
+)
+def test_a_rank_that_died_is_named_with_how_to_go_on(status, how, monkeypatch):
+    monkeypatch.setattr("emu_edit.cli.lost_rank._PATIENCE", 0)
+    lost = lost_rank(RuntimeError(GLOO), Ended(status))
+    assert lost is not None
+    words = rf"^rank 0 lost its partners at optimizer step \d+ \(Connection reset by peer\): {how}"
+    assert re.search(rf"{words}; start again with --resume auto", str(lost))
+    assert status_of(lost, verb="fit") is ExitStatus.storage
+
+
+def test_other_errors_and_a_training_alone_lose_no_rank():
+    assert lost_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Ended(-9)) is None
+    alone = Ended(-9)
+    alone.world_size = 1
+    assert lost_rank(RuntimeError(GLOO), alone) is None
+
+
+def test_the_rank_that_failed_first_has_the_word_before_the_one_that_lost_it(tmp_path: Path):
+    first, other = StatusWriter(tmp_path), StatusWriter(tmp_path)
+    first.follow(StandIn())
+    other.follow(StandIn(rank=1))
+    with pytest.raises(InputError), other.noting_errors():
+        raise InputError("shard 7 is broken")
+    with pytest.raises(OtherRankError, match="rank 1 stopped: shard 7"), first.noting_errors():
+        raise LostRankError("rank 0 lost its partners")
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "test"])

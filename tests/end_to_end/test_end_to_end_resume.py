@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -162,3 +163,21 @@ def test_two_ranks_go_on_from_the_same_checkpoint(launcher):
     assert known is not None
     assert known.world == 2
     assert len(list(folder.rglob("*.corrupt"))) == 1
+
+
+def test_a_rank_that_is_killed_is_named_and_the_checkpoint_before_stays():
+    folder = copy_of("killed", "lost")
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    event = "--trainer.callbacks"
+    kill = [f"{event}+=tests.distributed.signalled_ranks.Event", f"{event}.event=SIGKILL"]
+    kill += [f"{event}.where=rank1", f"{event}.step=6"]
+    lost = program("fit", "--run=lost", "--resume=auto", *two, *kill)
+    assert lost.returncode == 74, lost.stderr[-3000:]
+    assert re.search(
+        r"emu-edit: error: rank 0 lost its partners at optimizer step 5 \(Connection .* by peer\): "
+        r"rank 1 was ended by SIGKILL \(.*\); start again with --resume auto",
+        lost.stderr.splitlines()[-1],
+    )
+    assert "Traceback" not in lost.stderr
+    assert not checkpoint(folder, 6).exists()
+    assert read_checkpoint(checkpoint(folder, 4))["global_step"] == 4
