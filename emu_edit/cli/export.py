@@ -1,4 +1,4 @@
-"""`emu-edit export CHECKPOINT -o DIR`: from a training checkpoint to a model directory.
+"""`emu-edit export CHECKPOINT -o DIR`: from training checkpoints to a model directory.
 
 A run's task predictor comes along: it belongs to the instructions, not to a step of the training.
 """
@@ -18,7 +18,14 @@ def parser() -> ArgumentParser:
         description="Turn a training checkpoint into a model directory (safetensors, diffusers "
         "layout) for `edit` and `evaluate`.",
     )
-    made.add_argument("checkpoint", type=Path, help="a .ckpt file, or the folder of a run")
+    made.add_argument(
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="a .ckpt file, or the folder of a run; of several, stages of one training say, the "
+        "mean of the weights is written",
+    )
     made.add_argument("-o", "--output", type=Path, required=True, help="directory to write")
     made.add_argument(
         "--weights",
@@ -41,14 +48,14 @@ def run(arguments: list[str]) -> int:
         InputError: if the checkpoint cannot be used, or the directory is something else's.
     """
     options = parser().parse(arguments)
-    checkpoint = find_checkpoint(options.checkpoint)
+    checkpoint, *others = map(find_checkpoint, options.checkpoints)
     from emu_edit.training.export import export_checkpoint
 
-    export_checkpoint(checkpoint, options.output, ema=options.weights == "ema")
+    export_checkpoint(checkpoint, options.output, ema=options.weights == "ema", others=others)
     if options.half:
         halve_unet(options.output)
     told = copy_predictor(checkpoint, options.output)
-    weights = f"{options.weights} weights of {checkpoint}"
+    weights = f"{options.weights} weights of {', '.join(map(str, (checkpoint, *others)))}"
     sys.stdout.write(f"wrote {options.output} ({weights}; {told})\n")
     return 0
 

@@ -4,7 +4,7 @@ Checkpoints hold tensors and primitives only; the module is built from the store
 classes must be subclasses of the slots they fill. Model directories are safetensors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emu_edit.errors import InputError
 from emu_edit.tasks import TaskTable
-from emu_edit.training.averaging import EMA_STATE_KEY, check_matches, with_weights
+from emu_edit.training.averaging import EMA_STATE_KEY, check_matches, copy_of, with_weights
 from emu_edit.training.checkpoint_io import read_checkpoint
 from emu_edit.training.module import EditModule, check_tasks
 
@@ -79,19 +79,51 @@ def export_model(module: EditModule, path: Path | str, *, ema: Mapping[str, Tens
         editor.save_pretrained(path)
 
 
-def export_checkpoint(checkpoint: Path | str, path: Path | str, *, ema: bool = True) -> None:
-    """Write a model directory from a checkpoint.
+def export_checkpoint(
+    checkpoint: Path | str,
+    path: Path | str,
+    *,
+    ema: bool = True,
+    others: Sequence[Path | str] = (),
+) -> None:
+    """Write a model directory from a checkpoint, or from the mean of the weights of several.
+
+    The mean of weights that descend from each other, or from one start, often does what each of
+    them does best.
 
     Args:
-        checkpoint: a .ckpt file.
+        checkpoint: a .ckpt file; what is not learnt, and the settings, are its own.
         path: the directory to write.
         ema: use the averaged weights.
+        others: more checkpoints of the same model and objective.
 
     Raises:
-        InputError: if the checkpoint cannot be used, or has no averaged weights although they are
-            asked for.
+        InputError: if a checkpoint cannot be used, has no averaged weights although they are asked
+            for, or is of another model or objective than the first.
+
+    Source of the mean: "uniform soup", Wortsman et al. 2022, arXiv:2203.05482.
     """
+    module, weights = _load(checkpoint, ema=ema)
+    for count, other in enumerate(others, start=2):
+        partner, given = _load(other, ema=ema, tasks=module.networks.tasks)
+        if partner.objective != module.objective:
+            raise InputError(
+                f"{other} was trained to make another error small than {checkpoint} "
+                f"({partner.objective} and {module.objective}); their mean is no model, "
+                "give checkpoints of one recipe"
+            )
+        check_matches(given, module, what=f"the weights of {other}")
+        for name, weight in weights.items():
+            weight.lerp_(given[name], 1 / count)
+    export_model(module, path, ema=weights)
+
+
+def _load(
+    checkpoint: Path | str, *, ema: bool, tasks: TaskTable | None = None
+) -> tuple[EditModule, dict[str, Tensor]]:
+    """Return a module and the weights to export, as float32 copies."""
     average = load_ema(checkpoint) if ema else None
     if ema and average is None:
         raise InputError(f"{checkpoint} has no averaged weights; export the raw ones (ema: false)")
-    export_model(load_module(checkpoint), path, ema=average)
+    module = load_module(checkpoint, tasks=tasks)
+    return module, copy_of(module) if average is None else average

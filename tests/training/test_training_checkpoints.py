@@ -14,7 +14,7 @@ from callbacks.ema import Ema
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN
-from emu_edit.training.averaging import EMA_STATE_KEY, with_weights
+from emu_edit.training.averaging import EMA_STATE_KEY, trainable, with_weights
 from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from emu_edit.training.export import export_checkpoint, export_model, load_ema, load_module
 from emu_edit.training.module import EditModule
@@ -113,6 +113,41 @@ def test_an_exported_model_gives_the_pixels_of_the_averaged_module(trained, tmp_
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     export_model(module, tmp_path / "raw", ema=None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_several_checkpoints_export_as_the_mean_of_their_weights(ema, trained, tmp_path):
+    _, path = trained
+    checkpoint = torch.load(path, weights_only=True)
+    first = trainable(load_module(path))
+    for shift, name in ((1.0, "second"), (5.0, "third")):
+        average = checkpoint["callbacks"][EMA_STATE_KEY]["average"]
+        for part in (average, checkpoint["state_dict"]):
+            for key in first:
+                part[key] = part[key] + shift
+        torch.save(checkpoint, tmp_path / name)
+    # shifts of 0, 1 and 1 + 5 have a mean of 7/3
+    others = [tmp_path / "second", tmp_path / "third"]
+    export_checkpoint(path, tmp_path / "model", ema=ema, others=others)
+    export_checkpoint(path, tmp_path / "one", ema=ema)
+    mean, one = (
+        Editor.from_pretrained(tmp_path / name).networks.denoiser.state_dict()
+        for name in ("model", "one")
+    )
+    for key, weight in one.items():
+        torch.testing.assert_close(mean[key], weight + 7 / 3)
+
+
+def test_checkpoints_of_other_objectives_have_no_mean(trained, tmp_path):
+    _, path = trained
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"]["balance"] = 0.5
+    torch.save(checkpoint, tmp_path / "other")
+    with pytest.raises(
+        InputError, match=r"other was trained to make another error small than .*ckpt"
+    ):
+        export_checkpoint(path, tmp_path / "model", others=[tmp_path / "other"])
+    assert not (tmp_path / "model").exists()
 
 
 def test_exporting_the_average_of_a_run_without_one_is_refused(tmp_path):
