@@ -3,8 +3,8 @@
 A spike is most often a sample that is not what its instruction says, or a learning rate that is too
 high; `callbacks.finite` only sees those that end in a number that is none. The rule is ours: a step
 counts as a spike when its mean error is `factor` times the median of the last `window` steps. Every
-rank looks at its own samples, so ranks need not talk; reading the mean waits for the device once
-for each step, at a place where training with `callbacks.finite` has waited already.
+rank looks at its own samples, so ranks need not talk. The mean is read before the optimizer step,
+where `callbacks.finite`, listed before, has waited for the device already.
 """
 
 # the arguments of hooks are Lightning's, used or not
@@ -14,16 +14,16 @@ import logging
 import math
 from collections import deque
 from statistics import median
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
-from callbacks.durable import is_accumulating
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError
+from emu_edit.training.module import EditModule
 
 NUM_NAMED = 4  # samples, the worst first
 
@@ -56,19 +56,24 @@ class LossSpikes(Callback):
         """Begin with an empty step."""
         self._keys, self._errors = [], []
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: EditBatch,
-        batch_idx: int,
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, batch_idx: int
     ) -> None:
-        """Collect the micro-batches of a step; after the last one, compare and warn."""
+        """Remember which samples the next step is made of."""
         self._keys += batch.key
-        self._errors.append(outputs["error"])
-        if is_accumulating(trainer):
-            return
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Keep the errors of the micro-batch; nothing is read from the device."""
+        if not isinstance(pl_module, EditModule):
+            raise TypeError("the LossSpikes callback watches an EditModule in training")
+        self._errors.append(pl_module.latest["error"])
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Compare the step's mean error with those before, and warn."""
         keys, errors = self._keys, torch.cat(self._errors)
         self._keys, self._errors = [], []
         error = errors.mean().item()
@@ -81,7 +86,7 @@ class LossSpikes(Callback):
                     "the error of optimizer step %d is %.3g, %.1f times that of the steps before "
                     "(%.3g); its samples on rank %d with the largest are %s: look at them, or "
                     "lower model.optimizer.lr",
-                    *(trainer.global_step - 1, error, error / usual, usual),
+                    *(trainer.global_step, error, error / usual, usual),
                     *(trainer.global_rank, named),
                 )
         if math.isfinite(error):

@@ -161,6 +161,7 @@ def test_a_lock_file_nobody_signed_is_nobodys(tmp_path, content):
     (tmp_path / LOCK).write_text(content)
     with RunLock(tmp_path, beat=1e9) as lock:
         lock.acquire()
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_a_run_folder_nobody_may_write_is_a_matter_of_storage(tmp_path):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from datamodules.cached_write import CacheReport, EncodingSettings, write_cache
@@ -20,6 +19,7 @@ from emu_edit.models.tiny import TinyText
 from emu_edit.models.unet import UNetDenoiser
 from emu_edit.training.draws import Phase
 from emu_edit.training.module import EditModule, StepOutput
+from tests.models.tiny_vae import tiny_vae
 
 SIZE = 16
 DROPOUT = DropoutRates(text=0.25, image=0.2, both=0.2, task=0.3)  # each happens in a few batches
@@ -31,17 +31,7 @@ def kl_codec(folder: Path, *, scale_condition: bool = False, seed: int = 0) -> K
     if not path.exists():
         with torch.random.fork_rng():
             torch.default_generator.manual_seed(seed)
-            vae = AutoencoderKL.from_config({
-                "down_block_types": ["DownEncoderBlock2D"] * 2,
-                "up_block_types": ["UpDecoderBlock2D"] * 2,
-                "block_out_channels": [8, 8],
-                "norm_num_groups": 4,
-                "latent_channels": 4,
-                "scaling_factor": 0.5,
-                "shift_factor": 0.25,
-            })
-            assert isinstance(vae, AutoencoderKL)
-            vae.save_pretrained(path)
+            tiny_vae().save_pretrained(path)
     return KLCodec(str(path), scale_condition=scale_condition)
 
 

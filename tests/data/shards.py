@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datamodules.manifest import Manifest
+from datamodules.check import CheckReport, check_folder
+from datamodules.index import index_shard, save_index
+from datamodules.manifest import Manifest, ShardEntry, sha256_of
 from datamodules.writer import PairRecord, write_manifest, write_task_shards
 
 SIZE = 16
@@ -88,3 +90,16 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def folder_of(folder: Path, *shards: list[tuple[str, bytes]]) -> CheckReport:
+    """Check a folder of tars that the writer would not write."""
+    entries = []
+    for number, members in enumerate(shards):
+        path = write_tar(folder / f"local-{number:06d}.tar", members)
+        index = index_shard(path, task="local")
+        save_index(path, index)
+        size = path.stat().st_size
+        entries.append(ShardEntry("local", path.name, size, sha256_of(path), len(index)))
+    write_manifest(folder, entries, made_by={})
+    return check_folder(folder)

@@ -7,25 +7,11 @@ import pytest
 
 from datamodules.check import CheckReport, check_folder, check_folders, summarize
 from datamodules.check_doubles import Doubles, hash_of
-from datamodules.index import index_path, index_shard, load_index, save_index
+from datamodules.index import index_path, load_index, save_index
 from datamodules.leaks import LeakGuard
-from datamodules.manifest import ShardEntry, sha256_of, write_manifest
 from emu_edit.errors import ShardError
 from emu_edit.tasks import TaskTable
-from tests.data.shards import make_folder, png, records, sample, text, write_tar
-
-
-def folder_of(folder: Path, *shards: list[tuple[str, bytes]]) -> CheckReport:
-    """Check a folder of tars that the writer would not write."""
-    entries = []
-    for number, members in enumerate(shards):
-        path = write_tar(folder / f"local-{number:06d}.tar", members)
-        index = index_shard(path, task="local")
-        save_index(path, index)
-        size = path.stat().st_size
-        entries.append(ShardEntry("local", path.name, size, sha256_of(path), len(index)))
-    write_manifest(folder, entries, made_by={})
-    return check_folder(folder)
+from tests.data.shards import folder_of, make_folder, png, records, sample, text
 
 
 def findings(report: CheckReport) -> list[tuple[bool, str, str]]:

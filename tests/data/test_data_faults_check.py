@@ -5,24 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datamodules.check import CheckReport, check_folder
-from datamodules.index import index_shard, load_index, save_index
-from datamodules.manifest import ShardEntry, sha256_of, write_manifest
-from tests.data.shards import sample, write_tar
+from datamodules.index import load_index
+from datamodules.manifest import ShardEntry, sha256_of
+from tests.data.shards import folder_of, sample
 from tests.images.pictures import GREEN, RED, encoded
-
-
-def report_of(folder: Path, *shards: list[tuple[str, bytes]]) -> CheckReport:
-    """Write tars as they come and check them."""
-    entries = []
-    for number, members in enumerate(shards):
-        path = write_tar(folder / f"local-{number:06d}.tar", members)
-        index = index_shard(path, task="local")
-        save_index(path, index)
-        size = path.stat().st_size
-        entries.append(ShardEntry("local", path.name, size, sha256_of(path), len(index)))
-    write_manifest(folder, entries, made_by={})
-    return check_folder(folder)
 
 
 def palette(*, transparency: int) -> bytes:
@@ -49,7 +35,7 @@ OPAQUE = {
 @pytest.mark.parametrize("name", SEE_THROUGH)
 def test_transparent_pixels_are_a_warning_of_their_sample(tmp_path: Path, name: str, role: str):
     odd = sample("odd", **{role: SEE_THROUGH[name]})
-    report = report_of(tmp_path, [*sample("a"), *odd])
+    report = folder_of(tmp_path, [*sample("a"), *odd])
     assert report.is_good
     assert [(p.is_error, p.key, p.message) for p in report.problems] == [
         (False, "odd", f"the {role} has transparent pixels; they are shown white")
@@ -60,12 +46,12 @@ def test_transparent_pixels_are_a_warning_of_their_sample(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("name", OPAQUE)
 def test_a_format_that_could_be_transparent_and_is_not_is_no_finding(tmp_path: Path, name: str):
-    assert report_of(tmp_path, [*sample("a", source=OPAQUE[name])]).problems == []
+    assert folder_of(tmp_path, [*sample("a", source=OPAQUE[name])]).problems == []
 
 
 def test_a_key_that_ends_one_shard_and_begins_the_next_is_two_samples_and_an_error(tmp_path: Path):
     shards = ([*sample("a"), *sample("twin")], [*sample("twin"), *sample("c")])
-    report = report_of(tmp_path, *shards)
+    report = folder_of(tmp_path, *shards)
     for number, keys in enumerate(([b"a", b"twin"], [b"twin", b"c"])):
         path = tmp_path / f"local-{number:06d}.tar"
         entry = ShardEntry("local", path.name, path.stat().st_size, sha256_of(path), 2)

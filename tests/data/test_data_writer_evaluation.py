@@ -73,7 +73,8 @@ def test_a_folder_called_after_an_evaluation_set_is_refused(tmp_path: Path, name
 
 
 def test_one_may_work_in_a_folder_of_that_name(tmp_path: Path) -> None:
-    make_folder(tmp_path / "MSE-Bench" / "mine" / "shards", {"local": 1})
+    manifest = make_folder(tmp_path / "MSE-Bench" / "mine" / "shards", {"local": 1})
+    assert [entry.samples for entry in manifest.entries] == [1]
 
 
 def test_a_pair_that_was_refused_leaves_no_trace_and_the_others_are_written(tmp_path: Path) -> None:

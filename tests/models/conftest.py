@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emu_edit.models.interfaces import Conditioning, TextFeatures
 from emu_edit.models.sources import quiet_transformers
 from emu_edit.models.unet import UNetDenoiser
+from tests.models.tiny_vae import tiny_vae
 
 TEXT_DIM = 32
 TASK_DIM = 6
@@ -63,17 +63,7 @@ def tiny_clip() -> CLIPTextModel:
 def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sd") / "model"
     tiny_unet().save_pretrained(folder / "unet")
-    vae = AutoencoderKL.from_config({
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "up_block_types": ["UpDecoderBlock2D"] * 2,
-        "block_out_channels": [8, 8],
-        "norm_num_groups": 4,
-        "latent_channels": 4,
-        "scaling_factor": 0.5,
-        "shift_factor": 0.25,
-    })
-    assert isinstance(vae, AutoencoderKL)
-    vae.save_pretrained(folder / "vae")
+    tiny_vae().save_pretrained(folder / "vae")
     with quiet_transformers():
         tiny_clip().save_pretrained(folder / "text_encoder")
     write_clip_tokenizer(folder / "tokenizer")
