@@ -9,6 +9,7 @@ import signal
 import time
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from emu_edit.errors import ExitStatus, InputError
 
@@ -48,7 +49,8 @@ def lost_rank(error: Exception, trainer: Trainer) -> LostRankError | None:
 
 def _how_children_ended(trainer: Trainer) -> str | None:
     """Return how a rank ended that this process has started; None if it started none that did."""
-    children = getattr(trainer.strategy.launcher, "procs", [])
+    launcher = trainer.strategy.launcher
+    children = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
     end = time.monotonic() + _PATIENCE
     while children:
         for local_rank, child in enumerate(children, start=1):

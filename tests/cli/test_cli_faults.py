@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from emu_edit.cli.lost_rank import LostRankError, lost_rank
 from emu_edit.cli.main import main, status_of
@@ -130,8 +131,9 @@ class Ended(StandIn):
 
     def __init__(self, status: int | None) -> None:
         super().__init__()
-        child = SimpleNamespace(poll=lambda: status)
-        self.strategy = SimpleNamespace(launcher=SimpleNamespace(procs=[child]))
+        launcher = object.__new__(_SubprocessScriptLauncher)
+        launcher.procs = cast("list", [SimpleNamespace(poll=lambda: status)])
+        self.strategy = SimpleNamespace(launcher=launcher)
 
 
 @pytest.mark.parametrize(
