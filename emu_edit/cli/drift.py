@@ -6,6 +6,7 @@ result as it comes and once through `keep_unchanged` after every turn, the first
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.session import EditSession
 from emu_edit.editing.threshold import ALPHA
 from emu_edit.errors import InputError
+from emu_edit.metrics.bootstrap import bootstrap_ratio
 from emu_edit.metrics.drift import (
     DriftPoint,
     TurnScore,
@@ -103,14 +105,22 @@ class DriftResult:
     def summary(self) -> dict[str, float | None]:
         """The numbers of the last turn, and of all edits.
 
-        `error_ratio` is the error outside without over that with threshold; None if the latter is
-        zero.
+        `error_ratio` is the error outside without over that with threshold, `error_ratio_low` and
+        `error_ratio_high` the ends of its 95 % interval over sessions; None where there is nothing
+        to divide by.
         """
         without, kept = (self.drifts[kind].curve[-1].outside_l1 for kind in ALPHAS)
+        last = {k: [scores[-1].outside_l1 for scores in self.drifts[k].scores] for k in ALPHAS}
+        ends = (math.inf, math.inf)
+        if kept > 0:
+            ends = bootstrap_ratio(last["without"], last["with"])
+        low, high = (end if math.isfinite(end) else None for end in ends)
         return {
             "outside_l1_without": without,
             "outside_l1_with": kept,
             "error_ratio": without / kept if kept > 0 else None,
+            "error_ratio_low": low,
+            "error_ratio_high": high,
             **{f"success_{kind}": success_share(self.drifts[kind].scores) for kind in ALPHAS},
         }
 

@@ -15,7 +15,8 @@ def drift_table(
     Args:
         without: the curve without threshold.
         kept: the curve with threshold.
-        summary: `error_ratio`, `outside_l1_*` and `success_*` with * in "without", "with".
+        summary: `error_ratio` and its ends `error_ratio_low` and `_high`, `outside_l1_*` and
+            `success_*` with * in "without", "with".
     """
     rows = [HEADER, tuple("-" * len(name) for name in HEADER)]
     rows += [_row(a, b) for a, b in zip(without, kept, strict=True)]
@@ -39,7 +40,11 @@ def _row(without: DriftPoint, kept: DriftPoint) -> tuple[str, ...]:
 
 def _conclusion(turn: int, summary: Mapping[str, float | None]) -> list[str]:
     ratio = summary["error_ratio"]
+    low, high = (summary[f"error_ratio_{end}"] for end in ("low", "high"))
     times = "no error is left" if ratio is None else f"{ratio:.1f} times less"
+    if low is not None:
+        above = "or more" if high is None else f"to {high:.1f}"
+        times += f", 95 % interval over sessions: {low:.1f} {above}"
     return [
         f"error outside the edits after turn {turn}: {summary['outside_l1_without']:.4f} without, "
         f"{summary['outside_l1_with']:.4f} with threshold ({times})",

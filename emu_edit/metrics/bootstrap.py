@@ -61,6 +61,38 @@ def bootstrap_mean(
     return MeanInterval(float(numbers.mean()), float(low), float(high))
 
 
+def bootstrap_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, n: int = MEANS
+) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile-bootstrap interval of sum(a) / sum(b) over pairs.
+
+    The pairs (a, b) are drawn with replacement, both of one together: what makes both large widens
+    the interval less than if they were drawn apart. An end is infinite where resamples have sum
+    b = 0.
+
+    Args:
+        numerators: not negative.
+        denominators: not negative, as many; not all zero.
+        seed: of the draws.
+        n: number of resamples.
+
+    Raises:
+        ValueError: for negative numbers, ones that are not finite, unequally many, or no sum b.
+    """
+    pairs = np.asarray([numerators, denominators], dtype=np.float64)
+    if not np.isfinite(pairs).all() or (pairs < 0).any() or not pairs[1].sum() > 0:
+        raise ValueError(
+            "the bootstrap of a ratio needs finite numbers of at least 0, and a sum to divide by; "
+            f"got {numerators!r:.60} over {denominators!r:.60}"
+        )
+    generator = keyed_generator(seed, "bootstrap ratio", pairs.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = _resampled_means(pairs[0], pairs[1], n, generator)
+    # nothing over nothing says nothing: neither end may rest on it
+    low, high = np.quantile(np.where(np.isnan(ratios), np.inf, ratios), ENDS, method="inverted_cdf")
+    return float(low), float(high)
+
+
 def bootstrap_share(successes: int, count: int) -> tuple[float, float]:
     """Return the 95 % percentile-bootstrap interval of a share.
 
@@ -76,7 +108,7 @@ def bootstrap_share(successes: int, count: int) -> tuple[float, float]:
 def _resampled_means(
     sums: np.ndarray, sizes: np.ndarray, n: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return the means of n resamples, drawn one after the other from one stream."""
+    """Return sum / size of n resamples, drawn one after the other from one stream."""
     count = len(sums)
     rows = max(1, AT_ONCE // count)
     means = np.empty(n)

@@ -17,6 +17,7 @@ from emu_edit.editing.threshold import keep_unchanged
 from emu_edit.errors import InputError
 from emu_edit.tasks import TaskTable
 
+KINDS = ("without", "with")
 FEW = DriftBenchmark(sessions=2, turns=3, size=24)
 
 
@@ -42,6 +43,8 @@ def test_drift_writes_numbers_table_curves_and_pictures(
         "outside_l1_without",
         "outside_l1_with",
         "error_ratio",
+        "error_ratio_low",
+        "error_ratio_high",
         "success_without",
         "success_with",
     }
@@ -82,7 +85,13 @@ def test_the_ratio_and_the_table_say_what_the_curves_say(editor: Editor) -> None
     table = table_of(result).splitlines()
     assert len({len(line) for line in table[:5]}) == 1  # header, rule and three turns line up
     assert table[4].split("|")[2].strip() == f"{without:.4f}"
-    assert f"({without / kept:.1f} times less)" in table[-2]
+    assert f"({without / kept:.1f} times less, 95 % interval over sessions: " in table[-2]
+    ends = [result.summary[f"error_ratio_{end}"] for end in ("low", "high")]
+    apart = [
+        a[-1].outside_l1 / b[-1].outside_l1
+        for a, b in zip(*(result.drifts[kind].scores for kind in KINDS), strict=True)
+    ]
+    assert ends == pytest.approx([min(apart), max(apart)])  # two sessions: the ends are they
 
 
 def test_faint_errors_of_a_good_editor_vanish_with_threshold_and_its_edits_stay(
@@ -107,7 +116,7 @@ def test_faint_errors_of_a_good_editor_vanish_with_threshold_and_its_edits_stay(
     result = evaluate_drift(editor, benchmark)
     assert result.summary["outside_l1_without"] > 1.5 / 255  # type: ignore[operator]
     assert result.summary["outside_l1_with"] == 0
-    assert result.summary["error_ratio"] is None
+    assert [result.summary[f"error_ratio{end}"] for end in ("", "_low", "_high")] == [None] * 3
     assert result.summary["success_without"] == result.summary["success_with"] == 1
     assert [point.kept for point in result.drifts["with"].curve] == [1.0] * 5
     assert "with threshold (no error is left)" in table_of(result)

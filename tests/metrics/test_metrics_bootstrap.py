@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from emu_edit.metrics import bootstrap
-from emu_edit.metrics.bootstrap import MeanInterval, bootstrap_mean, bootstrap_share
+from emu_edit.metrics.bootstrap import (
+    MeanInterval,
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_share,
+)
 from emu_edit.randomness import keyed_generator
 
 NORMAL = np.random.default_rng(0).normal(3, 2, size=400).tolist()
@@ -121,6 +126,34 @@ def test_what_has_no_mean_is_refused():
             bootstrap_mean(values)
     with pytest.raises(ValueError, match="2 numbers need as many groups, got 1"):
         bootstrap_mean([1.0, 2.0], groups=["a"])
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_delta_method_at_many_pairs():
+    rng = np.random.default_rng(2)
+    below = rng.uniform(1, 3, size=500)
+    above = 5 * below + rng.normal(0, 1, size=500)
+    low, high = bootstrap_ratio(above.tolist(), below.tolist())
+    ratio = above.sum() / below.sum()
+    # Cochran 1977, Sampling Techniques, equation 2.39, without the finite population
+    error = 1.96 * np.std(above - ratio * below) / math.sqrt(500) / below.mean()
+    assert (low, high) == pytest.approx((ratio - error, ratio + error), abs=0.15 * error)
+
+
+def test_pairs_of_one_ratio_have_an_interval_without_width():
+    assert bootstrap_ratio([2.0, 8.0, 5.0], [1.0, 4.0, 2.5]) == (2.0, 2.0)
+
+
+def test_a_ratio_is_unbounded_where_resamples_have_nothing_to_divide_by():
+    low, high = bootstrap_ratio([1.0, 1.0], [0.0, 1.0])
+    assert (low, high) == (1.0, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("above", "below"), [([1.0], [0.0]), ([-1.0], [1.0]), ([math.nan], [1.0]), ([], [])]
+)
+def test_what_has_no_ratio_is_refused(above: list[float], below: list[float]):
+    with pytest.raises(ValueError, match=r"a sum to divide by; got \["):
+        bootstrap_ratio(above, below)
 
 
 def test_the_interval_of_a_share_is_that_of_the_normal_approximation_at_many_edits():
