@@ -32,7 +32,7 @@ from datamodules.order import Position
 from datamodules.reader import Content, OpenShard, ShardDataset
 from datamodules.shard_folder import ShardFolder
 from datamodules.skips import Substitutes
-from datamodules.transforms import Noops, SquareCrop
+from datamodules.transforms import Noops, SquareCrop, Wordings
 from emu_edit.encoded import Encoded, EncodedText
 from emu_edit.errors import BadImageError, BadSampleError, InputError, ShardError
 from emu_edit.images import decode_mask
@@ -131,6 +131,7 @@ class CachedDataset(ShardDataset):
         tasks: gives each task its index.
         crop: that of the training; the cache has done it already.
         noops: which pairs are shown as already edited; by default none.
+        wordings: which wording is read where there are several; by default the first.
         substitutes: what is read in place of a bad sample; by default nothing, it is an error.
     """
 
@@ -143,28 +144,41 @@ class CachedDataset(ShardDataset):
         tasks: TaskTable,
         crop: SquareCrop,
         noops: Noops | None = None,
+        wordings: Wordings | None = None,
         substitutes: Substitutes | None = None,
     ) -> None:
         super().__init__(
-            lanes, order=order, tasks=tasks, crop=crop, noops=noops, substitutes=substitutes
+            lanes,
+            order=order,
+            tasks=tasks,
+            crop=crop,
+            noops=noops,
+            wordings=wordings,
+            substitutes=substitutes,
         )
         self._cache = cache
 
-    def content(self, shard: OpenShard, sample: int, position: int) -> Content:  # noqa: ARG002
+    def content(
+        self,
+        shard: OpenShard,
+        sample: int,
+        position: int,  # noqa: ARG002
+        wording: int,
+    ) -> Content:
         """Return the latents and features of a sample; its pictures are 0x0.
 
         Raises:
             BadSampleError: if the cache has no latents of it.
         """
-        encoded, mask = read_encoded(shard, sample, self._cache)
+        encoded, mask = read_encoded(shard, sample, self._cache, wording)
         nothing = torch.zeros(3, 0, 0, dtype=torch.uint8)
         return Content(nothing, nothing, mask, encoded)
 
 
 def read_encoded(
-    shard: OpenShard, sample: int, cache: Cache
+    shard: OpenShard, sample: int, cache: Cache, wording: int = 0
 ) -> tuple[Encoded, Bool[Tensor, "h w"] | None]:
-    """Return what a cache holds of a sample, in float32, and its mask.
+    """Return what a cache holds of a sample in one of its wordings, in float32, and its mask.
 
     Raises:
         BadSampleError: naming shard and key, if the cache has no latents of it.
@@ -187,7 +201,7 @@ def read_encoded(
             source=told[MEAN].float(),
             target=target,
             target_std=asked[STD].float() if STD in asked else torch.zeros_like(target),
-            text=_text(told, cache),
+            text=_text(told, cache, wording),
             codec=cache.header.codec,
         )
     except (SafetensorError, KeyError, BadImageError) as error:
@@ -197,12 +211,17 @@ def read_encoded(
     return encoded, mask
 
 
-def _text(told: dict[str, Tensor], cache: Cache) -> EncodedText | None:
+def of_wording(name: str, wording: int) -> str:
+    """Return the name under which a cache keeps `tokens` or `text_mask` of a wording."""
+    return f"{name}.{wording}" if wording else name
+
+
+def _text(told: dict[str, Tensor], cache: Cache, wording: int) -> EncodedText | None:
     if cache.null_tokens is None or cache.null_mask is None:
         return None
     return EncodedText(
-        tokens=told[TOKENS].float(),
-        mask=told[MASK],
+        tokens=told[of_wording(TOKENS, wording)].float(),
+        mask=told[of_wording(MASK, wording)],
         null_tokens=cache.null_tokens,
         null_mask=cache.null_mask,
         encoder=cache.header.text_encoder,

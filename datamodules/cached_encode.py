@@ -6,6 +6,7 @@ Everything is computed in float32, whatever precision it is stored in.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, UInt8
@@ -13,10 +14,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.cached import BROKEN, CACHED_FROM, KIND, MASK, MEAN, STD, TOKENS
+from datamodules.cached import BROKEN, CACHED_FROM, KIND, MASK, MEAN, STD, TOKENS, of_wording
 from datamodules.index import ROLES
 from datamodules.manifest import ShardEntry
-from datamodules.reader import OpenShard, decode_pair
+from datamodules.reader import OpenShard, decode_pair, wordings_of
 from datamodules.shard_folder import ShardFolder
 from datamodules.transforms import SquareCrop
 from emu_edit.errors import BadSampleError, InputError
@@ -46,7 +47,7 @@ class ReadPair:
     """
 
     key: str
-    text: dict[str, object]
+    text: dict[str, Any]
     pictures: UInt8[Tensor, "2 3 h w"] | None
     mask: Bool[Tensor, "h w"] | None
     is_cut: bool
@@ -77,7 +78,7 @@ class PairReader(Dataset[ReadPair]):
         entry, sample = place
         shard = self._shard(entry)
         key = shard.key(sample)
-        text: dict[str, object] = {}
+        text: dict[str, Any] = {}
         try:
             text = shard.text(sample)
             source, target, mask = decode_pair(shard, sample)
@@ -169,10 +170,7 @@ class CacheEncoder:
         images = to_float(pictures.to(self._networks.device))
         source, _ = self._networks.codec.posterior(images[:, 0])
         target, std = self._networks.codec.posterior(images[:, 1])
-        texts: list[dict[str, Tensor]] = [{}] * len(pairs)
-        if self.has_text:
-            instructions = [str(pair.text["instruction"]) for pair in pairs]
-            texts = _rows(self._networks.encode_text(instructions)[0])
+        texts = self._texts(pairs) if self.has_text else [{}] * len(pairs)
         members = []
         for i, pair in enumerate(pairs):
             asked = {MEAN: target[i]} | ({STD: std[i]} if bool(std[i].any()) else {})
@@ -182,6 +180,18 @@ class CacheEncoder:
                 save(self._stored(asked, pair.key)),
             ))
         return members
+
+    def _texts(self, pairs: list[ReadPair]) -> list[dict[str, Tensor]]:
+        """Return the features of every wording of each pair; no more texts at once than pairs."""
+        wordings = [wordings_of(pair.text) for pair in pairs]
+        places = [(i, k) for i, words in enumerate(wordings) for k in range(len(words))]
+        texts: list[dict[str, Tensor]] = [{} for _ in pairs]
+        for first in range(0, len(places), len(pairs)):
+            batch = places[first : first + len(pairs)]
+            rows = _rows(self._networks.encode_text([wordings[i][k] for i, k in batch])[0])
+            for (i, k), row in zip(batch, rows, strict=True):
+                texts[i] |= {of_wording(name, k): tensor for name, tensor in row.items()}
+        return texts
 
     def _stored(self, tensors: dict[str, Tensor], where: str = '""') -> dict[str, Tensor]:
         """Bring numbers to the precision on disk; masks stay what they are."""

@@ -38,7 +38,7 @@ from datamodules.resume import (
 )
 from datamodules.sampler import GlobalBatchSampler, Layout, evaluation_batches
 from datamodules.skips import Substitutes
-from datamodules.transforms import Noops, SquareCrop
+from datamodules.transforms import Noops, SquareCrop, Wordings
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable
@@ -201,6 +201,7 @@ class EditDataModule(LightningDataModule):
             tasks=self.table,
             crop=self._crop if is_training else self._val_crop,
             noops=self._noops if is_training else None,
+            wordings=Wordings(self._seed) if is_training else None,
             substitutes=Substitutes(self._seed) if is_training else None,
         )
 

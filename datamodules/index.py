@@ -140,6 +140,8 @@ def load_index(shard: Path, entry: ShardEntry) -> Index:
 def check_text(data: bytes, task: str, *, where: str) -> dict[str, Any]:
     """Parse the json of a sample: an instruction `clean_instruction` accepts, and its task.
 
+    `instruction_alt`, if there, lists other wordings, as good as the instruction.
+
     Raises:
         ShardError: with the reason, starting with `where`.
     """
@@ -151,21 +153,31 @@ def check_text(data: bytes, task: str, *, where: str) -> dict[str, Any]:
         raise ShardError(
             f"{where}: its json is {type(text).__name__}, needs an object with instruction and task"
         )
-    for name in ("instruction", "task"):
-        if not isinstance(text.get(name), str):
-            raise ShardError(f"{where}: its json has no {name} that is a string")
-    for name in ("source_caption", "target_caption"):
-        if not isinstance(text.get(name, ""), str):
-            raise ShardError(f"{where}: {name} in its json is not a string")
+    _check_kinds(text, where)
     if text["task"] != task:
         raise ShardError(
             f"{where}: its json says task {text['task']!r}, the manifest says {task!r}"
         )
     try:
         text["instruction"] = clean_instruction(text["instruction"], where=where)
+        if "instruction_alt" in text:
+            others = text["instruction_alt"]
+            text["instruction_alt"] = [clean_instruction(other, where=where) for other in others]
     except InputError as error:
         raise ShardError(str(error)) from error
     return text
+
+
+def _check_kinds(text: dict[str, Any], where: str) -> None:
+    for name in ("instruction", "task"):
+        if not isinstance(text.get(name), str):
+            raise ShardError(f"{where}: its json has no {name} that is a string")
+    for name in ("source_caption", "target_caption"):
+        if not isinstance(text.get(name, ""), str):
+            raise ShardError(f"{where}: {name} in its json is not a string")
+    others = text.get("instruction_alt", [])
+    if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
+        raise ShardError(f"{where}: instruction_alt in its json is not a list of strings")
 
 
 @contextmanager

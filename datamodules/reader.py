@@ -29,7 +29,7 @@ from datamodules.order import Position
 from datamodules.shard_cache import CacheFullError
 from datamodules.shard_folder import ShardFolder
 from datamodules.skips import MAX_ATTEMPTS, Substitutes
-from datamodules.transforms import Noops, SquareCrop
+from datamodules.transforms import Noops, SquareCrop, Wordings
 from emu_edit.batch import BadSample, EditSample
 from emu_edit.encoded import Encoded
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
@@ -122,6 +122,11 @@ def _descriptor_of(path: Path) -> int:
         raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def wordings_of(text: dict[str, Any]) -> list[str]:
+    """Return the instruction and its other wordings, of a json that `check_text` accepted."""
+    return [text["instruction"], *text.get("instruction_alt", [])]
+
+
 def decode_pair(shard: OpenShard, sample: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Decode source, target and mask of a sample and compare their sizes.
 
@@ -184,6 +189,7 @@ class ShardDataset(Dataset[EditSample]):
         tasks: gives each task its index.
         crop: brings the pictures to the training size.
         noops: which pairs are shown as already edited; by default none.
+        wordings: which wording is read where there are several; by default the first.
         substitutes: what is read in place of a bad sample; by default nothing, it is an error.
     """
 
@@ -195,6 +201,7 @@ class ShardDataset(Dataset[EditSample]):
         tasks: TaskTable,
         crop: SquareCrop,
         noops: Noops | None = None,
+        wordings: Wordings | None = None,
         substitutes: Substitutes | None = None,
     ) -> None:
         self._lanes = lanes
@@ -202,6 +209,7 @@ class ShardDataset(Dataset[EditSample]):
         self._tasks = tasks
         self._crop = crop
         self._noops = Noops() if noops is None else noops
+        self._wordings = wordings
         self._substitutes = substitutes
         self._open: OrderedDict[tuple[ShardFolder, str], OpenShard] = OrderedDict()
 
@@ -248,14 +256,18 @@ class ShardDataset(Dataset[EditSample]):
         text = shard.text(where.sample)
         target_caption = text.get("target_caption", "")
         source_caption = text.get("source_caption", "")
-        content = self.content(shard, where.sample, position)
+        wordings = wordings_of(text)
+        wording = 0
+        if self._wordings is not None and len(wordings) > 1:
+            wording = self._wordings(len(wordings), position)
+        content = self.content(shard, where.sample, position, wording)
         if self._noops(shard.task, position):
             content, source_caption = content.already_edited(), target_caption
         return EditSample(
             key=shard.key(where.sample),
             source=content.source,
             target=content.target,
-            instruction=text["instruction"],
+            instruction=wordings[wording],
             task=self._tasks.index(shard.task),
             mask=content.mask,
             source_caption=source_caption,
@@ -264,8 +276,14 @@ class ShardDataset(Dataset[EditSample]):
             encoded=content.encoded,
         )
 
-    def content(self, shard: OpenShard, sample: int, position: int) -> Content:
-        """Return the pictures of a sample, at the training size.
+    def content(
+        self,
+        shard: OpenShard,
+        sample: int,
+        position: int,
+        wording: int,  # noqa: ARG002
+    ) -> Content:
+        """Return the pictures of a sample, at the training size; they have no words.
 
         Raises:
             BadSampleError: if they cannot be used.

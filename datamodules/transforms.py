@@ -111,6 +111,24 @@ class Noops:
         return rate > 0 and keyed_generator(self.seed, "noop", position).random() < rate
 
 
+@dataclass(frozen=True)
+class Wordings:
+    """Draw one of the wordings of an instruction, all equally likely, anew each time it is read.
+
+    A data set that says an edit in several ways (`instruction_alt`) teaches a model that they mean
+    the same; the first alone would leave the others unread.
+
+    Args:
+        seed: keys the choice.
+    """
+
+    seed: int = 0
+
+    def __call__(self, count: int, position: int) -> int:
+        """Return which of `count` wordings is read at a position; 0 is the instruction."""
+        return int(keyed_generator(self.seed, "wording", position).integers(count))
+
+
 def _resize_mask(mask: Bool[Tensor, "H W"], size: tuple[int, int]) -> Bool[Tensor, "h w"]:
     """Resample so that a pixel is True if any part of it may change: what is kept stays kept."""
     if tuple(mask.shape) == size:

@@ -250,6 +250,28 @@ def test_texts_of_any_length_are_padded_as_live_ones(module, tmp_path):
     assert len({int(row.sum()) for row in live.mask}) == 3
 
 
+def test_every_wording_of_an_instruction_is_cached_and_drawn_as_from_the_pictures(module, tmp_path):
+    pairs = [
+        replace(pair, extra={"instruction_alt": [f"say it {n} times" for n in range(i)]})
+        for i, pair in enumerate(records("local", 3))
+    ]
+    entries = write_task_shards(tmp_path / "pictures", "local", pairs)
+    write_manifest(tmp_path / "pictures", entries, made_by={})
+    cache(module, tmp_path / "pictures", tmp_path / "cache", batch_size=2)
+    plain, latents = (
+        batches(tmp_path / name, global_batch=12, steps_per_epoch=2)
+        for name in ("pictures", "cache")
+    )
+    texts = [text for batch in latents for text in batch.instruction]
+    assert texts == [text for batch in plain for text in batch.instruction]
+    assert set(texts) == {
+        *(f"do local number {i}" for i in range(3)),
+        "say it 0 times",
+        "say it 1 times",
+    }
+    assert_same_training(module, plain, latents)
+
+
 def test_a_cache_is_read_from_a_server_and_written_from_one(module, pictures, cached, tmp_path):
     node = CacheSettings(str(tmp_path / "node"))
     with serve(cached) as site:

@@ -146,6 +146,12 @@ CONTENTS = {
     "NUL in instruction": (sample("a", json=text(instruction="a\0b")), r"character U\+0000"),
     "no task": (sample("a", json=b'{"instruction": "x"}'), "'a': its json has no task"),
     "another task": (sample("a", json=text(task="depth")), "task 'depth', the manifest says 'loc"),
+    "one wording": (
+        sample("a", json=text(instruction_alt="b")),
+        "'a': instruction_alt .* not a list of strings",
+    ),
+    "a wording": (sample("a", json=text(instruction_alt=["b", 3])), "not a list of strings"),
+    "no words": (sample("a", json=text(instruction_alt=["b", " "])), "instruction"),
     "caption": (sample("a", json=text(source_caption=3)), "'a': source_caption .* not a string"),
 }
 

@@ -1,5 +1,6 @@
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from datamodules.manifest import ShardEntry, sha256_of, write_manifest
 from datamodules.order import Order, OrderSpec, Position, TaskOrder
 from datamodules.reader import MAX_OPEN_SHARDS, InOrder, ShardDataset
 from datamodules.remote import open_folder
-from datamodules.transforms import Noops, SquareCrop
+from datamodules.transforms import Noops, SquareCrop, Wordings
+from datamodules.writer import write_task_shards
 from emu_edit.batch import EditBatch
 from emu_edit.errors import BadSampleError, InputError, ShardError
 from emu_edit.tasks import SIXTEEN
@@ -310,3 +312,28 @@ def test_no_ops_come_as_often_as_asked_for_their_task_and_depend_on_position_and
     assert local != [Noops({"local": 0.25}, seed=4)("local", g) for g in range(2000)]
     assert all(noops("add", g) for g in range(20))
     assert not any(noops("depth", g) for g in range(20))
+
+
+def test_every_wording_is_drawn_as_often_in_training_and_the_first_in_evaluation(tmp_path: Path):
+    pairs = list(records("local", 2))
+    pairs[0] = replace(pairs[0], extra={"instruction_alt": [" in other  words", "in others"]})
+    write_manifest(tmp_path, write_task_shards(tmp_path, "local", pairs), made_by={})
+    lanes = lanes_in(tmp_path)
+    assert in_order(tmp_path)[0].instruction == "do local number 0"
+
+    def drawn(seed: int) -> list[str]:
+        data = ShardDataset(
+            lanes,
+            order=lambda position: Position(0, 0, 0, position % 2),
+            tasks=SIXTEEN,
+            crop=SquareCrop(SIZE),
+            wordings=Wordings(seed),
+        )
+        return [data[position].instruction for position in range(3000)]
+
+    texts = drawn(1)
+    assert set(texts[1::2]) == {"do local number 1"}
+    counts = Counter(texts[::2])
+    assert set(counts) == {"do local number 0", "in other words", "in others"}
+    assert all(425 < count < 575 for count in counts.values())  # 500 expected, deviation 18
+    assert texts == drawn(1) != drawn(2)
