@@ -153,6 +153,26 @@ class Preemption(Checkpoint):
         if not is_epoch_done(trainer):
             checkpoints_of(trainer).save(trainer)
 
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Leave a validation of `fit`; what it logs is then the mean of the batches until here.
+
+        Every rank by its own note: one reduction a batch would hang where ranks have unequally many
+        batches. A rank that got no signal validates to the end, where the others wait for it.
+        """
+        if self._notes is None or self._notes.stop is Stop.no:
+            return
+        # Lightning 2.6 would count the next validation of this run from here on
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset_on_run()
+        raise StopIteration  # how a step may end Lightning's evaluation loop
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same after an epoch's last step, and for signals that came during validation."""
         if not is_epoch_done(trainer):  # stopped within the epoch, and saved there

@@ -127,10 +127,14 @@ class Followed(Callback):
 
     def __init__(self) -> None:
         self.validations = 0
+        self.batches: list[int] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del trainer, pl_module
         self.validations += 1
+
+    def on_validation_batch_start(self, *arguments: Any, **_: Any) -> None:
+        self.batches.append(arguments[3])
 
 
 def make_trainer(*callbacks: Callback, epochs: int = EPOCHS, **options: Any) -> Trainer:
@@ -144,8 +148,7 @@ def make_trainer(*callbacks: Callback, epochs: int = EPOCHS, **options: Any) -> 
         plugins=[DurableCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
+        **{"num_sanity_val_steps": 0, **options},
     )
 
 
@@ -231,11 +234,29 @@ def test_the_handlers_are_given_back_after_an_error(tmp_path: Path) -> None:
     assert saved_steps(tmp_path) == []
 
 
-def test_a_signal_during_validation_is_obeyed_at_its_end(tmp_path: Path) -> None:
-    toy, trainer = train(tmp_path, SignalAt("on_validation_start"))
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_batch_start"])
+def test_a_signal_during_validation_ends_it_after_the_batch(hook: str, tmp_path: Path) -> None:
+    followed = Followed()
+    toy, trainer = train(tmp_path, SignalAt(hook), followed, micro=1)
     assert stopped(trainer) is Stop.preempted
     assert trained(toy) == list(range(STEPS * BATCH))
     assert saved_steps(tmp_path) == [3]
+    assert followed.batches == [0]
+    again = Followed()
+    toy, trainer = train(tmp_path, again, micro=1)
+    assert stopped(trainer) is Stop.no
+    assert trained(toy) == list(range(STEPS * BATCH, EPOCHS * STEPS * BATCH))
+    # the one that was left is not made up for; those that follow are whole
+    assert again.batches == [0, 1, 2] * (EPOCHS - 1)
+
+
+def test_a_signal_during_the_sanity_check_trains_nothing(tmp_path: Path) -> None:
+    followed = Followed()
+    check = SignalAt("on_validation_batch_start")
+    toy, trainer = train(tmp_path, check, followed, micro=1, num_sanity_val_steps=3)
+    assert stopped(trainer) is Stop.preempted
+    assert followed.batches == [0]
+    assert trained(toy) == []
 
 
 def test_a_signal_before_the_first_step_trains_nothing(tmp_path: Path) -> None:
