@@ -21,7 +21,7 @@ from emu_edit.errors import InputError
 How = Literal["forked", "cli"]
 
 ALONE = 15.0  # seconds until a launcher ends the ranks of a job that has lost one while it started
-PATIENCE = 180.0  # seconds until a process that should end counts as hanging
+PATIENCE = 600.0  # seconds, of a busy machine, until a process that should end counts as hanging
 POLL = 0.01
 ROOT = Path(__file__).parents[1]
 SMALL_FIT = (
