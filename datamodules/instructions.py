@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datamodules.manifest import ShardEntry, read_manifest
 from datamodules.paraphrases import PARAPHRASES
-from datamodules.reader import OpenShard
+from datamodules.reader import OpenShard, wordings_of
 from datamodules.world.instructions import (
     background_words,
     corpus,
@@ -82,10 +82,12 @@ def shard_instructions(
 ) -> list[Instruction]:
     """Return the instructions of a shard folder, in the order of the shards; no picture is read.
 
+    A pair whose instruction has other wordings gives them all.
+
     Args:
         folder: what `shards world` or `shards convert` wrote.
-        most_per_task: read at most so many of a task, at equal distances; None reads all.
-        on_step: called every 1000 instructions.
+        most_per_task: read at most so many pairs of a task, at equal distances; None reads all.
+        on_step: called every 1000 pairs.
 
     Raises:
         ShardError: if there is no such folder, or its manifest, an index or a text is damaged.
@@ -94,12 +96,14 @@ def shard_instructions(
     places = [p for task in manifest.tasks for p in _places(manifest.of_task(task), most_per_task)]
     total = sum(len(samples) for _, samples in places)
     read: list[Instruction] = []
+    done = 0
     for entry, samples in places:
         shard = OpenShard(folder / entry.file, entry)
         for sample in samples:
-            read.append((shard.text(sample)["instruction"], entry.task))
-            if on_step is not None and (len(read) % 1000 == 0 or len(read) == total):
-                on_step(len(read), total)
+            read += [(wording, entry.task) for wording in wordings_of(shard.text(sample))]
+            done += 1
+            if on_step is not None and (done % 1000 == 0 or done == total):
+                on_step(done, total)
     return read
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,18 @@ from datamodules.instructions import (
     training_instructions,
     world_instructions,
 )
+from datamodules.manifest import write_manifest
 from datamodules.paraphrases import PARAPHRASES
 from datamodules.world.instructions import corpus, slots_of
 from datamodules.world.pair import make_pair
 from datamodules.world.palette import HELDOUT_PAIRS
 from datamodules.world.phrasings import PHRASINGS
 from datamodules.world.write import write_world
+from datamodules.writer import write_task_shards
 from emu_edit.errors import InputError, ShardError
 from emu_edit.tasks import SIXTEEN
 from emu_edit.text_rules import clean_instruction
-from tests.data.shards import make_folder
+from tests.data.shards import make_folder, records
 
 
 def sentences(split: str) -> set[str]:
@@ -124,6 +127,20 @@ def test_at_most_so_many_texts_of_a_task_are_read_at_equal_distances(
         *((f"do local number {i}", "local") for i in picked),
         ("do add number 0", "add"),
     ]
+
+
+def test_other_wordings_are_read_too_and_progress_counts_pairs(tmp_path: Path) -> None:
+    first, second = records("local", 2)
+    pairs = [replace(first, extra={"instruction_alt": ["in other words"]}), second]
+    write_manifest(tmp_path, write_task_shards(tmp_path, "local", pairs), made_by={})
+    steps: list[tuple[int, int]] = []
+    found = shard_instructions(tmp_path, on_step=lambda done, total: steps.append((done, total)))
+    assert found == [
+        ("do local number 0", "local"),
+        ("in other words", "local"),
+        ("do local number 1", "local"),
+    ]
+    assert steps == [(2, 2)]
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
