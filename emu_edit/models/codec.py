@@ -5,7 +5,6 @@ pixels a 16 x 16 map. A pretrained base brings its own autoencoder.
 """
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -82,6 +81,9 @@ class KLCodec(ImageCodec):
 
     def __init__(self, path: str, scale_condition: bool = False) -> None:
         super().__init__()
+        # half a second, which whoever edits with patches need not wait for
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
         vae = load_diffusers(AutoencoderKL, find_part(path, "vae"))
         self.vae = freeze(vae)
         self.scale_condition = scale_condition
