@@ -35,6 +35,7 @@ SMALLER = {
     "shapes": NARROW,
     "together": NARROW,
     "settle": NARROW,
+    "polish": NARROW,
     "roles": NARROW,
     "replace": NARROW,
     "finish": NARROW,
