@@ -95,27 +95,41 @@ def export_checkpoint(
         checkpoint: a .ckpt file; what is not learnt, and the settings, are its own.
         path: the directory to write.
         ema: use the averaged weights.
-        others: more checkpoints of the same model and objective.
+        others: more checkpoints of the same model; how their errors were weighted may differ.
 
     Raises:
         InputError: if a checkpoint cannot be used, has no averaged weights although they are asked
-            for, or is of another model or objective than the first.
+            for, or is of another model, prediction or noise schedule than the first.
 
     Source of the mean: "uniform soup", Wortsman et al. 2022, arXiv:2203.05482.
     """
     module, weights = _load(checkpoint, ema=ema)
     for count, other in enumerate(others, start=2):
         partner, given = _load(other, ema=ema, tasks=module.networks.tasks)
-        if partner.objective != module.objective:
-            raise InputError(
-                f"{other} was trained to make another error small than {checkpoint} "
-                f"({partner.objective} and {module.objective}); their mean is no model, "
-                "give checkpoints of one recipe"
-            )
+        _check_same_output(module, partner, checkpoint, other)
         check_matches(given, module, what=f"the weights of {other}")
         for name, weight in weights.items():
             weight.lerp_(given[name], 1 / count)
     export_model(module, path, ema=weights)
+
+
+def _check_same_output(
+    module: EditModule, partner: EditModule, checkpoint: Path | str, other: Path | str
+) -> None:
+    """Refuse networks whose outputs mean different things.
+
+    Raises:
+        InputError: naming both, and what differs.
+    """
+    for what, own, its in (
+        ("prediction", module.prediction.name, partner.prediction.name),
+        ("last noise level", *(float(m.schedule.sigma[-1]) for m in (module, partner))),
+    ):
+        if own != its:
+            raise InputError(
+                f"{other} was trained with {what} {its} and {checkpoint} with {own}; what they say "
+                "means different things, so their mean is no model; give checkpoints of one recipe"
+            )
 
 
 def _load(
