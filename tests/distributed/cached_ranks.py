@@ -9,6 +9,7 @@ Each rank writes the keys and losses of its micro-batches and its weights at the
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback
@@ -28,7 +29,7 @@ class Seen(Callback):
         self.keys: list[list[str]] = []
         self.losses: list[float] = []
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx):
         self.keys.append(list(batch.key))
         self.losses.append(float(outputs["loss"]))
 

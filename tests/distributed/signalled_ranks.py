@@ -2,9 +2,10 @@
 
     signalled_ranks.py FOLDER RANKS EVENT WHERE STEP
 
-EVENT is the name of a signal or of an error, or `nothing`; WHERE is `rank0`, `rank1`, `all` (each
-rank for itself) or `group` (rank 0 signals every process of the job, launchers included). A rank
-has four samples at a time, whatever their number.
+EVENT is the name of a signal or of an error, or `nothing`; `validation-` before a signal's name
+sends it in the first batch of a validation instead, whatever the step. WHERE is `rank0`, `rank1`,
+`all` (each rank for itself) or `group` (rank 0 signals every process of the job, launchers
+included). A rank has four samples at a time, whatever their number.
 """
 
 # the arguments of hooks are Lightning's, used or not
@@ -23,6 +24,7 @@ from benchmarks.kill_test_process import answered
 from benchmarks.kill_test_run import Layout, train
 from emu_edit.errors import BadDataError, NonFiniteError
 
+VALIDATION = "validation-"
 ERRORS = {"bad_data": BadDataError, "non_finite": NonFiniteError, "defect": RuntimeError}
 
 
@@ -30,7 +32,8 @@ class Event(Callback):
     """Let something happen in the middle of a step."""
 
     def __init__(self, event: str, where: str, step: int) -> None:
-        self.event = event
+        self.event = event.removeprefix(VALIDATION)
+        self.is_in_validation = event.startswith(VALIDATION)
         self.where = where
         self.step = step
 
@@ -38,9 +41,25 @@ class Event(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Do it in the given step on the given ranks."""
+        if trainer.global_step == self.step - 1 and not self.is_in_validation:
+            self._happen(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Do it in the first batch on the given ranks."""
+        if batch_idx == 0 and self.is_in_validation:
+            self._happen(trainer)
+
+    def _happen(self, trainer: Trainer) -> None:
         is_here = self.where in {f"rank{trainer.global_rank}", "all"}
         is_group = self.where == "group" and trainer.global_rank == 0
-        if trainer.global_step != self.step - 1 or not (is_here or is_group):
+        if not (is_here or is_group):
             return
         if self.event in ERRORS:
             raise ERRORS[self.event](f"broken on rank {trainer.global_rank}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.kill_test_compare import diary, differences, steps_of
-from benchmarks.kill_test_run import write_data
+from benchmarks.kill_test_run import STEPS_PER_EPOCH, write_data
 from emu_edit.cli.run_status import RunStatus
 from emu_edit.training.checkpoint_io import read_checkpoint
 from tests.distributed.launch import ROOT, TORCHRUN, environment
@@ -86,6 +86,19 @@ def test_a_signal_to_any_rank_saves_and_the_rest_is_trained_later(
     assert second.exit == 0, second.error[-3000:]
     assert second.status.status == "done"
     assert second.steps[STEP] == STEP
+    assert differences(tmp_path / "run", alone) == []
+
+
+@pytest.mark.parametrize("where", ["rank1", "all"])
+def test_a_signal_in_a_validation_stops_all_ranks_after_it(
+    where: str, alone: Path, tmp_path: Path
+) -> None:
+    first = launch("lightning", tmp_path, "validation-SIGTERM", where)
+    assert first.status.status == "preempted", first.error[-3000:]
+    assert first.exit == 75
+    assert first.status.step == 2 * STEPS_PER_EPOCH  # the first validation comes after two epochs
+    second = launch("lightning", tmp_path, "nothing", "all")
+    assert second.exit == 0, second.error[-3000:]
     assert differences(tmp_path / "run", alone) == []
 
 
