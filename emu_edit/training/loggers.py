@@ -12,7 +12,7 @@ import re
 import subprocess
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IG
 URL_QUERY = re.compile(r"(?P<address>[a-z][a-z0-9+.-]*://[^\s?#]*)\?[^\s#]+", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
+_lost: set[str] = set()  # runs of this process whose W&B process has ended
 
 
 def redact(value: object, key: str = "") -> object:
@@ -157,6 +158,16 @@ class WandbLogger(LightningWandbLogger):
             return super().experiment
 
     @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers or pictures; nothing any more when W&B's process has ended."""
+        if _is_lost():
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except ConnectionError as error:
+            _lose(error)
+
+    @rank_zero_only
     def log_hyperparams(self, params: Mapping | Namespace) -> None:
         """Store a config in the run, secrets replaced."""
         given = vars(params) if isinstance(params, Namespace) else params
@@ -167,15 +178,39 @@ class WandbLogger(LightningWandbLogger):
 def ending_wandb_run() -> Iterator[None]:
     """End this process's W&B run on the way out, marked as failed when an exception passes.
 
-    Lightning ends it only after a training that went through.
+    Lightning ends it only after a training that went through. A run whose W&B process has ended
+    cannot be ended, and is left as it is.
     """
     exit_code = 1
     try:
         yield
         exit_code = 0
     finally:
-        if wandb.run is not None:
-            wandb.finish(exit_code=exit_code)
+        if wandb.run is not None and not _is_lost():
+            try:
+                wandb.finish(exit_code=exit_code)
+            except ConnectionError as error:
+                _lose(error)
+
+
+def _is_lost() -> bool:
+    return wandb.run is not None and wandb.run.id in _lost
+
+
+def _lose(error: ConnectionError) -> None:
+    """Say that W&B's process, which its own library starts, is no longer there, and let it go."""
+    if wandb.run is None:
+        raise error
+    _lost.add(wandb.run.id)
+    log.warning(
+        "Weights & Biases stopped (%s); training goes on without it: what it got until here is in "
+        "%s, `wandb sync` sends it",
+        error,
+        Path(wandb.run.dir).parent,
+    )
+    # it would try to end the process once more at exit, and print why it cannot
+    with suppress(ConnectionError):
+        wandb.teardown()
 
 
 def _netrc_has(hosts: set[str]) -> bool:

@@ -1,6 +1,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,43 @@ def test_a_disabled_run_writes_nothing(tmp_path, monkeypatch):
     logger = WandbLogger(save_dir=str(tmp_path / "run"))
     logger.log_hyperparams({"lr": json.loads("0.5")})
     assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []
+
+
+# in a process of its own: W&B's library has one connection for all runs of a process
+LOSING = """
+import logging, os, signal, sys
+from pathlib import Path
+from emu_edit.training.loggers import WandbLogger, ending_wandb_run
+
+logging.basicConfig(format="%(message)s")
+with ending_wandb_run():
+    logger = WandbLogger(save_dir=sys.argv[1])
+    logger.log_metrics({"loss": 1.0}, 1)
+    tasks = [task / "children" for task in Path("/proc/self/task").iterdir()]
+    children = [child for task in tasks for child in task.read_text().split()]
+    (core,) = [int(c) for c in children if b"wandb-core" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(core, signal.SIGKILL)
+    os.waitpid(core, 0)
+    for step in range(2, 5) if sys.argv[2] == "training" else ():
+        logger.log_metrics({"loss": 1.0}, step)
+    print("trained")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find a child")
+@pytest.mark.parametrize("moment", ["training", "the end"])
+def test_training_goes_on_when_the_process_of_wandb_dies(tmp_path, moment):
+    # another one's process would be its parent's child
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOSING, str(tmp_path), moment],
+        env=own,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+    assert done.stderr.count("Weights & Biases stopped (") == 1
+    assert f"what it got until here is in {tmp_path}/wandb/offline-run-" in done.stderr
+    assert "Traceback" not in done.stderr
