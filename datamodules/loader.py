@@ -189,15 +189,14 @@ class PositionLoader(DataLoader[EditSample]):
         if isinstance(error.__cause__, LoaderError):
             return error.__cause__
         if isinstance(error, RuntimeError):
-            return _death(str(error))
+            # torch may know no more than that it is gone, when the system's report was lost
+            worded = _death(str(error))
+            return None if worded is None else _reported() or worded
         if not self.num_workers or "Caught" in str(error):
             return None  # what the data set raised
         with suppress(LoaderError):
             time.sleep(GRACE)
-        reported = signal.getsignal(signal.SIGCHLD)
-        if isinstance(reported, _OnDeath) and reported.latest is not None:
-            return reported.latest
-        return LoaderError(f"a loader process is gone; {_MEMORY}")
+        return _reported() or LoaderError(f"a loader process is gone; {_MEMORY}")
 
     def _what_is_due(self) -> str:
         positions = self._dealt.due()
@@ -253,6 +252,12 @@ class _OnDeath:
         except RuntimeError as error:
             self.latest = _death(str(error))
             raise self.latest or error from error
+
+
+def _reported() -> LoaderError | None:
+    """Return what the system last reported of a worker; None if it did not."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    return handler.latest if isinstance(handler, _OnDeath) else None
 
 
 def _word_deaths() -> None:

@@ -85,6 +85,8 @@ FATES = {
 }
 
 
+# torch raises wherever the program is when the system reports: also where Python can only print it
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", FATES)
 def test_the_end_of_a_worker_is_one_line_with_what_was_due_and_a_hint(
     tmp_path: Path, kind: type[Fateful]
@@ -93,6 +95,24 @@ def test_the_end_of_a_worker_is_one_line_with_what_was_due_and_a_hint(
         list(loader(tmp_path, kind))
     assert "\n" not in str(caught.value)
     assert caught.value.status is ExitStatus.storage
+
+
+def test_a_report_that_was_raised_where_nobody_hears_it_is_used_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    batches = loader(tmp_path, ShardDataset)
+    iterator = iter(batches)
+    next(iterator)
+    handler = signal.getsignal(signal.SIGCHLD)
+    lost = LoaderError("a loader process (7) ended by signal: Aborted")
+    monkeypatch.setattr(handler, "latest", lost)
+
+    def gone() -> None:
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    monkeypatch.setattr(batches._iterator, "_next_data", gone)
+    with pytest.raises(LoaderError, match=rf"\(7\) ended by signal: Aborted; {DUE}"):
+        next(iterator)
 
 
 def test_a_worker_that_gives_nothing_is_waited_for_only_so_long(tmp_path: Path):
