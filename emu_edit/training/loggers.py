@@ -158,7 +158,7 @@ class WandbLogger(LightningWandbLogger):
             return super().experiment
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log numbers or pictures; nothing any more when W&B's process has ended."""
         if _is_lost():
             return
