@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 
 from emu_edit.training.loggers import (
     REDACTED,
@@ -16,6 +17,13 @@ from emu_edit.training.loggers import (
 )
 
 CANARIES = ("canary-one", "canary-two", "canary-three", "canary-four")
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_left():
+    """A run that a test leaves open would be taken up by the next one that logs."""
+    yield
+    wandb.finish()
 
 
 @pytest.fixture
