@@ -81,7 +81,7 @@ class KLCodec(ImageCodec):
 
     def __init__(self, path: str, scale_condition: bool = False) -> None:
         super().__init__()
-        # half a second, which whoever edits with patches need not wait for
+        # diffusers has dozens of autoencoders, for which whoever edits with patches need not wait
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         vae = load_diffusers(AutoencoderKL, find_part(path, "vae"))

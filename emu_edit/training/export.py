@@ -121,10 +121,11 @@ def _check_same_output(
     Raises:
         InputError: naming both, and what differs.
     """
-    for what, own, its in (
+    compared = [
         ("prediction", module.prediction.name, partner.prediction.name),
-        ("last noise level", *(float(m.schedule.sigma[-1]) for m in (module, partner))),
-    ):
+        ("last noise level", module.schedule.sigma[-1].item(), partner.schedule.sigma[-1].item()),
+    ]
+    for what, own, its in compared:
         if own != its:
             raise InputError(
                 f"{other} was trained with {what} {its} and {checkpoint} with {own}; what they say "
