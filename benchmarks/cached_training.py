@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from datamodules.cached_write import EncodingSettings, write_cache
 from datamodules.edit import EditDataModule
-from datamodules.remote import open_folder
+from datamodules.encoded.writer import EncodingSettings, write_cache
+from datamodules.remote.folder import open_folder
 from datamodules.world.write import write_world
 from emu_edit.batch import EditBatch
 from emu_edit.models.codec import KLCodec

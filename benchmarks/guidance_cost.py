@@ -19,14 +19,14 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor
 
-from emu_edit.cli.devices import choose_device
-from emu_edit.cli.find_model import find_model
 from emu_edit.diffusion.guidance import Guidance, guided
 from emu_edit.diffusion.prediction import with_source
+from emu_edit.editing.devices import choose_device
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.find import find_model
 from emu_edit.models.conditioning import branches
 from emu_edit.models.interfaces import Conditioning
-from emu_edit.progress import step_bar
+from emu_edit.terminal import step_bar
 
 PROMISE = 1.05
 WARM_UP = 3

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 
 from benchmarks.kill_test_run import DIARY, Layout, train
-from emu_edit.cli.main import describe, status_of
-from emu_edit.errors import InputError
+from emu_edit.cli.main import describe
+from emu_edit.errors import InputError, status_of
 
 How = Literal["forked", "cli"]
 

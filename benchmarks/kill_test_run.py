@@ -23,12 +23,12 @@ from callbacks.durable import Checkpoints, is_accumulating
 from callbacks.ema import Ema
 from callbacks.preemption import Preemption, stopped
 from datamodules.edit import EditDataModule
-from datamodules.writer import PairRecord, write_manifest, write_task_shards
+from datamodules.shards.writer import PairRecord, write_manifest, write_task_shards
 from emu_edit.batch import EditBatch
-from emu_edit.cli.resume import begin
-from emu_edit.cli.run_lock import RunLock
-from emu_edit.cli.run_status import StatusWriter
 from emu_edit.errors import ExitStatus
+from emu_edit.runs.lock import RunLock
+from emu_edit.runs.resume import begin
+from emu_edit.runs.status import StatusWriter
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
 
 GLOBAL_BATCH, STEPS_PER_EPOCH, EPOCHS, SAVE_EVERY = 8, 10, 4, 4

@@ -20,10 +20,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
-from datamodules.leak_pictures import evaluation_pictures
-from datamodules.leaks import LeakGuard
+from datamodules.checks.leaks import LeakGuard, evaluation_pictures
 from datamodules.world.pair import make_pair
-from emu_edit.progress import step_bar
+from emu_edit.terminal import step_bar
 
 TRAINING, EVALUATION = 1, 2  # seeds
 Pixels = UInt8[np.ndarray, "h w 3"]

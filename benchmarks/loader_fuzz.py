@@ -33,19 +33,24 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.loader_damage import DAMAGES, FORGERIES, cut, flip, insert, zero
-from datamodules.check import check_folder
-from datamodules.index import index_path, index_shard, save_index
-from datamodules.lanes import DataSet, lanes_of
-from datamodules.manifest import MANIFEST, ShardEntry, read_manifest, sha256_of, write_manifest
-from datamodules.reader import InOrder, OpenShard, ShardDataset
-from datamodules.shard_folder import LocalFolder
-from datamodules.transforms import SquareCrop
+from datamodules.checks.folders import check_folder
+from datamodules.shards.folder import LocalFolder
+from datamodules.shards.index import index_path, index_shard, save_index
+from datamodules.shards.manifest import (
+    MANIFEST,
+    ShardEntry,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
+from datamodules.stream.lanes import DataSet, lanes_of
+from datamodules.stream.reader import InOrder, OpenShard, ShardDataset
+from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import EditSample
-from emu_edit.cli.columns import aligned
 from emu_edit.errors import InputError
-from emu_edit.progress import step_bar
 from emu_edit.randomness import keyed_generator
 from emu_edit.tasks import SIXTEEN
+from emu_edit.terminal import aligned, step_bar
 
 SIDE = 16  # pixels; a picture of training size is not cut or resampled
 SAMPLES = 6

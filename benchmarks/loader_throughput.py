@@ -30,13 +30,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datamodules.edit import EditDataModule
-from datamodules.manifest import read_manifest, write_manifest
-from datamodules.order import Order, OrderSpec, TaskOrder, quotas
+from datamodules.shards.manifest import read_manifest, write_manifest
+from datamodules.shards.writer import PairRecord, write_task_shards
+from datamodules.stream.order import Order, OrderSpec, TaskOrder, quotas
 from datamodules.world.write import write_world
-from datamodules.writer import PairRecord, write_task_shards
 from emu_edit.batch import EditBatch, EditSample
-from emu_edit.progress import step_bar
 from emu_edit.randomness import keyed_generator
+from emu_edit.terminal import step_bar
 from emu_edit.training.draws import Phase
 from emu_edit.training.module import EditModule
 from emu_edit.training.optim import adamw

@@ -20,15 +20,15 @@ import torch
 
 from datamodules.world.pair import WorldPair, make_pair
 from emu_edit.batch import EditBatch, EditSample
-from emu_edit.cli.recipes import find_config
-from emu_edit.cli.trainer_cli import TrainerCLI, quiet
 from emu_edit.images import to_float
-from emu_edit.progress import step_bar
+from emu_edit.runs.folder import find_config
+from emu_edit.runs.trainer_cli import TrainerCLI, quiet
 from emu_edit.tasks import SIXTEEN
+from emu_edit.terminal import step_bar
 from emu_edit.training.draws import Phase
+from emu_edit.training.export import start_from
 from emu_edit.training.module import EditModule
 from emu_edit.training.optim import OptimizerSettings, adamw
-from emu_edit.training.start import start_from
 
 WARM_UP = 30
 MAX_NORM = 1.0

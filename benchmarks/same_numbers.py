@@ -3,11 +3,12 @@
     python -m benchmarks.same_numbers TREE -o DIR      (about 5 minutes on 2 cores)
     python -m benchmarks.same_numbers --compare OLD/numbers.json NEW/numbers.json
 
-The program is run as a user runs it, `python -m emu_edit`, with TREE (a checkout of any commit) on its path, so that one
-check serves commits whose modules lie elsewhere: 20 steps of `smoke` and of `tiny`, a run that stopped half way and went on,
-a model directory, task inversion, edits of ten pictures and in turns, the world benchmark, drift, shards and the predictor.
-Only what is the same every time is hashed: weights and pixels, JSON without times and paths. `--compare` exits with 1 where
-two trees differ.
+The program is run as a user runs it, `python -m emu_edit`, with TREE (a checkout of any commit) on
+its path, so that one check serves commits whose modules lie elsewhere: 20 steps of `smoke` and of
+`tiny`, a run that stopped half way and went on, a model directory, task inversion, edits of ten
+pictures and in turns, the world benchmark, drift, shards and a cache of them. Only what is the same
+every time is hashed: weights and pixels, JSON without times and paths. `--compare` exits with 1
+where two trees differ.
 """
 
 import argparse
@@ -26,16 +27,33 @@ from safetensors.torch import load_file
 
 SHORT = ("--score_pairs", "0", "--no_predictor")
 # of JSON: what differs from run to run or from machine to machine
-VOLATILE = {"seconds", "versions", "model", "device", "created", "program", "version", "edits_per_second"}
+VOLATILE = {
+    "seconds",
+    "versions",
+    "model",
+    "device",
+    "created",
+    "program",
+    "version",
+    "edits_per_second",
+}
 
 
 def run(tree: Path, folder: Path, *arguments: str) -> None:
     """Run `python -m emu_edit` of `tree` in `folder`."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),
+        "WANDB_MODE": "disabled",
+        "OMP_NUM_THREADS": "2",
+    }
     command = [sys.executable, "-m", "emu_edit", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(arguments)}: exit status {done.returncode}\n{done.stderr[-3000:]}")
+        raise SystemExit(
+            f"{' '.join(arguments)}: exit status {done.returncode}\n{done.stderr[-3000:]}"
+        )
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
@@ -135,24 +153,29 @@ def measure(tree: Path, folder: Path) -> Iterator[tuple[str, str]]:
     yield "smoke, resumed at 10 of 20: checkpoint", of_run(folder / "resumed")
     emu_edit("shards", "world", "pairs", "--pairs", "32", "--seed", "7")
     yield "shards world, 32 pairs", of_shards(folder / "pairs")
+    emu_edit("shards", "cache", "pairs", "-o", "cached", "--model", "smoke")
+    yield "shards cache", of_shards(folder / "cached")
+
+    released = ("--model", "released")
     unpack_sources(folder / "pairs", folder / "pictures", 10)
-    emu_edit("edit", "pictures", "make it night", "-o", "night", "--model", "released", "--seed", "3")
+    emu_edit("edit", "pictures", "make it night", "-o", "night", "--seed", "3", *released)
     yield "edit, ten pictures", of_pictures(folder / "night")
     first = str(sorted((folder / "pictures").iterdir())[0])
     turns = ("make it night", "remove the red circle", "draw the depth map")
-    emu_edit("edit", first, *turns, "-o", "turns", "--model", "released", "--steps", "3")
+    emu_edit("edit", first, *turns, "-o", "turns", "--steps", "3", *released)
     yield "edit, three turns", of_pictures(folder / "turns")
+    emu_edit("shards", "world", "new", "--new-task", "contour", "--pairs", "6")
+    task = ("--task", "contour", "--data", "new", "--steps", "4", "-o", "contour.safetensors")
+    emu_edit("invert", *task, *released)
+    yield "invert, 4 steps: task file", of_model(folder / "contour.safetensors")
+    learned = ("draw the contours", "--task", "contour.safetensors", "-o", "contours")
+    emu_edit("edit", "pictures", *learned, *released)
+    yield "edit with the new task", of_pictures(folder / "contours")
+
     emu_edit("evaluate", "released", "--pairs", "10", "-o", "world")
     yield "evaluate --benchmark world --pairs 10", of_json(folder / "world" / "results.json")
     emu_edit("evaluate", "released", "--drift", "--sessions", "3", "-o", "drift")
     yield "evaluate --drift --sessions 3", of_json(folder / "drift" / "drift.json")
-    emu_edit("shards", "world", "new", "--new-task", "contour", "--pairs", "6")
-    emu_edit("invert", "--task", "contour", "--data", "new", "--model", "released", "--steps", "4", "-o", "contour.safetensors")
-    yield "invert, 4 steps: task file", of_model(folder / "contour.safetensors")
-    emu_edit("edit", "pictures", "draw the contours", "--task", "contour.safetensors", "-o", "contours", "--model", "released")
-    yield "edit with the new task", of_pictures(folder / "contours")
-    emu_edit("shards", "cache", "pairs", "-o", "cached", "--config", "smoke", "--ckpt_path", "smoke")
-    yield "shards cache", of_shards(folder / "cached")
 
 
 def compare(old: Path, new: Path) -> int:

@@ -20,8 +20,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from emu_edit.errors import InputError, StorageError
-from emu_edit.training.checkpoint_io import DurableCheckpointIO, in_words, sweep, sync_folder
-from emu_edit.training.sidecar import verify
+from emu_edit.training.checkpoint_io import (
+    DurableCheckpointIO,
+    in_words,
+    sweep,
+    sync_folder,
+    verify,
+)
 
 LAST = "last.ckpt"
 NAME = re.compile(r"^step-(?P<step>\d{8,})\.ckpt$")

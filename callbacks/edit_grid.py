@@ -17,8 +17,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from callbacks.ema import Ema
-from callbacks.picture_grid import GridRow, picture_grid
 from emu_edit.batch import EditBatch
+from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
 from emu_edit.training.loggers import WandbLogger
 from emu_edit.training.module import EditModule

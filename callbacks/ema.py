@@ -16,7 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from emu_edit.errors import InputError
-from emu_edit.training.averaging import (
+from emu_edit.training.optim import (
     EMA_STATE_KEY,
     check_matches,
     copy_of,

@@ -23,9 +23,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.all_ranks import from_all_ranks
-from emu_edit.atomic import atomic_file
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, NonFiniteError
+from emu_edit.files import atomic_file
 from emu_edit.training.module import EditModule
 
 FILE = "nonfinite.json"

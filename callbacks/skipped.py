@@ -22,9 +22,9 @@ from torch.optim import Optimizer
 
 from callbacks.all_ranks import from_all_ranks
 from callbacks.skip_counts import SkipCounts, SkipLimits, TooManySkippedError
-from emu_edit.atomic import atomic_file
 from emu_edit.batch import BadSample, EditBatch
 from emu_edit.errors import InputError
+from emu_edit.files import atomic_file
 
 FILE = "skipped.jsonl"
 

@@ -12,23 +12,26 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from datamodules.cached import evaluation_set, training_set
-from datamodules.lane_counts import (
+from datamodules.encoded.reader import evaluation_set, training_set
+from datamodules.remote.ahead import fetch_ahead, refuse_small_cache, retry_metrics
+from datamodules.remote.folder import CacheSettings, open_folder
+from datamodules.stream.lanes import DataSet, Lane, lanes_of
+from datamodules.stream.loader import PositionLoader
+from datamodules.stream.mixing import (
     LaneCount,
+    Mixture,
+    check_named,
     count_lanes,
     lane_metrics,
     lane_table,
+    mixture_of,
+    named_folders,
     repeated_often,
+    where_of,
 )
-from datamodules.lanes import DataSet, Lane, lanes_of
-from datamodules.layout import fit_layout, refuse_trainer
-from datamodules.loader import PositionLoader
-from datamodules.mixing import Mixture, check_named, mixture_of, named_folders, where_of
-from datamodules.order import Order, OrderSpec, Position
-from datamodules.reader import InOrder, ShardDataset
-from datamodules.remote import CacheSettings, open_folder
-from datamodules.remote_ahead import fetch_ahead, refuse_small_cache, retry_metrics
-from datamodules.resume import (
+from datamodules.stream.order import Order, OrderSpec, Position
+from datamodules.stream.reader import InOrder, ShardDataset
+from datamodules.stream.resume import (
     Fingerprint,
     FollowTraining,
     StreamState,
@@ -36,9 +39,14 @@ from datamodules.resume import (
     fingerprint_of,
     rescale_progress,
 )
-from datamodules.sampler import GlobalBatchSampler, Layout, evaluation_batches
-from datamodules.skips import Substitutes
-from datamodules.transforms import Noops, SquareCrop, Wordings
+from datamodules.stream.sampler import (
+    GlobalBatchSampler,
+    Layout,
+    evaluation_batches,
+    fit_layout,
+    refuse_trainer,
+)
+from datamodules.stream.transforms import Noops, SquareCrop, Substitutes, Wordings
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable

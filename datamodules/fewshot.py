@@ -16,9 +16,9 @@ from torch import Tensor
 
 from datamodules.convert import control, folder
 from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, read_pair
-from datamodules.manifest import MANIFEST, read_manifest
-from datamodules.reader import OpenShard, decode_pair
-from datamodules.transforms import SquareCrop
+from datamodules.shards.manifest import MANIFEST, read_manifest
+from datamodules.stream.reader import OpenShard, decode_pair
+from datamodules.stream.transforms import SquareCrop
 from emu_edit.errors import InputError, closest
 from emu_edit.randomness import keyed_generator
 from emu_edit.text_rules import clean_instruction

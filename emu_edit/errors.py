@@ -8,6 +8,7 @@ can tell what trying again would help.
 
 from difflib import get_close_matches
 from enum import IntEnum
+from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar
 
 
@@ -77,3 +78,26 @@ def closest(name: str, known: list[str]) -> str:
     """Return " Did you mean 'x'?" for the most similar known name, or "" when none is similar."""
     match = get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
+
+
+TRAINING = {"fit", "validate", "test"}  # run by job scripts, which ask what went wrong
+
+
+def status_of(error: InputError | OSError, verb: str) -> ExitStatus:
+    """Return the exit status for an error of `verb`.
+
+    A training tells wrong options from a broken disk, because a job script may try again; any other
+    verb has 2 for both.
+    """
+    status = error.status if isinstance(error, InputError) else ExitStatus.usage
+    if verb not in TRAINING or status is not ExitStatus.usage:
+        return status
+    return ExitStatus.storage if isinstance(error, OSError) else ExitStatus.config
+
+
+def installed_version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return version("emu-edit")
+    except PackageNotFoundError:
+        return "(not installed: run from its source folder)"

@@ -5,6 +5,8 @@ are read here under fixed rules: three formats, chosen by content and never by n
 checked on the header, before a single pixel is decoded; every odd mode brought to RGB in a stated
 way, or refused by name. What a picture means, how it is cropped and what a network wants is not
 known here. Metadata never leaves: what is written holds pixels only.
+
+What size a picture may have for a model, and what size a smaller copy gets; numbers only.
 """
 
 import io
@@ -394,3 +396,19 @@ def _printable(text: str) -> str:
 
 def _bad(where: str, what: str) -> BadImageError:
     return BadImageError(_printable(f"{where}: {what}" if where else f"the picture {what}"))
+
+
+# a side this many times the training pictures' shows the network nothing it knows, and takes
+# minutes: time grows with the fourth power
+MOST_TIMES_LARGER = 16
+
+
+def with_shorter_side(size: int, *, height: int, width: int) -> tuple[int, int]:
+    """Return height and width in the same proportion, the shorter of them `size`."""
+    shorter = min(height, width)
+    return round(height * size / shorter), round(width * size / shorter)
+
+
+def is_far_larger(trained: int, *, height: int, width: int, times: int = MOST_TIMES_LARGER) -> bool:
+    """Whether a side is more than `times` that of the training pictures."""
+    return max(height, width) > times * trained

@@ -27,13 +27,13 @@ from benchmarks.inversion.methods import (
     beginning_of,
     teach,
 )
+from datamodules.world.backgrounds import Photos
 from datamodules.world.new_tasks import count_dots, make_new_pair
 from datamodules.world.pair import WorldPair, make_pair
-from datamodules.world.photos import Photos
-from emu_edit.atomic import atomic_file
 from emu_edit.batch import EditSample
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
+from emu_edit.files import atomic_file
 from emu_edit.metrics.world import EditScore, Truth, score
 from emu_edit.models.learned_task import model_hash
 from emu_edit.tasks import SIXTEEN

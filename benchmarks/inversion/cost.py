@@ -22,14 +22,13 @@ from benchmarks.inversion.methods import MAX_NORM, Lesson, make_module
 from datamodules.world.new_tasks import make_new_pair
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.progress import step_bar
-from emu_edit.training.averaging import copy_of, update
+from emu_edit.terminal import step_bar
 from emu_edit.training.draws import Phase
 from emu_edit.training.few_shot import FewShotPair, batch_at, views
 from emu_edit.training.inversion import InversionSettings, invert, optimizer_settings
 from emu_edit.training.new_task import NewTask, frozen
 from emu_edit.training.objective import Objective
-from emu_edit.training.optim import OptimizerSettings, adamw
+from emu_edit.training.optim import OptimizerSettings, adamw, copy_of, update
 
 TASK, PAIRS = "contour", 10
 STEP_PROMISE, TIME_PROMISE = 0.75, 180.0

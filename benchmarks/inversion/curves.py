@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from benchmarks.inversion.cells import BASE
 from benchmarks.inversion.methods import EXPERT, FULL, INVERSION, LORA
-from emu_edit.atomic import atomic_file
+from emu_edit.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -30,15 +30,21 @@ from emu_edit.batch import EditSample
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.learned_task import LearnedTask, model_hash
-from emu_edit.training.averaging import copy_of, decay_at, update, with_weights
-from emu_edit.training.beginning import Beginning, beginning
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import FewShotPair, batch_at, check_batches, split, views
 from emu_edit.training.inversion import WARMUP_STEPS, InversionSettings, invert
 from emu_edit.training.module import EditModule
-from emu_edit.training.new_task import NewTask, frozen
+from emu_edit.training.new_task import Beginning, NewTask, beginning, frozen
 from emu_edit.training.objective import Objective
-from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_schedule
+from emu_edit.training.optim import (
+    OptimizerSettings,
+    adamw,
+    copy_of,
+    decay_at,
+    update,
+    warmup_cosine_schedule,
+    with_weights,
+)
 
 OnStep = Callable[[int, int], None]
 

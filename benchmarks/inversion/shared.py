@@ -21,7 +21,7 @@ from benchmarks.inversion.cells import (
     run_cell,
     write_cell,
 )
-from emu_edit.progress import step_bar
+from emu_edit.terminal import step_bar
 
 
 def make_cells(cells: Sequence[Cell], study: Study, folder: Path) -> int:

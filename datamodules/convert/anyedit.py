@@ -16,10 +16,16 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from datamodules.convert.converter import Converter
 from datamodules.convert.gates import Gates
 from datamodules.convert.heldout import held_out_tables, left_out
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, read_pair
+from datamodules.convert.pair import (
+    Converter,
+    RawPair,
+    Reason,
+    RefusedPairError,
+    Skipped,
+    read_pair,
+)
 from datamodules.convert.rows import Row, Table, find_tables, pairs_of, read_rows
 
 TABLE = Table(

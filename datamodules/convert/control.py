@@ -11,9 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.convert.converter import Converter
-from datamodules.convert.pair import RawPair, Reason, Skipped, is_safe_name
-from datamodules.picture import Picture
+from datamodules.convert.pair import Converter, RawPair, Reason, Skipped, is_safe_name
+from datamodules.convert.picture import Picture
 from emu_edit.errors import InputError
 from emu_edit.images import EXTENSIONS
 

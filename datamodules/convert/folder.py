@@ -10,23 +10,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.convert.converter import Converter
-from datamodules.convert.evaluation_only import refuse_columns
-from datamodules.convert.pair import RawPair, Reason, Skipped, is_safe_name, white_mask
-from datamodules.picture import Picture
+from datamodules.convert.pair import Converter, RawPair, Reason, Skipped, is_safe_name, white_mask
+from datamodules.convert.picture import Picture
+from datamodules.shards.evaluation_only import refuse_columns
 from emu_edit.errors import InputError
 from emu_edit.images import EXTENSIONS
 
 LINES = "instructions.jsonl"
 _TEXTS = (
-    "instruction",
-    "file",
-    "source",
-    "target",
-    "mask",
-    "task",
-    "source_caption",
-    "target_caption",
+    *("instruction", "file", "source", "target"),
+    *("mask", "task", "source_caption", "target_caption"),
 )
 
 
@@ -53,6 +46,7 @@ def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
 
 
 CONVERTER = Converter("folder", list_pairs)
+JSONL = Converter("jsonl", list_pairs)  # the same layout, given as its .jsonl file
 
 
 def _is_control(path: Path) -> bool:

@@ -3,8 +3,15 @@
 Each gate has a reason of the report, a threshold, and a default that public sets and a user's own
 pairs share: a pair is judged by its pixels, not by where it came from. All are computed from the
 pair alone; what needs a network (CLIP, DINO) is taken from the scores that the data bring along.
+
+What a run remembers of the pairs it has seen: 64 bits of each content and key, nothing else.
+
+A set of Python takes some 80 bytes for such a number; with millions of pairs that is most of a
+run's memory. Here they stand in one table, at most half full: 16 to 32 bytes each.
 """
 
+import hashlib
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,8 +20,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from datamodules.convert.pair import RawPair, Reason, RefusedPairError, key_of
-from datamodules.convert.seen import Digests, digest
-from datamodules.writer import PairRecord
+from datamodules.shards.writer import PairRecord
 
 _BLOCK = 8  # pixels; an edit of a single 8x8 block, one latent pixel, is still an edit
 _THUMBNAIL = 16  # cells a side; finer, and a moved edge would make good pairs unlike each other
@@ -223,3 +229,56 @@ def _thumbnail(picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "m n"]:
     )
     cells = sums / np.outer(heights, widths)
     return cells - cells.mean()
+
+
+_FIRST = 1024  # places; a power of two, as all sizes are
+
+
+def digest(*parts: bytes | memoryview) -> int:
+    """Return 64 bits of BLAKE2b; two of four million numbers agree with a chance of 10^-6."""
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        found.update(part)
+    return int.from_bytes(found.digest(), "little")
+
+
+class Digests:
+    """A set of numbers of 64 bits: open addressing, linear probing, 0 is an empty place.
+
+    The number 0 is taken for 1, which of digests nobody will notice.
+    """
+
+    def __init__(self) -> None:
+        self._table = array("Q", bytes(8 * _FIRST))
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, number: int) -> bool:
+        return self._table[self._place(number or 1)] != 0
+
+    def add(self, number: int) -> None:
+        """Remember the number."""
+        number = number or 1
+        place = self._place(number)
+        if self._table[place]:
+            return
+        self._table[place] = number
+        self._count += 1
+        if 2 * self._count > len(self._table):
+            self._grow()
+
+    def _place(self, number: int) -> int:
+        """Return where the number is, or the empty place where it would be."""
+        table, last = self._table, len(self._table) - 1
+        place = number & last
+        while table[place] not in {0, number}:
+            place = (place + 1) & last
+        return place
+
+    def _grow(self) -> None:
+        old, self._table = self._table, array("Q", bytes(16 * len(self._table)))
+        for number in old:
+            if number:
+                self._table[self._place(number)] = number

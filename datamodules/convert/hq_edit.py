@@ -10,8 +10,7 @@ set's card.
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.convert.converter import Converter
-from datamodules.convert.pair import RawPair, Skipped
+from datamodules.convert.pair import Converter, RawPair, Skipped
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
 
 _EDIT, _INVERSE = ("edit", "edit_instruction"), ("inverse_edit", "inverse-edit")

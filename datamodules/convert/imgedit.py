@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from datamodules.convert.converter import Converter
 from datamodules.convert.imgedit_files import Samples, task_in
 from datamodules.convert.imgedit_masks import Region
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped
+from datamodules.convert.pair import Converter, RawPair, Reason, RefusedPairError, Skipped
 from datamodules.convert.rows import Row, Table, find_tables, pairs_of, read_rows
 
 TABLE = Table("ImgEdit", needs=(("input_images", "data"),), pictures=())

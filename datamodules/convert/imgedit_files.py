@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from datamodules.convert.pair import Reason, RefusedPairError, is_safe_name
-from datamodules.picture import MissingPictureError, Picture
+from datamodules.convert.picture import MissingPictureError, Picture
 from emu_edit.errors import InputError
 from emu_edit.images import read_image_bytes
 

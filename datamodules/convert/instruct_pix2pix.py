@@ -19,10 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datamodules.convert.converter import Converter
-from datamodules.convert.pair import RawPair, Reason, Skipped, is_safe_name
+from datamodules.convert.pair import Converter, RawPair, Reason, Skipped, is_safe_name
+from datamodules.convert.picture import Picture
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
-from datamodules.picture import Picture
 from emu_edit.errors import InputError
 
 SEEDS, PROMPT, METADATA = "seeds.json", "prompt.json", "metadata.jsonl"

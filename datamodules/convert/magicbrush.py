@@ -28,10 +28,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from datamodules.convert.converter import Converter
-from datamodules.convert.evaluation_only import refusal_of_magicbrush
 from datamodules.convert.heldout import held_out_tables, left_out
 from datamodules.convert.pair import (
+    Converter,
     Mask,
     RawPair,
     Reason,
@@ -39,8 +38,9 @@ from datamodules.convert.pair import (
     Skipped,
     is_safe_name,
 )
+from datamodules.convert.picture import MissingPictureError, Picture
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
-from datamodules.picture import MissingPictureError, Picture
+from datamodules.shards.evaluation_only import refusal_of_magicbrush
 from emu_edit.errors import InputError
 from emu_edit.images import BLACK, decode_rgb
 

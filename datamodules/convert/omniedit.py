@@ -12,9 +12,8 @@ both, they are left out; give their file to convert them. Source: the data set's
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.convert.converter import Converter
 from datamodules.convert.heldout import held_out_tables, left_out
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped
+from datamodules.convert.pair import Converter, RawPair, Reason, RefusedPairError, Skipped
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
 
 TABLE = Table(

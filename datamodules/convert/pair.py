@@ -4,12 +4,23 @@ All layouts and data sets meet here, so that the same pair is judged the same wa
 from; what is judged beyond that a pair can be read at all is in `datamodules.convert.gates`.
 Pictures keep their size (the reader of shards crops); within a pair the sizes must agree, after
 EXIF rotation.
+
+One part of a data set, so that no source picture is in two: training and held-out pairs.
+
+A pair's group (its session, prompt or, where the data name none, its source picture) is mapped to a
+number by SHA-256, so the same pairs fall into the same part on every machine, in any order, and
+nothing has to be remembered.
+
+What a converter is: it lists the pairs of one data set or layout, and knows its task names.
+
+Reading, judging, naming tasks and writing are the run's (`datamodules.convert.run`) and the same
+for all.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -19,8 +30,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 
-from datamodules.picture import MissingPictureError, Picture
-from datamodules.writer import PairRecord
+from datamodules.convert.picture import MissingPictureError, Picture
+from datamodules.shards.writer import PairRecord
 from emu_edit.errors import BadSampleError, InputError
 from emu_edit.images import decode_mask, resize
 from emu_edit.text_rules import clean_instruction
@@ -286,3 +297,51 @@ def _mask(mask: Mask, source: UInt8[np.ndarray, "h w 3"], name: str) -> np.ndarr
         sizes += f"{source.shape[1]}x{source.shape[0]}"
         raise RefusedPairError(Reason.mask_misfit, f"{name}: the mask is {sizes}")
     return region
+
+
+TRAIN, HELD_OUT = "train", "heldout"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part: its name and the share of the groups that is held out.
+
+    Attributes:
+        name: "train" or "heldout".
+        held_out: share of the groups, above 0 and below 1.
+    """
+
+    name: str
+    held_out: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no part."""
+        if self.name not in {TRAIN, HELD_OUT}:
+            raise InputError(f"part {self.name!r} must be {TRAIN} or {HELD_OUT}")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"held out {self.held_out:g} must be a share above 0 and below 1")
+
+    def has(self, pair: RawPair, record: PairRecord) -> bool:
+        """Tell whether a pair is in this part."""
+        group = pair.group.encode() if pair.group else record.source.tobytes()
+        number = int.from_bytes(hashlib.sha256(group).digest()[:8], "big") / 2**64
+        return (number < self.held_out) == (self.name == HELD_OUT)
+
+
+@dataclass(frozen=True)
+class Converter:
+    """What a converter says of itself.
+
+    Attributes:
+        name: as on the command line.
+        list_pairs: lists the pairs of a file or folder, in an order that depends on nothing else;
+            it is called twice, so listing must be cheap: no picture is read. Raises InputError if
+            the layout or the columns are another's.
+        tasks: the data's task names in ours; None where there is no such task of the sixteen. No
+            table at all means that the names are ours. Letters and digits alone count, so one line
+            stands for "color_alter" and "ColorAlter".
+    """
+
+    name: str
+    list_pairs: Callable[[Path], Iterator[RawPair | Skipped]]
+    tasks: Mapping[str, str | None] | None = None

@@ -12,8 +12,7 @@ anything is written.
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.convert.converter import Converter
-from datamodules.convert.pair import RawPair, Skipped
+from datamodules.convert.pair import Converter, RawPair, Skipped
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
 
 TABLE = Table(

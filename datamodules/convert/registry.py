@@ -1,7 +1,7 @@
 """The list of converters: one for each layout of a user's own pairs and for each public set.
 
 Only names and lines of help are here, so that `shards convert --help` need not import what reads
-pictures. A new converter is a module with a `CONVERTER` (`datamodules.convert.converter`), and a
+pictures. A new converter is a module with a `CONVERTER` (`datamodules.convert.pair`), and a
 line in this table.
 """
 
@@ -12,20 +12,23 @@ from typing import TYPE_CHECKING
 from emu_edit.errors import InputError, closest
 
 if TYPE_CHECKING:
-    from datamodules.convert.converter import Converter
+    from datamodules.convert.pair import Converter
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Where a converter is, and its line of help."""
+    """Where a converter is, its line of help, and its name in the module."""
 
     module: str
     summary: str
+    name: str = "CONVERTER"
 
 
 KINDS = {
     "folder": Kind("folder", "your own: source/ and target/ of equal names, instructions.jsonl"),
-    "jsonl": Kind("jsonl", "as folder; SRC is the .jsonl file, whose lines name the pictures"),
+    "jsonl": Kind(
+        "folder", "as folder; SRC is the .jsonl file, whose lines name the pictures", "JSONL"
+    ),
     "control": Kind(
         "control", "your own: images/ (targets), control/ (sources), one .txt per pair"
     ),
@@ -54,4 +57,5 @@ def load_converter(kind: str) -> "Converter":
     if kind not in KINDS:
         hint = closest(kind, [*KINDS])
         raise InputError(f"unknown kind {kind!r}; known kinds: {', '.join(KINDS)}.{hint}")
-    return import_module(f"datamodules.convert.{KINDS[kind].module}").CONVERTER
+    known = KINDS[kind]
+    return getattr(import_module(f"datamodules.convert.{known.module}"), known.name)

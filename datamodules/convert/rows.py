@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.convert.evaluation_only import refuse_columns, refuse_name
 from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, is_safe_name
-from datamodules.parquet import read_parquet
-from datamodules.picture import MissingPictureError, Picture
+from datamodules.convert.parquet import read_parquet
+from datamodules.convert.picture import MissingPictureError, Picture
+from datamodules.shards.evaluation_only import refuse_columns, refuse_name
 from emu_edit.errors import InputError
 
 SUFFIXES = (".parquet", ".jsonl")

@@ -10,16 +10,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from datamodules.convert.converter import Converter
-from datamodules.convert.evaluation_only import refuse_kind, refuse_output, refuse_path
-from datamodules.convert.gates import Duplicates, Gates
+from datamodules.convert.gates import Duplicates, Gates, digest
 from datamodules.convert.naming import Namer, Survey, TaskNaming, survey
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, read_pair
-from datamodules.convert.part import Part
+from datamodules.convert.pair import (
+    Converter,
+    Part,
+    RawPair,
+    Reason,
+    RefusedPairError,
+    Skipped,
+    read_pair,
+)
 from datamodules.convert.registry import load_converter
 from datamodules.convert.report import QUARANTINE, ConvertReport, Tally, counted
-from datamodules.convert.seen import digest
-from datamodules.writer import Guard, PairRecord, ShardEntry, ShardWriter, write_manifest
+from datamodules.shards.evaluation_only import refuse_kind, refuse_output, refuse_path
+from datamodules.shards.writer import Guard, PairRecord, ShardEntry, ShardWriter, write_manifest
 from emu_edit.errors import BadDataError, InputError
 
 _LISTING_STEP = 1000  # entries between two signs of life

@@ -16,10 +16,16 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from datamodules.convert.converter import Converter
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, is_safe_name
+from datamodules.convert.pair import (
+    Converter,
+    RawPair,
+    Reason,
+    RefusedPairError,
+    Skipped,
+    is_safe_name,
+)
+from datamodules.convert.picture import MissingPictureError, Picture
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
-from datamodules.picture import MissingPictureError, Picture
 
 TABLE = Table(
     "SEED-Data-Edit",

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from datamodules.convert.converter import Converter
-from datamodules.convert.pair import Mask, RawPair, Skipped, white_mask
+from datamodules.convert.pair import Converter, Mask, RawPair, Skipped, white_mask
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
 
 TABLE = Table(

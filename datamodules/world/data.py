@@ -9,15 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from datamodules.edit import EditDataModule
-from datamodules.layout import refuse_trainer
-from datamodules.manifest import MANIFEST, read_manifest
-from datamodules.mixing import check_weights
-from datamodules.order import quotas
-from datamodules.world.photos import Photos
+from datamodules.shards.manifest import MANIFEST, read_manifest
+from datamodules.stream.mixing import check_weights
+from datamodules.stream.order import quotas
+from datamodules.stream.sampler import refuse_trainer
+from datamodules.world.backgrounds import Photos
 from datamodules.world.write import Extras, made_by, write_world
 from emu_edit.errors import InputError
-from emu_edit.progress import step_bar
 from emu_edit.tasks import SIXTEEN
+from emu_edit.terminal import step_bar
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class WorldData(EditDataModule):
         hard_pairs: how many more pairs of the kinds that are learnt last are written with each of
             the tasks local, texture, text, style and color; which kinds, see `HARD`.
         photos: a folder of photographs used as backgrounds.
-        paraphrased: ask for the training edits in many more ways; see `datamodules.paraphrases`.
+        paraphrased: ask for the training edits in many more ways (`datamodules.world.paraphrases`).
         image_size: side of the pictures.
         global_batch: samples per optimizer step, over all processes and accumulated batches.
         micro_batch: samples a process trains on at a time; accumulation follows from it.

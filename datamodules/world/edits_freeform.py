@@ -11,11 +11,11 @@ import numpy as np
 
 from datamodules.world import filters
 from datamodules.world.edits_region import edited
-from datamodules.world.font import word_coverage
 from datamodules.world.instructions import EFFECTS, FILTERS, STYLES, pick
 from datamodules.world.palette import HELDOUT_WORDS, WORDS, visible_inks
 from datamodules.world.render import quantise, render
 from datamodules.world.scene import Scene, Word
+from datamodules.world.sprites import word_coverage
 from datamodules.world.studio import Edited, Rules, Studio
 
 WHOLE = Rules(word=0.1)

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from datamodules.paraphrases import PARAPHRASES
 from datamodules.world.palette import (
     BANDS,
     COLOURS,
@@ -27,6 +26,7 @@ from datamodules.world.palette import (
     WORDS,
     Split,
 )
+from datamodules.world.paraphrases import PARAPHRASES
 from datamodules.world.phrasings import PHRASINGS
 
 Choice = TypeVar("Choice")

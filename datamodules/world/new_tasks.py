@@ -13,13 +13,12 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from datamodules.world.backgrounds import pixel_centres
+from datamodules.world.backgrounds import Photos, pixel_centres
 from datamodules.world.edits_region import addition
 from datamodules.world.edits_vision import bounding_box, frame_of
 from datamodules.world.instructions import phrase, pick
 from datamodules.world.pair import MIN_SIZE, SPLITS, WorldPair
 from datamodules.world.palette import MARKS
-from datamodules.world.photos import Photos
 from datamodules.world.phrasings import Phrasings
 from datamodules.world.render import coverage, draw_figure, quantise, seen
 from datamodules.world.scene import Scene

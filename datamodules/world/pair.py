@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from datamodules.shards.writer import PairRecord
+from datamodules.world.backgrounds import Photos
 from datamodules.world.edits_freeform import color, global_, style, text
 from datamodules.world.edits_region import add, background, local, remove, texture
 from datamodules.world.edits_vision import detect, segment, to_and_from_map
 from datamodules.world.palette import Split
-from datamodules.world.photos import Photos
 from datamodules.world.studio import Edited, Studio
-from datamodules.writer import PairRecord
 from emu_edit.errors import InputError
 from emu_edit.randomness import keyed_generator
 from emu_edit.tasks import SIXTEEN
@@ -118,7 +118,7 @@ def make_pair(
             "train" has none of either; "sentences" has held-out phrasings alone, "pairs" held-out
             colour/shape pairs alone.
         photos: photographs used as backgrounds.
-        paraphrased: in training, also ask in the many more ways of `datamodules.paraphrases`.
+        paraphrased: in training, also ask in the many more ways of `datamodules.world.paraphrases`.
 
     Raises:
         InputError: if the task or split is unknown, the index negative, or the size too small.

@@ -12,12 +12,10 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from datamodules.world.backgrounds import named_background, pixel_centres
-from datamodules.world.font import word_coverage
+from datamodules.world.backgrounds import Photos, named_background, pixel_centres
 from datamodules.world.palette import RGB
-from datamodules.world.photos import Photos
 from datamodules.world.scene import Background, Figure, Person, Scene, Thing
-from datamodules.world.sprites import joints, person_distance, thing_distance
+from datamodules.world.sprites import joints, person_distance, thing_distance, word_coverage
 
 PERIOD = 0.1  # of the textures, in fractions of the side: about six pixels at 64
 DOT_RADIUS = 0.031

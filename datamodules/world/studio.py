@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from datamodules.world.backgrounds import Photos
 from datamodules.world.instructions import paraphrased_templates, phrase, pick, templates
 from datamodules.world.palette import (
     BACKGROUNDS,
@@ -27,7 +28,6 @@ from datamodules.world.palette import (
     visible_colours,
     visible_inks,
 )
-from datamodules.world.photos import Photos
 from datamodules.world.render import quantise, render
 from datamodules.world.scene import Background, Figure, Person, Pose, Scene, Texture, Thing, Word
 

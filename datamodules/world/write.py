@@ -2,24 +2,29 @@
 
 Tasks are written by several processes, each its own shards; since every pair is a pure function of
 its index, the bytes do not depend on how many processes there are.
+
+One picture to look at: some pairs of every task, source beside target under the instruction.
 """
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
-from datamodules.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
-from datamodules.world.contact_sheet import contact_sheet, save_contact_sheet
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from datamodules.shards.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
+from datamodules.shards.writer import PairRecord, write_task_shards
+from datamodules.world.backgrounds import Photos
 from datamodules.world.new_tasks import make_new_pair
-from datamodules.world.noops import NOOPS, make_noop
-from datamodules.world.pair import VERSION, make_pair
-from datamodules.world.photos import Photos
-from datamodules.writer import PairRecord, write_task_shards
+from datamodules.world.pair import VERSION, WorldPair, make_pair
+from datamodules.world.sessions import NOOPS, make_noop
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN
 
@@ -46,7 +51,7 @@ class Extras:
     Attributes:
         noops: how many pairs that ask for nothing come with each task that has such, see `NOOPS`.
         hard: how many more pairs of the kinds that are learnt last come with each task of `HARD`.
-        paraphrased: also ask in the many more ways of `datamodules.paraphrases`.
+        paraphrased: also ask in the many more ways of `datamodules.world.paraphrases`.
     """
 
     noops: int = 0
@@ -233,3 +238,69 @@ def _write_task(
             yield from (pair.to_record() for pair in islice(hard, extras.hard))
 
     return write_task_shards(folder, task, records())
+
+
+TILE = 128  # side of a shown picture
+CAPTION = 42  # height of the text above it
+GAP = 10
+LETTERS = 44  # per line of text
+NAME = 88  # width of the column with the task's name
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[WorldPair]]]) -> Image.Image:
+    """Return a sheet of named rows of pairs; pictures are enlarged without smoothing."""
+    columns = max(len(pairs) for _, pairs in rows)
+    cell = 2 * TILE + GAP
+    width = NAME + columns * (cell + GAP)
+    sheet = Image.new("RGB", (width, len(rows) * (CAPTION + TILE + GAP) + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=11)
+    for r, (name, pairs) in enumerate(rows):
+        top = GAP + r * (CAPTION + TILE + GAP)
+        draw.text(
+            (GAP, top + CAPTION + TILE // 2),
+            name,
+            fill="black",
+            font=ImageFont.load_default(size=13),
+        )
+        for c, pair in enumerate(pairs):
+            left = NAME + c * (cell + GAP)
+            lines = textwrap.wrap(pair.instruction, LETTERS)[:3]
+            draw.multiline_text((left, top), "\n".join(lines), fill="black", font=font, spacing=2)
+            sheet.paste(_enlarged(pair.source), (left, top + CAPTION))
+            sheet.paste(_enlarged(pair.target), (left + TILE + 2, top + CAPTION))
+    return sheet
+
+
+def sample_rows(
+    seed: int, columns: int, *, size: int, split: str, photos: Photos | None
+) -> list[tuple[str, list[WorldPair]]]:
+    """Return pairs of each task, of as many kinds of edit as fit, both directions among them."""
+    rows = []
+    for number, task in enumerate(SIXTEEN.names):
+        pairs: list[WorldPair] = []
+        kinds: set[object] = set()
+        candidates = [
+            make_pair(seed, number + 16 * i, task=task, size=size, split=split, photos=photos)
+            for i in range(2 * columns)
+        ]
+        for pair in candidates:
+            if pair.extra["kind"] not in kinds:
+                kinds.add(pair.extra["kind"])
+                pairs.append(pair)
+        pairs.extend(pair for pair in candidates if all(pair is not p for p in pairs))
+        rows.append((task, pairs[:columns]))
+    return rows
+
+
+def save_contact_sheet(
+    path: Path, seed: int, *, size: int, split: str, photos: Photos | None, columns: int = 5
+) -> None:
+    """Write the sheet of a world as a PNG."""
+    # scenes do not depend on the size, and pictures larger than a tile could not be seen
+    rows = sample_rows(seed, columns, size=min(size, TILE), split=split, photos=photos)
+    contact_sheet(rows).save(path)
+
+
+def _enlarged(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)

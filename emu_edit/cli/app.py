@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, positive_or_zero
-from emu_edit.cli.find_model import find_model
-from emu_edit.cli.web_limits import MEBI, Limits
+from emu_edit.editing.find import find_model
 from emu_edit.errors import InputError
+from emu_edit.web.limits import MEBI, Limits
 
 if TYPE_CHECKING:
     from emu_edit.editing.editor import Editor
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
     if sys.stderr.isatty():  # it may take a while, and a log needs no line about that
         sys.stderr.write(f"loading {model} …\n")
     # everything above answers in an instant; only now is torch needed
-    from emu_edit.cli.devices import choose_device
+    from emu_edit.editing.devices import choose_device
     from emu_edit.editing.editor import Editor
 
     editor = Editor.from_pretrained(model, device=choose_device(options.device))
@@ -148,9 +148,8 @@ def prepare_environment(folder: Path) -> None:
 
 def serve(editor: "Editor", limits: Limits, folder: Path, host: str, port: int) -> None:
     """Serve the page until it is interrupted."""
-    from emu_edit.cli.web_handlers import Handlers
-    from emu_edit.cli.web_looks import CSS, page_theme
-    from emu_edit.cli.web_page import build_page
+    from emu_edit.web.handlers import CSS, Handlers, page_theme
+    from emu_edit.web.page import build_page
 
     # one line for each request would bury what matters
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -192,7 +191,7 @@ def server_options(limits: Limits, folder: Path, host: str) -> dict[str, Any]:
         TrustedHostMiddleware,
     )
 
-    from emu_edit.cli.web_guard import RequestGuard
+    from emu_edit.web.guard import RequestGuard
 
     # a name that other sites let point to this computer must not reach the page (DNS rebinding)
     hosts = ["127.0.0.1", "localhost", "[::1]"] if host in LOOPBACK else ["*"]

@@ -20,9 +20,9 @@ from emu_edit.cli.edit_places import (
     place_for_one,
     places_for_many,
 )
-from emu_edit.cli.find_model import find_model
-from emu_edit.cli.learned_tasks import check_task_files, is_task_file
+from emu_edit.editing.find import find_model
 from emu_edit.errors import InputError
+from emu_edit.runs.learned_tasks import check_task_files, is_task_file
 from emu_edit.tasks import TASKS
 from emu_edit.text_rules import clean_instruction
 

@@ -2,6 +2,8 @@
 
 The command line has been checked as far as names go (`edit.py`, `edit_places.py`) before this
 module, and with it torch, is imported.
+
+From what `edit` was pointed at to pixels of a size the model can work on.
 """
 
 import argparse
@@ -14,23 +16,31 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from emu_edit.cli.devices import choose_device
-from emu_edit.cli.edit_files import save_session
-from emu_edit.cli.edit_pictures import fit_size, read_source
+from emu_edit.cli.edit_files import Report, save_session
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
-from emu_edit.cli.edit_report import Report
-from emu_edit.cli.find_model import MODEL, RELEASED, RELEASED_NAME, RUNS
-from emu_edit.cli.learned_tasks import add_task_files, files_of, read_task_files
 from emu_edit.diffusion.guidance import Guidance
-from emu_edit.diffusion.samplers import Sampler
+from emu_edit.editing.devices import choose_device
 from emu_edit.editing.editor import Editor, OnStep
+from emu_edit.editing.find import model_name, shown_path
 from emu_edit.editing.manifest import Manifest, parse_manifest
 from emu_edit.editing.predictor import TaskPrediction
 from emu_edit.editing.session import EditSession, replay
 from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task, task_names
 from emu_edit.editing.threshold import Threshold, check_alpha
-from emu_edit.errors import InputError, closest
-from emu_edit.progress import step_bar
+from emu_edit.errors import InputError
+from emu_edit.evaluation.options import asked_guidance, asked_sampler
+from emu_edit.images import (
+    MAX_BYTES,
+    MAX_SIDE,
+    MOST_TIMES_LARGER,
+    decode_rgb,
+    is_far_larger,
+    read_image,
+    resize,
+    with_shorter_side,
+)
+from emu_edit.runs.learned_tasks import add_task_files, files_of, read_task_files
+from emu_edit.terminal import step_bar
 
 SOME_FAILED = 1  # exit status when pictures among many could not be edited
 MAX_MANIFEST = 16 * 2**20  # bytes; a thousand turns of the longest text take 9 MB
@@ -260,46 +270,11 @@ def check_numbers(options: argparse.Namespace) -> None:
         check_alpha(options.threshold)
 
 
-def asked_guidance(options: argparse.Namespace, editor: Editor) -> Guidance:
-    """Return the model's scales, overridden by what the command line says."""
-    text, image = options.guidance_text, options.guidance_image
-    usual = editor.settings.guidance
-    return Guidance(
-        text=usual.text if text is None else text, image=usual.image if image is None else image
-    )
-
-
-def asked_sampler(name: str | None) -> Sampler | None:
-    """Return the sampler of that name.
-
-    Raises:
-        InputError: for an unknown one, with the nearest.
-    """
-    names = [sampler.name for sampler in Sampler]
-    if name is not None and name not in names:
-        raise InputError(
-            f"unknown sampler {name!r}; known samplers: {', '.join(names)}.{closest(name, names)}"
-        )
-    return None if name is None else Sampler[name]
-
-
 def asked_threshold(options: argparse.Namespace) -> float | Threshold | None:
     """Return the threshold of every turn: a number, none at all, or what the session decides."""
     if options.no_threshold:
         return None
     return Threshold.default if options.threshold is None else options.threshold
-
-
-def shown_path(model: Path) -> str:
-    """Return where a model is, in words: its path, or that it is the released one."""
-    return RELEASED_NAME if model == RELEASED else str(model)
-
-
-def model_name(model: Path) -> str:
-    """Return what to call a model in files: its folder, or its run's, without the way to it."""
-    path = model.resolve()
-    in_run = path.name == MODEL and path.parent.parent.name == RUNS.name
-    return path.parent.name if in_run else path.name
 
 
 def _shifted(on_step: OnStep, part: int, parts: int) -> Callable[[int, int], None]:
@@ -309,3 +284,53 @@ def _shifted(on_step: OnStep, part: int, parts: int) -> Callable[[int, int], Non
         on_step(part * total + done, parts * total)
 
     return told
+
+
+def read_source(source: Source) -> UInt8[Tensor, "3 h w"]:
+    """Read and decode a picture file or standard input.
+
+    Raises:
+        BadImageError: if it is missing, no picture, or of a refused kind or size.
+        InputError: if standard input is a terminal or closed.
+    """
+    if source.path is not None:
+        return read_image(source.path)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("standard input has no picture; pipe one in: emu-edit edit - < a.png")
+    # one byte more than allowed tells an endless stream from the largest picture
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{source} gave more than the {MAX_BYTES} bytes a picture may have")
+    return decode_rgb(data, where=str(source))
+
+
+def fit_size(
+    image: UInt8[Tensor, "3 h w"], size: int | None, editor: Editor, source: Source
+) -> UInt8[Tensor, "3 H W"]:
+    """Resize as asked, or refuse pictures far larger than the model ever saw.
+
+    Args:
+        image: the picture.
+        size: what its shorter side becomes, in pixels; None leaves it alone.
+        editor: knows the size of the training pictures.
+        source: where the picture is from, for messages.
+
+    Raises:
+        InputError: if no size was asked for and the picture is far larger than training pictures,
+            or the size that was asked for is larger than any picture that could be read again.
+    """
+    height, width = image.shape[-2:]
+    if size is not None:
+        new = with_shorter_side(size, height=height, width=width)
+        if max(new) > MAX_SIDE:
+            raise InputError(
+                f"--size {size} makes {source} {new[1]}x{new[0]}, at most {MAX_SIDE} a side work"
+            )
+        return resize(image, new)
+    trained = editor.settings.image_size
+    if is_far_larger(trained, height=height, width=width):
+        raise InputError(
+            f"{source} is {width}x{height}, more than {MOST_TIMES_LARGER} times the {trained} px "
+            f"this model was trained at; edit a smaller copy with --size {trained}"
+        )
+    return image

@@ -8,33 +8,17 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, seed_int
-from emu_edit.cli.find_model import find_model
 from emu_edit.errors import InputError
 
 if TYPE_CHECKING:
     from emu_edit.editing.editor import Editor
+from emu_edit.evaluation.options import HELDOUT, SPLITS, WORLD, check_options, load_editor
 
 PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1
-WORLD, HELDOUT = "world", "heldout"
-# what an option says only to some of the benchmarks
-OF_DRIFT = ("turns", "sessions")
-OF_WORLD = ("pairs", "seed", "photos", "write_inputs", *OF_DRIFT)
-OF_OTHERS = ("protocol", "backbones", "compare", "limit", "tasks")
-# what of the world's options is about single edits of a model or somebody's pictures
-OF_SCORING = (
-    *("steps", "guidance_text", "guidance_image", "sampler"),
-    *("output", "device", "data", "allow_missing"),
-)
-# None: whatever its files have
-SPLITS = {WORLD: (HELDOUT, "train", "sentences", "pairs"), "emu-edit": None, "magicbrush": ()}
 
 EPILOG = """\
 benchmarks of photographs, read from where you downloaded them (--data):
@@ -160,12 +144,12 @@ def run(arguments: list[str]) -> int:
     """
     options = parser().parse(arguments)
     check_options(options)
-    from datamodules.benchmarks.items import as_unicode
-    from emu_edit.cli.edit_run import asked_sampler
+    from datamodules.evaluation_sets.items import as_unicode
+    from emu_edit.evaluation.options import asked_sampler
 
     asked_sampler(options.sampler)  # an unknown name is answered before a model is loaded
     if options.write_inputs is not None:
-        from emu_edit.cli.benchmark_world import write_inputs
+        from emu_edit.evaluation.world_pictures import write_inputs
 
         sys.stdout.write(write_inputs(options))
         return 0
@@ -173,7 +157,7 @@ def run(arguments: list[str]) -> int:
     if options.benchmark == WORLD:
         table, folder, status = run_on_world(options)
     else:
-        from emu_edit.cli.benchmark import run_benchmark
+        from emu_edit.evaluation.photographs import run_benchmark
 
         table, folder, status = run_benchmark(options)
     seconds = time.monotonic() - start
@@ -181,91 +165,14 @@ def run(arguments: list[str]) -> int:
     return status
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Refuse options that the chosen benchmark would not use.
-
-    Raises:
-        InputError: with the option and what it belongs to.
-    """
-    check_inputs_options(options)
-    is_world = options.benchmark == WORLD
-    for name in OF_OTHERS if is_world else OF_WORLD:
-        if getattr(options, name) is not None:
-            where = "emu-edit or magicbrush" if is_world else WORLD
-            raise InputError(
-                f"--{name.replace('_', '-')} belongs to --benchmark {where}; leave it out"
-            )
-    if options.drift and not is_world:
-        raise InputError("--drift belongs to --benchmark world; leave it out")
-    if options.drift and options.pairs is not None:
-        raise InputError("--pairs counts pairs of single edits; with --drift give --sessions")
-    for name in OF_DRIFT:
-        if not options.drift and getattr(options, name) is not None:
-            raise InputError(f"--{name} belongs to --drift; add --drift or leave it out")
-    splits = SPLITS[options.benchmark]
-    if options.split is not None and splits is not None and options.split not in splits:
-        known = f"has {', '.join(splits)}" if splits else "has no splits; leave it out"
-        raise InputError(f"--split {options.split}: {options.benchmark} {known}")
-    if options.drift and options.split in {"sentences", "pairs"}:
-        raise InputError(f"--split {options.split} is of single edits; --drift has heldout, train")
-
-
-def check_inputs_options(options: argparse.Namespace) -> None:
-    """Refuse a call without a model, unless it is --write-inputs, and what that would not use.
-
-    Raises:
-        InputError: saying what is missing or too much.
-    """
-    if options.write_inputs is None:
-        if options.model is None:
-            raise InputError(
-                "evaluate needs a model or a folder of pictures; see emu-edit evaluate --help"
-            )
-        return
-    if options.model is not None:
-        raise InputError(
-            f"--write-inputs writes what is to be edited and scores nothing; leave {options.model} "
-            "out"
-        )
-    for name in OF_SCORING:
-        if getattr(options, name) is not None:
-            raise InputError(
-                f"--{name.replace('_', '-')} belongs to scoring; with --write-inputs leave it out"
-            )
-    if options.drift:
-        raise InputError("--drift belongs to scoring; with --write-inputs leave it out")
-
-
-def load_editor(options: argparse.Namespace) -> "Editor":
-    """Load the model, its settings overridden by what the command line says.
-
-    Raises:
-        InputError: if there is no model, or a number is out of range.
-    """
-    from emu_edit.cli.devices import choose_device
-    from emu_edit.cli.edit_run import asked_guidance, asked_sampler
-    from emu_edit.editing.editor import Editor
-
-    with model_directory(options.model) as directory:
-        editor = Editor.from_pretrained(directory, device=choose_device(options.device))
-    sampler, usual = asked_sampler(options.sampler), editor.settings
-    editor.settings = replace(
-        usual,
-        guidance=asked_guidance(options, editor),
-        num_steps=usual.num_steps if options.steps is None else options.steps,
-        sampler=usual.sampler if sampler is None else sampler,
-    )
-    return editor
-
-
 def run_on_world(options: argparse.Namespace) -> tuple[str, Path, int]:
     """Score a model or pictures; return the table, the folder written and the exit status."""
-    from emu_edit.cli.benchmark import are_pictures_meant, refuse_allow_missing
+    from emu_edit.evaluation.options import are_pictures_meant, refuse_allow_missing
 
     if are_pictures_meant(options):
         if options.drift:
             raise InputError(f"--drift needs a model, and {options.model} is a folder of pictures")
-        from emu_edit.cli.benchmark_world import run_pictures
+        from emu_edit.evaluation.world_pictures import run_pictures
 
         return run_pictures(options)
     refuse_allow_missing(options)
@@ -277,12 +184,12 @@ def run_on_world(options: argparse.Namespace) -> tuple[str, Path, int]:
 
 def run_world(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]:
     """Score single edits of every task; return the table and the folder written."""
-    from emu_edit.cli.benchmark_page import write_page
-    from emu_edit.cli.benchmark_report import versions
-    from emu_edit.cli.benchmark_world import asked_world
-    from emu_edit.cli.world_benchmark import evaluate_world, write_results
+    from emu_edit.evaluation.page import write_page
+    from emu_edit.evaluation.results import versions
+    from emu_edit.evaluation.world import evaluate_world, write_results
+    from emu_edit.evaluation.world_pictures import asked_world
     from emu_edit.metrics.table import format_table
-    from emu_edit.progress import step_bar
+    from emu_edit.terminal import step_bar
 
     benchmark = asked_world(options)
     start = time.monotonic()
@@ -299,9 +206,9 @@ def run_world(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]
 
 def run_drift(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]:
     """Score sessions of several turns; return the table and the folder written."""
-    from datamodules.world.photos import Photos
-    from emu_edit.cli.drift import DriftBenchmark, evaluate_drift, table_of, write_drift
-    from emu_edit.progress import step_bar
+    from datamodules.world.backgrounds import Photos
+    from emu_edit.evaluation.drift import DriftBenchmark, evaluate_drift, table_of, write_drift
+    from emu_edit.terminal import step_bar
 
     benchmark = DriftBenchmark(
         sessions=SESSIONS if options.sessions is None else options.sessions,
@@ -337,21 +244,3 @@ def output_folder(options: argparse.Namespace, suffix: str) -> Path:
     """Return where to write: as asked, else beside the model."""
     path = options.model.absolute()
     return options.output or path.with_name(f"{path.name}-{suffix}")
-
-
-@contextmanager
-def model_directory(path: Path) -> Iterator[Path]:
-    """Yield the model directory meant by `path`; a checkpoint is exported to a temporary one.
-
-    Raises:
-        InputError: if there is no model at `path`.
-    """
-    if not path.is_file():
-        yield find_model(path)
-        return
-    from emu_edit.training.export import export_checkpoint, load_ema
-
-    with TemporaryDirectory() as folder:
-        made = Path(folder, "model")
-        export_checkpoint(path, made, ema=load_ema(path) is not None)
-        yield made

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser
-from emu_edit.cli.find_model import MODEL
-from emu_edit.cli.run_folder import find_checkpoint, run_of
+from emu_edit.editing.find import MODEL
+from emu_edit.runs.folder import find_checkpoint, run_of
 
 
 def parser() -> ArgumentParser:

@@ -1,11 +1,16 @@
 """`emu-edit fit`, `validate`, `test`: the short help, and the way to Lightning's command line.
 
-Only this module is imported for `--help`; `trainer_cli.py` does the work.
+Nothing heavy is imported for `--help`; `emu_edit.runs.trainer_cli` does the work.
 """
 
 import sys
+from pathlib import Path
 
-from emu_edit.cli.recipes import recipe_names
+from emu_edit.cli.arguments import ArgumentParser, positive_or_zero
+from emu_edit.editing.find import INDEX
+from emu_edit.errors import InputError
+from emu_edit.runs.folder import find_checkpoint, find_config, recipe_names
+from emu_edit.runs.options import SCORE_PAIRS, TrainOptions
 
 HELP = {
     "fit": """\
@@ -76,6 +81,55 @@ def _run(verb: str, arguments: list[str]) -> int:
     if {"--help", "-h"}.intersection(arguments):
         sys.stdout.write(HELP[verb].replace("{recipes}", ", ".join(recipe_names())) + MORE)
         return 0
-    from emu_edit.cli.trainer_cli import run_trainer
+    options = parse(verb, ["--help" if a == "--help-all" else a for a in arguments])
+    from emu_edit.runs.trainer_cli import run_trainer
 
-    return run_trainer(verb, ["--help" if a == "--help-all" else a for a in arguments])
+    return run_trainer(verb, options)
+
+
+def parse(verb: str, arguments: list[str]) -> TrainOptions:
+    """Split the command line after `verb`.
+
+    Raises:
+        InputError: if a config or checkpoint does not exist.
+    """
+    parser = ArgumentParser(prog=f"emu-edit {verb}", description="", add_help=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--ckpt_path", type=Path)
+    if verb == "fit":  # measuring begins with a checkpoint's weights anyway
+        parser.add_argument("--start_from", type=Path)
+        parser.add_argument("--resume", choices=["auto", "strict"])
+    parser.set_defaults(start_from=None, resume=None)
+    parser.add_argument("--run")
+    parser.add_argument("--score_pairs", type=positive_or_zero, default=SCORE_PAIRS)
+    parser.add_argument("--no_predictor", action="store_true")
+    known, rest = parser.parse_known_args(arguments)
+    if known.start_from is not None and known.ckpt_path is not None:
+        raise InputError(
+            "--ckpt_path goes on with a training, --start_from begins a new one from weights; "
+            "give one of them"
+        )
+    if known.resume is not None and known.ckpt_path is not None:
+        raise InputError(
+            "--resume looks for the checkpoint of a run itself, --ckpt_path names one for a "
+            "new run; give one of them"
+        )
+    return TrainOptions(
+        configs=tuple(find_config(name) for name in known.config),
+        checkpoint=None if known.ckpt_path is None else find_checkpoint(known.ckpt_path),
+        start=None if known.start_from is None else _weights_at(known.start_from),
+        resume=known.resume,
+        run=known.run,
+        score_pairs=known.score_pairs,
+        predictor=not known.no_predictor,
+        rest=tuple(rest),
+    )
+
+
+def _weights_at(path: Path) -> Path:
+    """Return the model directory or the checkpoint file meant by `path`.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    return path if (path / INDEX).is_file() else find_checkpoint(path)

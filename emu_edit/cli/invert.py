@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
-from emu_edit.cli.find_model import find_model
-from emu_edit.cli.learned_tasks import model_to_change
+from emu_edit.editing.find import find_model
 from emu_edit.errors import InputError
+from emu_edit.runs.learned_tasks import model_to_change
 
 if TYPE_CHECKING:
     from emu_edit.editing.editor import Editor
@@ -103,10 +103,10 @@ def run(arguments: list[str]) -> int:
     options = parser().parse(arguments)
     model = find_model(options.model)
     output = checked_output(options, model)
-    from emu_edit.cli.devices import choose_device
-    from emu_edit.cli.invert_report import NewTaskReport, write_new_task
+    from emu_edit.editing.devices import choose_device
     from emu_edit.editing.editor import Editor
-    from emu_edit.progress import step_bar
+    from emu_edit.runs.inversion import NewTaskReport, write_new_task
+    from emu_edit.terminal import step_bar
     from emu_edit.training.inversion import invert
 
     settings = _settings(options)
@@ -191,7 +191,7 @@ def _pairs(options: argparse.Namespace, model: Path) -> "list[FewShotPair]":
 
 
 def _check_beginning(options: argparse.Namespace, editor: "Editor") -> None:
-    from emu_edit.training.beginning import check_init
+    from emu_edit.training.new_task import check_init
 
     check_init(options.init, editor)
     if options.predictor and editor.predictor is None:

@@ -12,11 +12,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
-from emu_edit.errors import ExitStatus, InputError, closest
+from emu_edit.errors import ExitStatus, InputError, closest, installed_version, status_of
 
-TRAINING = {"fit", "validate", "test"}  # run by job scripts, which ask what went wrong
 # errors of the machine rather than of a path: full disk, quota, read-only disk, no memory
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -70,18 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status_of(error, verb=arguments[0] if arguments else "")
 
 
-def status_of(error: InputError | OSError, verb: str) -> ExitStatus:
-    """Return the exit status for an error of `verb`.
-
-    A training tells wrong options from a broken disk, because a job script may try again; any other
-    verb has 2 for both.
-    """
-    status = error.status if isinstance(error, InputError) else ExitStatus.usage
-    if verb not in TRAINING or status is not ExitStatus.usage:
-        return status
-    return ExitStatus.storage if isinstance(error, OSError) else ExitStatus.config
-
-
 def dispatch(arguments: list[str]) -> int:
     """Run the verb that `arguments` begin with."""
     first = arguments[0] if arguments else "--help"
@@ -123,11 +109,3 @@ def overview() -> str:
         "emu-edit COMMAND --help tells more; emu-edit --version prints the version.",
         "",
     ])
-
-
-def installed_version() -> str:
-    """Return the version of the installed package."""
-    try:
-        return version("emu-edit")
-    except PackageNotFoundError:
-        return "(not installed: run from its source folder)"

@@ -4,11 +4,10 @@ import sys
 import time
 from pathlib import Path
 
-from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
-from emu_edit.cli.find_model import RELEASED, RUNS, find_model, newest_model
-from emu_edit.cli.learned_tasks import teach_again
-from emu_edit.cli.subcommands import Command, run_command
+from emu_edit.cli.arguments import ArgumentParser, Command, positive_int, run_command, seed_int
+from emu_edit.editing.find import RELEASED, RUNS, find_model, newest_model
 from emu_edit.errors import InputError
+from emu_edit.runs.learned_tasks import teach_again
 
 PRETRAINED_LR = 1e-4  # fine-tuning; a frozen encoder's head learns at the default rate
 
@@ -69,11 +68,11 @@ def run_fit(arguments: list[str]) -> int:
         raise InputError("--freeze needs --encoder: a small encoder of our own has to be trained")
     output: Path | None = options.output
     model = model_to_extend(options.model, output)
-    from emu_edit.cli.devices import choose_device
-    from emu_edit.cli.predictor_training import describe_training, gather, train_with_bar, untrained
+    from emu_edit.editing.devices import choose_device
     from emu_edit.editing.predictor import INDEX, PREDICTOR
     from emu_edit.models.directory import refuse_another_kind
     from emu_edit.models.task_files import read_base_tasks
+    from emu_edit.runs.predictor import describe_training, gather, train_with_bar, untrained
     from emu_edit.tasks import SIXTEEN
     from emu_edit.training.predictor import PredictorSettings
 
@@ -139,11 +138,11 @@ def run_evaluate(arguments: list[str]) -> int:
     """
     options = evaluate_parser().parse(arguments)
     directory = predictor_directory(options.model)
-    from datamodules.instructions import shard_instructions, world_instructions
-    from emu_edit.cli.devices import choose_device
-    from emu_edit.cli.predictor_report import format_score, score, write_score
+    from datamodules.world.predictor_texts import shard_instructions, world_instructions
+    from emu_edit.editing.devices import choose_device
     from emu_edit.editing.predictor import TaskPredictor
-    from emu_edit.progress import step_bar
+    from emu_edit.evaluation.predictor import format_score, score, write_score
+    from emu_edit.terminal import step_bar
 
     predictor = TaskPredictor.from_pretrained(directory).to(choose_device(options.device))
     with step_bar("reading", "instructions") as on_step:

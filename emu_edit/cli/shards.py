@@ -1,14 +1,41 @@
-"""`emu-edit shards world | convert | cache | check`: make, encode and check training data."""
+"""`emu-edit shards world | convert | cache | check`: make, encode and check training data.
 
+`emu-edit shards cache FOLDER -o OUT`: run the frozen networks over training data once.
+
+`emu-edit shards check`: read every byte of some folders of shards and list what is wrong.
+"""
+
+import argparse
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
-from emu_edit.cli.shards_cache import run_cache
-from emu_edit.cli.shards_check import run_check
+from emu_edit.cli.arguments import (
+    ArgumentParser,
+    Command,
+    positive_int,
+    positive_or_zero,
+    run_command,
+    seed_int,
+)
 from emu_edit.cli.shards_convert import run_convert
-from emu_edit.cli.subcommands import Command, run_command
+from emu_edit.errors import InputError
+
+if TYPE_CHECKING:
+    from emu_edit.models.networks import EditNetworks
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from emu_edit.errors import ExitStatus
+from emu_edit.terminal import aligned
+
+if TYPE_CHECKING:
+    from datamodules.checks.leaks import LeakGuard
+    from datamodules.checks.report import CheckReport, Problem
 
 
 def run(arguments: list[str]) -> int:
@@ -65,9 +92,9 @@ def run_world(arguments: list[str]) -> int:
         InputError: if folder, size, photographs or new task cannot be used.
     """
     options = world_parser().parse(arguments)
-    from datamodules.world.photos import Photos
+    from datamodules.world.backgrounds import Photos
     from datamodules.world.write import write_new_task, write_world
-    from emu_edit.progress import step_bar
+    from emu_edit.terminal import step_bar
 
     photos = None if options.photos is None else Photos(options.photos)
     write = write_world if options.new_task is None else partial(write_new_task, options.new_task)
@@ -86,3 +113,210 @@ def run_world(arguments: list[str]) -> int:
         f"look at {options.folder}/contact_sheet.png\n"
     )
     return 0
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+# of a recipe only the networks are wanted, whatever it trains on
+NO_TRAINER = (
+    "--trainer.logger=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+)
+
+
+def parser() -> ArgumentParser:
+    """Build the parser of `shards cache`."""
+    made = ArgumentParser(
+        prog="emu-edit shards cache",
+        description="Write shards of latents (the posterior's mean and deviation, so that its "
+        "sampling stays fresh) and, where the text encoder is frozen, of text features. Train on "
+        "them with --data.train OUT: order, dropout and noise are those of the pictures, and in "
+        "float32 the loss is the same to 1e-5. Started again, it completes what was interrupted.",
+        epilog="What is kept of a picture is its centre square, not mirrored: random crops of wide "
+        "pictures\nand data.flip need the pictures. Validate (--data.val) on pictures.",
+    )
+    made.add_argument("folder", metavar="FOLDER", help="shards of pictures: a folder or an address")
+    made.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    whose = made.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--model", type=Path, metavar="DIR", help="the networks of a model or run")
+    whose.add_argument("--config", metavar="RECIPE", help="the networks a recipe starts from")
+    made.add_argument(
+        "--image-size",
+        type=positive_int,
+        metavar="N",
+        help="side of the pictures, as data.image_size (default: the model's editor.image_size)",
+    )
+    made.add_argument(
+        "--dtype", default="float32", choices=DTYPES, help="precision on disk (default float32)"
+    )
+    made.add_argument("--batch", type=positive_int, default=16, help="pairs at a time (default 16)")
+    made.add_argument(
+        "--workers", type=positive_or_zero, default=0, help="processes that decode (default 0)"
+    )
+    made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
+    return made
+
+
+def run_cache(arguments: list[str]) -> int:
+    """Write a cache.
+
+    Raises:
+        InputError: if folder, output, networks or sizes do not go together.
+    """
+    options = parser().parse(arguments)
+    from datamodules.encoded.writer import EncodingSettings, write_cache
+    from datamodules.remote.folder import open_folder
+    from emu_edit.editing.devices import choose_device
+    from emu_edit.terminal import step_bar
+
+    device = choose_device(options.device)
+    folder = open_folder(options.folder)
+    networks, usual_size = _networks(options)
+    settings = EncodingSettings(
+        options.image_size or usual_size,
+        dtype=options.dtype,
+        batch_size=options.batch,
+        num_workers=options.workers,
+    )
+    with step_bar("caching", "pairs") as on_step:
+        report = write_cache(folder, options.output, networks.eval().to(device), settings, on_step)
+    sys.stdout.write(f"{report.summary()}\ntrain on it with --data.train {options.output}\n")
+    return 0
+
+
+def _networks(options: argparse.Namespace) -> "tuple[EditNetworks, int]":
+    """Return the networks and the size of the pictures they are usually trained on."""
+    if options.model is not None:
+        from emu_edit.editing.editor import Editor
+        from emu_edit.editing.find import find_model
+
+        editor = Editor.from_pretrained(find_model(options.model))
+        return editor.networks, editor.settings.image_size
+    from emu_edit.runs.folder import find_config
+    from emu_edit.runs.trainer_cli import TrainerCLI, quiet
+    from emu_edit.training.module import EditModule
+
+    class Built(TrainerCLI):
+        """Everything is parsed and built, as `fit` does it; nothing runs."""
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    with tempfile.TemporaryDirectory() as run, quiet():
+        config = ["--config", str(find_config(options.config)), *NO_TRAINER]
+        module = Built("fit", config, Path(run), begin=lambda _: None).model
+    if not isinstance(module, EditModule):
+        raise InputError(f"{options.config} trains no EditModule; give the config of one")
+    return module.networks, module.editor_settings.image_size
+
+
+PROBLEMS = "problems.jsonl"
+
+
+def check_parser() -> ArgumentParser:
+    """Build the parser of `shards check`."""
+    made = ArgumentParser(
+        prog="emu-edit shards check",
+        description="Read every byte of folders of shards that are trained on together; exit "
+        f"status 0 when all is well, {ExitStatus.bad_data:d} when something is wrong. Errors stop "
+        "training or would corrupt it; warnings (the same pair twice, target and source "
+        "identical, black pictures, empty masks) are for you to judge.",
+    )
+    made.add_argument(
+        "folders", nargs="+", metavar="DIR", help="folder with a manifest.json, or its address"
+    )
+    made.add_argument(
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help=f"list all problems there, as lines of JSON (default {PROBLEMS} in each DIR)",
+    )
+    made.add_argument(
+        "--against",
+        type=Path,
+        action="append",
+        metavar="PATH",
+        help="evaluation pictures, shards or parquet files: any of them in DIR is an error "
+        "(repeatable)",
+    )
+    return made
+
+
+def run_check(arguments: list[str]) -> int:
+    """Check folders of shards; list what is wrong.
+
+    Raises:
+        InputError: if there is no such folder, or the list cannot be written.
+    """
+    options = check_parser().parse(arguments)
+    from datamodules.checks.folders import check_folders, summarize
+    from datamodules.remote.address import parse_place
+    from emu_edit.terminal import step_bar
+
+    guard = None if options.against is None else read_guard(options.against)
+    folders = list(dict.fromkeys(options.folders))
+    elsewhere = [place for place in folders if not isinstance(parse_place(place), Path)]
+    if elsewhere and options.list is None:
+        raise InputError(
+            "a folder elsewhere cannot take a list of problems; say where: --list FILE"
+        )
+    with step_bar("checking", "pairs") as on_step:
+        report = check_folders(folders, on_step, guard=guard)
+    listings = write_lists(report, options.list)
+    lines = [*aligned(report.rows()), "", *summarize(report.problems)]
+    if report.problems:
+        counted = f"{len(report.errors)} errors, {len(report.warnings)} warnings"
+        lines += ["", f"{counted}: {', '.join(map(str, listings))}"]
+    else:
+        lines.append("nothing is wrong")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return ExitStatus.done if report.is_good else ExitStatus.bad_data
+
+
+def read_guard(paths: Sequence[Path]) -> "LeakGuard":
+    """Read the evaluation pictures, with a bar.
+
+    Raises:
+        InputError: if there are none, or one cannot be read.
+    """
+    from datamodules.checks.leaks import LeakGuard
+    from emu_edit.terminal import step_bar
+
+    with step_bar("reading evaluation pictures", "pictures") as on_step:
+        return LeakGuard.of(paths, lambda count: on_step(count, None))
+
+
+def write_lists(report: "CheckReport", file: Path | None) -> list[Path]:
+    """Write all problems to one file, or those of each folder into it; return the files.
+
+    Without a file, the list of an earlier check goes when there is nothing left to list.
+
+    Raises:
+        InputError: if a list cannot be written.
+    """
+    if file is not None:
+        _write(file, report.problems)
+        return [file]
+    written = []
+    for folder in report.folders:
+        own = [problem for problem in report.problems if problem.folder == folder]
+        listing = Path(folder) / PROBLEMS
+        if own:
+            _write(listing, own)
+            written.append(listing)
+        else:
+            listing.unlink(missing_ok=True)
+    return written
+
+
+def _write(file: Path, problems: "Sequence[Problem]") -> None:
+    rows = [json.dumps(asdict(problem), ensure_ascii=False) for problem in problems]
+    try:
+        file.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"the list of problems cannot be written to {file} ({error.strerror}); name another "
+            "file with --list"
+        ) from error

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int
-from emu_edit.cli.columns import aligned
 from emu_edit.errors import InputError, closest
+from emu_edit.terminal import aligned
 
 if TYPE_CHECKING:
     from datamodules.convert.gates import Gates
@@ -120,7 +120,7 @@ def run_convert(arguments: list[str]) -> int:
     """
     options = convert_parser().parse(arguments)
     from datamodules.convert.run import convert
-    from emu_edit.progress import step_bar
+    from emu_edit.terminal import step_bar
 
     settings = _settings(options)
     with step_bar("converting", "pairs") as on_step:
@@ -141,10 +141,10 @@ def run_convert(arguments: list[str]) -> int:
 
 
 def _settings(options: argparse.Namespace) -> "Settings":
+    from datamodules.checks.leaks import LeakGuard
     from datamodules.convert.naming import NO_TASK, TaskNaming
-    from datamodules.convert.part import Part
+    from datamodules.convert.pair import Part
     from datamodules.convert.run import Settings
-    from datamodules.leaks import LeakGuard
 
     if options.held_out is not None and options.part is None:
         raise InputError("--held-out says how to part the data; say which part: --part train")

@@ -1,4 +1,7 @@
-"""`emu-edit tasks list | info | add | remove | rename | teach`: the tasks that a model knows."""
+"""`emu-edit tasks list | info | add | remove | rename | teach`: the tasks that a model knows.
+
+What `tasks list` and `tasks info` print: rows and entries, as JSON or in words.
+"""
 
 import json
 import shutil
@@ -7,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emu_edit.cli.arguments import ArgumentParser, seed_int
-from emu_edit.cli.find_model import INDEX, find_model
-from emu_edit.cli.learned_tasks import is_task_file, model_to_change
-from emu_edit.cli.subcommands import Command, run_command
+from emu_edit.cli.arguments import ArgumentParser, Command, run_command, seed_int
+from emu_edit.editing.find import INDEX, find_model
 from emu_edit.errors import InputError
+from emu_edit.runs.learned_tasks import is_task_file, model_to_change
 
 if TYPE_CHECKING:
     from emu_edit.models.learned_task import LearnedTask
+from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
+from emu_edit.models.learned_task import LearnedTask
+from emu_edit.models.task_files import read_base_tasks, read_learned_tasks
+from emu_edit.tasks import TASKS
 
 MODEL_HELP = "model directory or run folder"
 
@@ -60,7 +66,6 @@ def run_list(arguments: list[str]) -> int:
     """
     options = list_parser().parse(arguments)
     model = find_model(options.model)
-    from emu_edit.cli.task_report import format_rows, task_rows
 
     rows = task_rows(model)
     sys.stdout.write((json.dumps(rows, indent=2) if options.json else format_rows(rows)) + "\n")
@@ -100,7 +105,6 @@ def run_info(arguments: list[str]) -> int:
         from emu_edit.models.task_files import read_learned_task
 
         task = read_learned_task(model, options.name)
-    from emu_edit.cli.task_report import format_task, task_entries
 
     told = json.dumps(task_entries(task), indent=2) if options.json else format_task(task)
     sys.stdout.write(told + "\n")
@@ -241,7 +245,6 @@ def run_teach(arguments: list[str]) -> int:
     """
     options = teach_parser().parse(arguments)
     model = model_to_change(options.model)
-    from emu_edit.cli.learned_tasks import taught
     from emu_edit.cli.predictor import predictor_directory
     from emu_edit.editing.predictor import TaskPredictor
     from emu_edit.models.task_files import (
@@ -250,6 +253,7 @@ def run_teach(arguments: list[str]) -> int:
         read_learned_task,
         read_learned_tasks,
     )
+    from emu_edit.runs.learned_tasks import taught
 
     file, task = learned_file(model, options.name), read_learned_task(model, options.name)
     predictor = TaskPredictor.from_pretrained(
@@ -272,3 +276,89 @@ def _hash_of(model: Path) -> str:
 
 def _quoted(task: "LearnedTask") -> str:
     return f'"{task.instruction}"' if task.instruction else '"INSTRUCTION"'
+
+
+Row = dict[str, object]
+COLUMNS = ("name", "kind", "pairs", "steps", "created", "predicted", "description")
+STALE = "no: learnt for another predictor"
+
+
+def task_rows(model: Path) -> list[Row]:
+    """Return a row for each task of a model directory, in the order of its table.
+
+    The entries are those of `COLUMNS`: kind is "base" or "learned", predicted says whether the
+    model's predictor knows the task; pairs, steps and created are None for a base task.
+
+    Raises:
+        InputError: if the directory, its predictor or a task in it cannot be read.
+    """
+    base, learned = read_base_tasks(model), read_learned_tasks(model)
+    folder = model / PREDICTOR
+    predictor = TaskPredictor.from_pretrained(folder, tasks=base) if folder.is_dir() else None
+    definitions = {task.name: task.definition for task in TASKS}
+    rows: list[Row] = []
+    for name in base.names:
+        known = "no" if predictor is None else "yes"
+        entries = (name, "base", None, None, None, known, definitions.get(name, ""))
+        rows.append(dict(zip(COLUMNS, entries, strict=True)))
+    for task in learned:
+        known = _predicted(task, predictor)
+        entries = (task.name, "learned", task.pairs, task.steps, task.created, known)
+        rows.append(dict(zip(COLUMNS, (*entries, task.description), strict=True)))
+    return rows
+
+
+def _predicted(task: LearnedTask, predictor: TaskPredictor | None) -> str:
+    if predictor is None or task.predictor_row is None:
+        return "no"
+    return "yes" if task.predictor == predictor.hash() else STALE
+
+
+def format_rows(rows: list[Row]) -> str:
+    """Return the rows as a table for people."""
+    cells = [["" if row[name] is None else str(row[name]) for name in COLUMNS] for row in rows]
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [list(COLUMNS), *cells]
+    )
+
+
+def task_entries(task: LearnedTask) -> Row:
+    """Return all that is known of a learned task, JSON-ready; of its vector the length and hash."""
+    return {
+        "name": task.name,
+        "description": task.description,
+        "instruction": task.instruction,
+        "pairs": task.pairs,
+        "steps": task.steps,
+        "seed": task.seed,
+        "created": task.created,
+        "base": task.base,
+        "allowed_on": task.allowed_on,
+        "vector": {
+            "numbers": len(task.vector),
+            "norm": float(task.vector.norm()),
+            "sha256": task.vector_hash(),
+        },
+        "predictor": task.predictor,
+    }
+
+
+def format_task(task: LearnedTask) -> str:
+    """Return what is known of a learned task in lines for people."""
+    lines = {
+        "name": task.name,
+        "description": task.description or "(none)",
+        "instruction": task.instruction or "(its pairs have their own)",
+        "learnt": f"{task.created}, from {task.pairs} pairs, {task.steps} steps, seed {task.seed}",
+        "base model": task.base,
+        "vector": f"{len(task.vector)} numbers, norm {float(task.vector.norm()):.3g}",
+        "predictor": (
+            f"knows it, if it is {task.predictor}" if task.predictor else "does not know it"
+        ),
+    }
+    if task.allowed_on:
+        lines["allowed on"] = f"{task.allowed_on}, another model"
+    width = max(map(len, lines))
+    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in lines.items())

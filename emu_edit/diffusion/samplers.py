@@ -19,8 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emu_edit.diffusion.prediction import Predict, Prediction, check, to_eps, to_z0
-from emu_edit.diffusion.schedule import Coefficients, NoiseSchedule
-from emu_edit.diffusion.timesteps import trailing_timesteps
+from emu_edit.diffusion.schedule import Coefficients, NoiseSchedule, trailing_timesteps
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """A CPU generator for the batch, or one per row (rows then ignore each other), or torch's own."""

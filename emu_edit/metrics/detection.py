@@ -1,16 +1,76 @@
 """Boxes and regions of many pictures: average precision and mean IoU.
 
 One picture's marks are read in `marks`, depth and normals compared in `maps`.
+
+Reading marks back from a picture: the rectangle or the painted region that an edit drew.
+
+A pixel counts as marked when the edit moved it more than half of the way from its source colour to
+the stated colour. The rule has no colour threshold, so it is as fair to a soft mark on grey as to a
+hard one on black, and a picture that was not edited has no marked pixel.
+
+Errors of depth and normal maps that were coded as pictures.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64, UInt8
 from torch import Tensor
 
-from emu_edit.metrics.marks import Box, box_iou
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two exclusive
+Rgb = tuple[int, int, int]  # 0..255
+
+HALF_WAY = 0.5
+
+
+def marked(
+    edited: UInt8[Tensor, "3 h w"], source: UInt8[Tensor, "3 h w"], rgb: Rgb
+) -> Bool[Tensor, "h w"]:
+    """Return where the edit drew in a colour.
+
+    |edited - rgb| < |source - rgb| / 2, Euclidean, per pixel
+
+    Source: ours.
+    """
+    colour = torch.tensor(rgb, dtype=torch.float64).view(3, 1, 1)
+    left = (edited.double() - colour).norm(dim=0)
+    way = (source.double() - colour).norm(dim=0)
+    return left < HALF_WAY * way
+
+
+def drawn_box(where: Bool[Tensor, "h w"]) -> Box | None:
+    """Return the smallest box around marked pixels, or None when there is no rectangle.
+
+    Rows and columns with a single marked pixel are stray: a rectangle has two sides in each.
+    """
+    rows = (where.sum(1) > 1).nonzero().flatten().tolist()
+    columns = (where.sum(0) > 1).nonzero().flatten().tolist()
+    if not rows or not columns:
+        return None
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+def box_iou(first: Box | None, second: Box) -> float:
+    """Return the shared area of two boxes over the area of their union; 0 without a first box."""
+    if first is None:
+        return 0.0
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / (_area(first) + _area(second) - shared)
+
+
+def region_iou(first: Bool[Tensor, "h w"], second: Bool[Tensor, "h w"]) -> float:
+    """Return the shared pixels of two regions over those of their union; 1 when both are empty."""
+    union = cast(int, (first | second).sum().item())
+    return cast(int, (first & second).sum().item()) / union if union else 1.0
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
 
 THRESHOLD = 0.5  # PASCAL VOC's, Everingham et al. 2010
 UNLABELLED = -1  # a pixel without a class: not judged in the truth, wrong in a prediction
@@ -147,3 +207,66 @@ def mean_iou(counts: Int64[Tensor, "n n_and_1"], judged: int | None = None) -> f
     shared, either = shared[:judged], either[:judged]
     occurs = either > 0
     return (shared[occurs] / either[occurs]).mean().item() if occurs.any() else None
+
+
+@dataclass(frozen=True)
+class NormalErrors:
+    """The angles between two fields of normals, summed up as the surface-normal papers do.
+
+    Attributes:
+        mean: in degrees in [0, 180].
+        median: in degrees; of an even number of pixels the mean of the middle two.
+        within_11: share of pixels off by less than 11.25 degrees, 0 to 1.
+        within_22: by less than 22.5 degrees.
+        within_30: by less than 30 degrees.
+    """
+
+    mean: float
+    median: float
+    within_11: float
+    within_22: float
+    within_30: float
+
+
+def depth_rmse(edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"]) -> float:
+    """Return the root mean squared error of depth in [0, 1], coded as grey (the mean channel)."""
+    difference = edited.double().mean(0) - target.double().mean(0)
+    return (difference / 255).square().mean().sqrt().item()
+
+
+def normal_degrees(edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"]) -> float:
+    """Return the mean angle between two fields of normals, in degrees in [0, 180]."""
+    return normal_angles(edited, target).mean().item()
+
+
+def normal_errors(edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"]) -> NormalErrors:
+    """Return mean, median and shares below three limits of the angle between two fields.
+
+    Source: Fouhey et al. 2013, "Data-driven 3D primitives for single image understanding".
+    """
+    angles = normal_angles(edited, target)
+    within = [(angles < limit).double().mean().item() for limit in (11.25, 22.5, 30.0)]
+    return NormalErrors(
+        mean=angles.mean().item(),
+        median=angles.flatten().quantile(0.5).item(),
+        within_11=within[0],
+        within_22=within[1],
+        within_30=within[2],
+    )
+
+
+def normal_angles(
+    edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"]
+) -> Float64[Tensor, "h w"]:
+    """Return the angle between two fields of normals at each pixel, in degrees in [0, 180].
+
+    angle = atan2(|a x b|, a · b), exact for equal normals where arccos(a · b) is not
+    """
+    a, b = _normals(edited), _normals(target)
+    angle = torch.atan2(torch.linalg.cross(a, b, dim=0).norm(dim=0), (a * b).sum(0))
+    return angle.rad2deg()
+
+
+def _normals(picture: UInt8[Tensor, "3 h w"]) -> Float64[Tensor, "3 h w"]:
+    """Decode colours as directions: n = 2 c / 255 - 1; their lengths do not matter."""
+    return picture.double() / 127.5 - 1

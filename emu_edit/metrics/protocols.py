@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emu_edit.errors import InputError, closest
-from emu_edit.models.preprocess import CLIP_PREPROCESS, DINO_PREPROCESS, Filter, Preprocess
+from emu_edit.metrics.preprocess import CLIP_PREPROCESS, DINO_PREPROCESS, Filter, Preprocess
 
 EMU_METRICS = ("clip_dir", "clip_im", "clip_out", "l1", "dino")
 MAGICBRUSH_METRICS = ("l1", "l2", "clip_i", "dino", "clip_t")

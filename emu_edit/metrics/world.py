@@ -13,9 +13,18 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from emu_edit.errors import InputError
-from emu_edit.metrics.detection import Overlap
-from emu_edit.metrics.maps import NormalErrors, depth_rmse, normal_errors
-from emu_edit.metrics.marks import Box, Rgb, box_iou, drawn_box, marked, region_iou
+from emu_edit.metrics.detection import (
+    Box,
+    NormalErrors,
+    Overlap,
+    Rgb,
+    box_iou,
+    depth_rmse,
+    drawn_box,
+    marked,
+    normal_errors,
+    region_iou,
+)
 
 UNTOUCHED = (
     0.03  # ours: a mean change that is hard to see; Emu Edit's alpha for "unchanged" is 0.03

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from emu_edit.atomic import atomic_file
 from emu_edit.errors import InputError
+from emu_edit.files import atomic_file
 from emu_edit.models.fingerprints import codec_numbers, spaced_bytes
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
 from emu_edit.text_rules import clean_instruction

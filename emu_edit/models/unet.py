@@ -13,23 +13,55 @@ Source: Sheynin et al. 2023, arXiv:2311.10089, section 4.2; the two maps as in M
 arXiv:2410.13720; modulation as FiLM, Perez et al. 2018, arXiv:1709.07871, through the timestep
 embedding as in ADM, Dhariwal and Nichol 2021, arXiv:2105.05233, with pooled text as in SDXL,
 arXiv:2307.01952.
+
+Telling a U-Net from scratch where in the picture each of its cells is.
+
+A convolution sees the picture's edge and nothing else of its place, so a small network learns late
+what depends on the place: words in their band, "in the top left corner", a mosaic's tiles. Here
+sines and cosines of a cell's place in the picture, linearly mapped by weights that start at zero,
+are added wherever the resolution has just changed.
+Source: waves as in NeRF, Mildenhall et al. 2020, arXiv:2003.08934, eq. 4; coordinates for
+convolutions as in CoordConv, Liu et al. 2018, arXiv:1807.03247; added as a transformer's position
+embedding is, Vaswani et al. 2017, arXiv:1706.03762. Where they are added: ours.
+
+Cross-attention with the 4 task tokens attended beside the text tokens, not among them.
+
+The task tokens come as the last keys of the sequence. In one common softmax even zero vectors would
+take their share of attention away from the text (key 0 gives logit 0, not minus infinity), so a
+pretrained network would not be unchanged at step 0, and a network told no task would hear its text
+more faintly. Two softmaxes that share q, k, v:
+
+    out = softmax(q k_text) v_text + softmax(q k_task) v_task
+
+With zero task tokens v_task = W_v 0 = 0 (to_v has no bias): the second term is exactly 0, while its
+gradient with respect to the tokens is not. It costs no time that could be measured (11 M
+parameters, CPU). Nothing here has weights, so `unet/` stays a plain diffusers directory; whoever
+loads it with diffusers alone has to call `attend_task_tokens` (without it, diffusers puts the
+tokens into the common softmax).
+Source: the two sums follow IP-Adapter, Ye et al. 2023, arXiv:2308.06721, eq. 5; the 4 tokens follow
+Movie Gen, arXiv:2410.13720, section 5, which says it follows Emu Edit, arXiv:2311.10089.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from jaxtyping import Float, Int64
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from emu_edit.errors import InputError
 from emu_edit.models.interfaces import Conditioning, Denoiser
-from emu_edit.models.positions import PositionMaps
 from emu_edit.models.sources import find_part, load_diffusers
 from emu_edit.models.surgery import check_plain, open_class_embedding, widen_for_source
-from emu_edit.models.task_attention import NUM_TASK_TOKENS, attend_task_tokens
 
 TASK_FILE = Path("tasks", "tasks.safetensors")
 FIRST_POSITIONS = "positions.maps.0.weight"  # its shape tells the number of octaves
@@ -218,3 +250,100 @@ def _check_widths(
                     f"denoiser.channels={channels}: "
                     f"{width} is not divisible by denoiser.{name}={divisor}"
                 )
+
+
+def positions(like: Float[Tensor, "b c h w"], octaves: int) -> Float[Tensor, "1 p h w"]:
+    """Return where each cell is in its picture: p = 4 `octaves` waves.
+
+    sin(2^k pi x), cos(2^k pi x) for k = 0 ... octaves - 1, then the same of y; x and y are the
+    cell's centre in fractions of the picture, so the waves stretch with it.
+    """
+    height, width = like.shape[-2:]
+    frequencies = torch.pi * 2.0 ** torch.arange(octaves, device=like.device)
+
+    def waves(count: int) -> Float[Tensor, "k n"]:
+        centres = (torch.arange(count, device=like.device) + 0.5) / count
+        angles = frequencies[:, None] * centres
+        return torch.cat([angles.sin(), angles.cos()])
+
+    across = waves(width)[:, None, :].expand(-1, height, -1)
+    down = waves(height)[:, :, None].expand(-1, -1, width)
+    return torch.cat([across, down]).to(like)[None]
+
+
+class PositionMaps(nn.Module):
+    """Adds a linear map of the positions to what some layers of a U-Net give.
+
+    Args:
+        unet: gets a hook at its first convolution and at every change of resolution; it owns none
+            of the weights here, so `unet/` stays a plain diffusers directory.
+        octaves: of the positions, at least 1.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, octaves: int) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.maps = nn.ModuleList()
+        for layer, channels in _resolution_changes(unet):
+            linear = nn.Conv2d(4 * octaves, channels, kernel_size=1, bias=False)
+            nn.init.zeros_(linear.weight)
+            self.maps.append(linear)
+            layer.register_forward_hook(partial(_add, linear, octaves))
+
+
+def _add(
+    linear: nn.Conv2d, octaves: int, _layer: nn.Module, _inputs: object, output: Tensor
+) -> Tensor:
+    return output + linear(positions(output, octaves)).to(output)
+
+
+def _resolution_changes(unet: UNet2DConditionModel) -> Iterator[tuple[nn.Module, int]]:
+    """Yield the layers after which a resolution begins, with the channels of their output."""
+    yield unet.conv_in, unet.conv_in.out_channels
+    for layer in unet.modules():
+        if isinstance(layer, Downsample2D | Upsample2D):
+            yield layer, layer.out_channels
+
+
+NUM_TASK_TOKENS = 4
+
+
+class TaskTokenAttention:
+    """Processor for those of diffusers' `Attention` layers whose keys end with the task tokens."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "b n c"],
+        encoder_hidden_states: Float[Tensor, "b l d"],
+        attention_mask: Float[Tensor, "b 1 l"] | None = None,
+    ) -> Float[Tensor, "b n c"]:
+        """Attend to text and task apart and add.
+
+        The argument names are diffusers'; `attention_mask` is the bias it makes of the key mask.
+        """
+        assert attn.to_k is not None
+        assert attn.to_v is not None
+        assert attn.to_out is not None
+        q = _heads(attn.to_q(hidden_states), attn.heads)
+        k = _heads(attn.to_k(encoder_hidden_states), attn.heads)
+        v = _heads(attn.to_v(encoder_hidden_states), attn.heads)
+        text, task = slice(None, -NUM_TASK_TOKENS), slice(-NUM_TASK_TOKENS, None)
+        bias = None if attention_mask is None else attention_mask[:, None, :, text]
+        out = functional.scaled_dot_product_attention(
+            q, k[:, :, text], v[:, :, text], attn_mask=bias
+        )
+        out = out + functional.scaled_dot_product_attention(q, k[:, :, task], v[:, :, task])
+        projection, dropout = attn.to_out
+        return dropout(projection(rearrange(out, "b heads n c -> b n (heads c)")))
+
+
+def attend_task_tokens(unet: UNet2DConditionModel) -> None:
+    """Install `TaskTokenAttention` in every cross-attention of `unet`."""
+    for module in unet.modules():
+        if isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
+            module.attn2.set_processor(TaskTokenAttention())  # pyright: ignore[reportArgumentType]
+
+
+def _heads(x: Float[Tensor, "b n c"], heads: int) -> Float[Tensor, "b heads n d"]:
+    return rearrange(x, "b n (heads d) -> b heads n d", heads=heads)

@@ -20,13 +20,18 @@ from emu_edit.batch import EditBatch
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.learned_task import BEST
-from emu_edit.training.averaging import copy_of, decay_at, update
-from emu_edit.training.beginning import beginning
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import FewShotPair, batch_at, check_batches, names_of, split, views
-from emu_edit.training.new_task import NewTask, frozen
+from emu_edit.training.new_task import NewTask, beginning, frozen
 from emu_edit.training.objective import Objective
-from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_schedule
+from emu_edit.training.optim import (
+    OptimizerSettings,
+    adamw,
+    copy_of,
+    decay_at,
+    update,
+    warmup_cosine_schedule,
+)
 
 OnStep = Callable[[int, int], None]  # called with (steps done, steps in all)
 BETAS = (0.9, 0.99)

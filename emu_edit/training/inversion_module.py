@@ -19,12 +19,11 @@ from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.learned_task import BEST, SHOWN, check_new_name, model_hash
 from emu_edit.models.surgery import freeze
-from emu_edit.training.beginning import beginning, check_init
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import check_batches, names_of
 from emu_edit.training.inversion import WARMUP_STEPS, Check, Inverted, optimizer_settings
 from emu_edit.training.module import StepOutput, channels_last
-from emu_edit.training.new_task import NewTask
+from emu_edit.training.new_task import NewTask, beginning, check_init
 from emu_edit.training.objective import Objective
 from emu_edit.training.optim import adamw, warmup_cosine_schedule
 

@@ -24,7 +24,7 @@ from emu_edit.diffusion.weighting import Weighting
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
-from emu_edit.models.dropout import DropoutRates, drop
+from emu_edit.models.conditioning import DropoutRates, drop
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
 from emu_edit.models.surgery import freeze, learns
 from emu_edit.models.task_embedding import TaskEmbedding

@@ -12,14 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from emu_edit.diffusion.loss import denoising_error
 from emu_edit.diffusion.prediction import Predict, Prediction, with_source
-from emu_edit.diffusion.schedule import NoiseSchedule
-from emu_edit.diffusion.timesteps import shift_to_noise, uniform_timesteps
+from emu_edit.diffusion.schedule import NoiseSchedule, shift_to_noise, uniform_timesteps
 from emu_edit.diffusion.weighting import (
     Weighting,
     change_balance,
     check_weighting,
+    denoising_error,
     loss_weight,
     region_weights,
 )

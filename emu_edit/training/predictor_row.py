@@ -18,8 +18,7 @@ from torch.nn.functional import softplus
 from emu_edit.editing.predictor import TEXTS_AT_ONCE, TaskPredictor
 from emu_edit.errors import InputError
 from emu_edit.text_rules import clean_instruction
-from emu_edit.training.predictor import Texts, torch_threads
-from emu_edit.training.rephrase import Rephraser
+from emu_edit.training.predictor import Rephraser, Texts, torch_threads
 
 NEW_TEXTS = 480  # rephrased instructions of the new task
 OLD_TEXTS = 1600  # rephrased instructions of the old tasks, 100 for each of sixteen

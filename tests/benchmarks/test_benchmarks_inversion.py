@@ -23,7 +23,7 @@ from benchmarks.inversion.cells import (
 from benchmarks.inversion.cost import full_step, inversion_step
 from benchmarks.inversion.curves import format_table, group, write_curves
 from benchmarks.inversion.methods import Lesson, add_lora, beginning_of, make_module, teach
-from datamodules.world.photos import Photos
+from datamodules.world.backgrounds import Photos
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.learned_task import model_hash

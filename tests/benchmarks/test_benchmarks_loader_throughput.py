@@ -15,7 +15,7 @@ from benchmarks.loader_throughput import (
     plain_batches,
     write_folders,
 )
-from datamodules.manifest import read_manifest
+from datamodules.shards.manifest import read_manifest
 from tests.data.shards import make_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")

@@ -11,8 +11,12 @@ from lightning.pytorch.callbacks import LambdaCallback
 import callbacks.durable
 from callbacks.durable import Checkpoints, is_accumulating, point_last_to, step_in
 from emu_edit.errors import BrokenCheckpointError, InputError, StorageError
-from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint
-from emu_edit.training.sidecar import read_sidecar, verify
+from emu_edit.training.checkpoint_io import (
+    DurableCheckpointIO,
+    read_checkpoint,
+    read_sidecar,
+    verify,
+)
 from tests.callbacks.line import train
 from tests.training.disks import read_only, tiny_disk
 from tests.training.stage import TRAINER_WARNINGS

@@ -5,10 +5,10 @@ from torch import nn
 
 from callbacks.edit_grid import EditGrid, edited_rows, evaluating, first_of_each_task
 from callbacks.ema import Ema
-from callbacks.picture_grid import GridRow, picture_grid
+from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
-from emu_edit.training.averaging import with_weights
 from emu_edit.training.loggers import WandbLogger
+from emu_edit.training.optim import with_weights
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_batch, make_module, make_trainer
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from callbacks.ema import Ema
 from emu_edit.errors import InputError
-from emu_edit.training.averaging import (
+from emu_edit.training.optim import (
     check_matches,
     copy_of,
     decay_at,

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from callbacks.durable import Checkpoints
-from emu_edit.cli.main import status_of
-from emu_edit.errors import ExitStatus, StorageError
+from emu_edit.errors import ExitStatus, StorageError, status_of
 from tests.callbacks.line import train
 from tests.training.stage import TRAINER_WARNINGS
 

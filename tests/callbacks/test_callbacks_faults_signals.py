@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from callbacks.preemption import NOTICE
-from emu_edit.cli.resume import newest_whole
-from emu_edit.training.sidecar import verify
+from emu_edit.runs.resume import newest_whole
+from emu_edit.training.checkpoint_io import verify
 
 REPOSITORY = Path(__file__).parents[2]
 # both signals come while the checkpoint of the second epoch is written

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from callbacks.finite import Finite
 from emu_edit.errors import ExitStatus, InputError, NonFiniteError
-from emu_edit.training.averaging import copy_of
 from emu_edit.training.module import EditModule
+from emu_edit.training.optim import copy_of
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_module, make_trainer
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]

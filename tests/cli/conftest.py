@@ -93,7 +93,7 @@ def quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     from emu_edit.metrics.bootstrap import bootstrap_mean
 
     quick = partial(bootstrap_mean, n=20)
-    monkeypatch.setattr("emu_edit.cli.benchmark_report.bootstrap_mean", quick)
+    monkeypatch.setattr("emu_edit.evaluation.results.bootstrap_mean", quick)
 
 
 @pytest.fixture

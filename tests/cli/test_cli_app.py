@@ -13,15 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from emu_edit.cli import app, web_state
+from emu_edit.cli import app
 from emu_edit.cli.main import main
-from emu_edit.cli.web_difference import draw_difference
-from emu_edit.cli.web_limits import MEBI, Limits
-from emu_edit.cli.web_state import PageState, Wish
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.images import encode_png
+from emu_edit.web import state as web_state
+from emu_edit.web.difference import draw_difference
+from emu_edit.web.limits import MEBI, Limits
+from emu_edit.web.state import PageState, Wish
 
 LIMITS = Limits(turns=3, branches=2, steps=4, characters=40)
 

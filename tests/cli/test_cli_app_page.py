@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from emu_edit.cli.app import prepare_environment
-from emu_edit.cli.web_limits import Limits
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPrediction
+from emu_edit.web.limits import Limits
 
 pytestmark = [
     pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio (the extra app)"),
@@ -43,7 +43,7 @@ def handlers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     folder = tmp_path / "page"
     folder.mkdir()
     prepare_environment(folder)
-    from emu_edit.cli.web_handlers import Handlers
+    from emu_edit.web.handlers import Handlers
 
     # gradio asks for an event loop and leaves it open: give it one, and clean up while warnings of
     # forgotten sockets are ignored
@@ -63,7 +63,7 @@ def guessing(handlers: Any) -> Any:
 
 def layout(handlers: Any) -> dict[str, dict[str, Any]]:
     """Return the properties of the page's components by element id."""
-    from emu_edit.cli.web_page import build_page
+    from emu_edit.web.page import build_page
 
     components = build_page(handlers).get_config_file()["components"]
     return {part["props"].get("elem_id"): part["props"] for part in components}
@@ -97,7 +97,7 @@ def test_with_a_predictor_the_drop_down_begins_with_it(guessing: Any) -> None:
 
 
 def test_layout_and_theme_name_no_address_of_the_network(handlers: Any) -> None:
-    from emu_edit.cli.web_looks import CSS, page_theme
+    from emu_edit.web.handlers import CSS, page_theme
 
     theme = page_theme()
     assert theme._stylesheets == []
@@ -108,7 +108,7 @@ def test_layout_and_theme_name_no_address_of_the_network(handlers: Any) -> None:
 
 @pytest.mark.usefixtures("handlers")
 def test_text_shows_on_the_colours_it_is_written_on() -> None:
-    from emu_edit.cli.web_looks import page_theme
+    from emu_edit.web.handlers import page_theme
 
     theme = page_theme()
 
@@ -143,7 +143,7 @@ def test_words_are_answered_with_the_task_or_three_when_unsure(guessing: Any) ->
 
 @pytest.mark.usefixtures("handlers")
 def test_only_a_certainty_is_called_100_per_cent() -> None:
-    from emu_edit.cli.web_handlers import share
+    from emu_edit.web.handlers import share
 
     assert [share(part) for part in (0.004, 0.994, 0.9999, 1.0)] == [
         "0%",
@@ -251,7 +251,7 @@ def test_a_mistake_is_one_escaped_line_and_a_picture_with_turns_is_kept(handlers
 
 
 def test_requests_wait_in_a_queue_of_the_stated_length(handlers: Any) -> None:
-    from emu_edit.cli.web_page import build_page
+    from emu_edit.web.page import build_page
 
     handlers.limits = replace(handlers.limits, queue=3, idle_seconds=50)
     page = build_page(handlers)
@@ -260,7 +260,7 @@ def test_requests_wait_in_a_queue_of_the_stated_length(handlers: Any) -> None:
 
 
 def test_whatever_draws_waits_until_the_one_before_it_is_done(guessing: Any) -> None:
-    from emu_edit.cli.web_page import build_page
+    from emu_edit.web.page import build_page
 
     functions = build_page(guessing).fns.values()
     model = {fn.name: fn.concurrency_limit for fn in functions if fn.concurrency_id == "model"}

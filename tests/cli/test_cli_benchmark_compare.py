@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from emu_edit.cli.benchmark_compare import compare, compare_table, group_text
 from emu_edit.errors import InputError
+from emu_edit.evaluation.compare import compare, compare_table, group_text
 from emu_edit.metrics.published import PACKAGED, PublishedRow, load_published
 from tests.cli.benchmark_example import emu_results, magicbrush_results
 

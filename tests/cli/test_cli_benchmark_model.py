@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from emu_edit.cli.benchmark_run import read_lines, seed_of
 from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.errors import InputError
+from emu_edit.evaluation.edits import read_lines, seed_of
 from emu_edit.images import read_image
 from emu_edit.models.tiny import TinyText
 from emu_edit.tasks import SIXTEEN

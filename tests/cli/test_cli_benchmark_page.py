@@ -16,10 +16,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from emu_edit.cli.benchmark_gallery import choose
-from emu_edit.cli.benchmark_page import MOST_ITEMS, write_page
-from emu_edit.cli.benchmark_results import read_items
 from emu_edit.errors import InputError
+from emu_edit.evaluation.figures import read_items
+from emu_edit.evaluation.gallery import choose
+from emu_edit.evaluation.page import MOST_ITEMS, write_page
 from emu_edit.images import save_png
 from emu_edit.metrics.published import PACKAGED, load_published
 from tests.cli.benchmark_example import cell, emu_results, item, magicbrush_results
@@ -30,7 +30,7 @@ EMPTY = {"br", "img", "input", "link", "meta"}
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the scorer knows of an item (`emu_edit.cli.benchmark_outputs.ItemPictures`)."""
+    """What the scorer knows of an item (`emu_edit.evaluation.outputs.ItemPictures`)."""
 
     source: UInt8[Tensor, "3 h w"]
     output: UInt8[Tensor, "3 h w"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from datamodules.world.pair import WorldPair, make_pair
 from emu_edit.cli.main import main
-from emu_edit.cli.world_benchmark import truth_of
+from emu_edit.evaluation.world import truth_of
 from emu_edit.images import from_pil, save_png
 from emu_edit.metrics.table import summarise
 from emu_edit.metrics.world import score

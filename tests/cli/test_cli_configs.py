@@ -9,9 +9,9 @@ from callbacks.ema import Ema
 from datamodules.edit import EditDataModule
 from datamodules.fewshot_data import FewShotData
 from emu_edit.cli.main import main
-from emu_edit.cli.recipes import configs_folder, find_config, recipe_names
-from emu_edit.cli.trainer_cli import TrainerCLI, quiet
 from emu_edit.errors import InputError
+from emu_edit.runs.folder import configs_folder, find_config, recipe_names
+from emu_edit.runs.trainer_cli import TrainerCLI, quiet
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
 from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.inversion_module import InversionModule

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from emu_edit.cli.curves import draw_curves, read_curves
+from emu_edit.runs.curves import draw_curves, read_curves
 
 METRICS = """\
 epoch,lr,step,throughput/samples_per_s,train/loss,val/loss,val/local

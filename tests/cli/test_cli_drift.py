@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.world.sessions import make_session
-from emu_edit.cli.drift import DriftBenchmark, evaluate_drift, table_of, truth_of
 from emu_edit.cli.main import main
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.threshold import keep_unchanged
 from emu_edit.errors import InputError
+from emu_edit.evaluation.drift import DriftBenchmark, evaluate_drift, table_of, truth_of
 from emu_edit.tasks import TaskTable
 
 KINDS = ("without", "with")

@@ -158,7 +158,7 @@ def test_no_model_and_no_run_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("emu_edit.cli.find_model.RELEASED", workplace / "not installed")
+    monkeypatch.setattr("emu_edit.editing.find.RELEASED", workplace / "not installed")
     arguments = ["edit", str(photo), "make it red", "--task", "local", "-o", "out.png"]
     assert_refused(capsys, arguments, f"no trained model in {workplace}/runs; train one with")
 

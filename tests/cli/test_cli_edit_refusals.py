@@ -292,7 +292,7 @@ def test_a_terminal_for_standard_input_is_refused_instead_of_waited_for(
 def test_an_endless_standard_input_is_refused(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("emu_edit.cli.edit_pictures.MAX_BYTES", 100)
+    monkeypatch.setattr("emu_edit.cli.edit_run.MAX_BYTES", 100)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x" * 101)))
     words = "standard input gave more than the 100 bytes a picture may have"
     assert_refused(capsys, edit(model, "-", "make it red", "-o", "out.png"), words)

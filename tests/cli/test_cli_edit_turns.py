@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from emu_edit.cli.edit_sheet import draw_sheet
-from emu_edit.cli.main import installed_version, main
+from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
 from emu_edit.editing.session import EditSession
+from emu_edit.editing.sheets import draw_sheet
+from emu_edit.errors import installed_version
 from emu_edit.images import decode_rgb, read_image
 from emu_edit.models.tiny import TinyText
 from emu_edit.tasks import SIXTEEN

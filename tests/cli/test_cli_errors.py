@@ -3,9 +3,9 @@ import errno
 import pytest
 
 from emu_edit.cli import main as program
-from emu_edit.cli.config_errors import one_line
 from emu_edit.cli.main import describe, main
 from emu_edit.errors import InputError
+from emu_edit.runs.failures import one_line
 
 KNOWN = ["config", "trainer.max_epochs", "model", "data"]
 

@@ -10,14 +10,13 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from emu_edit.cli.lost_rank import LostRankError, lost_rank
-from emu_edit.cli.main import main, status_of
-from emu_edit.cli.out_of_memory import OutOfMemoryError
-from emu_edit.cli.recipes import find_config
-from emu_edit.cli.run_status import OtherRankError, RunStatus, StatusWriter
-from emu_edit.cli.train_options import TrainOptions
-from emu_edit.cli.trainer_cli import TrainerCLI, quiet
-from emu_edit.errors import ExitStatus, InputError
+from emu_edit.cli.fit import parse
+from emu_edit.cli.main import main
+from emu_edit.errors import ExitStatus, InputError, status_of
+from emu_edit.runs.failures import LostRankError, OutOfMemoryError, lost_rank
+from emu_edit.runs.folder import find_config
+from emu_edit.runs.status import OtherRankError, RunStatus, StatusWriter
+from emu_edit.runs.trainer_cli import TrainerCLI, quiet
 from tests.cli.test_cli_configs import ON_A_CPU
 from tests.cli.test_cli_run_status import StandIn
 
@@ -146,7 +145,7 @@ class Ended(StandIn):
     ],
 )
 def test_a_rank_that_died_is_named_with_how_to_go_on(status, how, monkeypatch):
-    monkeypatch.setattr("emu_edit.cli.lost_rank._PATIENCE", 0)
+    monkeypatch.setattr("emu_edit.runs.failures._PATIENCE", 0)
     lost = lost_rank(RuntimeError(GLOO), Ended(status))
     assert lost is not None
     words = rf"^rank 0 lost its partners at optimizer step \d+ \(Connection reset by peer\): {how}"
@@ -176,4 +175,4 @@ def test_a_checkpoint_is_never_fetched_from_an_address(verb: str, workplace: Pat
     del workplace
     words = r"there is no checkpoint at https:/+example\.invalid/a\.ckpt; give a \.ckpt file or"
     with pytest.raises(InputError, match=words):
-        TrainOptions.parse(verb, ["--ckpt_path=https://example.invalid/a.ckpt"])
+        parse(verb, ["--ckpt_path=https://example.invalid/a.ckpt"])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from emu_edit.cli import find_model as finding
-from emu_edit.cli.find_model import INDEX, find_model, newest_model
 from emu_edit.cli.main import main
+from emu_edit.editing import find as finding
+from emu_edit.editing.find import INDEX, find_model, newest_model
 from emu_edit.errors import InputError
 
 

@@ -105,7 +105,7 @@ def test_json_tells_everything(
 def test_the_predictor_may_know_it(
     own: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from datamodules import instructions
+    from datamodules.world import predictor_texts as instructions
 
     monkeypatch.setattr(instructions, "WORLD_TEXTS", 32)
     monkeypatch.setattr(instructions, "PARAPHRASED_TEXTS", 32)

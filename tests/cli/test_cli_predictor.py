@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datamodules import instructions
+from datamodules.world import predictor_texts as instructions
 from datamodules.world.write import write_world
-from emu_edit.cli import predictor_training
 from emu_edit.cli.main import main
-from emu_edit.cli.predictor_report import score
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPredictor
+from emu_edit.evaluation.predictor import score
 from emu_edit.models.tiny import TinyText
+from emu_edit.runs import predictor as predictor_training
 from emu_edit.tasks import SIXTEEN, TaskTable
 from emu_edit.training.predictor import PredictorSettings
 from tests.data.shards import make_folder

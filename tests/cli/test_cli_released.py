@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from datamodules.world.pair import make_pair
-from emu_edit.cli.find_model import RELEASED
 from emu_edit.cli.main import main
-from emu_edit.cli.world_benchmark import truth_of
+from emu_edit.editing.find import RELEASED
+from emu_edit.evaluation.world import truth_of
 from emu_edit.images import read_image, save_png
 from emu_edit.metrics.world import score
 from emu_edit.tasks import SIXTEEN

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from emu_edit.cli.resume import newest_whole, run_folder_of, step_of
-from emu_edit.cli.run_folder import FROM_PARENT, find_checkpoint, new_run_folder, resumed_run_folder
-from emu_edit.cli.train_options import TrainOptions
+from emu_edit.cli.fit import parse
 from emu_edit.errors import InputError, StorageError
-from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint
-from emu_edit.training.sidecar import sidecar_of
+from emu_edit.runs.folder import FROM_PARENT, find_checkpoint, new_run_folder, resumed_run_folder
+from emu_edit.runs.resume import newest_whole, run_folder_of, step_of
+from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint, sidecar_of
 
 Save = Callable[..., Path]
 
@@ -157,7 +156,7 @@ def test_a_checkpoint_that_cannot_be_read_now_keeps_its_name(run, save, monkeypa
     def no_answer(path: Path) -> None:
         raise StorageError(f"{path} cannot be read (Input/output error); try again")
 
-    monkeypatch.setattr("emu_edit.cli.resume.verify", no_answer)
+    monkeypatch.setattr("emu_edit.runs.resume.verify", no_answer)
     with pytest.raises(StorageError, match="Input/output error"):
         newest_whole(run, "auto")
     assert newest.exists()
@@ -220,12 +219,12 @@ def test_ranks_of_torchrun_need_a_folder_and_children_of_lightning_are_told(monk
 @pytest.mark.usefixtures("alone")
 def test_a_run_that_goes_on_has_its_own_config_unless_another_is_named():
     folder = start("r", age=1)
-    options, found = run_folder_of(TrainOptions.parse("fit", ["--resume=auto", "--run=r"]))
+    options, found = run_folder_of(parse("fit", ["--resume=auto", "--run=r"]))
     assert (found, options.configs) == (folder, (folder / "config.yaml",))
-    options, _ = run_folder_of(TrainOptions.parse("fit", ["--resume=auto", "--run=new"]))
+    options, _ = run_folder_of(parse("fit", ["--resume=auto", "--run=new"]))
     assert options.configs[0].name == "tiny.yaml"
     more = ["--resume=auto", "--run=r", "--config=smoke"]
-    assert run_folder_of(TrainOptions.parse("fit", more))[0].configs[0].name == "smoke.yaml"
+    assert run_folder_of(parse("fit", more))[0].configs[0].name == "smoke.yaml"
     with pytest.raises(
         InputError, match=r"r already holds a run; .* go on with this one: --resume"
     ):
@@ -242,8 +241,8 @@ def test_a_run_that_goes_on_has_its_own_config_unless_another_is_named():
 )
 def test_contradicting_options_are_refused(arguments, reason):
     with pytest.raises(InputError, match=reason):
-        TrainOptions.parse("fit", arguments)
+        parse("fit", arguments)
 
 
 def test_only_a_training_can_be_resumed():
-    assert TrainOptions.parse("validate", ["--resume=auto"]).rest == ("--resume=auto",)
+    assert parse("validate", ["--resume=auto"]).rest == ("--resume=auto",)

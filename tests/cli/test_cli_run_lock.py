@@ -12,8 +12,8 @@ from threading import Event, Thread
 
 import pytest
 
-from emu_edit.cli.run_lock import LOCK, RunLock
 from emu_edit.errors import InputError, StorageError
+from emu_edit.runs.lock import LOCK, RunLock
 from tests.training.disks import read_only
 
 REPOSITORY = Path(__file__).parents[2]

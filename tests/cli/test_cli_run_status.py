@@ -8,9 +8,6 @@ from lightning import Trainer
 
 from callbacks.durable import Checkpoints
 from callbacks.preemption import Stop
-from emu_edit.cli import run_status
-from emu_edit.cli.main import status_of
-from emu_edit.cli.run_status import OtherRankError, RunStatus, StatusWriter
 from emu_edit.errors import (
     BadDataError,
     BadSampleError,
@@ -19,7 +16,10 @@ from emu_edit.errors import (
     NonFiniteError,
     ShardError,
     StorageError,
+    status_of,
 )
+from emu_edit.runs import status as run_status
+from emu_edit.runs.status import OtherRankError, RunStatus, StatusWriter
 
 
 class StandIn(Trainer):

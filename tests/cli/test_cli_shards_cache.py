@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from emu_edit.cli.main import main
-from emu_edit.cli.shards_cache import DTYPES
+from emu_edit.cli.shards import DTYPES
 from emu_edit.errors import InputError
 from emu_edit.training.export import export_model
 from tests.data.cached_stage import batches
@@ -42,7 +42,7 @@ def test_whose_networks_must_be_said(pictures, tmp_path, capsys):
 
 
 def test_the_precisions_offered_are_those_there_are():
-    from datamodules.cached_encode import DTYPES as KNOWN
+    from datamodules.encoded.encoder import DTYPES as KNOWN
 
     assert set(DTYPES) == set(KNOWN)
 

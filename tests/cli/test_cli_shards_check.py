@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_edit.cli.shards_check import PROBLEMS, run_check
+from emu_edit.cli.shards import PROBLEMS, run_check
 from emu_edit.errors import ExitStatus, InputError
 from tests.data.loopback import serve
 from tests.data.shards import make_folder

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.convert.converter import Converter
 from datamodules.convert.gates import Gates
+from datamodules.convert.pair import Converter
 from datamodules.convert.registry import KINDS, load_converter
-from datamodules.manifest import read_manifest
+from datamodules.shards.manifest import read_manifest
 from emu_edit.cli.main import main
 from emu_edit.cli.shards_convert import GATES
 from tests.convert.sets import after, before, quarantine, region, save

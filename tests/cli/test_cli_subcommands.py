@@ -1,7 +1,7 @@
 import pytest
 
 from emu_edit.cli import edit, evaluate
-from emu_edit.cli.subcommands import Command, run_command
+from emu_edit.cli.arguments import Command, run_command
 from emu_edit.errors import InputError
 
 HEARD: list[list[str]] = []

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules import instructions
-from emu_edit.cli.find_model import RELEASED
+from datamodules.world import predictor_texts as instructions
 from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.find import RELEASED
 from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.errors import ExitStatus
 from emu_edit.images import read_image
@@ -343,9 +343,9 @@ def test_a_model_with_learned_tasks_is_not_exported_over(
 def test_the_web_page_offers_the_learned_task_with_its_description(
     own: Path, file: Path, tmp_path: Path
 ) -> None:
-    from emu_edit.cli.web_handlers import Handlers
-    from emu_edit.cli.web_limits import Limits
-    from emu_edit.cli.web_page import build_page
+    from emu_edit.web.handlers import Handlers
+    from emu_edit.web.limits import Limits
+    from emu_edit.web.page import build_page
 
     assert main(["tasks", "add", str(own), str(file)]) == 0
     loop = asyncio.new_event_loop()

@@ -7,10 +7,9 @@ import pyarrow as pa
 import pytest
 
 from datamodules.convert.anyedit import PROBED, TASKS, list_pairs
-from datamodules.convert.pair import RawPair
-from datamodules.convert.part import Part
+from datamodules.convert.pair import Part, RawPair
+from datamodules.convert.parquet import PICTURE_ROWS, PictureColumn
 from datamodules.convert.run import Settings, convert
-from datamodules.parquet import PICTURE_ROWS, PictureColumn
 from emu_edit.errors import InputError
 from tests.convert.released import (
     PICTURE,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from datamodules.convert.evaluation_only import refuse_columns, refuse_path
 from datamodules.convert.run import convert
+from datamodules.shards.evaluation_only import refuse_columns, refuse_path
 from emu_edit.errors import InputError
 from tests.convert.released import write_lines
 from tests.convert.test_convert_anyedit import SCHEMA as ANYEDIT

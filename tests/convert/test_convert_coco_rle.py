@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datamodules.convert.coco_rle import decode_rle
+from datamodules.convert.imgedit_masks import decode_rle
 from emu_edit.errors import BadImageError
 
 # a mask of 5 x 7 (rows x columns) and its string, and shapes one can say in words

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.benchmarks.items import BenchmarkItem
-from datamodules.convert.evaluation_only import refuse_columns
+from datamodules.convert.picture import Picture
 from datamodules.convert.run import convert
-from datamodules.picture import Picture
-from emu_edit.cli.benchmark_outputs import failed
-from emu_edit.cli.benchmark_run import item_line
+from datamodules.evaluation_sets.items import BenchmarkItem
+from datamodules.shards.evaluation_only import refuse_columns
 from emu_edit.cli.main import main
 from emu_edit.errors import InputError
+from emu_edit.evaluation.edits import item_line
+from emu_edit.evaluation.outputs import failed
 from tests.convert.sets import before, cell, save, write_parquet
 from tests.convert.shards import of_task
 from tests.data.benchmark_files import emu_fields, write_emu_edit

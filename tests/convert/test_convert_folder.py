@@ -9,7 +9,7 @@ from PIL import Image
 
 from datamodules.convert.pair import is_safe_name, key_of
 from datamodules.convert.run import Settings, convert
-from datamodules.manifest import read_manifest
+from datamodules.shards.manifest import read_manifest
 from emu_edit.errors import InputError
 from emu_edit.images import decode_mask, decode_rgb
 from tests.convert.shards import of_task, read_back

@@ -11,12 +11,11 @@ from PIL import Image
 
 from datamodules.convert.gates import Gates, kept_share
 from datamodules.convert.naming import TaskNaming
-from datamodules.convert.pair import RawPair, RefusedPairError, key_of, read_pair
-from datamodules.convert.part import Part
+from datamodules.convert.pair import Part, RawPair, RefusedPairError, key_of, read_pair
+from datamodules.convert.picture import Picture
 from datamodules.convert.run import Settings, convert
-from datamodules.manifest import read_manifest
-from datamodules.picture import Picture
-from datamodules.writer import PairRecord
+from datamodules.shards.manifest import read_manifest
+from datamodules.shards.writer import PairRecord
 from emu_edit.errors import InputError
 from tests.convert.sets import (
     REGION,

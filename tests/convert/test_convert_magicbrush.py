@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from datamodules.convert.magicbrush import region_of
+from datamodules.convert.picture import Picture
 from datamodules.convert.run import convert
-from datamodules.picture import Picture
 from emu_edit.errors import InputError
 from tests.convert.sets import (
     REGION,

@@ -7,7 +7,7 @@ import pytest
 
 from datamodules.convert.naming import TaskNaming
 from datamodules.convert.run import Settings, convert
-from datamodules.manifest import read_manifest
+from datamodules.shards.manifest import read_manifest
 from emu_edit.errors import InputError
 from tests.convert.sets import after, before, cell, quarantine, samples, write_parquet
 

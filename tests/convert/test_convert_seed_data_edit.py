@@ -7,9 +7,9 @@ import pytest
 
 from datamodules.convert.naming import TaskNaming
 from datamodules.convert.pair import RawPair
+from datamodules.convert.picture import MissingPictureError
 from datamodules.convert.run import Settings, convert
 from datamodules.convert.seed_data_edit import list_pairs
-from datamodules.picture import MissingPictureError
 from emu_edit.errors import InputError
 from tests.convert.released import edited, pixels, quarantine, save, scene, write_lines
 from tests.convert.shards import of_task, read_back

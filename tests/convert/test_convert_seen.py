@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from datamodules.convert.seen import Digests, digest
+from datamodules.convert.gates import Digests, digest
 
 
 @pytest.mark.parametrize("shift", [0, 20, 56])

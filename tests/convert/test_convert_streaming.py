@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-import datamodules.parquet
+import datamodules.convert.parquet
 from datamodules.convert import ultraedit
 from datamodules.convert.pair import RawPair, key_of
+from datamodules.convert.parquet import PICTURE_ROWS, TEXT_ROWS, PictureColumn
 from datamodules.convert.run import convert
-from datamodules.parquet import PICTURE_ROWS, TEXT_ROWS, PictureColumn
-from datamodules.writer import ShardWriter
+from datamodules.shards.writer import ShardWriter
 from emu_edit.errors import InputError, ShardError
 from tests.convert.sets import after, before, cell, png, quarantine, samples, write_parquet
 from tests.convert.shards import of_task
@@ -52,7 +52,7 @@ def test_of_a_row_group_only_a_batch_of_pictures_is_held(
             held.append(max(column.rows_held for column in columns))
             return data
 
-    monkeypatch.setattr(datamodules.parquet, "PictureColumn", Counting)
+    monkeypatch.setattr(datamodules.convert.parquet, "PictureColumn", Counting)
     report = convert("ultraedit", tmp_path / "a.parquet", tmp_path / "out", of_task("local"))
     assert report.written == {"local": count}
     assert len(held) == 2 * count
@@ -85,7 +85,7 @@ def test_counting_reads_no_picture_and_converting_each_batch_once(
 
 def test_texts_are_read_in_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path / "a.parquet", rows(30), group=30)
-    monkeypatch.setattr(datamodules.parquet, "TEXT_ROWS", 4)
+    monkeypatch.setattr(datamodules.convert.parquet, "TEXT_ROWS", 4)
     pairs = ultraedit.list_pairs(tmp_path / "a.parquet")
     words = [pair.instruction for pair in pairs if isinstance(pair, RawPair)]
     assert words == [f"turn it over {index}" for index in range(30)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datamodules.convert.words import task_of_words
+from datamodules.convert.naming import task_of_words
 
 SENTENCES = {
     "remove": [

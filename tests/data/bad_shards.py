@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.index import ROLES, load_index, save_index
-from datamodules.manifest import ShardEntry, read_manifest, sha256_of, write_manifest
+from datamodules.shards.index import ROLES, load_index, save_index
+from datamodules.shards.manifest import ShardEntry, read_manifest, sha256_of, write_manifest
 
 JUNK = b"this is no picture. "
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.cached_write import CacheReport, EncodingSettings, write_cache
 from datamodules.edit import EditDataModule
-from datamodules.remote import open_folder
+from datamodules.encoded.writer import CacheReport, EncodingSettings, write_cache
+from datamodules.remote.folder import open_folder
 from emu_edit.batch import EditBatch
 from emu_edit.models.codec import KLCodec, PatchCodec
-from emu_edit.models.dropout import DropoutRates
+from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.interfaces import ImageCodec, TextEncoder
 from emu_edit.models.surgery import freeze
 from emu_edit.models.tiny import TinyText

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datamodules.check import CheckReport, check_folder
-from datamodules.index import index_shard, save_index
-from datamodules.manifest import Manifest, ShardEntry, sha256_of
-from datamodules.writer import PairRecord, write_manifest, write_task_shards
+from datamodules.checks.folders import CheckReport, check_folder
+from datamodules.shards.index import index_shard, save_index
+from datamodules.shards.manifest import Manifest, ShardEntry, sha256_of
+from datamodules.shards.writer import PairRecord, write_manifest, write_task_shards
 
 SIZE = 16
 

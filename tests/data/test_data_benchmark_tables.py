@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.benchmarks import load_benchmark
-from datamodules.benchmarks.items import Benchmark
-from datamodules.benchmarks.tables import Layout, read_rows
+from datamodules.evaluation_sets import load_benchmark
+from datamodules.evaluation_sets.items import Benchmark
+from datamodules.evaluation_sets.tables import Layout, read_rows
 from emu_edit.errors import InputError
 from tests.data.benchmark_files import (
     EMU_ROWS,

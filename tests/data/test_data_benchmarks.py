@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.benchmarks import load_benchmark
-from datamodules.benchmarks.items import ALL_TURNS, FINAL_TURNS, SINGLE, Benchmark
+from datamodules.evaluation_sets import load_benchmark
+from datamodules.evaluation_sets.items import ALL_TURNS, FINAL_TURNS, SINGLE, Benchmark
 from emu_edit.errors import InputError
 from tests.data.benchmark_files import (
     EMU_ROWS,

@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.testing import assert_close
 
-from datamodules.cached import CacheHeader
-from datamodules.cached_write import EncodingSettings, write_cache
 from datamodules.edit import EditDataModule
-from datamodules.manifest import load_manifest, write_manifest
-from datamodules.remote import CacheSettings, open_folder
-from datamodules.writer import PairRecord, write_task_shards
+from datamodules.encoded.reader import CacheHeader
+from datamodules.encoded.writer import EncodingSettings, write_cache
+from datamodules.remote.folder import CacheSettings, open_folder
+from datamodules.shards.manifest import load_manifest, write_manifest
+from datamodules.shards.writer import PairRecord, write_task_shards
 from emu_edit.batch import EditBatch
 from emu_edit.images import to_float
 from emu_edit.models.codec import PatchCodec

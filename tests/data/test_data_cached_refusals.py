@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from datamodules.cached import NULL_TEXT
-from datamodules.cached_encode import CacheEncoder
-from datamodules.cached_write import WORK, EncodingSettings
 from datamodules.edit import EditDataModule
-from datamodules.index import index_shard, save_index
-from datamodules.manifest import ShardEntry, load_manifest, sha256_of, write_manifest
-from emu_edit.encoded import Encoded
+from datamodules.encoded.encoder import CacheEncoder
+from datamodules.encoded.reader import NULL_TEXT
+from datamodules.encoded.writer import WORK, EncodingSettings
+from datamodules.shards.index import index_shard, save_index
+from datamodules.shards.manifest import ShardEntry, load_manifest, sha256_of, write_manifest
+from emu_edit.batch import Encoded
 from emu_edit.errors import InputError, ShardError
 from emu_edit.models.codec import PatchCodec
 from emu_edit.training.module import EditModule

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.check import CheckReport, check_folder, check_folders, summarize
-from datamodules.check_doubles import Doubles, hash_of
-from datamodules.index import index_path, load_index, save_index
-from datamodules.leaks import LeakGuard
+from datamodules.checks.folders import CheckReport, check_folder, check_folders, summarize
+from datamodules.checks.leaks import LeakGuard
+from datamodules.checks.report import Doubles, hash_of
+from datamodules.shards.index import index_path, load_index, save_index
 from emu_edit.errors import ShardError
 from emu_edit.tasks import TaskTable
 from tests.data.shards import folder_of, make_folder, png, records, sample, text

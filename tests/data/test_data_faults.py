@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import index as index_module
-from datamodules.index import index_shard, save_index
-from datamodules.lanes import DataSet, lanes_of
-from datamodules.manifest import ShardEntry, sha256_of, write_manifest
-from datamodules.reader import InOrder, ShardDataset
-from datamodules.remote import open_folder
-from datamodules.skips import Substitutes
-from datamodules.transforms import SquareCrop
+from datamodules.remote.folder import open_folder
+from datamodules.shards import index as index_module
+from datamodules.shards.index import index_shard, save_index
+from datamodules.shards.manifest import ShardEntry, sha256_of, write_manifest
+from datamodules.stream.lanes import DataSet, lanes_of
+from datamodules.stream.reader import InOrder, ShardDataset
+from datamodules.stream.transforms import SquareCrop, Substitutes
 from emu_edit.batch import EditSample
 from emu_edit.tasks import SIXTEEN
 from tests.data.shards import sample, text, write_tar

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datamodules.index import load_index
-from datamodules.manifest import ShardEntry, sha256_of
+from datamodules.shards.index import load_index
+from datamodules.shards.manifest import ShardEntry, sha256_of
 from tests.data.shards import folder_of, sample
 from tests.images.pictures import GREEN, RED, encoded
 

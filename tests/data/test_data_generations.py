@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.benchmarks import load_benchmark
-from datamodules.benchmarks.generations import holds_generations, load_generations
-from datamodules.benchmarks.items import Benchmark
+from datamodules.evaluation_sets import load_benchmark
+from datamodules.evaluation_sets.generations import holds_generations, load_generations
+from datamodules.evaluation_sets.items import Benchmark
 from emu_edit.errors import InputError
 from emu_edit.images import from_pil
 from tests.data.benchmark_files import (

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from webdataset.compat import WebDataset
 
-from datamodules import index as index_module
-from datamodules.index import ROLES, index_path, index_shard, load_index, save_index
-from datamodules.manifest import ShardEntry, read_manifest
+from datamodules.shards import index as index_module
+from datamodules.shards.index import ROLES, index_path, index_shard, load_index, save_index
+from datamodules.shards.manifest import ShardEntry, read_manifest
 from emu_edit.errors import ShardError
 from tests.data.shards import make_folder, png, sample, text, write_tar
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.loader_damage import BLOCK, members_of, with_checksum, with_content
-from datamodules.index import index_path, index_shard, load_index, save_index
-from datamodules.manifest import Manifest, ShardEntry
+from datamodules.shards.index import index_path, index_shard, load_index, save_index
+from datamodules.shards.manifest import Manifest, ShardEntry
 from emu_edit.errors import ShardError
 from tests.data.shards import make_folder, sample, write_tar
 

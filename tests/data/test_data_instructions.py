@@ -7,22 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import instructions, reader
-from datamodules.instructions import (
+from datamodules.shards.manifest import write_manifest
+from datamodules.shards.writer import write_task_shards
+from datamodules.stream import reader
+from datamodules.world import predictor_texts as instructions
+from datamodules.world.instructions import corpus, slots_of
+from datamodules.world.pair import make_pair
+from datamodules.world.palette import HELDOUT_PAIRS
+from datamodules.world.paraphrases import PARAPHRASES
+from datamodules.world.phrasings import PHRASINGS
+from datamodules.world.predictor_texts import (
     paraphrase_words,
     paraphrases,
     shard_instructions,
     training_instructions,
     world_instructions,
 )
-from datamodules.manifest import write_manifest
-from datamodules.paraphrases import PARAPHRASES
-from datamodules.world.instructions import corpus, slots_of
-from datamodules.world.pair import make_pair
-from datamodules.world.palette import HELDOUT_PAIRS
-from datamodules.world.phrasings import PHRASINGS
 from datamodules.world.write import write_world
-from datamodules.writer import write_task_shards
 from emu_edit.errors import InputError, ShardError
 from emu_edit.tasks import SIXTEEN
 from emu_edit.text_rules import clean_instruction

@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.leaks_recall import colours, crop, half, jpeg, mirror, world
-from datamodules.fingerprint import BITS, fingerprint, hamming
-from datamodules.leaks import MAX_BITS, LeakGuard
-from datamodules.writer import PairRecord
+from datamodules.checks.leaks import BITS, MAX_BITS, LeakGuard, fingerprint, hamming
+from datamodules.shards.writer import PairRecord
 from emu_edit.errors import BadImageError, InputError
 from tests.data.shards import make_folder
 

@@ -10,12 +10,12 @@ import pytest
 from torch.utils.data import get_worker_info
 
 from datamodules.edit import EditDataModule
-from datamodules.lanes import DataSet, lanes_of
-from datamodules.loader import LoaderError, PositionLoader
-from datamodules.order import Position
-from datamodules.reader import InOrder, ShardDataset
-from datamodules.remote import open_folder
-from datamodules.transforms import SquareCrop
+from datamodules.remote.folder import open_folder
+from datamodules.stream.lanes import DataSet, lanes_of
+from datamodules.stream.loader import LoaderError, PositionLoader
+from datamodules.stream.order import Position
+from datamodules.stream.reader import InOrder, ShardDataset
+from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import EditSample
 from emu_edit.errors import ExitStatus, InputError
 from emu_edit.tasks import SIXTEEN

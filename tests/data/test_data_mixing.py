@@ -13,12 +13,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from datamodules.edit import EditDataModule
-from datamodules.lanes import DataSet, Lane, lanes_of
-from datamodules.manifest import Manifest, ShardEntry
-from datamodules.mixing import mixture_of, named_folders
-from datamodules.order import PERIOD, Order
-from datamodules.resume import changes
-from datamodules.shard_folder import LocalFolder
+from datamodules.shards.folder import LocalFolder
+from datamodules.shards.manifest import Manifest, ShardEntry
+from datamodules.stream.lanes import DataSet, Lane, lanes_of
+from datamodules.stream.mixing import mixture_of, named_folders
+from datamodules.stream.order import PERIOD, Order
+from datamodules.stream.resume import changes
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError
 from tests.data.shards import make_named_folder

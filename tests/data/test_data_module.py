@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from datamodules.edit import EditDataModule, refuse_trainer
-from datamodules.sampler import Layout
+from datamodules.stream.sampler import Layout
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, ShardError
 from emu_edit.tasks import SIXTEEN

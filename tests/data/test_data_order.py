@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.order import Order, OrderSpec, Permutation, TaskOrder, quotas
+from datamodules.stream.order import Order, OrderSpec, Permutation, TaskOrder, quotas
 from emu_edit.errors import InputError
 
 GOLDEN = "9ef6241e3ec5293cc5756388b000f0f16eb3d1a46254717a5bd58ffcbe86194b"

@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.index import index_shard, save_index
-from datamodules.lanes import DataSet, Lane, lanes_of
-from datamodules.loader import PositionLoader
-from datamodules.manifest import ShardEntry, sha256_of, write_manifest
-from datamodules.order import Order, OrderSpec, Position, TaskOrder
-from datamodules.reader import MAX_OPEN_SHARDS, InOrder, ShardDataset
-from datamodules.remote import open_folder
-from datamodules.transforms import Noops, SquareCrop, Wordings
-from datamodules.writer import write_task_shards
+from datamodules.remote.folder import open_folder
+from datamodules.shards.index import index_shard, save_index
+from datamodules.shards.manifest import ShardEntry, sha256_of, write_manifest
+from datamodules.shards.writer import write_task_shards
+from datamodules.stream.lanes import DataSet, Lane, lanes_of
+from datamodules.stream.loader import PositionLoader
+from datamodules.stream.order import Order, OrderSpec, Position, TaskOrder
+from datamodules.stream.reader import MAX_OPEN_SHARDS, InOrder, ShardDataset
+from datamodules.stream.transforms import Noops, SquareCrop, Wordings
 from emu_edit.batch import EditBatch
 from emu_edit.errors import BadSampleError, InputError, ShardError
 from emu_edit.tasks import SIXTEEN

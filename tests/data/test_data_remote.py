@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules import remote_fetch
-from datamodules.manifest import Manifest, ShardEntry
-from datamodules.remote import CacheSettings, LocalFolder, RemoteFolder, open_folder
+from datamodules.remote import fetch as remote_fetch
+from datamodules.remote.folder import CacheSettings, LocalFolder, RemoteFolder, open_folder
+from datamodules.shards.manifest import Manifest, ShardEntry
 from emu_edit.errors import ExitStatus, InputError, ShardError, StorageError
 from tests.data import loopback
 from tests.data.loopback import Behaviour, Site, serve

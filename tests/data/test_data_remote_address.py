@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import remote_fetch
-from datamodules.remote import CacheSettings, LocalFolder, open_folder
-from datamodules.remote_address import Address, is_loopback, parse_place
-from datamodules.remote_fetch import RetryPolicy
+from datamodules.remote import fetch as remote_fetch
+from datamodules.remote.address import Address, is_loopback, parse_place
+from datamodules.remote.fetch import RetryPolicy
+from datamodules.remote.folder import CacheSettings, LocalFolder, open_folder
 from emu_edit.errors import ExitStatus, InputError
 from tests.data.shards import make_folder
 

@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules import remote_ahead, remote_fetch
 from datamodules.edit import EditDataModule
-from datamodules.lanes import DataSet, lanes_of
-from datamodules.loader import PositionLoader
-from datamodules.manifest import load_manifest
-from datamodules.order import Order, OrderSpec, TaskOrder
-from datamodules.reader import ShardDataset
-from datamodules.remote import CacheSettings, RemoteFolder, open_folder
-from datamodules.remote_ahead import FetchAhead, fetch_ahead, retry_metrics
-from datamodules.shard_cache import GIB
-from datamodules.transforms import SquareCrop
+from datamodules.remote import ahead as remote_ahead
+from datamodules.remote import fetch as remote_fetch
+from datamodules.remote.ahead import FetchAhead, fetch_ahead, retry_metrics
+from datamodules.remote.folder import CacheSettings, RemoteFolder, open_folder
+from datamodules.remote.node_cache import GIB
+from datamodules.shards.manifest import load_manifest
+from datamodules.stream.lanes import DataSet, lanes_of
+from datamodules.stream.loader import PositionLoader
+from datamodules.stream.order import Order, OrderSpec, TaskOrder
+from datamodules.stream.reader import ShardDataset
+from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, ShardError, StorageError
 from emu_edit.tasks import SIXTEEN

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules.edit import EditDataModule
-from datamodules.resume import StreamState, rescale_progress
+from datamodules.stream.resume import StreamState, rescale_progress
 from emu_edit.errors import InputError
 from tests.data.shards import make_folder
 from tests.data.toy import SaveEverything, Toy, fit, make_trainer

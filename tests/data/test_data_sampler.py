@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.sampler import GlobalBatchSampler, Layout, evaluation_batches
+from datamodules.stream.sampler import GlobalBatchSampler, Layout, evaluation_batches
 from emu_edit.errors import InputError
 
 BATCH = 24

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from datamodules import remote_fetch, shard_cache
-from datamodules.manifest import ShardEntry, load_manifest
-from datamodules.remote import CacheSettings, RemoteFolder, open_folder
-from datamodules.shard_cache import GIB, LOCKS, CacheFullError, ShardCache
+from datamodules.remote import fetch as remote_fetch
+from datamodules.remote import node_cache as shard_cache
+from datamodules.remote.folder import CacheSettings, RemoteFolder, open_folder
+from datamodules.remote.node_cache import GIB, LOCKS, ShardCache
+from datamodules.shards.folder import CacheFullError
+from datamodules.shards.manifest import ShardEntry, load_manifest
 from emu_edit.errors import ExitStatus, InputError, StorageError
 from tests.data import loopback
 from tests.data.loopback import Site, serve

@@ -5,15 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules import reader
 from datamodules.edit import EditDataModule
-from datamodules.lanes import DataSet, lanes_of
-from datamodules.loader import LoaderError, PositionLoader
-from datamodules.order import Order, OrderSpec, Position, TaskOrder
-from datamodules.reader import ShardDataset
-from datamodules.remote import open_folder
-from datamodules.skips import ATTEMPTS_NEARBY, MAX_ATTEMPTS, Substitutes
-from datamodules.transforms import SquareCrop
+from datamodules.remote.folder import open_folder
+from datamodules.stream import reader
+from datamodules.stream.lanes import DataSet, lanes_of
+from datamodules.stream.loader import LoaderError, PositionLoader
+from datamodules.stream.order import Order, OrderSpec, Position, TaskOrder
+from datamodules.stream.reader import ShardDataset
+from datamodules.stream.transforms import ATTEMPTS_NEARBY, MAX_ATTEMPTS, SquareCrop, Substitutes
 from emu_edit.batch import EditBatch
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
 from emu_edit.tasks import SIXTEEN

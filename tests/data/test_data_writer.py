@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from datamodules.index import index_path
-from datamodules.manifest import read_manifest, verify_hash, write_manifest
-from datamodules.writer import PairRecord, write_task_shards
-from emu_edit.atomic import atomic_file
+from datamodules.shards.index import index_path
+from datamodules.shards.manifest import read_manifest, verify_hash, write_manifest
+from datamodules.shards.writer import PairRecord, write_task_shards
 from emu_edit.errors import InputError, ShardError
+from emu_edit.files import atomic_file
 from tests.data.shards import make_folder, records
 
 PIXELS = np.zeros((8, 8, 3), dtype=np.uint8)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.cached_write import WORK
-from datamodules.leaks import LeakGuard
-from datamodules.manifest import read_manifest, write_manifest
-from datamodules.writer import PairRecord, ShardWriter, write_task_shards
+from datamodules.checks.leaks import LeakGuard
+from datamodules.encoded.writer import WORK
+from datamodules.shards.manifest import read_manifest, write_manifest
+from datamodules.shards.writer import PairRecord, ShardWriter, write_task_shards
 from emu_edit.errors import InputError
 from tests.data.benchmark_files import emu_fields
 from tests.data.cached_stage import cache, make_module

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from emu_edit.diffusion.prediction import Prediction
-from emu_edit.diffusion.schedule import NoiseSchedule
-from emu_edit.diffusion.timesteps import shift_to_noise, uniform_timesteps
+from emu_edit.diffusion.schedule import NoiseSchedule, shift_to_noise, uniform_timesteps
 from emu_edit.diffusion.weighting import Weighting, change_balance, check_weighting
 from emu_edit.errors import InputError
 

@@ -9,8 +9,7 @@ from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.settings import EditorSettings
-from emu_edit.models.conditioning import branches
-from emu_edit.models.dropout import DropoutRates
+from emu_edit.models.conditioning import DropoutRates, branches
 from emu_edit.models.interfaces import Conditioning, TextFeatures
 from emu_edit.training.draws import Phase
 from emu_edit.training.module import EditModule

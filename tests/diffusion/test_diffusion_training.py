@@ -4,11 +4,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu_edit.diffusion.loss import denoising_error
 from emu_edit.diffusion.prediction import Prediction, target
-from emu_edit.diffusion.schedule import NoiseSchedule
-from emu_edit.diffusion.timesteps import trailing_timesteps, uniform_timesteps
-from emu_edit.diffusion.weighting import Weighting, loss_weight, region_weights
+from emu_edit.diffusion.schedule import NoiseSchedule, trailing_timesteps, uniform_timesteps
+from emu_edit.diffusion.weighting import Weighting, denoising_error, loss_weight, region_weights
 from emu_edit.errors import InputError
 from tests.diffusion.oracles import perfect
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.kill_test_compare import diary, differences, steps_of
 from benchmarks.kill_test_run import STEPS_PER_EPOCH, write_data
-from emu_edit.cli.run_status import RunStatus
+from emu_edit.runs.status import RunStatus
 from emu_edit.training.checkpoint_io import read_checkpoint
 from tests.distributed.launch import ROOT, TORCHRUN, environment
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from callbacks.ema import Ema
 from callbacks.finite import Finite, NonFiniteError
 from callbacks.task_loss import TaskLoss
-from emu_edit.training.averaging import copy_of, trainable
+from emu_edit.training.optim import copy_of, trainable
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_module, make_trainer
 
 STEPS, BATCH = 3, 4

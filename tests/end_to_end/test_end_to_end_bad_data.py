@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datamodules.index import load_index
-from datamodules.manifest import read_manifest
+from datamodules.shards.index import load_index
+from datamodules.shards.manifest import read_manifest
 from emu_edit.cli.main import main
 from tests.data.bad_shards import spoil
 from tests.end_to_end.conftest import SHORT

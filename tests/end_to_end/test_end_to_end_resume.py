@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from emu_edit.cli.main import main
-from emu_edit.cli.run_lock import RunLock
-from emu_edit.training.checkpoint_io import read_checkpoint
-from emu_edit.training.sidecar import read_sidecar
+from emu_edit.runs.lock import RunLock
+from emu_edit.training.checkpoint_io import read_checkpoint, read_sidecar
 from tests.end_to_end.killer import KILL_AT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("place")]

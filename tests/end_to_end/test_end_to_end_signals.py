@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_edit.cli.run_status import RunStatus
+from emu_edit.runs.status import RunStatus
 from tests.end_to_end.conftest import SHORT
 
 REPOSITORY = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from emu_edit.cli.main import main
-from emu_edit.cli.run_folder import PLACEHOLDER
 from emu_edit.editing.editor import Editor
 from emu_edit.images import read_image
+from emu_edit.runs.folder import PLACEHOLDER
 from emu_edit.training.export import export_model, load_ema, load_module
 from tests.end_to_end.conftest import SHORT
 

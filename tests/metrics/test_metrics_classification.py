@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from emu_edit.metrics.classification import (
+from emu_edit.metrics.bootstrap import (
     FLATTEST,
     SHARPEST,
     confusion_matrix,

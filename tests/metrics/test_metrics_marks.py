@@ -3,8 +3,16 @@ import math
 import pytest
 import torch
 
-from emu_edit.metrics.maps import depth_rmse, normal_angles, normal_degrees, normal_errors
-from emu_edit.metrics.marks import box_iou, drawn_box, marked, region_iou
+from emu_edit.metrics.detection import (
+    box_iou,
+    depth_rmse,
+    drawn_box,
+    marked,
+    normal_angles,
+    normal_degrees,
+    normal_errors,
+    region_iou,
+)
 
 LIME = (0, 255, 0)
 

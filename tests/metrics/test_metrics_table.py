@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from emu_edit.metrics.detection import Overlap
-from emu_edit.metrics.maps import NormalErrors
+from emu_edit.metrics.detection import NormalErrors, Overlap
 from emu_edit.metrics.table import format_table, report, summarise
 from emu_edit.metrics.world import EditScore, Truth
 

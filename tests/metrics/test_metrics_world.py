@@ -7,8 +7,7 @@ import torch
 from datamodules.world.pair import WorldPair, make_pair
 from datamodules.world.palette import SHAPES
 from emu_edit.errors import InputError
-from emu_edit.metrics.detection import Overlap
-from emu_edit.metrics.maps import normal_errors
+from emu_edit.metrics.detection import Overlap, normal_errors
 from emu_edit.metrics.world import Truth, dilated, score
 from emu_edit.tasks import SIXTEEN
 

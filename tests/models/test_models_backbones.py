@@ -17,8 +17,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from emu_edit.errors import InputError
 from emu_edit.images import to_pil
-from emu_edit.models.backbones import ClipBackbone, DinoBackbone, find_backbone
-from emu_edit.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone, find_backbone
+from emu_edit.metrics.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from emu_edit.models.sources import quiet_transformers
 from tests.models.tiny_backbones import (
     CLIP_CUT,

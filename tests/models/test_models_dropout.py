@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from emu_edit.errors import InputError
-from emu_edit.models.conditioning import branches, null_image
-from emu_edit.models.dropout import DropoutRates, drop
+from emu_edit.models.conditioning import DropoutRates, branches, drop, null_image
 from emu_edit.models.interfaces import Conditioning, TextFeatures
 
 DRAWS = 100_000

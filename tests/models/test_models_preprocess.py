@@ -11,7 +11,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from emu_edit.errors import InputError
 from emu_edit.images import to_pil
-from emu_edit.models.preprocess import (
+from emu_edit.metrics.preprocess import (
     CLIP_MEAN,
     CLIP_PREPROCESS,
     CLIP_STD,

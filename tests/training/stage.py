@@ -13,7 +13,7 @@ from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.weighting import loss_weight
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.models.codec import PatchCodec
-from emu_edit.models.dropout import DropoutRates
+from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.tiny import TinyText
 from emu_edit.models.unet import UNetDenoiser
 from emu_edit.training.draws import Phase

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from emu_edit.batch import EditBatch
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.errors import InputError
-from emu_edit.models.dropout import DropoutRates
+from emu_edit.models.conditioning import DropoutRates
 from emu_edit.training.draws import Phase
 from emu_edit.training.objective import Objective
 from tests.training.stage import (

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from callbacks.edit_grid import evaluating
 from emu_edit.batch import EditBatch
 from emu_edit.diffusion.prediction import Prediction
-from emu_edit.models.dropout import DropoutRates
+from emu_edit.models.conditioning import DropoutRates
 from emu_edit.training.optim import OptimizerSettings, adamw
 from tests.training.stage import (
     TRAINER_WARNINGS,

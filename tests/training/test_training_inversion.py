@@ -9,11 +9,10 @@ from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.learned_task import model_hash
 from emu_edit.training import inversion as inversion_file
-from emu_edit.training.beginning import beginning
 from emu_edit.training.draws import Phase
 from emu_edit.training.few_shot import batch_at, check_batches, names_of, split, views
 from emu_edit.training.inversion import InversionSettings, invert
-from emu_edit.training.new_task import NewTask, frozen
+from emu_edit.training.new_task import NewTask, beginning, frozen
 from emu_edit.training.objective import Objective
 from tests.training.few_shot import QUICK, edits, make_base, make_contrast_base, make_pairs
 from tests.training.stage import TASKS, make_batch, make_module

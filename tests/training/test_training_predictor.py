@@ -18,11 +18,11 @@ from emu_edit.randomness import keyed_generator
 from emu_edit.tasks import SIXTEEN, TaskTable
 from emu_edit.training.predictor import (
     PredictorSettings,
+    Rephraser,
     pretrained_predictor,
     tiny_predictor,
     train_predictor,
 )
-from emu_edit.training.rephrase import Rephraser
 from tests.models.conftest import stable_diffusion
 
 __all__ = ["stable_diffusion"]  # a fixture

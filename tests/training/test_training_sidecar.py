@@ -18,10 +18,13 @@ from emu_edit.training.checkpoint_io import (
     DurableCheckpointIO,
     in_words,
     read_checkpoint,
+    read_sidecar,
+    sha256_of,
+    sidecar_of,
     size_of,
     sweep,
+    verify,
 )
-from emu_edit.training.sidecar import read_sidecar, sha256_of, sidecar_of, verify
 from tests.training.disks import tiny_disk
 
 KILLED_AT = Path(__file__).with_name("kill_while_saving.py")

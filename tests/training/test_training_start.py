@@ -8,11 +8,10 @@ import torch
 from callbacks.ema import Ema
 from emu_edit.errors import InputError
 from emu_edit.models.surgery import freeze
-from emu_edit.training.averaging import trainable
 from emu_edit.training.checkpoint_io import read_checkpoint
-from emu_edit.training.export import export_model
+from emu_edit.training.export import export_model, start_from
 from emu_edit.training.module import EditModule
-from emu_edit.training.start import start_from
+from emu_edit.training.optim import trainable
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_module, make_trainer
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]

@@ -11,7 +11,7 @@ from emu_edit.diffusion.weighting import Weighting
 from emu_edit.errors import InputError
 from emu_edit.images import to_float
 from emu_edit.models.codec import PatchCodec
-from emu_edit.models.dropout import DropoutRates
+from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.interfaces import Conditioning
 from emu_edit.models.surgery import freeze
 from emu_edit.models.tiny import TinyText

@@ -8,9 +8,10 @@ import pytest
 import skimage
 from PIL import Image
 
-from datamodules.check import check_folder
+from datamodules.checks.folders import check_folder
 from datamodules.fewshot import FewShotSource, read_few_shot
-from datamodules.manifest import read_manifest
+from datamodules.shards.manifest import read_manifest
+from datamodules.world.backgrounds import Photos
 from datamodules.world.instructions import corpus
 from datamodules.world.maps import sketch
 from datamodules.world.new_tasks import (
@@ -27,7 +28,6 @@ from datamodules.world.new_tasks import (
     make_new_pair,
 )
 from datamodules.world.palette import COLOURS, HELDOUT_PAIRS, MARKS, RGB, SHAPES
-from datamodules.world.photos import Photos
 from datamodules.world.scene import Background, Scene, Thing
 from datamodules.world.write import write_new_task
 from emu_edit.cli import shards

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.check import check_folder
+from datamodules.checks.folders import check_folder
 from datamodules.world.data import WorldData
-from datamodules.world.noops import NOOPS, make_noop
 from datamodules.world.palette import COLOURS, HELDOUT_PAIRS, SHAPES
+from datamodules.world.sessions import NOOPS, make_noop
 from datamodules.world.write import Extras, write_world
 from emu_edit.errors import InputError
 

@@ -12,10 +12,10 @@ import skimage
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from datamodules.manifest import read_manifest
+from datamodules.shards.manifest import read_manifest
+from datamodules.world.backgrounds import Photos
 from datamodules.world.data import WorldData
 from datamodules.world.pair import VERSION, make_pair
-from datamodules.world.photos import Photos
 from datamodules.world.scene import Crop
 from datamodules.world.write import write_world
 from emu_edit.batch import EditBatch

@@ -5,14 +5,14 @@ from string import Formatter
 
 import pytest
 
-from datamodules.manifest import read_manifest
-from datamodules.reader import OpenShard
+from datamodules.shards.manifest import read_manifest
+from datamodules.stream.reader import OpenShard
 from datamodules.world.data import WorldData
 from datamodules.world.instructions import paraphrased_templates, slots_of
-from datamodules.world.noops import make_noop
 from datamodules.world.pair import make_pair
 from datamodules.world.palette import HELDOUT_PAIRS, HELDOUT_WORDS
 from datamodules.world.phrasings import PHRASINGS
+from datamodules.world.sessions import make_noop
 from datamodules.world.write import HARD, Extras, write_world
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN

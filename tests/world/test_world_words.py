@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from datamodules.world import filters
-from datamodules.world.font import bitmap, word_coverage
 from datamodules.world.instructions import EFFECTS, FILTERS, STYLES, corpus
 from datamodules.world.pair import make_pair
 from datamodules.world.palette import (
@@ -26,6 +25,7 @@ from datamodules.world.palette import (
 )
 from datamodules.world.phrasings import PHRASINGS
 from datamodules.world.scene import Background, Scene, Thing
+from datamodules.world.sprites import bitmap, word_coverage
 from emu_edit.tasks import SIXTEEN
 from emu_edit.text_rules import clean_instruction
 

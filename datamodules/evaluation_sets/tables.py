@@ -1,0 +1,207 @@
+"""Rows of a benchmark that is a table with pictures: parquet files of the hub, or an export.
+
+An export is `metadata.jsonl` or `metadata.csv` beside the pictures, in the folder itself or in one
+folder per split; a column names each picture's file. What the columns mean is not known here.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.convert.pair import is_safe_name
+from datamodules.convert.parquet import read_columns, read_parquet
+from datamodules.convert.picture import Picture
+from datamodules.evaluation_sets.items import check_text
+from emu_edit.errors import InputError
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+CheckColumns = Callable[[list[str], str], None]  # of a table and its name; raises InputError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of any layout.
+
+    Attributes:
+        where: its place, for messages.
+        fields: its values by column.
+        picture: not yet read.
+        path: the picture's file, None where it is in the table.
+    """
+
+    where: str
+    fields: dict[str, object]
+    picture: Picture
+    path: Path | None = None
+
+    def text(self, column: str) -> str:
+        """Return a field that has to be text.
+
+        Raises:
+            InputError: if it is something else, or no Unicode.
+        """
+        value = self.fields.get(column)
+        if not isinstance(value, str):
+            raise InputError(f"{self.where}: {column} is {value!r}, needs text")
+        return check_text(value, f"{self.where}: {column}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a table's pictures are.
+
+    Attributes:
+        image: the column of parquet files with the pictures inside.
+        files: columns of an export that name a file; the first that has one counts.
+        needs: what a folder without any table lacks, for its message.
+    """
+
+    image: str
+    files: tuple[str, ...]
+    needs: str
+
+
+def find_tables(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return a folder's exports and its parquet files."""
+    exports = [
+        path
+        for place in (folder, *sorted(folder.iterdir()))
+        if place.is_dir() and not place.name.startswith(".")
+        for name in METADATA
+        if (path := place / name).is_file()
+    ]
+    parquets = sorted(
+        path
+        for path in folder.rglob("*.parquet")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return exports, parquets
+
+
+def columns_of(table: Path, folder: Path) -> list[str]:
+    """Return the names of a table's columns; of an export in JSON lines those of its first row.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    name = _name(table, folder)
+    if table.suffix == ".parquet":
+        return read_columns(table, name)
+    return next((list(fields) for _, fields in _lines(table, name)), [])
+
+
+def read_rows(folder: Path, layout: Layout, check_columns: CheckColumns) -> Iterator[Row]:
+    """Yield the rows of all tables of a folder.
+
+    Raises:
+        InputError: if it has none, or both exports and parquet files (which would be the same
+            benchmark twice), one cannot be read, or `check_columns` says so.
+    """
+    exports, parquets = find_tables(folder)
+    if not exports and not parquets:
+        raise InputError(
+            f"{folder} has no {METADATA[0]}, {METADATA[1]} or parquet files; needs {layout.needs}"
+        )
+    if exports and parquets:
+        raise InputError(
+            f"{folder} has both {_name(exports[0], folder)} and {_name(parquets[0], folder)}; keep "
+            "the one that is meant"
+        )
+    for table in parquets:
+        name = _name(table, folder)
+        for number, fields, pictures in read_parquet(table, name, [layout.image], check_columns):
+            if layout.image not in pictures:
+                raise InputError(f"{name} has no pictures in {layout.image}, needs {layout.needs}")
+            yield Row(f"{name}, row {number}", fields, pictures[layout.image])
+    for table in exports:
+        yield from _exported(table, layout, check_columns)
+
+
+def _name(table: Path, folder: Path) -> str:
+    # with the way to it: the hub calls the files of every split 0000.parquet
+    return table.relative_to(folder).as_posix()
+
+
+def _exported(table: Path, layout: Layout, check_columns: CheckColumns) -> Iterator[Row]:
+    """Yield the rows of metadata.jsonl or metadata.csv."""
+    name = f"{table.parent.name}/{table.name}"
+    is_checked = False
+    for number, fields in _lines(table, name):
+        where = f"{name}:{number}"
+        if not is_checked:
+            check_columns(list(fields), where)
+            is_checked = True
+        column = _file_column(fields, layout)
+        file = fields.get(column)
+        if not isinstance(file, str) or not is_safe_name(file):
+            raise InputError(
+                f"{where}: {column} is {file!r}, needs the name of a picture beside {table.name}"
+            )
+        path = table.parent / file
+        yield Row(where, fields, Picture.at(path), path)
+    if not is_checked:
+        raise InputError(f"{name} is empty, needs a row for each edit")
+
+
+def _file_column(fields: dict[str, object], layout: Layout) -> str:
+    """Return the column that names the file; where none has a name, the first that is there."""
+    columns = [column for column in layout.files if column in fields] or [*layout.files]
+    return next((column for column in columns if fields.get(column) is not None), columns[0])
+
+
+def _lines(table: Path, name: str) -> Iterator[tuple[int, dict[str, object]]]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            if table.suffix == ".csv":
+                yield from _cells(csv.reader(file, strict=True), name)
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _object(line, f"{name}:{number}")
+    except UnicodeDecodeError as error:
+        place = f"{name}:{_bad_line(table)}"
+        raise InputError(f"{place} is not UTF-8 text ({error.reason}); export it again") from error
+    except csv.Error as error:
+        raise InputError(f"{name} is not CSV ({error}); export it again") from error
+
+
+def _cells(reader: Any, name: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield the rows of a csv.reader by the names in its first row.
+
+    A row of another length is an instruction with a comma and no quotes: each cell behind it would
+    stand for another column.
+    """
+    columns = next(reader, [])
+    for cells in reader:
+        if not cells:  # an empty line
+            continue
+        if len(cells) != len(columns):
+            raise InputError(
+                f"{name}:{reader.line_num} has {len(cells)} cells, its head {len(columns)}; put "
+                "quotes around texts with commas"
+            )
+        yield reader.line_num, dict(zip(columns, cells, strict=True))
+
+
+def _bad_line(table: Path) -> int:
+    """Return the number of the first line that is not UTF-8."""
+    data = table.read_bytes()
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:  # whose place, unlike a stream's, is that in the file
+        return data.count(b"\n", 0, error.start) + 1
+    return 1
+
+
+def _object(line: str, where: str) -> dict[str, object]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not a line of JSON ({error}); export it again") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{where} holds {type(fields).__name__}, needs an object in {{}}")
+    return fields

@@ -1,0 +1,257 @@
+"""Fetch one file through fsspec: what to try again, how often, and what to say in the end.
+
+Timeouts, broken connections, short answers and the statuses 408, 425, 429 and 5xx are tried again,
+with pauses that double and a jitter that differs between machines and processes. Other 4xx are the
+server's last word. No message repeats the text of a library's error: it may hold the whole address,
+secrets included.
+"""
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
+from typing import BinaryIO, TypeVar, cast
+from urllib.parse import urljoin, urlsplit
+
+import fsspec
+
+from datamodules.remote.address import WEB, Address, is_loopback
+from emu_edit.errors import InputError, ShardError, StorageError
+from emu_edit.randomness import keyed_generator
+
+CHUNK = 2**20  # bytes asked for at a time
+FIRST_PAUSE = 0.5  # seconds before the second attempt; ours
+LONGEST_PAUSE = 30.0
+TRY_AGAIN = {408, 425, 429}  # and all from 500
+MEANING = {401: "not authorized", 403: "forbidden", 404: "not found", 410: "gone"}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long to go on. `deadline` and `stall` are seconds, of one file and without any data."""
+
+    attempts: int
+    deadline: float
+    stall: float
+    insecure_http: bool = False
+
+
+class AttemptError(Exception):
+    """One attempt failed.
+
+    Args:
+        reason: in words of ours.
+        is_final: whether another attempt would only bring the same.
+        is_content: whether everything arrived, but it was not what the manifest says.
+    """
+
+    def __init__(self, reason: str, *, is_final: bool = False, is_content: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.is_final = is_final
+        self.is_content = is_content
+
+
+def fetch(
+    address: Address,
+    name: str,
+    receive: Callable[[Iterator[bytes]], T],
+    policy: RetryPolicy,
+    on_retry: Callable[[str], None],
+) -> T:
+    """Read a file of a folder elsewhere, as often as the policy allows.
+
+    Args:
+        address: the folder.
+        name: the file in it.
+        receive: reads the chunks of one attempt to their end and returns what they made; it raises
+            `AttemptError` for content that is wrong.
+        policy: attempts and seconds.
+        on_retry: called before each attempt after the first, with a line that says why.
+
+    Raises:
+        StorageError: if the file cannot be had; the message lists the attempts.
+        ShardError: if wrong content arrived twice, or the same short content in every attempt.
+        InputError: if the protocol needs a package that is not installed.
+    """
+    start = time.monotonic()
+    failures: list[AttemptError] = []
+    while True:
+        try:
+            with closing(_chunks(address, name, policy)) as chunks:
+                return receive(_until(chunks, start + policy.deadline, policy.deadline))
+        except AttemptError as error:
+            failures.append(error)
+        waited = time.monotonic() - start
+        pause = _pause(name, len(failures))
+        # from None: the cause's text may hold secrets of the address
+        if _is_over(failures, policy) or waited + pause > policy.deadline:
+            raise _final_error(address.shown(name), failures, waited) from None
+        on_retry(
+            f"{address.shown(name)}: {failures[-1].reason}; attempt {len(failures) + 1} of "
+            f"{policy.attempts} in {pause:.1f} s"
+        )
+        time.sleep(pause)
+
+
+def _is_over(failures: list[AttemptError], policy: RetryPolicy) -> bool:
+    return (
+        failures[-1].is_final
+        or len(failures) >= policy.attempts
+        or sum(failure.is_content for failure in failures) >= 2
+    )
+
+
+def _pause(name: str, attempt: int) -> float:
+    """Return the seconds to wait after a failed attempt: 0.5, 1, 2, ... times 0.5 to 1.5."""
+    where = f"pause {socket.gethostname()} {os.getpid()} {name}"
+    jitter = 0.5 + keyed_generator(0, where, attempt).random()
+    return min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * jitter
+
+
+def _final_error(shown: str, failures: list[AttemptError], waited: float) -> InputError:
+    last = failures[-1]
+    reasons = [failure.reason for failure in failures]
+    counted = f"{len(failures)} attempt{'s' * (len(failures) > 1)} in {waited:.1f} s"
+    log = "" if len(failures) == 1 else f"; before: {', '.join(reasons[:-1])}"
+    is_always_short = len(failures) > 1 and last.reason.startswith("ended") and len({*reasons}) == 1
+    if last.is_content or is_always_short:
+        return ShardError(
+            f"{shown}: {last.reason} ({counted}{log}); it was replaced or damaged since the "
+            "manifest was written: upload shard and manifest again"
+        )
+    if last.is_final:
+        return StorageError(
+            f"{shown}: {last.reason} ({counted}{log}); correct the address or the rights to read it"
+        )
+    return StorageError(
+        f"{shown}: {last.reason} ({counted}{log}); see whether the server can be reached, or raise "
+        "data.cache.attempts and data.cache.deadline"
+    )
+
+
+def _chunks(address: Address, name: str, policy: RetryPolicy) -> Generator[bytes, None, None]:
+    """Yield the bytes of a file as they come.
+
+    Raises:
+        AttemptError: for whatever the file system raises.
+        InputError: if the file system is not installed.
+    """
+    # a stream, not blocks; for the web, giving a size spares a HEAD request
+    options = {"block_size": 0, "size": 1} if address.protocol in WEB else {}
+    if address.protocol == "hf":
+        options = {"block_size": 0}
+    try:
+        system = _file_system(address, policy)
+        with system.open(address.file(name), "rb", **options) as opened:
+            stream = cast(BinaryIO, opened)
+            while chunk := stream.read(CHUNK):
+                yield chunk
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  each file system has errors of its own
+        raise describe(error) from None
+
+
+def _until(chunks: Iterator[bytes], deadline: float, seconds: float) -> Iterator[bytes]:
+    for chunk in chunks:
+        if time.monotonic() > deadline:
+            raise AttemptError(f"slower than the deadline of {seconds:g} s")
+        yield chunk
+
+
+def describe(error: Exception) -> AttemptError:
+    """Say in words of ours what a file system's error means, and whether to try again."""
+    import aiohttp  # takes a while: only where something is remote
+
+    status = _status_of(error)
+    if status is not None:
+        meaning = f" ({MEANING[status]})" if status in MEANING else ""
+        is_final = 400 <= status < 500 and status not in TRY_AGAIN
+        return AttemptError(f"status {status}{meaning}", is_final=is_final)
+    match error:
+        case _InsecureRedirectError():
+            return AttemptError(
+                f"redirected to http:// on {error.host}, not encrypted", is_final=True
+            )
+        case aiohttp.ClientSSLError():
+            return AttemptError(f"no trusted encryption ({type(error).__name__})", is_final=True)
+        case TimeoutError():
+            return AttemptError("timed out")
+        case aiohttp.ClientPayloadError():
+            return AttemptError("connection lost in the middle")
+        case OSError() if error.errno is not None and error.errno in errno.errorcode:
+            return AttemptError(f"request failed ({os.strerror(error.errno)})")
+        case _:
+            return AttemptError(f"request failed ({type(error).__name__})")
+
+
+def _status_of(error: Exception) -> int | None:
+    import aiohttp
+    from huggingface_hub.errors import HfHubHTTPError
+
+    match error:
+        case FileNotFoundError():
+            return 404
+        case PermissionError():
+            return 403
+        case aiohttp.ClientResponseError():
+            return error.status or None
+        case HfHubHTTPError():
+            return error.response.status_code
+        case _:
+            return None
+
+
+class _InsecureRedirectError(Exception):
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.host = host
+
+
+def _file_system(address: Address, policy: RetryPolicy) -> fsspec.AbstractFileSystem:
+    """Return the file system of an address; fsspec keeps one for each process and setting."""
+    options = {}
+    if address.protocol in WEB:
+        options = {"client_kwargs": _web_options(policy.stall, policy.insecure_http)}
+    try:
+        return fsspec.url_to_fs(address.url, **options)[0]
+    except ImportError as error:
+        raise InputError(
+            f"{address.shown()}: {address.protocol}:// needs a package that is not installed "
+            f"({error.name or error}); pip install 'emu-edit[remote]' has those of s3 and gs"
+        ) from error
+
+
+@cache
+def _web_options(stall: float, insecure_http: bool) -> dict[str, object]:
+    """Return the settings of aiohttp, always the same object: fsspec would open a new session."""
+    import aiohttp
+    from aiohttp.http import SERVER_SOFTWARE
+
+    async def refuse_insecure(
+        session: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        redirect: aiohttp.TraceRequestRedirectParams,
+    ) -> None:
+        del session, context
+        target = urlsplit(urljoin(str(redirect.url), redirect.response.headers["Location"]))
+        host = target.hostname or ""
+        if target.scheme == "http" and not insecure_http and not is_loopback(host):
+            raise _InsecureRedirectError(host)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(refuse_insecure)
+    return {
+        "timeout": aiohttp.ClientTimeout(total=None, connect=stall, sock_read=stall),
+        "trace_configs": [trace],
+        "trust_env": True,  # proxies, as clusters need them, and ~/.netrc for passwords
+        # the bytes as they lie on the server: the manifest counts those
+        "headers": {"Accept-Encoding": "identity", "User-Agent": f"emu-edit {SERVER_SOFTWARE}"},
+    }

@@ -1,0 +1,208 @@
+"""The manifest of a shard folder: the tars of each task, their lengths and their hashes.
+
+The order of training is computed from these counts alone (`datamodules.stream.order`); the sizes
+and hashes tell a run that its data changed since they were written. The file is JSON, so that
+people can read it.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emu_edit.errors import ShardError
+from emu_edit.files import atomic_file
+
+MANIFEST = "manifest.json"
+_FIELDS = ("file", "bytes", "sha256", "samples")
+# names and hashes become paths, and a manifest may come from anywhere
+_FILE = re.compile(r"[^./\\][^/\\]*\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+VERSION = 1
+MAKE_AGAIN = "write the folder again with `python -m emu_edit shards world` or `shards convert`"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar of one task; `file` is a plain name inside the folder, `sha256` of its bytes."""
+
+    task: str
+    file: str
+    bytes: int
+    sha256: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All shards of a folder, in the order in which they were written, and what made them."""
+
+    entries: tuple[ShardEntry, ...]
+    made_by: dict[str, object]
+    version: int = VERSION
+
+    @property
+    def tasks(self) -> list[str]:
+        """The task names, in order of appearance."""
+        return list(dict.fromkeys(entry.task for entry in self.entries))
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples in all shards."""
+        return sum(entry.samples for entry in self.entries)
+
+    def of_task(self, task: str) -> tuple[ShardEntry, ...]:
+        """Return the shards of one task."""
+        return tuple(entry for entry in self.entries if entry.task == task)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_manifest(
+    folder: Path, entries: Sequence[ShardEntry], *, made_by: dict[str, object]
+) -> Manifest:
+    """Write `manifest.json`, the last file of a shard folder: a folder without one is not complete.
+
+    Args:
+        folder: where the shards are.
+        entries: what `write_task_shards` returned, of all tasks together.
+        made_by: anything JSON can hold that says how the data were made (program, seed, size, ...).
+
+    Raises:
+        ShardError: if there are no shards, or two entries name one file.
+    """
+    manifest = Manifest(tuple(entries), made_by)
+    _refuse_odd_entries(manifest.entries, str(folder / MANIFEST))
+    tasks = {
+        task: [{k: v for k, v in asdict(e).items() if k != "task"} for e in manifest.of_task(task)]
+        for task in manifest.tasks
+    }
+    text = json.dumps({"version": VERSION, "made_by": made_by, "tasks": tasks}, indent=1)
+    with atomic_file(folder / MANIFEST) as stream:
+        stream.write(text.encode())
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest and check that every shard it names is there and has the size it had.
+
+    Hashes take a pass over all the bytes and are checked by `verify_hash`.
+
+    Raises:
+        ShardError: if there is no manifest, it is damaged, or a shard is missing or changed its
+            size since.
+    """
+    manifest = load_manifest(folder)
+    for entry in manifest.entries:
+        verify_size(folder / entry.file, entry)
+    return manifest
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read the manifest alone, without a look at the shards.
+
+    Raises:
+        ShardError: if there is no manifest, or it is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ShardError(
+            f"{folder} is not a shard folder: {path.name} cannot be read ({error.strerror}); "
+            f"{MAKE_AGAIN}"
+        ) from error
+    return parse_manifest(data, str(path))
+
+
+def verify_hash(path: Path, entry: ShardEntry) -> None:
+    """Compare the SHA-256 of a shard with its entry in the manifest.
+
+    Raises:
+        ShardError: if the file's bytes changed since the manifest was written.
+    """
+    found = sha256_of(path)
+    if found != entry.sha256:
+        raise ShardError(
+            f"{path} changed since the manifest was written: its sha256 is {found[:12]}..., "
+            f"the manifest says {entry.sha256[:12]}...; restore the file, or {MAKE_AGAIN}"
+        )
+
+
+def verify_size(path: Path, entry: ShardEntry) -> None:
+    """Compare the size of a shard with its entry in the manifest.
+
+    Raises:
+        ShardError: if the file is missing or has another size.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ShardError(
+            f"{path} is named in the manifest but cannot be read ({error.strerror}); "
+            f"restore the file, or {MAKE_AGAIN}"
+        ) from error
+    if size != entry.bytes:
+        raise ShardError(
+            f"{path} changed since the manifest was written: it has {size} bytes, the manifest "
+            f"says {entry.bytes}; "
+            f"restore the file, or {MAKE_AGAIN}"
+        )
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Read the text of a manifest; `where` is its place, for messages.
+
+    Raises:
+        ShardError: if it is damaged.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:  # the latter from ten thousand brackets
+        raise ShardError(f"{where} is not JSON ({error}); {MAKE_AGAIN}") from error
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise ShardError(f"{where} is not a manifest of version {VERSION}; {MAKE_AGAIN}")
+    tasks, made_by = content.get("tasks"), content.get("made_by")
+    if not isinstance(tasks, dict) or not isinstance(made_by, dict):
+        raise ShardError(f"{where} has no tasks or no made_by; {MAKE_AGAIN}")
+    entries = []
+    for task, shards in tasks.items():
+        for shard in shards if isinstance(shards, list) else [shards]:
+            if not isinstance(shard, dict) or not set(_FIELDS) <= shard.keys():
+                raise ShardError(f"{where}: a shard of {task!r} lacks {_FIELDS}; {MAKE_AGAIN}")
+            entries.append((task, *(shard[name] for name in _FIELDS)))
+    _refuse_odd_fields(entries, where)
+    manifest = Manifest(tuple(ShardEntry(*fields) for fields in entries), made_by)
+    _refuse_odd_entries(manifest.entries, where)
+    return manifest
+
+
+def _refuse_odd_fields(entries: list[tuple[Any, ...]], where: str) -> None:
+    for _, file, size, sha256, samples in entries:
+        if not isinstance(file, str) or not _FILE.fullmatch(file) or not file.isprintable():
+            raise ShardError(f"{where}: shard {file!r} is not a plain file name that ends in .tar")
+        if not all(isinstance(number, int) and number > 0 for number in (size, samples)):
+            raise ShardError(
+                f"{where}: shard {file!r} has {size!r} bytes and {samples!r} samples, needs "
+                "positive integers"
+            )
+        if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+            raise ShardError(
+                f"{where}: shard {file!r} has the sha256 {sha256!r}, needs 64 hexadecimal digits"
+            )
+
+
+def _refuse_odd_entries(entries: tuple[ShardEntry, ...], where: str) -> None:
+    if not entries:
+        raise ShardError(f"{where} names no shards; {MAKE_AGAIN}")
+    for file, count in Counter(entry.file for entry in entries).items():
+        if count > 1:
+            raise ShardError(f"{where} names shard {file!r} twice; {MAKE_AGAIN}")

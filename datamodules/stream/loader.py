@@ -1,0 +1,299 @@
+"""The DataLoader of this project: positions in, EditBatch out, errors in one line.
+
+An exception in a worker process normally arrives as its text with the worker's traceback around
+it. Errors a user can cause are shown as one line here, so they travel as values and are raised in
+the main process. What befalls the workers themselves (killed, no memory, nothing coming any more)
+is worded here, too, with what was due and what usually helps.
+
+Loader processes outlive a signal that is meant for the training.
+
+Ctrl-C in a terminal, SLURM and systemd signal every process of a job. Training then makes one more
+optimizer step and saves, for which it needs its loader: a worker that is gone is an error.
+"""
+
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from datamodules.stream.reader import ShardDataset
+from datamodules.stream.sampler import GlobalBatchSampler
+from emu_edit.batch import EditBatch, EditSample
+from emu_edit.errors import InputError, StorageError
+
+SHARED_MEMORY = Path("/dev/shm")
+NUM_NAMED = 4  # shards named in a message
+GRACE = 2.0  # seconds in which the system tells how a process ended
+
+Batches = list[list[int]] | GlobalBatchSampler
+
+_MEMORY = "lower data.num_workers, or give the machine or container more memory"
+
+
+class LoaderError(StorageError):
+    """The loader's processes died, ran out of memory, or give nothing any more."""
+
+
+class _ErrorsAsValues(Dataset[EditSample]):
+    def __init__(self, samples: ShardDataset, ahead: Callable[[int], None] | None) -> None:
+        self._samples = samples
+        self._ahead = ahead
+
+    def __getitem__(self, position: int) -> EditSample:
+        return self._samples[position]
+
+    def __getitems__(self, positions: list[int]) -> list[EditSample] | InputError:
+        """Read one micro-batch; torch's loader prefers this method when there is one."""
+        if self._ahead is not None and get_worker_info() is not None:
+            self._ahead(positions[0])
+        try:
+            return [self._samples[position] for position in positions]
+        except InputError as error:
+            return error
+        except MemoryError:
+            return LoaderError(f"no memory was left to read a batch; {_MEMORY}")
+
+
+def _collate(samples: list[EditSample] | InputError) -> EditBatch | InputError:
+    if isinstance(samples, InputError):
+        return samples
+    batch = EditBatch.collate(samples)
+    if get_worker_info() is None:
+        return batch
+    try:
+        # torch would do so while it sends the batch, in a thread whose errors nobody gets to see
+        return batch.share_memory()
+    except RuntimeError as error:
+        if re.search("shared memory|</torch_", str(error)) is None:
+            raise
+        return LoaderError(f"no shared memory was left for a batch; {_shared_memory_hint()}")
+
+
+class _Dealt(Sampler[list[int]]):
+    """The batches of a sampler, and a note of those that were dealt and have not arrived."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._due: deque[list[int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._due.clear()
+        for positions in self._batches:
+            self._due.append(positions)
+            yield positions
+
+    def arrived(self) -> None:
+        """Strike out the batch that was due."""
+        if self._due:
+            self._due.popleft()
+
+    def due(self) -> list[int]:
+        """Return the positions of the batch that is waited for."""
+        return self._due[0] if self._due else []
+
+
+class PositionLoader(DataLoader[EditSample]):
+    """Load micro-batches of positions, in order, whatever the number of workers.
+
+    `state_dict` and `load_state_dict` tell Lightning that resuming mid-epoch is taken care of; the
+    state itself is in the data module, because Lightning does not restore a loader's in all cases.
+
+    Args:
+        samples: what a position means.
+        batches: the positions of each batch.
+        num_workers: processes that read; 0 reads here.
+        start_method: how they start: fork, spawn or forkserver; by default the system's way.
+        timeout: seconds to wait for a batch of the workers; 0 waits for ever.
+        ahead: called in the workers with the position about to be read.
+    """
+
+    def __init__(
+        self,
+        samples: ShardDataset,
+        batches: Batches,
+        *,
+        num_workers: int = 0,
+        start_method: str | None = None,
+        timeout: float = 0.0,
+        ahead: Callable[[int], None] | None = None,
+    ) -> None:
+        self._samples = samples
+        self._dealt = _Dealt(batches)
+        super().__init__(
+            _ErrorsAsValues(samples, ahead),
+            batch_sampler=self._dealt,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            multiprocessing_context=start_method,
+            worker_init_fn=shield,
+            timeout=timeout if num_workers else 0.0,  # torch refuses one without workers
+        )
+
+    def __iter__(self) -> Iterator[EditBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # workers start now, not at the first batch
+        batches = super().__iter__()
+        _word_deaths()
+        return self._checked(batches)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return nothing: the position is in the data module's state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Take nothing."""
+
+    def _checked(self, batches: Iterator[Any]) -> Iterator[EditBatch]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (LoaderError, RuntimeError, ConnectionError, EOFError) as error:
+                worded = self._worded(error)
+                if worded is None:
+                    raise
+                raise worded from error
+            self._dealt.arrived()
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+    def _worded(self, error: Exception) -> LoaderError | None:
+        if "DataLoader timed out" in str(error):
+            return LoaderError(
+                f"the data loader gave nothing for {self.timeout:g} s; due is {self._what_is_due()}"
+                "; look whether the disk or server of these files answers, or raise "
+                "data.loader_timeout (0 waits for ever)"
+            )
+        death = self._death(error)
+        return None if death is None else LoaderError(f"{death}; due was {self._what_is_due()}")
+
+    def _death(self, error: Exception) -> LoaderError | None:
+        """Return what the end of a worker is to be called; None if the error is another.
+
+        The news comes in three ways: from the system, as `_OnDeath` words it; from torch, whose
+        waiting was interrupted by that; or as a connection that broke, before the system tells.
+        """
+        if isinstance(error, LoaderError):
+            return error
+        if isinstance(error.__cause__, LoaderError):
+            return error.__cause__
+        if isinstance(error, RuntimeError):
+            # torch may know no more than that it is gone, when the system's report was lost
+            worded = _death(str(error))
+            return None if worded is None else _reported() or worded
+        if not self.num_workers or "Caught" in str(error):
+            return None  # what the data set raised
+        with suppress(LoaderError):
+            time.sleep(GRACE)
+        return _reported() or LoaderError(f"a loader process is gone; {_MEMORY}")
+
+    def _what_is_due(self) -> str:
+        positions = self._dealt.due()
+        if not positions:
+            return "nothing"
+        places = list(dict.fromkeys(self._samples.place(position) for position in positions))
+        more = f" and {len(places) - NUM_NAMED} more" if len(places) > NUM_NAMED else ""
+        return f"position {positions[0]} of the stream: {', '.join(places[:NUM_NAMED])}{more}"
+
+
+def _death(message: str) -> LoaderError | None:
+    """Word what torch says when a worker is gone; None for anything else."""
+    found = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", message)
+    if found is None:
+        return None
+    pid, what = found.groups()
+    by = re.match(r"is killed by signal: ([^.]*)\.", what)
+    if by is not None and "Bus error" in by[1]:
+        return LoaderError(
+            f"a loader process ({pid}) found no shared memory; {_shared_memory_hint()}"
+        )
+    if by is not None and by[1] != "Killed":
+        return LoaderError(f"a loader process ({pid}) ended by signal: {by[1]}; {_MEMORY}")
+    return LoaderError(
+        f"a loader process ({pid}) was killed, most often because memory ran out (`dmesg` tells); "
+        f"{_MEMORY}"
+    )
+
+
+def _shared_memory_hint() -> str:
+    try:
+        usage = shutil.disk_usage(SHARED_MEMORY)
+        size = f"{SHARED_MEMORY} has {usage.free >> 20} of {usage.total >> 20} MiB free; "
+    except OSError:
+        size = ""
+    return f"{size}start the container with more (--shm-size), or lower data.num_workers"
+
+
+class _OnDeath:
+    """What to do when the system reports a dead worker: what torch does, in our words.
+
+    It raises wherever the program is, so the error may be lost in a place that catches everything;
+    `latest` keeps it.
+    """
+
+    def __init__(self, torchs: Callable[[int, Any], object]) -> None:
+        self._torchs = torchs
+        self.latest: LoaderError | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        try:
+            self._torchs(number, frame)
+        except RuntimeError as error:
+            self.latest = _death(str(error))
+            raise self.latest or error from error
+
+
+def _reported() -> LoaderError | None:
+    """Return what the system last reported of a worker; None if it did not."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    return handler.latest if isinstance(handler, _OnDeath) else None
+
+
+def _word_deaths() -> None:
+    """Reword what torch raises wherever the program is; it does so once workers have started."""
+    current = signal.getsignal(signal.SIGCHLD)
+    if isinstance(current, _OnDeath):
+        current.latest = None
+        return
+    if not callable(current):
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, _OnDeath(current))
+
+
+def shield(worker: int) -> None:
+    """Let this process end by its parent's SIGTERM only (a `worker_init_fn` of torch's loader).
+
+    It also ends when its parent is gone, which torch's loop looks for every few seconds.
+
+    Args:
+        worker: its number, which does not matter.
+    """
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # a handler is not told who sends, a thread that waits for the signal is
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

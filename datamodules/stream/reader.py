@@ -1,0 +1,330 @@
+"""A map-style data set over shards: position -> EditSample, read by offset from the tar.
+
+`os.pread` reads a member without a shared file position, so forked workers cannot disturb each
+other; length and CRC-32 of what was read are compared with the index. Which sample a position
+means is decided by the order that is passed in: `datamodules.stream.order.Order` for training,
+`InOrder` for evaluation. In training a sample that cannot be used gives its position to another
+(`datamodules.stream.transforms`) and travels along as a record; evaluation stops at it, because its
+numbers would be of other samples than they say.
+"""
+
+import os
+import zlib
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.shards.folder import CacheFullError, ShardFolder
+from datamodules.shards.index import ROLES, check_text, load_index
+from datamodules.shards.manifest import ShardEntry
+from datamodules.stream.lanes import Lane
+from datamodules.stream.order import Position
+from datamodules.stream.transforms import MAX_ATTEMPTS, Noops, SquareCrop, Substitutes, Wordings
+from emu_edit.batch import BadSample, EditSample, Encoded
+from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
+from emu_edit.images import decode_mask, decode_rgb
+from emu_edit.tasks import TaskTable
+
+MAX_OPEN_SHARDS = 64  # per process; each holds a file descriptor and the map of an index
+
+
+class InOrder:
+    """The order of evaluation: tasks one after another, each shard from its first sample on."""
+
+    def __init__(self, shard_sizes: Sequence[Sequence[int]]) -> None:
+        self._places = [(t, s) for t, sizes in enumerate(shard_sizes) for s in range(len(sizes))]
+        self._ends = list(accumulate(n for sizes in shard_sizes for n in sizes))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __call__(self, index: int) -> Position:
+        """Return where sample `index` of the whole set is."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
+        i = bisect_right(self._ends, index)
+        task, shard = self._places[i]
+        return Position(task, 0, shard, index - (self._ends[i - 1] if i else 0))
+
+
+class OpenShard:
+    """One shard opened for reading: its file descriptor and its index."""
+
+    def __init__(self, path: Path, entry: ShardEntry, descriptor: int | None = None) -> None:
+        self.path = path
+        self.task = entry.task
+        self._descriptor = _descriptor_of(path) if descriptor is None else descriptor
+        self.index = load_index(path, entry)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def key(self, sample: int) -> str:
+        """Return the key of a sample."""
+        return self.index["key"][sample].decode()
+
+    def member(self, sample: int, role: str) -> bytes | None:
+        """Return the bytes of a member, or None for a mask the sample does not have.
+
+        Raises:
+            ShardError: if the bytes are not those that were indexed.
+        """
+        column = ROLES.index(role)
+        row = self.index[sample]
+        size = int(row["size"][column])
+        if size == 0:
+            return None
+        try:
+            data = os.pread(self._descriptor, size, int(row["offset"][column]))
+        except OSError as error:
+            raise ShardError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if len(data) != size or zlib.crc32(data) != row["crc32"][column]:
+            raise ShardError(
+                f"{self.path}: {role} of sample {self.key(sample)!r} changed since the shard was "
+                "indexed; check the folder with `python -m emu_edit shards check`"
+            )
+        return data
+
+    def text(self, sample: int) -> dict[str, Any]:
+        """Return the json of a sample, its instruction cleaned.
+
+        Raises:
+            BadSampleError: if it says nothing usable, naming shard and key.
+            ShardError: if the bytes are not those that were indexed.
+        """
+        data = self.member(sample, "json") or b""
+        try:
+            return check_text(data, self.task, where=self.where(sample))
+        except ShardError as error:  # of this sample: the shard's bytes are what was indexed
+            raise BadSampleError(str(error), "text_unusable") from error
+
+    def where(self, sample: int) -> str:
+        """Return how messages name a sample."""
+        return f"{self.path.name}: sample {self.key(sample)!r}"
+
+
+def _descriptor_of(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def wordings_of(text: dict[str, Any]) -> list[str]:
+    """Return the instruction and its other wordings, of a json that `check_text` accepted."""
+    return [text["instruction"], *text.get("instruction_alt", [])]
+
+
+def decode_pair(shard: OpenShard, sample: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Decode source, target and mask of a sample and compare their sizes.
+
+    Raises:
+        BadSampleError: naming shard and key.
+    """
+    where = shard.where(sample)
+    source = _decoded(decode_rgb, shard.member(sample, "source") or b"", where, "source")
+    target = _decoded(decode_rgb, shard.member(sample, "target") or b"", where, "target")
+    data = shard.member(sample, "mask")
+    mask = None if data is None else _decoded(decode_mask, data, where, "mask")
+    sizes = {"source": source.shape[1:], "target": target.shape[1:]}
+    if mask is not None:
+        sizes["mask"] = mask.shape
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{role} {w}x{h}" for role, (h, w) in sizes.items())
+        raise BadSampleError(
+            f"{where}: pictures differ in size ({listed}); they need to be equal",
+            "sizes_differ",
+        )
+    return source, target, mask
+
+
+def _decoded(decode: Callable[..., Tensor], data: bytes, where: str, role: str) -> Tensor:
+    try:
+        return decode(data, where=role)
+    except BadImageError as error:
+        if isinstance(error.__cause__, MemoryError):
+            # of this machine at this moment: what is read must not depend on it
+            raise error.__cause__ from error
+        raise BadSampleError(f"{where}: {error}", f"{role}_unreadable") from error
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a sample shows: pictures, or what encoders have made of them, and the mask."""
+
+    source: Tensor
+    target: Tensor
+    mask: Tensor | None
+    encoded: Encoded | None = None
+
+    def already_edited(self) -> "Content":
+        """Return the pair that asks for what its source already shows: nothing may change."""
+        encoded = self.encoded
+        return Content(
+            source=self.target,
+            target=self.target,
+            mask=None if self.mask is None else torch.zeros_like(self.mask),
+            encoded=None if encoded is None else replace(encoded, source=encoded.target),
+        )
+
+
+class ShardDataset(Dataset[EditSample]):
+    """Read samples by their position in an order.
+
+    Args:
+        lanes: the tasks of the data sets, in the order in which `order` counts them.
+        order: what position means which sample.
+        tasks: gives each task its index.
+        crop: brings the pictures to the training size.
+        noops: which pairs are shown as already edited; by default none.
+        wordings: which wording is read where there are several; by default the first.
+        substitutes: what is read in place of a bad sample; by default nothing, it is an error.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        *,
+        order: Callable[[int], Position],
+        tasks: TaskTable,
+        crop: SquareCrop,
+        noops: Noops | None = None,
+        wordings: Wordings | None = None,
+        substitutes: Substitutes | None = None,
+    ) -> None:
+        self._lanes = lanes
+        self._order = order
+        self._tasks = tasks
+        self._crop = crop
+        self._noops = Noops() if noops is None else noops
+        self._wordings = wordings
+        self._substitutes = substitutes
+        self._open: OrderedDict[tuple[ShardFolder, str], OpenShard] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        # a spawned worker opens its own files
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def __getitem__(self, position: int) -> EditSample:
+        """Read the sample of a position, or a substitute of the same lane that names the bad ones.
+
+        Raises:
+            BadSampleError: if it cannot be used and there are no substitutes.
+            BadDataError: if none of the substitutes can be used either.
+            ShardError: if a shard changed since it was indexed; nothing takes its place.
+        """
+        where = place = self._order(position)
+        lane = self._lanes[where.task]
+        bad: list[BadSample] = []
+        for attempt in range(1, MAX_ATTEMPTS + 2):
+            try:
+                sample = self.read(place, position)
+            except BadSampleError as error:
+                if self._substitutes is None:
+                    raise
+                bad.append(self._bad(place, position, error))
+            else:
+                return replace(sample, bad=tuple(bad)) if bad else sample
+            place = self._substitutes(where, lane.sizes, position=position, attempt=attempt)
+        raise BadDataError(
+            f"position {position} of the stream: {len(bad)} samples of {lane.name} in a row cannot "
+            f"be used, the last {bad[-1].key!r} of {bad[-1].shard} ({bad[-1].reason}); check the "
+            "folder with `emu-edit shards check`"
+        )
+
+    def read(self, where: Position, position: int) -> EditSample:
+        """Read the sample at a place in the shards, for a position of the stream.
+
+        Raises:
+            BadSampleError: if its pictures or text cannot be used.
+            ShardError: if its shard changed since it was indexed.
+        """
+        lane = self._lanes[where.task]
+        shard = self._shard(lane, lane.shards[where.shard])
+        text = shard.text(where.sample)
+        target_caption = text.get("target_caption", "")
+        source_caption = text.get("source_caption", "")
+        wordings = wordings_of(text)
+        wording = 0
+        if self._wordings is not None and len(wordings) > 1:
+            wording = self._wordings(len(wordings), position)
+        content = self.content(shard, where.sample, position, wording)
+        if self._noops(shard.task, position):
+            content, source_caption = content.already_edited(), target_caption
+        return EditSample(
+            key=shard.key(where.sample),
+            source=content.source,
+            target=content.target,
+            instruction=wordings[wording],
+            task=self._tasks.index(shard.task),
+            mask=content.mask,
+            source_caption=source_caption,
+            target_caption=target_caption,
+            position=position,
+            encoded=content.encoded,
+        )
+
+    def content(
+        self,
+        shard: OpenShard,
+        sample: int,
+        position: int,
+        wording: int,  # noqa: ARG002
+    ) -> Content:
+        """Return the pictures of a sample, at the training size; they have no words.
+
+        Raises:
+            BadSampleError: if they cannot be used.
+        """
+        return Content(*self._crop(*decode_pair(shard, sample), position))
+
+    def place(self, position: int) -> str:
+        """Return shard and task of a position, for messages: "local-000001.tar (local)"."""
+        where = self._order(position)
+        lane = self._lanes[where.task]
+        return f"{lane.shards[where.shard].file} ({lane.name})"
+
+    def _bad(self, where: Position, position: int, error: BadSampleError) -> BadSample:
+        lane = self._lanes[where.task]
+        entry = lane.shards[where.shard]
+        shard = self._shard(lane, entry)
+        return BadSample(
+            position=position,
+            task=lane.name,
+            shard=f"{lane.folder.name}/{entry.file}",
+            index=where.sample,
+            samples=entry.samples,
+            key=shard.key(where.sample),
+            kind=error.kind,
+            reason=str(error).removeprefix(f"{shard.where(where.sample)}: "),
+        )
+
+    def _shard(self, lane: Lane, entry: ShardEntry) -> OpenShard:
+        place = (lane.folder, entry.file)
+        shard = self._open.pop(place, None)
+        if shard is None:
+            if len(self._open) >= MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
+            shard = self._opened(lane.folder, entry)
+        self._open[place] = shard
+        return shard
+
+    def _opened(self, folder: ShardFolder, entry: ShardEntry) -> OpenShard:
+        while True:
+            try:
+                descriptor = folder.open(entry)
+            except CacheFullError:
+                if not self._open:
+                    raise
+                self._open.popitem(last=False)  # what is no longer read here makes room
+            else:
+                return OpenShard(folder.path(entry), entry, descriptor)

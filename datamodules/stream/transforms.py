@@ -1,0 +1,186 @@
+"""What happens to a pair between shard and batch: the same crop and flip for all of it; no-ops.
+
+A square is cut and resampled to `image_size`; a smaller picture is enlarged. The square is as large
+as fits, so the whole short side is seen; along the long side it lies in the middle, or, in
+training, anywhere. Draws are keyed by (seed, position), so neither worker nor restart changes them.
+
+Which sample takes the place of one that cannot be used.
+
+A position of the stream stays filled, by another sample of the same task of the same data set, so
+mixture, batch size, ranks and resume are what they are without bad samples. The choice is a pure
+function of (seed, position, attempt): whichever worker reads, and whenever, finds the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from datamodules.stream.order import Position
+from emu_edit.errors import InputError
+from emu_edit.images import resize
+from emu_edit.randomness import keyed_generator
+
+SMALLEST = 8  # pixels; one latent pixel of an 8x codec
+
+
+@dataclass(frozen=True)
+class SquareCrop:
+    """Cut the largest square out of a pair and resample it.
+
+    Args:
+        image_size: side of the result.
+        seed: keys the place of the square; None cuts in the middle.
+        flip: mirror half of the pairs, left to right. Instructions that say "left" or "right", and
+            written words, then contradict their pictures.
+    """
+
+    image_size: int
+    seed: int | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse sizes no network can use."""
+        if self.image_size < SMALLEST:
+            raise InputError(f"data.image_size={self.image_size} must be at least {SMALLEST}")
+
+    def __call__(
+        self,
+        source: UInt8[Tensor, "3 H W"],
+        target: UInt8[Tensor, "3 H W"],
+        mask: Bool[Tensor, "H W"] | None,
+        position: int,
+    ) -> tuple[UInt8[Tensor, "3 h h"], UInt8[Tensor, "3 h h"], Bool[Tensor, "h h"] | None]:
+        """Return source, target and mask of the training size."""
+        height, width = source.shape[-2:]
+        if height == width == self.image_size and not self.flip:
+            return source, target, mask  # nothing to draw for
+        place, coin = 0.5, 1.0
+        if self.seed is not None:
+            place, coin = keyed_generator(self.seed, "crop", position).random(2).tolist()
+        is_flipped = self.flip and coin < 0.5
+        return self.at(source, target, mask, place=place, is_flipped=is_flipped)
+
+    def at(
+        self,
+        source: UInt8[Tensor, "3 H W"],
+        target: UInt8[Tensor, "3 H W"],
+        mask: Bool[Tensor, "H W"] | None,
+        *,
+        place: float,
+        is_flipped: bool = False,
+    ) -> tuple[UInt8[Tensor, "3 h h"], UInt8[Tensor, "3 h h"], Bool[Tensor, "h h"] | None]:
+        """Return the square at a place along the long side: 0 is its beginning, 1 its end."""
+        height, width = source.shape[-2:]
+        side = min(height, width)
+        # a place of 1 would lie one pixel outside
+        top = min(int(place * (height - side + 1)), height - side)
+        left = min(int(place * (width - side + 1)), width - side)
+
+        def cut(picture: Tensor) -> Tensor:
+            square = picture[..., top : top + side, left : left + side]
+            return square.flip(-1) if is_flipped else square
+
+        size = (self.image_size, self.image_size)
+        pair = resize(torch.stack([cut(source), cut(target)]), size)
+        return pair[0], pair[1], None if mask is None else _resize_mask(cut(mask), size)
+
+
+@dataclass(frozen=True)
+class Noops:
+    """Show some pairs as already edited: the target is source, too, and nothing is left to do.
+
+    Pairs of a data set always change something, so a model trained on nothing else also "removes
+    the hat" of somebody who wears none, and in a long session damages what it should leave alone.
+    For tasks of which a second edit changes nothing: not for "make it bigger" or "brighter".
+    Source: ours; measured in benchmarks/README.md.
+
+    Args:
+        rates: for each task, the share of its pairs, 0 to 1; tasks left out have none.
+        seed: keys the choice.
+    """
+
+    rates: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        for task, rate in self.rates.items():
+            if not 0 <= rate <= 1:
+                raise InputError(f"data.noops.{task}={rate} must be a share from 0 to 1")
+
+    def __call__(self, task: str, position: int) -> bool:
+        """Return whether the pair of a task at a position is shown as already edited."""
+        rate = self.rates.get(task, 0.0)
+        return rate > 0 and keyed_generator(self.seed, "noop", position).random() < rate
+
+
+@dataclass(frozen=True)
+class Wordings:
+    """Draw one of the wordings of an instruction, all equally likely, anew each time it is read.
+
+    A data set that says an edit in several ways (`instruction_alt`) teaches a model that they mean
+    the same; the first alone would leave the others unread.
+
+    Args:
+        seed: keys the choice.
+    """
+
+    seed: int = 0
+
+    def __call__(self, count: int, position: int) -> int:
+        """Return which of `count` wordings is read at a position; 0 is the instruction."""
+        return int(keyed_generator(self.seed, "wording", position).integers(count))
+
+
+def _resize_mask(mask: Bool[Tensor, "H W"], size: tuple[int, int]) -> Bool[Tensor, "h w"]:
+    """Resample so that a pixel is True if any part of it may change: what is kept stays kept."""
+    if tuple(mask.shape) == size:
+        return mask
+    return functional.adaptive_max_pool2d(mask[None].float(), size)[0] > 0
+
+
+MAX_ATTEMPTS = 8
+# the first come from the shard that is open already: on a remote store any other is a download
+ATTEMPTS_NEARBY = 4
+
+
+@dataclass(frozen=True)
+class Substitutes:
+    """Draw the place of a substitute.
+
+    Args:
+        seed: another seed, other substitutes.
+    """
+
+    seed: int
+
+    def __call__(
+        self, where: Position, sizes: Sequence[int], *, position: int, attempt: int
+    ) -> Position:
+        """Return where to read in place of `where`, which is bad.
+
+        Attempts 1 to `ATTEMPTS_NEARBY` draw another sample of the shard of `where`, if it has one;
+        later ones, up to `MAX_ATTEMPTS`, a sample of any shard of the task.
+
+        Args:
+            where: the place that `position` of the stream stands for.
+            sizes: samples of each shard of its task.
+            position: place in the stream.
+            attempt: 1 for the first substitute of this position.
+        """
+        generator = keyed_generator(self.seed, f"substitute/{attempt}", position)
+        # raw words: numpy promises nothing about its bounded integers between versions
+        draw = int(generator.bit_generator.random_raw())
+        in_shard = sizes[where.shard]
+        if attempt <= ATTEMPTS_NEARBY and in_shard > 1:
+            return where._replace(sample=(where.sample + 1 + draw % (in_shard - 1)) % in_shard)
+        ends = np.cumsum(sizes)
+        place = draw % int(ends[-1])
+        shard = int(np.searchsorted(ends, place, side="right"))
+        first = int(ends[shard]) - sizes[shard]
+        return where._replace(shard=shard, sample=place - first)

@@ -1,0 +1,82 @@
+"""Where a model is: a directory, a run's folder, the newest run here, or the released one.
+
+The released model is package data: without any training `edit` edits, and without network.
+"""
+
+from pathlib import Path
+
+from emu_edit.errors import InputError
+
+RUNS = Path("runs")
+MODEL = "model"  # the exported model directory inside a run folder
+INDEX = "model_index.json"  # diffusers' name; what makes a directory a model directory
+RELEASED = Path(__file__).parents[1] / "released"  # the model that is installed with the package
+RELEASED_NAME = "released"  # what it is called on the command line
+
+
+def find_model(path: Path | None) -> Path:
+    """Return the model directory meant by `path`.
+
+    None means the newest run of this folder, and the released model where there is no run; the word
+    `released` means that model, unless something here is called so.
+
+    Raises:
+        InputError: if there is none, or `path` is neither a model directory nor a run folder.
+    """
+    if path is None:
+        found = runs_with_model(RUNS)
+        return RELEASED if not found and is_released() else newest_model(RUNS)
+    if str(path) == RELEASED_NAME and not path.exists() and is_released():
+        return RELEASED
+    for candidate in (path, path / MODEL):
+        if (candidate / INDEX).is_file():
+            return candidate
+    if not path.exists():
+        raise InputError(
+            f"there is no model at {path}; train one with 'emu-edit fit' or name another"
+        )
+    raise InputError(
+        f"{path} is not a model directory (it has no {INDEX}); give a run folder, a model "
+        f"directory, or make one with 'emu-edit export CHECKPOINT -o DIR'"
+    )
+
+
+def newest_model(runs: Path) -> Path:
+    """Return the model directory of the run that was exported last: one of the user's own.
+
+    Raises:
+        InputError: if no run has one.
+    """
+    found = runs_with_model(runs)
+    if not found:
+        raise InputError(
+            f"no trained model in {runs.absolute()}; train one with 'emu-edit fit' "
+            "or give --model DIR"
+        )
+    return found[-1]
+
+
+def runs_with_model(runs: Path) -> list[Path]:
+    """Return the model directories of all runs, the one exported last at the end."""
+    found = sorted(runs.glob(f"*/{MODEL}/{INDEX}"), key=lambda index: index.stat().st_mtime)
+    return [index.parent for index in found]
+
+
+def is_released() -> bool:
+    """Whether this installation has the released model."""
+    return (RELEASED / INDEX).is_file()
+
+
+def shown_path(model: Path) -> str:
+    """Return where a model is, in words: its path, or that it is the released one."""
+    return RELEASED_NAME if model == RELEASED else str(model)
+
+
+def model_name(model: Path) -> str:
+    """Return what to call a model in files: its folder, or its run's, without the way to it."""
+    path = model.resolve()
+    in_run = path.name == MODEL and path.parent.parent.name == RUNS.name
+    return path.parent.name if in_run else path.name
+
+
+CONFIG = "config.yaml"

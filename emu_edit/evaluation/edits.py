@@ -1,0 +1,210 @@
+"""Edit a benchmark's items with a model, so that it can be stopped and goes on where it was.
+
+OUT/images/KEY.png   the results
+OUT/edits.jsonl      a line per item, appended when it is done; the last line of a key counts
+OUT/run.json         what the results depend on; another run may not continue them
+
+The noise of an item is drawn from a seed that its key alone decides. A finished item is taken over
+when its source, its instruction, its seed and its result's bytes are those of its line; one that
+failed is tried again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem, Picture
+from emu_edit.editing.editor import Editor
+from emu_edit.errors import InputError
+from emu_edit.evaluation.outputs import OK, Output, failed, output_picture
+from emu_edit.images import resize, save_png
+
+IMAGES, EDITS, RUN = "images", "edits.jsonl", "run.json"
+PREDICTED, GIVEN = "predicted", "given"
+SEED_BYTES = 4
+
+OnStep = Callable[[int, int], None]
+
+
+def seed_of(key: str) -> int:
+    """Return the seed of an item's noise: the first four bytes of its key's SHA-256, big-endian."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:SEED_BYTES], "big")
+
+
+@dataclass(frozen=True)
+class EditRun:
+    """A model at work on a benchmark.
+
+    Attributes:
+        editor: the model, set up.
+        folder: OUT.
+        size: what the shorter side of a picture becomes before it is edited.
+        tasks: "predicted" asks the model's predictor, "given" takes the benchmark's word.
+    """
+
+    editor: Editor
+    folder: Path
+    size: int
+    tasks: str
+
+    def run(
+        self, benchmark: Benchmark, sources: Mapping[str, str], on_step: OnStep
+    ) -> dict[str, Output]:
+        """Edit what is not yet done; return the outputs of all items.
+
+        Args:
+            benchmark: the items.
+            sources: hash of each item's source.
+            on_step: called with (items done, items in all).
+
+        Raises:
+            InputError: if every item fails, or the disk does.
+        """
+        (self.folder / IMAGES).mkdir(parents=True, exist_ok=True)
+        items = {item.key: item for item in benchmark.items}
+        lines = read_lines(self.folder / EDITS)
+        outputs: dict[str, Output] = {}
+        with (self.folder / EDITS).open("a", encoding="utf-8") as log:
+            for item in benchmark.items:
+                source = sources[item.key] if item.follows is None else outputs[item.follows].sha256
+                output = self._finished(item, source, lines.get(item.key))
+                if output is None:
+                    output = self._edit(item, source, items, outputs)
+                    log.write(json.dumps(item_line(item, output)) + "\n")
+                    log.flush()
+                outputs[item.key] = output
+                on_step(len(outputs), len(items))
+        if all(output.picture is None for output in outputs.values()):
+            first = next(iter(outputs.values()))
+            raise InputError(f"not one item could be edited; {first.key}: {first.reason}")
+        return outputs
+
+    def _path(self, item: BenchmarkItem) -> Path:
+        return self.folder / IMAGES / f"{item.key}.png"
+
+    def _finished(
+        self, item: BenchmarkItem, source: str, line: Mapping[str, Any] | None
+    ) -> Output | None:
+        """Return the output a line tells of, None unless it still is what it was."""
+        path = self._path(item)
+        if line is None or line.get("status") != OK or not path.is_file():
+            return None
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        made = Output(item.key, source, sha256, Picture.at(path), seed=seed_of(item.key))
+        is_same = all(line.get(name) == value for name, value in item_line(item, made).items())
+        return made if is_same else None
+
+    def _edit(
+        self,
+        item: BenchmarkItem,
+        source: str,
+        items: Mapping[str, BenchmarkItem],
+        outputs: Mapping[str, Output],
+    ) -> Output:
+        seed = seed_of(item.key)
+        follows = item.follows
+        before = (
+            item.source.decode() if follows is None else output_picture(items, outputs, follows)
+        )
+        try:
+            made = self.editor.edit(
+                self._fitted(before),
+                item.instruction,
+                task=None if self.tasks == PREDICTED else item.task,
+                seed=seed,
+            )
+        # InputError and NaN are ValueErrors, torch's complaints (memory!) are RuntimeErrors
+        except (ValueError, RuntimeError) as error:
+            self._path(item).unlink(missing_ok=True)  # of an earlier try
+            return failed(item.key, source, str(error) or type(error).__name__, seed)
+        save_png(self._path(item), made)
+        picture = Picture.at(self._path(item))
+        return Output(item.key, source, picture.sha256(), picture, seed=seed)
+
+    def _fitted(self, picture: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 _ _"]:
+        height, width = picture.shape[-2:]
+        short = min(height, width)
+        return resize(
+            picture, (round(height * self.size / short), round(width * self.size / short))
+        )
+
+
+def item_line(item: BenchmarkItem, output: Output) -> dict[str, object]:
+    """Return what edits.jsonl says of an item; items.jsonl says more."""
+    return {
+        "key": item.key,
+        "session": item.session,
+        "turn": item.turn,
+        "task": item.task,
+        "instruction": item.instruction,
+        "source_caption": item.source_caption,
+        "target_caption": item.target_caption,
+        "source_sha256": output.source_sha256,
+        "output_sha256": output.sha256,
+        "status": output.status,
+        "reason": output.reason,
+        "seed": output.seed,
+    }
+
+
+def read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the last line of each key; a line cut short by a crash counts as not written."""
+    lines: dict[str, dict[str, Any]] = {}
+    for line in _complete_lines(path):
+        if isinstance(line, dict) and isinstance(line.get("key"), str):
+            lines[line["key"]] = line
+    return lines
+
+
+def _complete_lines(path: Path) -> Iterator[object]:
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        data = data[: data.rfind(b"\n") + 1]
+        path.write_bytes(data)  # else the next line would be appended to half a line
+    for line in data.split(b"\n"):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def claim_folder(folder: Path, about: Mapping[str, object]) -> None:
+    """Make OUT this run's, or make sure that it was.
+
+    Args:
+        folder: OUT.
+        about: what the files in it depend on, as JSON values.
+
+    Raises:
+        InputError: if it is another run's, or no run's but not empty.
+    """
+    path = folder / RUN
+    wanted = json.loads(json.dumps(about))
+    if not path.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"{folder} already holds something that is no run of a benchmark; give another -o"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        return
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); give another -o") from error
+    if found == wanted:
+        return
+    known = found if isinstance(found, dict) else {}
+    name = next(key for key in [*wanted, *known] if wanted.get(key) != known.get(key))
+    raise InputError(
+        f"{folder} was begun with {name} {known.get(name)!r}, now it is {wanted.get(name)!r}; run "
+        "it again as before, or give another -o"
+    )

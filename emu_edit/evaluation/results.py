@@ -1,0 +1,282 @@
+"""Write what a benchmark found: results.json, items.jsonl and table.md.
+
+results.json holds everything the numbers depend on: the protocol in full, the hashes of networks,
+model and every picture, settings and versions. An item in several tables (a session of one turn) is
+one line of items.jsonl that names them all.
+"""
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem
+from emu_edit.errors import installed_version
+from emu_edit.evaluation.edits import item_line
+from emu_edit.evaluation.outputs import Inputs, ItemPictures, Output
+from emu_edit.evaluation.score import MODEL, Scores, Values
+from emu_edit.files import atomic_file
+from emu_edit.metrics.bootstrap import bootstrap_mean
+from emu_edit.metrics.protocols import DIRECTIONS, TITLES, Protocol
+
+__all__ = ["Evaluation", "ItemPictures"]
+
+FORMAT = 1
+SOME_FAILED = 1  # exit status when items failed, as `edit` has it for many pictures
+RESULTS, ITEMS, TABLE = "results.json", "items.jsonl", "table.md"
+ARROWS = {"up": "↑", "down": "↓"}
+PACKAGES = ("torch", "transformers", "pillow", "numpy")
+
+Cells = dict[str, dict[str, float | int | None]]  # by metric
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was found, and what it depends on.
+
+    Attributes:
+        benchmark: the items that were scored.
+        possible: how many items there are to score without --limit.
+        filtered: keys that the protocol's caption filter left out.
+        protocol: how it was scored.
+        backbones: hash of each network's weights by name.
+        inputs: the hashes of the benchmark's pictures.
+        model: name, kind and hash of what was scored.
+        settings: of the editor; empty for a folder of pictures.
+        outputs: by key.
+        scores: by editor and key.
+        device: that the networks were on.
+        seconds: how long it took.
+    """
+
+    benchmark: Benchmark
+    possible: int
+    filtered: tuple[str, ...]
+    protocol: Protocol
+    backbones: Mapping[str, str]
+    inputs: Inputs
+    model: Mapping[str, str]
+    settings: Mapping[str, object]
+    outputs: Mapping[str, Output]
+    scores: Scores
+    device: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return results.json."""
+        benchmark, failed = self.benchmark, self.failed()
+        resampled = list(self.scores.resampled)
+        return {
+            "format": FORMAT,
+            "benchmark": benchmark.name,
+            "protocol": asdict(self.protocol),
+            "backbones": dict(self.backbones),
+            "data": {
+                "name": benchmark.folder,
+                "split": benchmark.split,
+                "items": len(benchmark.scored()),
+                "of": self.possible,
+                "sha256": self.inputs.sha256,
+            },
+            "model": dict(self.model),
+            "settings": dict(self.settings),
+            "versions": versions(),
+            "device": self.device,
+            "directions": {name: DIRECTIONS[name] for name in self.protocol.metrics},
+            "blocks": {
+                name: {"items": len(keys), "rows": self._rows(keys)}
+                for name, keys in benchmark.blocks.items()
+            },
+            "failed": [{"key": o.key, "reason": o.reason} for o in failed],
+            "filtered": list(self.filtered),
+            "resampled": {"count": len(resampled), "keys": resampled},
+            "truncated_captions": self.scores.cut_captions,
+            "seconds": round(self.seconds, 1),
+            "inputs": self.inputs.lines(),
+        }
+
+    def item_lines(self) -> list[dict[str, Any]]:
+        """Return the lines of items.jsonl, of items that are in a table."""
+        blocks = {name: set(keys) for name, keys in self.benchmark.blocks.items()}
+        return [
+            {
+                **item_line(item, self.outputs[item.key]),
+                "block": [name for name, keys in blocks.items() if item.key in keys],
+                "scores": self.scores.rows[MODEL][item.key],
+            }
+            for item in self.benchmark.scored()
+        ]
+
+    def failed(self) -> list[Output]:
+        """Return what failed; a turn in between that nobody gave us did not fail."""
+        scored = {item.key for item in self.benchmark.scored()}
+        found = [self.outputs[item.key] for item in self.benchmark.items]
+        return [
+            output
+            for output in found
+            if output.reason is not None and (output.key in scored or output.seed is not None)
+        ]
+
+    def _rows(self, keys: Sequence[str]) -> dict[str, object]:
+        wanted = set(keys)
+        items = [item for item in self.benchmark.items if item.key in wanted]
+        has_tasks = any(item.task for item in items)
+        has_turns = any(item.turn > 1 for item in items)
+        by_task = sorted(items, key=lambda item: item.task) if has_tasks else []
+        by_turn = sorted(items, key=lambda item: item.turn) if has_turns else []
+        return {
+            editor: {
+                "all": cells(items, values, self.protocol),
+                "by_task": self._parts(by_task, values, lambda item: item.task),
+                "by_turn": self._parts(by_turn, values, lambda item: f"{item.turn}"),
+            }
+            for editor, values in self.scores.rows.items()
+        }
+
+    def _parts(
+        self,
+        items: Sequence[BenchmarkItem],
+        values: Mapping[str, Values],
+        name_of: Callable[[BenchmarkItem], str],
+    ) -> dict[str, Cells]:
+        """Return the cells of each task or turn, in the order of `items`."""
+        parts: dict[str, list[BenchmarkItem]] = {}
+        for item in items:
+            parts.setdefault(name_of(item), []).append(item)
+        return {name: cells(part, values, self.protocol) for name, part in parts.items()}
+
+
+def cells(
+    items: Sequence[BenchmarkItem], values: Mapping[str, Values], protocol: Protocol
+) -> Cells:
+    """Average each metric over the items that have it; turns of a session are drawn together."""
+    made: Cells = {}
+    for metric in protocol.metrics:
+        defined = {
+            item.key: value for item in items if (value := values[item.key][metric]) is not None
+        }
+        mean, low, high = (
+            bootstrap_mean(
+                list(defined.values()),
+                groups=[item.session for item in items if item.key in defined],
+            )
+            if defined
+            else (None, None, None)
+        )
+        made[metric] = {
+            "mean": mean,
+            "low": low,
+            "high": high,
+            "n": len(defined),
+            "undefined": len(items) - len(defined),
+        }
+    return made
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes the numbers."""
+    return {
+        "emu-edit": installed_version(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def write_evaluation(
+    folder: Path, results: Mapping[str, Any], items: Sequence[Mapping[str, Any]], table: str
+) -> None:
+    """Write results.json, items.jsonl and table.md, each whole or not at all."""
+    lines = [json.dumps(item, ensure_ascii=False) for item in items]
+    texts = {
+        RESULTS: json.dumps(results, indent=2, ensure_ascii=False),
+        ITEMS: "\n".join(lines),
+        TABLE: table,
+    }
+    for name, text in texts.items():
+        with atomic_file(folder / name) as stream:
+            stream.write(f"{text}\n".encode())
+
+
+def table_of(results: Mapping[str, Any]) -> str:
+    """Return the tables of results.json as Markdown that also reads well as plain text."""
+    protocol, data = results["protocol"], results["data"]
+    split = f", {data['split']}" if data["split"] else ""
+    parts = [f"# {results['model']['name']}, {results['benchmark']}{split}, {protocol['name']}"]
+    for name, block in results["blocks"].items():
+        parts += [f"## {name}: {block['items']} edits", _block_table(block, protocol["metrics"])]
+    parts.append("\n".join(_notes(results)))
+    return "\n\n".join(parts)
+
+
+def _block_table(block: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    head = ["", "edits", *(f"{TITLES[name]} {ARROWS[DIRECTIONS[name]]}" for name in metrics)]
+    model = block["rows"][MODEL]
+    turns = {f"turn {turn}": row for turn, row in model["by_turn"].items()}
+    tasks = {name or "(no task)": row for name, row in model["by_task"].items()}
+    whole = {name: row["all"] for name, row in block["rows"].items()}
+    body = [_line(name, row, metrics) for name, row in {**tasks, **turns, **whole}.items()]
+    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in (head, rule, *body)
+    )
+
+
+def _line(name: str, row: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    first = row[metrics[0]]
+    return [name, str(first["n"] + first["undefined"]), *(_cell(row[metric]) for metric in metrics)]
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    if cell["mean"] is None:
+        return "-"
+    # "to", since a minus sign beside a dash cannot be read
+    return f"{cell['mean']:.4f} ({cell['low']:.4f} to {cell['high']:.4f})"
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know besides, one sentence a line."""
+    data, resampled = results["data"], results["resampled"]["count"]
+    notes = ["In brackets the 95 % bootstrap interval (turns of a session are drawn together)."]
+    if data["items"] < data["of"]:
+        notes.append(f"Only {data['items']} of {data['of']} edits: not comparable to other rows.")
+    notes += failed_note(results["failed"])
+    notes += _undefined_notes(results)
+    if results["filtered"]:
+        notes.append(f"{len(results['filtered'])} edits left out: wrong captions.")
+    if resampled:
+        notes.append(
+            f"{resampled} results of another size, resampled "
+            f"({results['protocol']['resize_filter']}) for L1 and L2."
+        )
+    if results["truncated_captions"]:
+        notes.append(f"{results['truncated_captions']} captions cut to what CLIP reads.")
+    return notes
+
+
+def _undefined_notes(results: Mapping[str, Any]) -> list[str]:
+    """Return a line for each metric that some edits of the model do not have."""
+    notes: list[str] = []
+    for name, block in results["blocks"].items():
+        for metric, cell in block["rows"][MODEL]["all"].items():
+            if cell["undefined"]:
+                where = f" of {name}" if len(results["blocks"]) > 1 else ""
+                notes.append(
+                    f"{TITLES[metric]} is not defined for {cell['undefined']} edits{where}, whose "
+                    "captions are missing or do not differ; its mean is over the others."
+                )
+    return notes
+
+
+def failed_note(failed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line about the edits that failed, none if none did."""
+    if not failed:
+        return []
+    first = failed[0]
+    return [
+        f"{len(failed)} failed and count as not edited, first {first['key']}: {first['reason']}."
+    ]

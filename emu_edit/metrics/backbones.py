@@ -1,0 +1,330 @@
+"""The frozen networks that benchmarks measure with: CLIP and DINO, through transformers.
+
+Only the networks of transformers are used, not its image processors and not torchmetrics: what
+happens to a picture is in `Preprocess`, in sight, and the projected features are asked of the
+modules themselves, because `get_image_features` returned a tensor in transformers 4 and returns a
+record in 5. A text is tokenized as transformers' CLIP tokenizer does it; OpenAI's own also mends
+broken encodings (ftfy) and HTML entities.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TypeVar, cast
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ViTModel,
+)
+from transformers.utils import logging
+
+from emu_edit.errors import InputError
+from emu_edit.metrics.backbone_files import (
+    CLIP_FILES,
+    DINO_FILES,
+    file_sha256,
+    local_folder,
+    weight_file,
+)
+from emu_edit.metrics.preprocess import Preprocess
+from emu_edit.models.sources import PartSource, first_line, quiet_transformers, refuse_missing
+from emu_edit.models.surgery import freeze
+from emu_edit.text_rules import MAX_CHARACTERS
+
+OLD_END_ID = 2  # of CLIP configs before transformers PR 24773: "the highest id ends the text"
+
+AnyNetwork = TypeVar("AnyNetwork", bound=PreTrainedModel)
+
+
+class ClipBackbone:
+    """CLIP's two halves: pictures and texts to features of one space.
+
+    Equal inputs give bit-equal features, whatever they are asked together with: each goes through
+    the network alone. So an untouched copy has no direction at all, not one of rounding errors.
+
+    Attributes:
+        sha256: of the weight file.
+        max_tokens: longest text the model reads, marks at both ends included.
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer: PreTrainedTokenizerBase,
+        preprocess: Preprocess,
+        *,
+        sha256: str,
+    ) -> None:
+        self.sha256 = sha256
+        self.max_tokens = _text_config(model).max_position_embeddings
+        self._model = freeze(model)
+        self._tokenizer = tokenizer
+        self._preprocess = preprocess
+
+    @staticmethod
+    def load(
+        name_or_path: str | Path,
+        preprocess: Preprocess,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> "ClipBackbone":
+        """Load a directory as `save_pretrained` writes it, or a hub name `owner/name`.
+
+        Raises:
+            InputError: if it cannot be found or loaded, is no CLIP, or reads pictures of another
+                size than `preprocess` cuts.
+        """
+        folder = local_folder(name_or_path, CLIP_FILES)
+        _check_type(folder, "clip")
+        model = cast(CLIPModel, _network(CLIPModel.from_pretrained, folder))
+        vision = cast(CLIPVisionConfig, model.config.vision_config)
+        _check_size(folder, vision.image_size, preprocess)
+        return ClipBackbone(
+            _placed(model, device, dtype),
+            _tokenizer(folder, _text_config(model)),
+            preprocess,
+            sha256=file_sha256(weight_file(folder)),
+        )
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "n d"]:
+        """Return the projected features, not normalised, on the CPU.
+
+        Raises:
+            InputError: if the network returns NaN or infinity.
+        """
+        return _rows(
+            [self._image(self._preprocess(picture)) for picture in pictures],
+            self._model.visual_projection.out_features,
+        )
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Return the projected features, not normalised, on the CPU.
+
+        A text that is too long is read up to where it fits, as published evaluations do it; how
+        many there are tells `count_cut`.
+
+        Raises:
+            InputError: if a text is not Unicode, or the network returns NaN or infinity.
+        """
+        dim = self._model.text_projection.out_features
+        return _rows([self._text(text) for text in texts], dim)
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """Return how many of the texts are longer than the model reads."""
+        return sum(
+            len(text) > MAX_CHARACTERS or len(self._tokens(text, cut=False)) > self.max_tokens
+            for text in texts
+        )
+
+    def _image(self, pixels: Tensor) -> Tensor:
+        batch = pixels[None].to(device=self._model.device, dtype=self._model.dtype)
+        with _in_full_precision():
+            pooled = self._model.vision_model(pixel_values=batch).pooler_output
+            return self._model.visual_projection(pooled)
+
+    def _text(self, text: str) -> Tensor:
+        ids = torch.tensor([self._tokens(text, cut=True)], device=self._model.device)
+        pooled = self._model.text_model(input_ids=ids).pooler_output
+        return self._model.text_projection(pooled)
+
+    def _tokens(self, text: str, *, cut: bool) -> list[int]:
+        # characters first: the time a tokenizer takes grows with what comes in, not what is kept
+        start = text[:MAX_CHARACTERS]
+        if any("\ud800" <= character <= "\udfff" for character in start):
+            raise InputError(
+                f"the text {start[:40]!r} has a lone surrogate, which stands for no character; "
+                "save its file as UTF-8"
+            )
+        encoded = self._tokenizer(
+            start,
+            split_special_tokens=True,  # a typed "<|endoftext|>" would end the text
+            truncation=cut,
+            max_length=self.max_tokens if cut else None,
+            verbose=False,
+        )
+        return cast("list[int]", encoded["input_ids"])
+
+
+class DinoBackbone:
+    """DINO's vision transformer: a picture to the class token of its last layer.
+
+    Equal pictures give bit-equal features, as with `ClipBackbone`.
+
+    Attributes:
+        sha256: of the weight file.
+    """
+
+    def __init__(self, model: ViTModel, preprocess: Preprocess, *, sha256: str) -> None:
+        self.sha256 = sha256
+        self._model = freeze(model)
+        self._preprocess = preprocess
+
+    @staticmethod
+    def load(
+        name_or_path: str | Path,
+        preprocess: Preprocess,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> "DinoBackbone":
+        """Load a directory as `save_pretrained` writes it, or a hub name `owner/name`.
+
+        Raises:
+            InputError: if it cannot be found or loaded, is no ViT, or reads pictures of another
+                size than `preprocess` cuts.
+        """
+        folder = local_folder(name_or_path, DINO_FILES)
+        _check_type(folder, "vit")
+        # the pooler is no part of DINO; a file that has one is read without it
+        without_pooler = partial(ViTModel.from_pretrained, add_pooling_layer=False)
+        model = cast(ViTModel, _network(without_pooler, folder))
+        _check_size(folder, model.config.image_size, preprocess)
+        return DinoBackbone(
+            _placed(model, device, dtype),
+            preprocess,
+            sha256=file_sha256(weight_file(folder)),
+        )
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "n d"]:
+        """Return the class tokens after the last normalisation, on the CPU.
+
+        Raises:
+            InputError: if the network returns NaN or infinity.
+        """
+        return _rows(
+            [self._image(self._preprocess(picture)) for picture in pictures],
+            self._model.config.hidden_size,
+        )
+
+    def _image(self, pixels: Tensor) -> Tensor:
+        batch = pixels[None].to(device=self._model.device, dtype=self._model.dtype)
+        with _in_full_precision():
+            return self._model(pixel_values=batch).last_hidden_state[:, 0]
+
+
+def find_backbone(name: str, folder: Path | None) -> str | Path:
+    """Return `folder`/owner--name for the hub name owner/name, or without a folder the name.
+
+    Raises:
+        InputError: if the folder lacks it, saying how to get it.
+    """
+    if folder is None:
+        return name
+    place = folder / name.replace("/", "--")
+    if not place.is_dir():
+        raise InputError(
+            f"no directory {place}, needs the backbone {name}; "
+            f"get it with: hf download {name} --local-dir {place}"
+        )
+    return place
+
+
+def _network(from_pretrained: Callable[..., object], folder: Path) -> object:
+    """Load a network in the precision of its file, quietly, without any missing weight."""
+    try:
+        with _silent_transformers():
+            loaded = from_pretrained(
+                folder,
+                use_safetensors=weight_file(folder).suffix == ".safetensors",
+                weights_only=True,
+                output_loading_info=True,
+            )
+    except UnpicklingError as error:  # whose own message advises to run what is in the file
+        raise InputError(
+            f"cannot load {weight_file(folder)}: it is damaged, or holds more than weights, "
+            "which is never run; download it again"
+        ) from error
+    except Exception as error:  # of a file that is broken in its own way
+        raise InputError(
+            f"cannot load {weight_file(folder)}: {first_line(error)}; if damaged, download it again"
+        ) from error
+    model, info = cast("tuple[object, dict[str, set[str]]]", loaded)
+    refuse_missing(info["missing_keys"], PartSource(str(folder)))
+    return model
+
+
+def _placed(model: AnyNetwork, device: str | torch.device, dtype: torch.dtype) -> AnyNetwork:
+    nn.Module.to(model, device=device, dtype=dtype)  # in place
+    return model
+
+
+def _text_config(model: CLIPModel) -> CLIPTextConfig:
+    return cast(CLIPTextConfig, model.config.text_config)
+
+
+def _tokenizer(folder: Path, config: CLIPTextConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer and check that its ids are those the model was trained with."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises this very class
+        message = f"cannot load the tokenizer of {folder}: {first_line(error)}"
+        raise InputError(message) from error
+    fits = len(tokenizer) <= config.vocab_size
+    ends = config.eos_token_id in {OLD_END_ID, tokenizer.eos_token_id}
+    if not (fits and ends):
+        raise InputError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens and ends a text with "
+            f"{tokenizer.eos_token_id}, the model has {config.vocab_size} and expects "
+            f"{config.eos_token_id}; they belong to different models"
+        )
+    return tokenizer
+
+
+def _check_type(folder: Path, model_type: str) -> None:
+    try:
+        found = AutoConfig.from_pretrained(folder).model_type
+    except Exception as error:  # of a class that changes with the library's version
+        raise InputError(f"cannot read {folder}/config.json: {first_line(error)}") from error
+    if found != model_type:
+        raise InputError(f"{folder} holds a model of type {found!r}, needs {model_type!r}")
+
+
+def _check_size(folder: Path, side: object, preprocess: Preprocess) -> None:
+    if side != preprocess.crop:
+        raise InputError(
+            f"{folder} reads pictures of side {side}, the protocol's preprocessing cuts "
+            f"{preprocess.crop}; give the backbone that the protocol names"
+        )
+
+
+def _rows(features: Sequence[Float[Tensor, "1 d"]], dim: int) -> Float[Tensor, "n d"]:
+    """Put features below each other on the CPU."""
+    rows = torch.cat([torch.empty(0, dim), *(row.cpu() for row in features)])
+    if not rows.isfinite().all():
+        raise InputError(
+            "the backbone returned NaN or infinity; its weights are damaged, or its dtype is too "
+            "narrow: use float32"
+        )
+    return rows
+
+
+def _in_full_precision() -> AbstractContextManager[None]:
+    """Keep cuDNN from convolving float32 in TF32, its default, and from choosing by speed."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Also keep away transformers' report of weights that are in the file and not used."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,161 @@
+"""The folder of one training run: where it is, and what lies in it.
+
+runs/tiny-20250131-235959/
+    config.yaml          the resolved config; {run} in it stands for the folder
+    run.lock             who trains here, while it does
+    checkpoints/         the newest step-*.ckpt, each with its sidecar, and last.ckpt, a link
+    logs/                metrics.csv
+    model/               the exported model directory (weights averaged over training)
+    grid.png curves.png table.md results.json
+
+Where the packaged configs are, and how a config is named on the command line.
+"""
+
+import os
+import re
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+
+from emu_edit.editing.find import CONFIG, RUNS
+from emu_edit.errors import InputError, closest
+
+PLACEHOLDER = "{run}"
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
+METRICS = Path("logs", "metrics.csv")
+RANKS_FROM_OUTSIDE = {"SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"}  # they cannot ask what is newest
+FROM_PARENT = "EMU_EDIT_RUN"  # how the processes that Lightning starts learn the folder
+
+
+def new_run_folder(recipe: str, chosen: str | None) -> Path:
+    """Return the folder of a new run, the same on every rank.
+
+    Raises:
+        InputError: if `chosen` already holds a run, or ranks started from outside could not agree.
+    """
+    if (inherited := _of_parent()) is not None:
+        return inherited
+    folder = RUNS / f"{recipe}-{_stamp()}" if chosen is None else Path(chosen)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if chosen is not None and is_first and (folder / CONFIG).exists():
+        raise InputError(
+            f"{folder} already holds a run; choose another --run folder, or go on with this one: "
+            "--resume auto"
+        )
+    return _told_children(folder)
+
+
+def resumed_run_folder(recipe: str, chosen: str | None) -> Path:
+    """Return the folder of the run to go on with, the same on every rank.
+
+    That is the chosen one, that of this SLURM job (also after a requeue), or the newest run of the
+    recipe; a new one if there is none.
+
+    Raises:
+        InputError: if ranks started from outside could not agree.
+    """
+    if (inherited := _of_parent()) is not None:
+        return inherited
+    if chosen is not None:
+        return _told_children(Path(chosen))
+    runs = [] if RANKS_FROM_OUTSIDE.intersection(os.environ) else runs_of(recipe)
+    return _told_children(runs[-1] if runs else RUNS / f"{recipe}-{_stamp()}")
+
+
+def runs_of(recipe: str) -> list[Path]:
+    """Return the runs of a recipe in this folder, the one started last at the end."""
+    configs = [file for file in RUNS.glob(f"*/{CONFIG}") if recipe_of(file) == recipe]
+    return [file.parent for file in sorted(configs, key=lambda file: file.stat().st_mtime)]
+
+
+def _of_parent() -> Path | None:
+    """Return the folder if Lightning started this process as a further rank."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    folder = os.environ.get(FROM_PARENT)
+    return None if is_first or folder is None else Path(folder)
+
+
+def _told_children(folder: Path) -> Path:
+    os.environ[FROM_PARENT] = str(folder.absolute())
+    return folder
+
+
+def recipe_of(config: Path) -> str:
+    """Return what to name a run after: its recipe, also when the config is that of another run."""
+    name = config.parent.name if config.name == CONFIG else config.stem
+    return re.sub(r"-\d{8}-\d{6}$", "", name)
+
+
+def _stamp() -> str:
+    """Return what makes the name of a run unique: the job's number, or the time."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is not None:
+        return job
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise InputError("under torchrun the ranks cannot agree on a folder name; give --run DIR")
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint file meant by `path`: a file, or the last one of a run folder.
+
+    A copy of a run may lack the link `last.ckpt`; the newest file is taken then.
+
+    Raises:
+        InputError: if there is none.
+    """
+    numbered = sorted((path / CHECKPOINTS).glob("step-*.ckpt"), reverse=True)
+    candidates = (path, path / CHECKPOINTS / LAST, path / LAST, *numbered)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise InputError(
+        f"there is no checkpoint at {path}; give a .ckpt file or the folder of a run that has "
+        f"{CHECKPOINTS}/{LAST}"
+    )
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run folder a checkpoint lies in, None when it lies elsewhere."""
+    folder = checkpoint.absolute().parent.parent
+    return folder if (folder / CONFIG).is_file() else None
+
+
+DEFAULT_RECIPE = "tiny"
+
+
+def configs_folder() -> Path:
+    """Return the folder of packaged configs.
+
+    It lies beside the package `emu_edit` both in a checkout and where pip installs it; it is not
+    looked up by its name, which a folder `configs` of the user would take over.
+    """
+    return Path(str(files("emu_edit"))).parent / "configs"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the packaged recipes."""
+    return sorted(path.stem for path in (configs_folder() / "train").glob("*.yaml"))
+
+
+def find_config(name: str) -> Path:
+    """Return the file meant by `--config name`: a path, or the name or path of a packaged recipe.
+
+    Raises:
+        InputError: if there is neither such a file nor such a recipe.
+    """
+    packaged = configs_folder()
+    candidates = (
+        Path(name),
+        packaged / "train" / f"{name}.yaml",
+        packaged.parent / name,  # the path a recipe has in a checkout, e.g. configs/train/tiny.yaml
+    )
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    hint = closest(Path(name).stem, recipe_names())
+    raise InputError(
+        f"there is no config {name!r}; give a file or one of the recipes "
+        f"{', '.join(recipe_names())}.{hint}"
+    )

@@ -1,0 +1,84 @@
+"""What `predictor fit` and the end of `fit` share: gather instructions, train with a bar."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.world.predictor_texts import Instruction, training_instructions
+from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
+from emu_edit.errors import InputError
+from emu_edit.tasks import TaskTable
+from emu_edit.terminal import step_bar
+from emu_edit.training.predictor import (
+    Calibration,
+    PredictorSettings,
+    pretrained_predictor,
+    tiny_predictor,
+    train_predictor,
+)
+
+
+def gather(folder: Path | None, tasks: TaskTable, *, seed: int = 0) -> list[Instruction]:
+    """Return the instructions to train on: of a shard folder, or of the tasks the world has.
+
+    Raises:
+        InputError: if the folder cannot be read, or has tasks the model does not know.
+    """
+    with step_bar("reading", "instructions") as on_step:
+        found = training_instructions(folder, seed=seed, on_step=on_step)
+    if folder is None:
+        found = [(text, task) for text, task in found if task in tasks.names]
+    unknown = {task for _, task in found}.difference(tasks.names)
+    if unknown:
+        raise InputError(
+            f"{folder} has instructions of {', '.join(sorted(unknown))}, which the model does not "
+            f"know; it knows {', '.join(tasks.names)}; leave those shards out"
+        )
+    return found
+
+
+def untrained(encoder: str | None, tasks: TaskTable, *, is_tuned: bool, seed: int) -> TaskPredictor:
+    """Return a predictor on a pretrained encoder, or on a tiny one of our own.
+
+    Raises:
+        InputError: if the encoder cannot be found or loaded.
+    """
+    if encoder is None:
+        return tiny_predictor(tasks, seed=seed)
+    return pretrained_predictor(encoder, tasks, trainable=is_tuned)
+
+
+def train_with_bar(
+    predictor: TaskPredictor, instructions: list[Instruction], settings: PredictorSettings
+) -> Calibration:
+    """Train and show how far it is.
+
+    Raises:
+        InputError: if an instruction is too long for the encoder.
+    """
+    with step_bar("training the task predictor") as on_step:
+        return train_predictor(predictor, instructions, settings, on_step)
+
+
+def add_predictor(model: Path, folders: Sequence[Path], tasks: TaskTable) -> str:
+    """Train a tiny predictor on shard folders, put it into a model directory; say how good it is.
+
+    Raises:
+        InputError: if the shards cannot be read, or have tasks the model does not know.
+    """
+    predictor = tiny_predictor(tasks)
+    instructions = [one for folder in folders for one in gather(folder, tasks)]
+    calibration = train_with_bar(predictor, instructions, PredictorSettings())
+    predictor.save_pretrained(model / PREDICTOR)
+    return describe_training(calibration)
+
+
+def describe_training(calibration: Calibration) -> str:
+    """Word what was measured on the texts held back from training."""
+    without = calibration.tasks_without_texts
+    warning = f"\nno instructions of {', '.join(without)}: never predicted" if without else ""
+    return (
+        f"{calibration.accuracy:.1%} of {calibration.texts} rephrased instructions held back from "
+        f"training are right; expected calibration error {calibration.error:.3f} "
+        f"({calibration.error_before:.3f} before), temperature {calibration.temperature:.2f}"
+        f"{warning}"
+    )

@@ -1,0 +1,353 @@
+"""Lightning's command line, made ours: run folders, packaged recipes, errors in one line.
+
+`fit` builds module, data and trainer from a config and trains; what is made from the result is in
+`report.py`. Two traps of LightningCLI are closed here: `--ckpt_path` must not overrule the config
+with what the checkpoint stores, and checkpoints are only read with `weights_only=True`.
+"""
+
+import logging
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from callbacks.preemption import Stop, stopped
+from emu_edit.editing.find import CONFIG, MODEL
+from emu_edit.errors import InputError
+from emu_edit.models.task_files import refuse_to_lose
+from emu_edit.runs.failures import lost_rank, one_line, out_of_memory
+from emu_edit.runs.folder import CHECKPOINTS, LAST, PLACEHOLDER, run_of
+from emu_edit.runs.inversion import write_inversion
+from emu_edit.runs.lock import RunLock
+from emu_edit.runs.options import TrainOptions
+from emu_edit.runs.report import FinishedRun, write_report
+from emu_edit.runs.resume import begin, run_folder_of
+from emu_edit.runs.status import StatusWriter
+from emu_edit.training.export import start_from
+from emu_edit.training.inversion_module import InversionModule
+from emu_edit.training.loggers import ending_wandb_run, redact
+from emu_edit.training.module import EditModule
+
+# what Lightning tells everybody at every start, and what it brings up about other libraries
+NOISE = (
+    r".*The dirpath has changed.*",  # a resumed run has a folder of its own
+    r".*is smaller than the logging interval.*",
+    r".*in eval mode at the start of training.*",
+    r".*overridden `transfer_batch_to_device`.*",
+    r".*does not have many workers.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*`?lr_scheduler.step\(\)`? before.*",
+    r".*add the following callbacks: \['?\"?ModelCheckpoint.*",  # of before callbacks.durable
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write the config into the run's folder and the loggers, secrets replaced.
+
+    `{run}` stays a placeholder, so that the file can be used again.
+    """
+
+    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.folder = folder
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Write the file; called on rank 0 only."""
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        values = {name: redact(section, name) for name, section in dumped.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(values, sort_keys=False)
+        (self.folder / CONFIG).write_text(text, encoding="utf-8")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(values)
+
+
+class TrainerCLI(LightningCLI):
+    """LightningCLI whose run folder is known before anything is built."""
+
+    def __init__(
+        self,
+        verb: str,
+        arguments: list[str],
+        folder: Path,
+        *,
+        begin: Callable[[Trainer], Path | None],
+        start: Path | None = None,
+    ) -> None:
+        """Parse `arguments` and run `verb`.
+
+        Args:
+            verb: fit, validate or test.
+            arguments: the command line after the verb.
+            folder: the run's folder; `{run}` in a config's `trainer` stands for it.
+            begin: called before training; returns the checkpoint to go on from, if there is one.
+            start: a checkpoint or model directory whose weights the training begins with.
+        """
+        self.folder = folder
+        self.start = start
+        self._begin = begin
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig if verb == "fit" else None,
+            save_config_kwargs={"folder": folder} if verb == "fit" else None,
+            parser_kwargs={
+                name: {"exit_on_error": False, "description": f"emu-edit {name}"}
+                for name in self.subcommands()
+            }
+            | {"exit_on_error": False, "prog": "emu-edit", "allow_abbrev": False},
+            args=[verb, *arguments],
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add our own option; its value was taken before parsing."""
+        parser.add_argument("--run", type=str | None, default=None, help="folder of the run")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and word what is wrong in one line.
+
+        Raises:
+            InputError: for an unknown or malformed option.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            known = [action.dest for action in self._parser(args[0])._actions]
+            raise InputError(one_line(str(error), known)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not let the configuration stored in a checkpoint overrule the user's."""
+
+    def instantiate_classes(self) -> None:
+        """Build module, data and trainer from the config with `{run}` filled in.
+
+        Raises:
+            InputError: if this machine cannot do what the trainer is asked for.
+        """
+        # as the parent does, but self.config keeps its placeholders: it is what will be saved
+        config = self._for_this_run(self.config.clone())
+        try:
+            self.config_init = self.parser.instantiate_classes(config)
+        except (ArgumentError, TypeError, ValueError) as error:
+            # jsonargparse buries what a constructor says under the types it tried
+            buried = _buried(error)
+            if buried is None:
+                raise
+            raise buried from None
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        if self.start is not None:
+            if not isinstance(self.model, EditModule):
+                raise InputError("--start_from is for weights; a new task begins at model.init")
+            start_from(self.model, self.start)
+        try:
+            self.trainer = self.instantiate_trainer()
+        except (MisconfigurationException, ModuleNotFoundError) as error:
+            raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        if self.start is not None and self.trainer.is_global_zero:
+            sys.stderr.write(f"starts with the weights of {self.start}\n")
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether the trainer only tries a few batches and writes nothing."""
+        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+    def _for_this_run(self, config: Namespace) -> Namespace:
+        section = config[self.config.subcommand]
+        section.trainer = _filled(section.trainer, str(self.folder))
+        if section.trainer.default_root_dir is None:
+            section.trainer.default_root_dir = str(self.folder)
+        if self.config.subcommand != "fit":
+            section.trainer.logger = False
+        return config
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb.
+
+        Raises:
+            OutOfMemoryError: if the device has no memory left.
+            LostRankError: if another process of the training has died.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except (RuntimeError, MemoryError) as error:
+            data = self.config[subcommand].data.init_args
+            worded = out_of_memory(error, self.trainer, data) or lost_rank(error, self.trainer)
+            if worded is None:
+                raise
+            raise worded from error
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        options = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        resumed = self._begin(self.trainer) if subcommand == "fit" else None
+        return options if resumed is None else {**options, "ckpt_path": str(resumed)}
+
+
+def _buried(error: BaseException) -> InputError | None:
+    """Return the InputError that led to `error`, None if there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _filled(value: Any, folder: str) -> Any:
+    """Replace `{run}` in all strings of a config."""
+    match value:
+        case str():
+            return value.replace(PLACEHOLDER, folder)
+        case Namespace():
+            return Namespace(**{key: _filled(entry, folder) for key, entry in vars(value).items()})
+        case Mapping():
+            return {key: _filled(entry, folder) for key, entry in value.items()}
+        case list():
+            return [_filled(entry, folder) for entry in value]
+        case _:
+            return value
+
+
+def run_trainer(verb: str, options: TrainOptions) -> int:
+    """Run fit, validate or test; return the exit status.
+
+    Args:
+        verb: fit, validate or test.
+        options: the command line after it.
+
+    Raises:
+        InputError: for anything wrong in options, config, data or checkpoint.
+        KeyboardInterrupt: when the user stops the program.
+    """
+    start = time.monotonic()
+    if verb == "fit":
+        options, folder = run_folder_of(options)
+        if not options.only_asks:
+            refuse_to_lose(folder / MODEL)  # hours before the export would
+    else:
+        options, folder = of_its_run(verb, options)
+    status = StatusWriter(folder)
+    with quiet(), ending_wandb_run(), RunLock(folder) as lock, status.noting_errors():
+
+        def begin_run(trainer: Trainer) -> Path | None:
+            resumed = begin(trainer, lock, options.resume)
+            status.follow(trainer)
+            return resumed
+
+        cli = _interruptible(
+            lambda: TrainerCLI(
+                verb, options.to_arguments(), folder, start=options.start, begin=begin_run
+            ),
+            folder,
+        )
+        stop = stopped(cli.trainer)
+        if stop is not Stop.no:
+            _say_how_to_go_on(cli.trainer, folder)
+        elif verb == "fit" and cli.trainer.is_global_zero and not cli.is_trial:
+            finish(cli, options, folder, time.monotonic() - start)
+        return status.ended(stop)
+
+
+def finish(cli: TrainerCLI, options: TrainOptions, folder: Path, seconds: float) -> None:
+    """Make what a training leaves behind; not after one that was stopped early.
+
+    Args:
+        cli: what has trained.
+        options: of the command line.
+        folder: of the run.
+        seconds: since the start of the program.
+
+    Raises:
+        InputError: if the module is none of ours.
+    """
+    if isinstance(cli.model, InversionModule):
+        write_inversion(cli.trainer, cli.model, folder, seconds)
+        return
+    if not isinstance(cli.model, EditModule):
+        raise InputError("model: only an EditModule can be exported")
+    write_report(
+        FinishedRun(
+            folder,
+            trainer=cli.trainer,
+            module=cli.model,
+            data=cli.datamodule,
+            photos=cli.config.fit.data.init_args.get("photos"),
+            score_pairs=options.score_pairs,
+            has_predictor=options.predictor,
+            seconds=seconds,
+        )
+    )
+
+
+def _say_how_to_go_on(trainer: Trainer, folder: Path) -> None:
+    if trainer.is_global_zero:
+        sys.stderr.write(f"stopped; go on with: emu-edit fit --resume auto --run {folder}\n")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let our data modules say what they do, and Lightning only what is wrong."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    ours = logging.getLogger("datamodules")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            # Lightning calls jsonargparse and torch by old names; no user can change that
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for message in NOISE:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        ours.removeHandler(handler)
+
+
+def of_its_run(verb: str, options: TrainOptions) -> tuple[TrainOptions, Path]:
+    """Return the run folder a checkpoint belongs to, and the options with that run's config.
+
+    Raises:
+        InputError: if no checkpoint is given, or nothing says how it was trained.
+    """
+    if options.only_asks:
+        return options, Path()
+    checkpoint = options.checkpoint
+    if checkpoint is None:
+        raise InputError(f"{verb} needs a checkpoint; give --ckpt_path FILE or a run's folder")
+    folder = run_of(checkpoint)
+    if folder is not None:
+        return options.with_default_config(folder / CONFIG), folder
+    if not options.configs:
+        raise InputError(
+            f"{checkpoint} lies in no run folder, so its config is unknown; give --config FILE"
+        )
+    return options, checkpoint.parent
+
+
+def _interruptible(build: Callable[[], TrainerCLI], folder: Path) -> TrainerCLI:
+    """Give Ctrl-C back its name, and say how to go on.
+
+    Lightning turns it into sys.exit(1) after its clean-up.
+    """
+    try:
+        return build()
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        if (folder / CHECKPOINTS / LAST).is_file():
+            sys.stderr.write(f"stopped; go on with: emu-edit fit --resume auto --run {folder}\n")
+        raise KeyboardInterrupt from stop

@@ -1,0 +1,294 @@
+"""What the web page does when a visitor does something: the state's next value, and its drawing.
+
+What a button means is decided in `web_state.py`; here its answer is turned into what gradio shows.
+An InputError becomes a one-line message. Of any other error the visitor learns nothing: gradio
+writes its traceback to the server's stderr and answers "Error".
+
+How the web page looks: sizes, colours, fonts and style sheet; no layout, no event.
+"""
+
+import html
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr  # pyright: ignore[reportMissingImports]
+from gradio.themes import Default  # pyright: ignore[reportMissingImports]
+
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.threshold import ALPHA, Threshold
+from emu_edit.errors import InputError
+from emu_edit.images import encode_png, to_pil
+from emu_edit.web import state as web_state
+from emu_edit.web.difference import draw_difference
+from emu_edit.web.limits import Limits
+from emu_edit.web.state import PageState, Wish
+
+PREDICTED = "predicted"  # the entry of the drop-down that asks the predictor
+KEEPING = {"automatic": Threshold.default, "always": ALPHA, "never": None}
+AGAINST = ("compare with the turn before", "compare with the original")
+
+# gradio recognises a parameter whose default is a Progress, and fills it
+PROGRESS = gr.Progress()
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn a user's mistake into a message of the page; gradio shows messages as HTML."""
+    try:
+        yield
+    except InputError as error:
+        line = html.escape(" ".join(str(error).split()))
+        raise gr.Error(line, duration=6, print_exception=False) from None
+
+
+class Handlers:
+    """The model, the limits and the folder of files behind one page.
+
+    Args:
+        editor: what edits.
+        limits: what a visitor may ask.
+        folder: for downloads; it is gradio's cache, which is emptied by age.
+    """
+
+    def __init__(self, editor: Editor, limits: Limits, folder: Path) -> None:
+        self.editor = editor
+        self.limits = limits
+        self.folder = folder
+
+    def opened(
+        self, state: PageState | None, against: str, data: bytes | None, is_resized: bool
+    ) -> Any:
+        """Begin with the uploaded picture."""
+        del state  # a new picture is a new session
+        with one_line():
+            if data is None:
+                raise InputError("no file came; choose a JPEG, PNG or WebP picture")
+            opened = web_state.open_picture(
+                self.editor, data, is_resized=is_resized, limits=self.limits
+            )
+            return self._show(opened, against)
+
+    def resized(
+        self, state: PageState | None, against: str, data: bytes | None, is_resized: bool
+    ) -> Any:
+        """Open the picture again at the other size, unless turns would be lost."""
+        has_turns = state is not None and any(line.turns for line in state.lines)
+        if data is None or has_turns:
+            return gr.skip()
+        return self.opened(state, against, data, is_resized)
+
+    def edited(
+        self,
+        state: PageState | None,
+        against: str,
+        instruction: str | None,
+        task: str | None,
+        negative: str | None,
+        text: float,
+        image: float,
+        steps: int,
+        seed: str | None,
+        keeping: str,
+        progress: gr.Progress = PROGRESS,
+    ) -> list[Any]:
+        """Make the edit that the form asks for."""
+
+        def on_step(done: int, total: int) -> None:
+            progress((done, total), desc="editing", unit="steps")
+
+        with one_line():
+            if task is None:
+                raise InputError("choose the kind of edit first: this model cannot guess it")
+            wish = Wish(
+                instruction=instruction or "",
+                task=None if task == PREDICTED else task,
+                guidance=Guidance(float(text), float(image)),
+                num_steps=int(steps),
+                negative=(negative or "").strip(),
+                seed=web_state.read_seed(seed or ""),
+                threshold=KEEPING[keeping],
+            )
+            return self._show(web_state.edit(state, wish, self.limits, on_step), against)
+
+    def undone(self, state: PageState | None, against: str) -> list[Any]:
+        """Take the last turn back."""
+        with one_line():
+            return self._show(web_state.undo(state), against)
+
+    def turn_clicked(
+        self, state: PageState | None, against: str, clicked: gr.SelectData
+    ) -> list[Any]:
+        """Go to the turn that was clicked in the history."""
+        with one_line():
+            return self._show(web_state.show_turn(state, int(clicked.index)), against)
+
+    def line_chosen(self, state: PageState | None, against: str, line: int) -> list[Any]:
+        """Go to the end of another branch."""
+        with one_line():
+            return self._show(web_state.show_line(state, line), against)
+
+    def compared(self, state: PageState | None, against: str) -> Any:
+        """Draw the pictures of the turn: before, after, both in the slider, their difference."""
+        if state is None:
+            return gr.skip()
+        with_original = against == AGAINST[1]
+        before, after = web_state.comparison(state, is_with_original=with_original)
+        names = web_state.picture_names(state, is_with_original=with_original)
+        pair = to_pil(before), to_pil(after)
+        return [
+            # before the first turn there is one picture only
+            gr.Image(pair[0], label=names[0], alt_text=names[0], visible=state.turn > 0),
+            gr.Image(pair[1], label=names[1], alt_text=names[1]),
+            pair,
+            to_pil(draw_difference(before, after)),
+        ]
+
+    def typed(self, instruction: str | None, task: str | None) -> str:
+        """Say which task the words ask for; nothing while they ask for none."""
+        words = (instruction or "")[: self.limits.characters]
+        try:
+            (prediction,) = self.editor.predict_tasks([words])
+        except InputError:  # half an instruction is no mistake yet
+            return ""
+        shares = [(html.escape(name), share(part)) for name, part in prediction.ranking[:3]]
+        first = f"**{shares[0][0]}** ({shares[0][1]})"
+        if task not in {None, PREDICTED}:
+            return f"You chose it yourself; the prediction is {first}."
+        if prediction.is_sure:
+            return f"Predicted: {first}"
+        others = " or ".join(f"{name} ({part})" for name, part in shares[1:])
+        return f"Not sure: {first}, perhaps {others}. Choose above if the first is wrong."
+
+    def _show(self, state: PageState, against: str) -> list[Any]:
+        """Draw a state, in the order of `web_page._tie`."""
+        session = state.session
+        names = web_state.line_names(state)
+        manifest = json.dumps(session.manifest(), indent=1)
+        return [
+            state,
+            gr.Markdown(visible=False),
+            gr.Column(visible=True, elem_classes=[PIXELATED] if web_state.is_small(state) else []),
+            *self.compared(state, against),
+            # in the first turn both are the same
+            gr.Radio(visible=state.turn > 1),
+            html.escape(web_state.summary(state)),
+            gr.Gallery(
+                value=[(to_pil(image), text) for image, text in web_state.history(state)],
+                selected_index=state.turn,
+            ),
+            gr.Radio(
+                choices=[(name, index) for index, name in enumerate(names)],
+                value=state.line,
+                visible=len(names) > 1,
+            ),
+            gr.Button(interactive=state.turn > 0),
+            self._download("edited.png", encode_png(session.image)),
+            self._download("manifest.json", manifest.encode()),
+        ]
+
+    def _download(self, name: str, data: bytes) -> Any:
+        token = secrets.token_urlsafe(16)  # other visitors must not guess it
+        path = web_state.write_download(self.folder, token, name, data)
+        return gr.DownloadButton(value=str(path))
+
+
+def share(part: float) -> str:
+    """Word a probability in per cent; only a certainty is called 100%."""
+    return "over 99%" if 0.995 <= part < 1 else f"{part:.0%}"
+
+
+# in pixels: with it everything but a long history fits a window of 1280x900
+PICTURE_HEIGHT = 340
+
+PIXELATED = "pixelated"  # class of the panel that shows a small picture
+
+# fonts of the visitor's computer: gradio's own themes load theirs from Google
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif")
+MONO = ("ui-monospace", "Consolas", "monospace")
+
+CSS = (
+    f".gradio-container {{ --picture-height: {PICTURE_HEIGHT}px; }}"
+    + """
+html { scrollbar-gutter: stable; }
+.gradio-container { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
+.main.app { padding-left: clamp(12px, 2.5vw, 32px); padding-right: clamp(12px, 2.5vw, 32px); }
+.dark { --color-accent: var(--primary-500); color-scheme: dark; }
+#title h2 { margin: 0; }
+#title p, #summary p, #history-title p, #legend p { margin: 0; }
+#title p, #start, #legend p { color: var(--body-text-color-subdued); }
+#start { border: 1px solid var(--border-color-primary); padding: 24px 28px !important; }
+#start li { margin: 8px 0; }
+#task input { text-overflow: ellipsis; }
+#predicted { padding: 8px 14px 10px; background: var(--block-background-fill); }
+#predicted:not(:has(p)) { display: none; }
+#predicted p { margin: 0; }
+#upload .wrap { padding-top: 28px; }
+
+/* pictures: as large as their frame, with the label above instead of on them */
+#before .image-container > button, #after .image-container > button { width: 100%; }
+#before .image-frame, #after .image-frame { width: 100%; height: auto; }
+#before label[data-testid=block-label], #after label[data-testid=block-label] {
+  position: static; float: none; border: 0; box-shadow: none;
+}
+#before label span, #after label span { display: none; }
+#before img, #after img {
+  width: 100%; height: auto; max-height: var(--picture-height); object-fit: contain;
+}
+#before.fullscreen img, #after.fullscreen img { height: calc(100vh - 40px); max-height: none; }
+#difference img { width: 100%; height: 100%; object-fit: contain; }
+.pixelated img { image-rendering: pixelated; }
+#compare .icon { color: white; }
+/* the icon is an arrow back, but it only ends a zoom */
+#compare button[aria-label=Undo]:disabled { display: none; }
+
+/* while an edit runs the picture stays in sight; what was refused hides nothing */
+#panel .wrap.full {
+  background: color-mix(in srgb, var(--block-background-fill) 75%, transparent);
+}
+#panel .wrap.full .progress-text {
+  background: var(--block-background-fill); border-top-left-radius: var(--radius-md);
+}
+#panel .wrap.full .eta-bar { display: none; }
+[data-testid=status-tracker]:is(.hidden, :has(> .error)) { display: none; }
+.toast-title.error { font-size: 0 !important; }
+.toast-title.error::before { content: "That did not work"; font-size: var(--text-lg); }
+.toast-title.error .toast-count { font-size: var(--text-lg); }
+
+/* history: as many in a row as fit, the words below the picture, whole rows, no scrolling inside */
+#history { overflow: visible !important; border: 0; background: none; }
+#history .grid-wrap {
+  height: auto; min-height: 0; max-height: none; overflow: visible; padding: 2px;
+}
+#history .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(124px, 1fr)); height: auto; gap: 10px;
+}
+#history .thumbnail-item {
+  display: flex; flex-direction: column; aspect-ratio: auto; height: 100%; text-align: left;
+}
+#history .thumbnail-item img { height: auto; max-height: 160px; border-radius: 0; }
+#history .thumbnail-item.selected { outline: 2px solid var(--color-accent); }
+#history .caption-label {
+  position: static; max-width: 100%; width: 100%; border: 0; border-radius: 0; padding: 4px 6px;
+  background: none; font-size: 0.75rem; line-height: 1.3; white-space: normal; overflow: hidden;
+  overflow-wrap: anywhere;
+}
+"""
+)
+
+
+def page_theme() -> Any:
+    """Return gradio's plain theme with the visitor's fonts and a green that white text shows on."""
+    theme = Default(font=FONTS, font_mono=MONO, primary_hue="teal", neutral_hue="slate")
+    return theme.set(
+        body_text_color_subdued="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        loader_color="*primary_700",
+    )

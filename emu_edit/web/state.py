@@ -1,0 +1,379 @@
+"""What the web page remembers of a visitor, and how each button changes it; knows no web library.
+
+A visitor has lines of turns (a new line begins where an earlier turn was edited again) and looks at
+one turn of one line. The state is immutable and so are the sessions in it: each function takes a
+state and gives the next, or refuses in one line and changes nothing.
+"""
+
+import io
+import struct
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from torch import Tensor
+
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.editing.editor import Editor, OnStep
+from emu_edit.editing.session import EditSession
+from emu_edit.editing.threshold import Threshold
+from emu_edit.errors import BadImageError, InputError
+from emu_edit.images import FORMATS, decode_rgb, is_far_larger, resize, with_shorter_side
+from emu_edit.web.difference import changed
+from emu_edit.web.limits import MEBI, Limits
+
+THUMBNAIL = 192  # longer side in the history, in pixels
+CAPTION = 40  # characters of an instruction in the history: three lines, with number and task
+BRANCH = 32  # and in the name of a branch
+SEED_DIGITS = 19  # of the largest seed
+
+# A picture with no longer side is enlarged without smoothing: its pixels are what one looks for.
+# Larger ones are scaled as browsers do, because that would make them jagged.
+MOST_PIXELATED = 160
+
+# Ours: from so many times the training pictures' size on, the page offers a smaller copy
+MUCH_LARGER = 2
+
+# what Pillow lets out on damaged headers; `decode_rgb` words them
+_HEADER_ERRORS = (
+    OSError, ValueError, SyntaxError, IndexError, TypeError, struct.error, OverflowError,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One edit as the visitor asks for it.
+
+    Attributes:
+        instruction: what to change.
+        task: name of a task; None asks the model's predictor.
+        negative: what the picture should not show; "" for nothing.
+        guidance: strength of text and of source picture.
+        num_steps: sampler steps.
+        seed: of the noise; None derives a new one for each turn.
+        threshold: alpha of `keep_unchanged`, None for off, or the session's own choice.
+    """
+
+    instruction: str
+    task: str | None
+    guidance: Guidance
+    num_steps: int
+    negative: str = ""
+    seed: int | None = None
+    threshold: float | Threshold | None = Threshold.default
+
+
+@dataclass(frozen=True, eq=False)
+class PageState:
+    """A visitor's lines of turns and the turn that is shown.
+
+    Attributes:
+        lines: sessions that begin with the same picture, at least one.
+        line: index of the one that is shown.
+        turn: the turn that is shown, 0 is the original; the next edit goes on from here.
+    """
+
+    lines: tuple[EditSession, ...]
+    line: int = 0
+    turn: int = 0
+
+    @property
+    def whole_line(self) -> EditSession:
+        """The line that is shown, with the turns after the one shown."""
+        return self.lines[self.line]
+
+    @property
+    def session(self) -> EditSession:
+        """The line up to the turn that is shown."""
+        return self.whole_line.at(self.turn)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the last turn of the line is shown."""
+        return self.turn == len(self.whole_line.turns)
+
+
+def read_upload(data: bytes, limits: Limits) -> UInt8[Tensor, "3 h w"]:
+    """Decode an uploaded picture: pixels only, upright; metadata (EXIF, GPS) is left behind.
+
+    Raises:
+        BadImageError: if it has too many bytes or pixels, or is no JPEG, PNG or WebP.
+    """
+    if len(data) > limits.upload_bytes:
+        most = limits.upload_bytes / MEBI
+        raise BadImageError(
+            f"the file has {len(data) / MEBI:.1f} MiB, at most {most:g} are taken; "
+            "save it as JPEG or make it smaller"
+        )
+    width, height = _size(data)
+    if width * height > limits.upload_pixels:
+        raise BadImageError(
+            f"the picture is {width}x{height}, at most {limits.upload_pixels / 1e6:.1f} megapixels "
+            "are decoded; make it smaller"
+        )
+    try:
+        return decode_rgb(data)
+    except BadImageError as error:
+        # what is shown stands alone, without the name of a file
+        line = str(error).replace("the picture is no picture", "the file is no picture")
+        raise BadImageError(line) from error
+
+
+def open_picture(editor: Editor, data: bytes, *, is_resized: bool, limits: Limits) -> PageState:
+    """Begin with an uploaded picture, its shorter side resized to the model's size if asked.
+
+    Raises:
+        BadImageError: if the file is refused, see `read_upload`.
+        InputError: if the picture is too large to be edited as it is.
+    """
+    image = read_upload(data, limits)
+    height, width = image.shape[-2:]
+    trained = editor.settings.image_size
+    if is_resized:
+        image = resize(image, with_shorter_side(trained, height=height, width=width))
+    elif height * width > limits.edited_pixels or is_far_larger(
+        trained, height=height, width=width, times=limits.times_larger
+    ):
+        raise InputError(
+            f"the picture is {width}x{height}, too large for this model, which was trained at "
+            f"{trained} px; tick 'Resize' below the upload to edit a copy of that size"
+        )
+    return PageState((EditSession.start(editor, image),))
+
+
+def edit(
+    state: PageState | None, wish: Wish, limits: Limits, on_step: OnStep | None = None
+) -> PageState:
+    """Edit the picture that is shown; from an earlier turn this begins a new line.
+
+    Raises:
+        InputError: if there is no picture, the wish goes beyond the limits, or the editor refuses.
+    """
+    state = _opened(state)
+    _check(state, wish, limits)
+    session = state.session.edit(
+        wish.instruction,
+        task=wish.task,
+        negative=wish.negative,
+        guidance=wish.guidance,
+        num_steps=wish.num_steps,
+        seed=wish.seed,
+        threshold=wish.threshold,
+        on_step=on_step,
+    )
+    turn = len(session.turns)
+    if state.is_at_end:
+        return replace(state, lines=_replaced(state, session), turn=turn)
+    return PageState((*state.lines, session), len(state.lines), turn)
+
+
+def undo(state: PageState | None) -> PageState:
+    """Take the last turn back; when an earlier one is shown, nothing is lost: go one turn back.
+
+    Raises:
+        InputError: if there is no picture, or the original is shown.
+    """
+    state = _opened(state)
+    shorter = state.session.undo()
+    if state.is_at_end:
+        return replace(state, lines=_replaced(state, shorter), turn=state.turn - 1)
+    return replace(state, turn=state.turn - 1)
+
+
+def show_turn(state: PageState | None, turn: int) -> PageState:
+    """Show a turn of the line, 0 is the original; the next edit goes on from it.
+
+    Raises:
+        InputError: if there is no picture or no such turn.
+    """
+    state = _opened(state)
+    state.whole_line.at(turn)
+    return replace(state, turn=turn)
+
+
+def show_line(state: PageState | None, line: int) -> PageState:
+    """Show the last turn of another line.
+
+    Raises:
+        InputError: if there is no picture or no such line.
+    """
+    state = _opened(state)
+    if not 0 <= line < len(state.lines):
+        raise InputError(f"there are branches 1 to {len(state.lines)}, there is no {line + 1}")
+    return replace(state, line=line, turn=len(state.lines[line].turns))
+
+
+def comparison(
+    state: PageState, *, is_with_original: bool
+) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h w"]]:
+    """Return the picture before the shown turn (or the original) and the one after it."""
+    session = state.session
+    before = session.original if is_with_original else session.images[max(state.turn - 1, 0)]
+    return before, session.image
+
+
+def picture_names(state: PageState, *, is_with_original: bool) -> tuple[str, str]:
+    """Name the two pictures of `comparison`."""
+    if state.turn == 0:
+        return "Original", "Original"
+    before = 0 if is_with_original else state.turn - 1
+    return f"Before: {f'turn {before}' if before else 'original'}", f"After: turn {state.turn}"
+
+
+def is_small(state: PageState) -> bool:
+    """Whether the picture is to be enlarged without smoothing."""
+    return max(state.session.image.shape[-2:]) <= MOST_PIXELATED
+
+
+def history(state: PageState) -> list[tuple[UInt8[Tensor, "3 _ _"], str]]:
+    """Return a thumbnail and a caption for the original and each turn of the line."""
+    line = state.whole_line
+    captions = ["original"] + [
+        f"{number}. {shortened(turn.instruction)} [{turn.task}]"
+        for number, turn in enumerate(line.turns, start=1)
+    ]
+    return [
+        (_thumbnail(image), caption) for image, caption in zip(line.images, captions, strict=True)
+    ]
+
+
+def line_names(state: PageState) -> list[str]:
+    """Name each line by its number, the instruction it ends with, and its turns."""
+    return [
+        f"branch {number}: {shortened(line.turns[-1].instruction, BRANCH)}"
+        f" ({len(line.turns)} turn{'' if len(line.turns) == 1 else 's'})"
+        if line.turns
+        else f"branch {number}: original"
+        for number, line in enumerate(state.lines, start=1)
+    ]
+
+
+def summary(state: PageState) -> str:
+    """Say in a few words what is shown, how it was made and what comes next."""
+    session = state.session
+    height, width = session.image.shape[-2:]
+    size = f"{width}x{height} px"
+    branches = "" if state.is_at_end else " The next edit begins a branch."
+    if not session.turns:
+        return f"The original, {size}. {_advice(session)}{branches}"
+    last = session.turns[-1]
+    where = changed(session.images[-2], session.image)
+    return (
+        f"Turn {state.turn} of {len(state.whole_line.turns)}, {size}. Task {last.task}, "
+        f"seed {last.seed}, steps {last.num_steps}. "
+        f"{_how_much(where, is_kept=last.threshold is not None)}{branches}"
+    )
+
+
+def shortened(text: str, length: int = CAPTION) -> str:
+    """Cut a text to what fits below a thumbnail, between two words unless one is very long."""
+    if len(text) <= length:
+        return text
+    cut = text[:length]
+    words, _, last = cut.rpartition(" ")
+    return f"{words if len(last) < length // 2 else cut[:-1]}…"
+
+
+def read_seed(text: str) -> int | None:
+    """Return the seed that was typed; None for a new one in each turn.
+
+    Raises:
+        InputError: if it is no whole number, or one of too many digits.
+    """
+    text = text.strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= SEED_DIGITS):
+        raise InputError(
+            f"the seed must be a whole number of at most {SEED_DIGITS} digits, got "
+            f"{shortened(text)!r}; leave it empty for a new one in each turn"
+        )
+    return int(text)
+
+
+def write_download(folder: Path, token: str, name: str, data: bytes) -> Path:
+    """Put a file for one visitor into a folder of its own, readable by this user only.
+
+    Args:
+        folder: of the page's temporary files; deleted when the server ends.
+        token: name of the file's own folder, not to be guessed.
+        name: what the visitor's browser calls the file.
+        data: its content.
+    """
+    place = folder / token
+    place.mkdir(mode=0o700)
+    path = place / name
+    path.write_bytes(data)
+    return path
+
+
+def _advice(session: EditSession) -> str:
+    trained = session.editor.settings.image_size
+    if min(session.image.shape[-2:]) <= MUCH_LARGER * trained:
+        return "Say what to change."
+    return (
+        f"That is much larger than the {trained} px this model was trained at; tick 'Resize' if "
+        "edits are slow or miss."
+    )
+
+
+def _how_much(where: Bool[Tensor, "h w"], *, is_kept: bool) -> str:
+    count = int(where.sum())
+    if count == 0:
+        return "Nothing changed: every pixel is as before. Try other words or another seed."
+    if count == where.numel():
+        return "Every pixel changed."
+    # never 0 % or 100 %, which would claim the above
+    share = min(max(round(100 * count / where.numel()), 1), 99)
+    return f"{share}% of pixels changed{', rest kept' if is_kept else ''}."
+
+
+def _opened(state: PageState | None) -> PageState:
+    if state is None:
+        raise InputError("there is no picture yet; upload one first")
+    return state
+
+
+def _check(state: PageState, wish: Wish, limits: Limits) -> None:
+    for what, text in (("instruction", wish.instruction), ("negative text", wish.negative)):
+        if len(text) > limits.characters:
+            raise InputError(
+                f"the {what} has {len(text)} characters, at most {limits.characters} are taken; "
+                "shorten it"
+            )
+    if not 1 <= wish.num_steps <= limits.steps:
+        raise InputError(f"steps must be 1 to {limits.steps}, got {wish.num_steps}")
+    if wish.task is None and state.whole_line.editor.predictor is None:
+        raise InputError("this model has no task predictor; choose the kind of edit")
+    if state.turn >= limits.turns:
+        raise InputError(
+            f"a session has at most {limits.turns} turns; download the picture and upload it again"
+        )
+    if not state.is_at_end and len(state.lines) >= limits.branches:
+        raise InputError(
+            f"at most {limits.branches} branches are kept; go on from the end of one of them"
+        )
+
+
+def _replaced(state: PageState, session: EditSession) -> tuple[EditSession, ...]:
+    lines = state.lines
+    return (*lines[: state.line], session, *lines[state.line + 1 :])
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Read width and height from the header; (0, 0) when there is none to read."""
+    with warnings.catch_warnings(), suppress(*_HEADER_ERRORS):
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    return 0, 0
+
+
+def _thumbnail(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 _ _"]:
+    height, width = image.shape[-2:]
+    scale = min(THUMBNAIL / max(height, width), 1)
+    return resize(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
