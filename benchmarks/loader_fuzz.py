@@ -36,18 +36,13 @@ from benchmarks.loader_damage import DAMAGES, FORGERIES, cut, flip, insert, zero
 from datamodules.checks.folders import check_folder
 from datamodules.shards.folder import LocalFolder
 from datamodules.shards.index import index_path, index_shard, save_index
-from datamodules.shards.manifest import (
-    MANIFEST,
-    ShardEntry,
-    read_manifest,
-    sha256_of,
-    write_manifest,
-)
+from datamodules.shards.manifest import MANIFEST, ShardEntry, read_manifest, write_manifest
 from datamodules.stream.lanes import DataSet, lanes_of
 from datamodules.stream.reader import InOrder, OpenShard, ShardDataset
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import EditSample
 from emu_edit.errors import InputError
+from emu_edit.files import sha256_of
 from emu_edit.randomness import keyed_generator
 from emu_edit.tasks import SIXTEEN
 from emu_edit.terminal import aligned, step_bar

@@ -20,11 +20,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from emu_edit.errors import InputError, StorageError
+from emu_edit.files import sync_folder
 from emu_edit.training.checkpoint_io import (
     DurableCheckpointIO,
     in_words,
     sweep,
-    sync_folder,
     verify,
 )
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from callbacks.all_ranks import from_all_ranks
 from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, NonFiniteError
-from emu_edit.files import atomic_file
+from emu_edit.files import write_json
 from emu_edit.training.module import EditModule
 
 FILE = "nonfinite.json"
@@ -195,8 +195,7 @@ class Finite(Callback):
             events = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
             events = [*(old for old in events if old["step"] < step), event]
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as stream:
-                stream.write((json.dumps(events, indent=1) + "\n").encode())
+            write_json(path, events)
         except (OSError, ValueError) as error:  # on this rank only; the others would wait
             logger.warning("%s: cannot be written (%s)", path, error)
 

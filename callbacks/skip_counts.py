@@ -6,6 +6,7 @@ from typing import Any
 
 from emu_edit.batch import BadSample
 from emu_edit.errors import BadDataError
+from emu_edit.terminal import aligned
 
 STATE_VERSION = 1
 # the last shard of a task may hold a handful: one bad sample of three is no broken shard
@@ -107,8 +108,8 @@ class SkipCounts:
             for shard in worst[:NUM_SHARDS_SHOWN]
         ]
         return "\n".join([
-            *_columns([("task", "what is wrong", "samples"), *rows]),
-            *_columns([("shard", "bad samples", ""), *shards]),
+            *aligned([("task", "what is wrong", "samples"), *rows]),
+            *aligned([("shard", "bad samples", ""), *shards]),
         ])
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,11 +151,3 @@ class SkipCounts:
             for task in totals
         }
         return ", ".join(f"{task} {n} ({kinds[task]})" for task, n in totals.items())
-
-
-def _columns(rows: list[tuple[str, str, str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

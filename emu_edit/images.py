@@ -10,12 +10,10 @@ What size a picture may have for a model, and what size a smaller copy gets; num
 """
 
 import io
-import os
-import secrets
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from emu_edit.errors import BadImageError, InputError
+from emu_edit.files import atomic_file
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = (
@@ -369,17 +368,10 @@ def _to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    # the temporary name is in the same folder: os.replace is atomic within one file system only
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with atomic_file(path) as stream:
+            stream.write(data)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         name, folder = _printable(str(path)), _printable(str(path.parent))
         raise InputError(
             f"{name}: cannot be written ({error.strerror}); needs a writable folder {folder}"

@@ -1,6 +1,6 @@
-"""Progress bars: how far, how fast, how long still; on stderr, gone when done.
+"""What a person sees in a terminal: progress (how far, how fast, how long still) and tables.
 
-Tables as plain text.
+Progress goes to standard error and is gone when the work is done; a table is plain text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,10 +49,35 @@ def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int | No
         yield on_step
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table with columns of equal width."""
+def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
+    """Give columns of equal width to the rows of a table.
+
+    Args:
+        rows: the head first, if there is one; all of one length.
+        numbers: columns from the second on are numbers, which end at one place.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_padded(row, widths, numbers=numbers)).rstrip() for row in rows]
+
+
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False
+) -> str:
+    """Write a Markdown table that reads well as plain text, too.
+
+    Args:
+        head: titles of the columns.
+        rows: as long as the head; a bar in a cell, which would end it, becomes a slash.
+        numbers: columns from the second on are numbers, which end at one place.
+    """
+    cells = [[cell.replace("|", "/") for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(_padded(row, widths, numbers=numbers))} |" for row in cells)
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], *, numbers: bool) -> list[str]:
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        cell.rjust(width) if numbers and column > 0 else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]

@@ -33,7 +33,6 @@ from datamodules.world.pair import WorldPair, make_pair
 from emu_edit.batch import EditSample
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.files import atomic_file
 from emu_edit.metrics.world import EditScore, Truth, score
 from emu_edit.models.learned_task import model_hash
 from emu_edit.tasks import SIXTEEN
@@ -354,9 +353,3 @@ def read_cell(path: Path, study: Study) -> dict[str, object] | None:
                 f"{value!r}; give another -o"
             )
     return cell
-
-
-def write_cell(path: Path, cell: dict[str, object]) -> None:
-    """Write a cell whole or not at all."""
-    with atomic_file(path) as stream:
-        stream.write((json.dumps(cell, indent=1) + "\n").encode())

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from benchmarks.inversion.cells import BASE
 from benchmarks.inversion.methods import EXPERT, FULL, INVERSION, LORA
-from emu_edit.files import atomic_file
+from emu_edit.editing.sheets import new_figure
+from emu_edit.files import atomic_file, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,8 +47,7 @@ def write_curves(folder: Path, cells: Sequence[dict], study: dict[str, object]) 
     )
     # whole or not at all: several processes may end at once
     for name, written in ((JSON_FILE, text), (TABLE_FILE, table)):
-        with atomic_file(folder / name) as stream:
-            stream.write(f"{written}\n".encode())
+        write_text(folder / name, written)
     with atomic_file(folder / PLOT_FILE) as stream:
         draw_curves(stream, grouped)
     return table
@@ -93,14 +93,10 @@ def draw_curves(stream: BinaryIO, grouped: Grouped) -> None:
 
     Lines are means of the seeds, bands their range.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     count = len(grouped) + 1
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(PANEL[0] * columns, PANEL[1] * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axes, (task, by_method) in zip(panels, grouped.items(), strict=False):
         axes.set_title(task)

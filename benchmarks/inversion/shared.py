@@ -19,8 +19,8 @@ from benchmarks.inversion.cells import (
     Study,
     read_cell,
     run_cell,
-    write_cell,
 )
+from emu_edit.files import write_json
 from emu_edit.terminal import step_bar
 
 
@@ -82,7 +82,7 @@ class _Maker:
             on_step(before + done, self.total)
 
         made = run_cell(cell, self.study, self.old, begun, told)
-        write_cell(self.folder / cell.file, made)
+        write_json(self.folder / cell.file, made)
         number = len(self.cells) - len(left) + 1
         sys.stderr.write(f"{number}/{len(self.cells)} {line_of(made)}\n")
 

@@ -27,9 +27,9 @@ from datamodules.encoded.reader import CACHE, NULL_TEXT, CacheHeader
 from datamodules.shards.evaluation_only import refuse_declared, refuse_name, refuse_output
 from datamodules.shards.folder import LocalFolder, ShardFolder
 from datamodules.shards.index import index_shard, save_index
-from datamodules.shards.manifest import Manifest, ShardEntry, sha256_of, verify_hash, write_manifest
+from datamodules.shards.manifest import Manifest, ShardEntry, verify_hash, write_manifest
 from emu_edit.errors import InputError, ShardError, closest
-from emu_edit.files import atomic_file
+from emu_edit.files import atomic_file, sha256_of, write_json
 from emu_edit.models.networks import EditNetworks
 
 WORK = "cache.json"  # says what a folder is being made of, until its manifest does and after
@@ -217,8 +217,7 @@ def _begin(
     if null_text:
         with atomic_file(output / NULL_TEXT) as stream:
             stream.write(null_text)
-    with atomic_file(output / WORK) as stream:
-        stream.write(json.dumps(header.to_dict(), indent=1).encode())
+    write_json(output / WORK, header.to_dict())
     return header
 
 

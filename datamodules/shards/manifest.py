@@ -5,7 +5,6 @@ and hashes tell a run that its data changed since they were written. The file is
 people can read it.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emu_edit.errors import ShardError
-from emu_edit.files import atomic_file
+from emu_edit.files import sha256_of, write_json
 
 MANIFEST = "manifest.json"
 _FIELDS = ("file", "bytes", "sha256", "samples")
@@ -60,12 +59,6 @@ class Manifest:
         return tuple(entry for entry in self.entries if entry.task == task)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def write_manifest(
     folder: Path, entries: Sequence[ShardEntry], *, made_by: dict[str, object]
 ) -> Manifest:
@@ -85,9 +78,7 @@ def write_manifest(
         task: [{k: v for k, v in asdict(e).items() if k != "task"} for e in manifest.of_task(task)]
         for task in manifest.tasks
     }
-    text = json.dumps({"version": VERSION, "made_by": made_by, "tasks": tasks}, indent=1)
-    with atomic_file(folder / MANIFEST) as stream:
-        stream.write(text.encode())
+    write_json(folder / MANIFEST, {"version": VERSION, "made_by": made_by, "tasks": tasks})
     return manifest
 
 

@@ -24,9 +24,9 @@ from webdataset.writer import TarWriter
 
 from datamodules.shards.evaluation_only import refuse_declared, refuse_output
 from datamodules.shards.index import index_shard, save_index
-from datamodules.shards.manifest import Manifest, ShardEntry, sha256_of, write_manifest
+from datamodules.shards.manifest import Manifest, ShardEntry, write_manifest
 from emu_edit.errors import InputError
-from emu_edit.files import atomic_file
+from emu_edit.files import atomic_file, sha256_of
 
 __all__ = ["Manifest", "PairRecord", "ShardEntry", "write_manifest", "write_task_shards"]
 

@@ -22,6 +22,7 @@ from datamodules.stream.lanes import Lane
 from datamodules.stream.order import Order, OrderSpec, TaskOrder, quotas, refuse_not_positive
 from datamodules.stream.resume import data_hash
 from emu_edit.errors import InputError, closest
+from emu_edit.terminal import aligned
 
 _NAME = re.compile(r"[\w.-]*")  # a part of names in weights and logs
 
@@ -247,15 +248,7 @@ def lane_table(counts: Sequence[LaneCount]) -> str:
         )
         for count in counts
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first, *others = widths
-    return "\n".join(
-        "  ".join([
-            row[0].ljust(first),
-            *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True)),
-        ])
-        for row in rows
-    )
+    return "\n".join(aligned(rows, numbers=True))
 
 
 def repeated_often(counts: Sequence[LaneCount], *, until: str) -> str:

@@ -14,6 +14,7 @@ from emu_edit.cli.arguments import ArgumentParser, Command, run_command, seed_in
 from emu_edit.editing.find import INDEX, find_model
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import is_task_file, model_to_change
+from emu_edit.terminal import aligned
 
 if TYPE_CHECKING:
     from emu_edit.models.learned_task import LearnedTask
@@ -317,11 +318,7 @@ def _predicted(task: LearnedTask, predictor: TaskPredictor | None) -> str:
 def format_rows(rows: list[Row]) -> str:
     """Return the rows as a table for people."""
     cells = [["" if row[name] is None else str(row[name]) for name in COLUMNS] for row in rows]
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [list(COLUMNS), *cells]
-    )
+    return "\n".join(aligned([list(COLUMNS), *cells]))
 
 
 def task_entries(task: LearnedTask) -> Row:
@@ -360,5 +357,4 @@ def format_task(task: LearnedTask) -> str:
     }
     if task.allowed_on:
         lines["allowed on"] = f"{task.allowed_on}, another model"
-    width = max(map(len, lines))
-    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in lines.items())
+    return "\n".join(aligned([*lines.items()]))

@@ -2,7 +2,8 @@
 
 Only drawing happens here; who edits, when, and where the file goes is decided by the callers. Small
 pictures are enlarged by whole factors, so that their pixels can be seen; the large ones of a
-session are made smaller: a sheet is for looking, the turns' own files are the result.
+session are made smaller: a sheet is for looking, the turns' own files are the result. Plots of
+numbers begin with `new_figure`.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from emu_edit.images import to_pil
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEAST_WIDTH = 192  # room for a line of about 27 letters
 MOST_SIDE = 512
@@ -160,3 +165,13 @@ def _fitted(text: str, height: int) -> str:
     return "\n".join(
         lines if len(lines) <= room else [*lines[: room - 1], lines[room - 1][:29] + "…"]
     )
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Begin a plot of so many inches, drawn without a display and without global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

@@ -5,13 +5,14 @@ same; everything else is printed too, each protocol apart and marked "not compar
 the order of their names: nothing is ranked.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emu_edit.evaluation.figures import MODEL, Block, blocks_of, metric
 from emu_edit.metrics.published import PACKAGED, PublishedRow, load_published
+from emu_edit.terminal import markdown_table
 
 OWN = "this run"
 DIGITS = 3  # at least: JSON drops the zeros a paper prints at the end
@@ -103,7 +104,7 @@ def group_text(group: Group) -> str:
     head = ["model", *(str(metric(name)) for name in group.metrics), "source"]
     lines = [[OWN, *numbers(group, group.own), ""]] if group.own else []
     lines += [[row.model, *numbers(group, row.values), _source(row)] for row in group.rows]
-    return "\n".join([f"## Published, {group.title} ({state})", "", *_aligned(head, lines)])
+    return f"## Published, {group.title} ({state})\n\n{markdown_table(head, lines)}"
 
 
 def _name(row: PublishedRow) -> str:
@@ -138,16 +139,3 @@ def numbers(group: Group, values: Mapping[str, float | None]) -> list[str]:
 
 def _source(row: PublishedRow) -> str:
     return f"{row.source} ({row.note})" if row.note else row.source
-
-
-def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    # a bar in a name would end its cell
-    table = [[cell.replace("|", "/") for cell in line] for line in (head, *lines)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-    table.insert(1, ["-" * width for width in widths])
-    return [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in table
-    ]

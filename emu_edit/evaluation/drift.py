@@ -26,6 +26,7 @@ from datamodules.world.palette import Split
 from datamodules.world.sessions import TASKS, SessionTurn, WorldSession, make_session
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.session import EditSession
+from emu_edit.editing.sheets import new_figure
 from emu_edit.editing.threshold import ALPHA
 from emu_edit.errors import InputError
 from emu_edit.metrics.bootstrap import bootstrap_ratio
@@ -37,10 +38,10 @@ from emu_edit.metrics.drift import (
     score_session,
     success_share,
 )
+from emu_edit.terminal import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 RESULTS, TABLE, CURVES, SESSIONS = "drift.json", "drift.md", "drift.png", "sessions.png"
 SHOWN = 2  # sessions in the picture
@@ -246,14 +247,9 @@ def drift_table(
         summary: `error_ratio` and its ends `error_ratio_low` and `_high`, `outside_l1_*` and
             `success_*` with * in "without", "with".
     """
-    rows = [HEADER, tuple("-" * len(name) for name in HEADER)]
-    rows += [_row(a, b) for a, b in zip(without, kept, strict=True)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-    lines = [
-        f"| {' | '.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))} |"
-        for row in rows
-    ]
-    return "\n".join([*lines, "", *_conclusion(without[-1].turn, summary)])
+    rows = [_row(a, b) for a, b in zip(without, kept, strict=True)]
+    table = markdown_table(HEADER, rows, numbers=True)
+    return "\n".join([table, "", *_conclusion(without[-1].turn, summary)])
 
 
 def _row(without: DriftPoint, kept: DriftPoint) -> tuple[str, ...]:
@@ -302,7 +298,7 @@ def draw_curves(
     without: Sequence[DriftPoint], kept: Sequence[DriftPoint], path: Path, *, title: str
 ) -> None:
     """Draw error, PSNR and success over the turns, without and with threshold."""
-    figure = _figure(12.0, 4.0)
+    figure = new_figure(12.0, 4.0)
     figure.suptitle(title)
     for number, (name, value) in enumerate(PANELS, start=1):
         axes = figure.add_subplot(1, len(PANELS), number)
@@ -335,7 +331,7 @@ def draw_sessions(
         path: PNG to write.
     """
     columns = len(sessions[0].turns) + 1
-    figure = _figure(1.5 * columns, 5.4 * len(sessions))
+    figure = new_figure(1.5 * columns, 5.4 * len(sessions))
     grid = figure.subplots(len(ROWS) * len(sessions), columns, squeeze=False)
     for i, (session, (without, kept)) in enumerate(zip(sessions, pictures, strict=True)):
         right = [session.original, *(turn.pair.target for turn in session.turns)]
@@ -354,13 +350,3 @@ def _show(axes: "Axes", picture: object) -> None:
     axes.imshow(picture, interpolation="nearest")  # pyright: ignore[reportArgumentType]
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def _figure(width: float, height: float) -> "Figure":
-    # the object interface: nothing global, no display needed
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

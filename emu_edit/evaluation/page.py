@@ -35,7 +35,7 @@ from emu_edit.evaluation.page_tables import (
     overall_table,
     part_table,
 )
-from emu_edit.files import atomic_file
+from emu_edit.files import write_text
 from emu_edit.images import read_image, to_pil
 from emu_edit.metrics.published import PublishedRow
 
@@ -83,8 +83,7 @@ def write_page(
     items = read_items(folder) if items is None else items
     find = pictures_in(folder) if pictures is None else _labelled(pictures)
     path = folder / PAGE
-    with atomic_file(path) as stream:
-        stream.write(_page(folder, results, items, find, published).encode("utf-8"))
+    write_text(path, _page(folder, results, items, find, published))
     return path
 
 

@@ -38,6 +38,7 @@ from emu_edit.evaluation.outputs import (
 from emu_edit.evaluation.page import write_page
 from emu_edit.evaluation.results import SOME_FAILED, Evaluation, table_of, write_evaluation
 from emu_edit.evaluation.score import Features, pictures_of, score
+from emu_edit.files import sha256_of
 from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone, find_backbone
 from emu_edit.metrics.protocols import INPUT, Protocol, is_left_out, protocol_for
 from emu_edit.metrics.published import PACKAGED, PublishedRow, load_published
@@ -277,7 +278,6 @@ def folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                inner = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(folder).as_posix()} {inner}\n".encode())
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()

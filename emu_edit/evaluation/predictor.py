@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datamodules.world.predictor_texts import Instruction
 from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
+from emu_edit.editing.sheets import new_figure
 from emu_edit.metrics.bootstrap import confusion_matrix, expected_calibration_error
 
 if TYPE_CHECKING:
@@ -158,14 +159,9 @@ def write_score(folder: Path, result: PredictorScore, *, predictor: str, source:
 
 def draw_confusion(result: PredictorScore, path: Path, *, title: str) -> None:
     """Draw the confusion matrix: rows are the tasks asked for, columns those predicted."""
-    # the object interface: nothing global, no display needed
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     n = len(result.tasks)
     side = max(5.0, 0.5 * n + 2)  # inches
-    figure = Figure(figsize=(side, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(side, side)
     axes = figure.add_subplot()
     counts = result.confusion.double()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)

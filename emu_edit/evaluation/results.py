@@ -18,9 +18,10 @@ from emu_edit.errors import installed_version
 from emu_edit.evaluation.edits import item_line
 from emu_edit.evaluation.outputs import Inputs, ItemPictures, Output
 from emu_edit.evaluation.score import MODEL, Scores, Values
-from emu_edit.files import atomic_file
+from emu_edit.files import write_json, write_text
 from emu_edit.metrics.bootstrap import bootstrap_mean
 from emu_edit.metrics.protocols import DIRECTIONS, TITLES, Protocol
+from emu_edit.terminal import markdown_table
 
 __all__ = ["Evaluation", "ItemPictures"]
 
@@ -189,15 +190,9 @@ def write_evaluation(
     folder: Path, results: Mapping[str, Any], items: Sequence[Mapping[str, Any]], table: str
 ) -> None:
     """Write results.json, items.jsonl and table.md, each whole or not at all."""
-    lines = [json.dumps(item, ensure_ascii=False) for item in items]
-    texts = {
-        RESULTS: json.dumps(results, indent=2, ensure_ascii=False),
-        ITEMS: "\n".join(lines),
-        TABLE: table,
-    }
-    for name, text in texts.items():
-        with atomic_file(folder / name) as stream:
-            stream.write(f"{text}\n".encode())
+    write_json(folder / RESULTS, results)
+    write_text(folder / ITEMS, "\n".join(json.dumps(item, ensure_ascii=False) for item in items))
+    write_text(folder / TABLE, table)
 
 
 def table_of(results: Mapping[str, Any]) -> str:
@@ -218,12 +213,7 @@ def _block_table(block: Mapping[str, Any], metrics: Sequence[str]) -> str:
     tasks = {name or "(no task)": row for name, row in model["by_task"].items()}
     whole = {name: row["all"] for name, row in block["rows"].items()}
     body = [_line(name, row, metrics) for name, row in {**tasks, **turns, **whole}.items()]
-    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-    rule = ["-" * width for width in widths]
-    return "\n".join(
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in (head, rule, *body)
-    )
+    return markdown_table(head, body)
 
 
 def _line(name: str, row: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:

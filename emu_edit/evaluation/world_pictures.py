@@ -35,7 +35,7 @@ from emu_edit.evaluation.world import (
     world_pairs,
     write_results,
 )
-from emu_edit.files import atomic_file
+from emu_edit.files import write_json, write_text
 from emu_edit.metrics.table import format_table
 from emu_edit.tasks import SIXTEEN
 
@@ -89,8 +89,8 @@ def write_inputs(options: argparse.Namespace) -> str:
             "target_caption": item.target_caption,
         }
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    _write(folder / INPUTS, "".join(lines))
-    _write(folder / BENCHMARK, json.dumps(_about(benchmark, pairs), indent=2) + "\n")
+    write_text(folder / INPUTS, "".join(lines))
+    write_json(folder / BENCHMARK, _about(benchmark, pairs))
     return (
         f"wrote {len(pairs)} pictures and {INPUTS} to {folder}\n"
         "edit each as its line says, keep names and sizes, then\n"
@@ -243,8 +243,3 @@ def _read_about(folder: Path) -> dict[str, Any]:
     if not is_known:
         raise InputError(f"{path} is not what --write-inputs writes; write the inputs again")
     return told
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as stream:
-        stream.write(text.encode())

@@ -5,7 +5,6 @@ backbones are published and passed on. `sources` refuses those; here nothing els
 and they are opened by torch's weights-only reader alone, which runs no code.
 """
 
-import hashlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -84,9 +83,3 @@ def _is_complete(folder: Path, needed: Needed) -> bool:
 def weight_file(folder: Path) -> Path:
     """Return the file that is loaded: safetensors wherever there is one."""
     return next(folder / name for name in WEIGHTS if (folder / name).is_file())
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hash of the file's bytes, which the hub shows on the file's page, too."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -30,10 +30,10 @@ from transformers import (
 from transformers.utils import logging
 
 from emu_edit.errors import InputError
+from emu_edit.files import sha256_of
 from emu_edit.metrics.backbone_files import (
     CLIP_FILES,
     DINO_FILES,
-    file_sha256,
     local_folder,
     weight_file,
 )
@@ -95,7 +95,7 @@ class ClipBackbone:
             _placed(model, device, dtype),
             _tokenizer(folder, _text_config(model)),
             preprocess,
-            sha256=file_sha256(weight_file(folder)),
+            sha256=sha256_of(weight_file(folder)),
         )
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ class DinoBackbone:
         return DinoBackbone(
             _placed(model, device, dtype),
             preprocess,
-            sha256=file_sha256(weight_file(folder)),
+            sha256=sha256_of(weight_file(folder)),
         )
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from emu_edit.metrics.bootstrap import bootstrap_share
 from emu_edit.metrics.detection import average_precision_at, kind_counts, mean_iou
 from emu_edit.metrics.world import EditScore, Truth, score
 from emu_edit.tasks import SIXTEEN, TASKS, Family
+from emu_edit.terminal import markdown_table
 
 Record = TypeVar("Record")
 
@@ -134,27 +135,11 @@ def format_table(result: Report) -> str:
 
     A row per task and family with the model's numbers, then model, copy-input and oracle over all.
     """
-    head = [
-        "task",
-        "edits",
-        "success",
-        "95 %",
-        "error/copy",
-        "inside",
-        "copy",
-        "outside",
-        "picture",
-        "measured",
-    ]
+    head = ["task", "edits", "success", "95 %", "error/copy"]
+    head += ["inside", "copy", "outside", "picture", "measured"]
     model = result.model
     body = [_cells(row.name, row) for row in (*model.tasks, *model.families)]
     body += [_cells(name, summary.overall) for name, summary in result._named()]
-    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
-    rule = ["-" * width for width in widths]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in (head, rule, *body)
-    ]
     notes = (
         "success: inside the mask closer to the target than to the source, outside untouched. "
         "error/copy: error inside relative to not editing (below 1 is better than copying). "
@@ -162,7 +147,7 @@ def format_table(result: Report) -> str:
         "AP@0.5: precision times recall of rectangles, a hit from IoU 0.5 on. "
         "mIoU: over kinds of things, pixels summed."
     )
-    return "\n".join([*lines, "", notes])
+    return f"{markdown_table(head, body)}\n\n{notes}"
 
 
 def _row(name: str, scores: Sequence[EditScore]) -> Row:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emu_edit.editing.sheets import new_figure
 from emu_edit.tasks import SIXTEEN
 
 if TYPE_CHECKING:
@@ -52,15 +53,10 @@ def read_curves(metrics: Path) -> dict[str, Curve]:
 
 def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
     """Draw the panels that have something to show; return whether there were any."""
-    # the object interface: nothing global, no display needed
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = [panel for panel in PANELS if any(panel.shows(name) for name in curves)]
     if not panels:
         return False
-    figure = Figure(figsize=(12, 4 * ((len(panels) + 1) // 2)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 4 * ((len(panels) + 1) // 2))
     for number, panel in enumerate(panels):
         axes = figure.add_subplot((len(panels) + 1) // 2, 2, number + 1)
         _draw(axes, panel, {name: c for name, c in curves.items() if panel.shows(name)})

@@ -27,7 +27,7 @@ from callbacks.durable import Checkpoints
 from callbacks.preemption import Stop
 from datamodules.edit import EditDataModule
 from emu_edit.errors import ExitStatus, InputError, status_of
-from emu_edit.files import atomic_file
+from emu_edit.files import write_json
 from emu_edit.runs.failures import LostRankError
 from emu_edit.training.loggers import redact
 
@@ -76,9 +76,7 @@ class RunStatus:
     def write(self, folder: Path) -> None:
         """Replace the file of a run's folder; the reader sees the old one or this one."""
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(redact(asdict(self)), indent=2) + "\n"
-        with atomic_file(folder / FILE) as file:
-            file.write(text.encode())
+        write_json(folder / FILE, redact(asdict(self)))
 
     @staticmethod
     def read(folder: Path) -> "RunStatus | None":

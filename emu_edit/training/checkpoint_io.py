@@ -32,9 +32,9 @@ import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 
 from emu_edit.errors import BrokenCheckpointError, InputError, StorageError
+from emu_edit.files import sha256_of, sync_folder
 
 SUFFIX = ".json"
-CHUNK = 1 << 22
 ADVICE = "give a .ckpt file written by `emu-edit fit`"
 
 
@@ -106,24 +106,13 @@ def verify(checkpoint: Path) -> None:
                 f"{checkpoint} is truncated or another file: it has {size} bytes, "
                 f"{known.bytes} were written; {ADVICE}"
             )
-        if sha256_of(checkpoint) != known.sha256:
+        if sha256_of(checkpoint, from_disk=True) != known.sha256:
             raise BrokenCheckpointError(
                 f"{checkpoint}: sha256 mismatch, these are not the bytes that were written; "
                 "go on from an older checkpoint"
             )
     except OSError as error:
         raise StorageError(f"{checkpoint} cannot be read ({error.strerror}); try again") from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file in hexadecimal, read from the disk rather than from memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _verify_archive(checkpoint: Path) -> None:
@@ -252,15 +241,6 @@ def sweep(folder: Path) -> list[str]:
     for path, _ in orphans:
         path.unlink(missing_ok=True)
     return [match["name"] for _, match in orphans if match["name"].endswith(".ckpt")]
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def size_of(checkpoint: object) -> int:

@@ -5,7 +5,7 @@ that are trained again and so come anew.
 """
 
 import csv
-import os
+from io import TextIOWrapper
 from pathlib import Path
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -13,6 +13,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch import Tensor
+
+from emu_edit.files import atomic_file
 
 
 class CSVLogger(LightningCSVLogger):
@@ -69,9 +71,9 @@ def forget_from(step: int, metrics: Path) -> None:
         names = reader.fieldnames or []
         whole = [row for row in reader if None not in row.values()]  # a killed run cuts its last
         kept = [row for row in whole if int(row["step"]) < step]
-    part = metrics.with_name(f".{metrics.name}.{os.getpid()}.tmp")
-    with part.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_file(metrics) as raw:
+        stream = TextIOWrapper(raw, "utf-8", newline="")
         writer = csv.DictWriter(stream, fieldnames=names)
         writer.writeheader()
         writer.writerows(kept)
-    part.replace(metrics)
+        stream.detach()  # flushes; the file is closed by who opened it

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.shards.index import ROLES, load_index, save_index
-from datamodules.shards.manifest import ShardEntry, read_manifest, sha256_of, write_manifest
+from datamodules.shards.manifest import ShardEntry, read_manifest, write_manifest
+from emu_edit.files import sha256_of
 
 JUNK = b"this is no picture. "
 

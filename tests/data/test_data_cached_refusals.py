@@ -14,9 +14,10 @@ from datamodules.encoded.encoder import CacheEncoder
 from datamodules.encoded.reader import NULL_TEXT
 from datamodules.encoded.writer import WORK, EncodingSettings
 from datamodules.shards.index import index_shard, save_index
-from datamodules.shards.manifest import ShardEntry, load_manifest, sha256_of, write_manifest
+from datamodules.shards.manifest import ShardEntry, load_manifest, write_manifest
 from emu_edit.batch import Encoded
 from emu_edit.errors import InputError, ShardError
+from emu_edit.files import sha256_of
 from emu_edit.models.codec import PatchCodec
 from emu_edit.training.module import EditModule
 from tests.data.cached_stage import batches, cache, losses, make_module, steps, tiny_text

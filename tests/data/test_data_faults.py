@@ -13,11 +13,12 @@ from PIL import Image
 from datamodules.remote.folder import open_folder
 from datamodules.shards import index as index_module
 from datamodules.shards.index import index_shard, save_index
-from datamodules.shards.manifest import ShardEntry, sha256_of, write_manifest
+from datamodules.shards.manifest import ShardEntry, write_manifest
 from datamodules.stream.lanes import DataSet, lanes_of
 from datamodules.stream.reader import InOrder, ShardDataset
 from datamodules.stream.transforms import SquareCrop, Substitutes
 from emu_edit.batch import EditSample
+from emu_edit.files import sha256_of
 from emu_edit.tasks import SIXTEEN
 from tests.data.shards import sample, text, write_tar
 from tests.images.pictures import GREEN, RED, encoded

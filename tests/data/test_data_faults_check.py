@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from datamodules.shards.index import load_index
-from datamodules.shards.manifest import ShardEntry, sha256_of
+from datamodules.shards.manifest import ShardEntry
+from emu_edit.files import sha256_of
 from tests.data.shards import folder_of, sample
 from tests.images.pictures import GREEN, RED, encoded
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from datamodules.remote.folder import open_folder
 from datamodules.shards.index import index_shard, save_index
-from datamodules.shards.manifest import ShardEntry, sha256_of, write_manifest
+from datamodules.shards.manifest import ShardEntry, write_manifest
 from datamodules.shards.writer import write_task_shards
 from datamodules.stream.lanes import DataSet, Lane, lanes_of
 from datamodules.stream.loader import PositionLoader
@@ -20,6 +20,7 @@ from datamodules.stream.reader import MAX_OPEN_SHARDS, InOrder, ShardDataset
 from datamodules.stream.transforms import Noops, SquareCrop, Wordings
 from emu_edit.batch import EditBatch
 from emu_edit.errors import BadSampleError, InputError, ShardError
+from emu_edit.files import sha256_of
 from emu_edit.tasks import SIXTEEN
 from tests.data.shards import SIZE, make_folder, png, records, sample, write_tar
 
