@@ -16,7 +16,7 @@ from benchmarks.loader_throughput import (
     write_folders,
 )
 from datamodules.shards.manifest import read_manifest
-from tests.data.shards import make_folder
+from tests.datamodules.toy_shards import make_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 

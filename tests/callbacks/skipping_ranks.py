@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from callbacks.skip_counts import TooManySkippedError
 from callbacks.skipped import Skipped
 from datamodules.edit import EditDataModule
-from tests.data.toy import SaveEverything, Toy
+from tests.datamodules.toy import SaveEverything, Toy
 
 
 def train(data: Path, folder: Path, skipped: Skipped) -> Toy:

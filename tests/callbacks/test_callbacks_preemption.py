@@ -12,8 +12,8 @@ from callbacks.preemption import MEANING, Preemption, SignalNotes, Stop, stopped
 from datamodules.edit import EditDataModule
 from emu_edit.errors import ExitStatus, InputError
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
-from tests.data.shards import make_folder
-from tests.data.toy import Toy
+from tests.datamodules.toy import Toy
+from tests.datamodules.toy_shards import make_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -13,9 +13,9 @@ from callbacks.skipped import FILE, Skipped
 from datamodules.edit import EditDataModule
 from emu_edit.batch import BadSample
 from emu_edit.errors import BadDataError, ExitStatus, InputError
-from tests.data.bad_shards import spoil
-from tests.data.shards import make_folder
-from tests.data.toy import SaveEverything, Toy, fit, make_trainer
+from tests.datamodules.bad_shards import spoil
+from tests.datamodules.toy import SaveEverything, Toy, fit, make_trainer
+from tests.datamodules.toy_shards import make_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -10,8 +10,8 @@ import torch
 from callbacks.skip_counts import SkipCounts
 from callbacks.skipped import FILE
 from tests.callbacks.test_callbacks_skipped import FAULTS, module, train
-from tests.data.bad_shards import spoil
-from tests.data.shards import make_folder
+from tests.datamodules.bad_shards import spoil
+from tests.datamodules.toy_shards import make_folder
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,7 +15,7 @@ from emu_edit.models.learned_task import LearnedTask, model_hash
 from emu_edit.models.task_files import read_task_table
 from emu_edit.models.tiny import TinyText
 from emu_edit.tasks import SIXTEEN
-from tests.data.shards import make_folder
+from tests.datamodules.toy_shards import make_folder
 
 SHORT = ("--steps=2", "--batch=2", "--init=mean", "--device=cpu")
 

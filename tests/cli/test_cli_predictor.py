@@ -18,7 +18,7 @@ from emu_edit.models.tiny import TinyText
 from emu_edit.runs import predictor as predictor_training
 from emu_edit.tasks import SIXTEEN, TaskTable
 from emu_edit.training.predictor import PredictorSettings
-from tests.data.shards import make_folder
+from tests.datamodules.toy_shards import make_folder
 
 SHORT = ("--steps=2", "--batch=16")
 

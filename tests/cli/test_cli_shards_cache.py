@@ -8,8 +8,8 @@ from emu_edit.cli.main import main
 from emu_edit.cli.shards import DTYPES
 from emu_edit.errors import InputError
 from emu_edit.training.export import export_model
-from tests.data.cached_stage import batches
-from tests.data.shards import make_folder
+from tests.datamodules.cached_stage import batches
+from tests.datamodules.toy_shards import make_folder
 from tests.training.stage import SIZE, make_module
 
 

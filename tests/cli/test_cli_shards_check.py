@@ -7,8 +7,8 @@ import pytest
 
 from emu_edit.cli.shards import PROBLEMS, run_check
 from emu_edit.errors import ExitStatus, InputError
-from tests.data.loopback import serve
-from tests.data.shards import make_folder
+from tests.datamodules.loopback import serve
+from tests.datamodules.toy_shards import make_folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from datamodules.convert.registry import KINDS, load_converter
 from datamodules.shards.manifest import read_manifest
 from emu_edit.cli.main import main
 from emu_edit.cli.shards_convert import GATES
-from tests.convert.sets import after, before, quarantine, region, save
+from tests.datamodules.convert.sets import after, before, quarantine, region, save
 
 
 def write_pairs(root: Path, count: int = 4, **fields: str) -> Path:

@@ -16,7 +16,7 @@ from lightning import Callback
 
 from datamodules.edit import EditDataModule
 from emu_edit.training.optim import copy_of
-from tests.data.cached_stage import SIZE, kl_codec, make_module
+from tests.datamodules.cached_stage import SIZE, kl_codec, make_module
 from tests.training.stage import TRAINER_WARNINGS, make_trainer
 
 STEPS, BATCH = 4, 8

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.data.cached_stage import cache, kl_codec, make_module
-from tests.data.shards import make_folder
+from tests.datamodules.cached_stage import cache, kl_codec, make_module
+from tests.datamodules.toy_shards import make_folder
 from tests.distributed.cached_ranks import BATCH, STEPS, train
 from tests.distributed.launch import torchrun
 from tests.training.stage import TRAINER_WARNINGS

@@ -13,9 +13,6 @@ from emu_edit.editing.predictor import PREDICTOR, TEXTS_AT_ONCE, TaskPrediction,
 from emu_edit.errors import InputError
 from emu_edit.models.tiny import TinyText
 from emu_edit.tasks import SIXTEEN, TaskTable
-from tests.cli.conftest import model
-
-__all__ = ["model"]  # a fixture
 
 TEXTS = ["make the red circle blue", "add a star", "a much longer text that has many more tokens"]
 

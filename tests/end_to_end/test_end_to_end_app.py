@@ -20,10 +20,7 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.manifest import pixel_hash
 from emu_edit.editing.session import replay
 from emu_edit.images import decode_rgb
-from tests.cli.conftest import model
 from tests.end_to_end.browser import Browser, open_browser, programs
-
-__all__ = ["model"]  # a fixture
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,7 @@ import yaml
 from datamodules.shards.index import load_index
 from datamodules.shards.manifest import read_manifest
 from emu_edit.cli.main import main
-from tests.data.bad_shards import spoil
+from tests.datamodules.bad_shards import spoil
 from tests.end_to_end.conftest import SHORT
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import skimage
 from PIL import Image
 
 from emu_edit.cli.main import main
-from tests.data.shards import make_folder, sample, text, write_tar
+from tests.datamodules.toy_shards import make_folder, sample, text, write_tar
 
 NARROW = (
     "--model.denoiser.channels=[32, 32]",

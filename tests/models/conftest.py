@@ -59,15 +59,12 @@ def tiny_clip() -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-@pytest.fixture(scope="session")
-def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sd") / "model"
+def write_stable_diffusion(folder: Path) -> None:
     tiny_unet().save_pretrained(folder / "unet")
     tiny_vae().save_pretrained(folder / "vae")
     with quiet_transformers():
         tiny_clip().save_pretrained(folder / "text_encoder")
     write_clip_tokenizer(folder / "tokenizer")
-    return folder
 
 
 def small_denoiser(attention: Sequence[bool] = (True, False), **settings) -> UNetDenoiser:

@@ -15,7 +15,7 @@ from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from emu_edit.training.inversion import InversionSettings, invert
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.optim import EMA_STATE_KEY
-from tests.data.shards import make_folder
+from tests.datamodules.toy_shards import make_folder
 from tests.training.few_shot import make_base
 from tests.training.stage import TRAINER_WARNINGS, make_trainer
 

@@ -23,9 +23,6 @@ from emu_edit.training.predictor import (
     tiny_predictor,
     train_predictor,
 )
-from tests.models.conftest import stable_diffusion
-
-__all__ = ["stable_diffusion"]  # a fixture
 
 TABLE = TaskTable(("remove", "add", "style"))
 COLOURS = ("red", "blue", "green", "pink", "brown", "orange")
