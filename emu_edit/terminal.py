@@ -6,24 +6,6 @@ Progress goes to standard error and is gone when the work is done; a table is pl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.progress import Task as RichTask
-from rich.text import Text
-
-
-class RateColumn(TextColumn):
-    """Steps per second."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__("")
-        self.unit = unit
-
-    def render(self, task: RichTask) -> Text:
-        """Return the rate, or dots while nothing is known."""
-        speed = task.finished_speed or task.speed
-        return Text("…" if speed is None else f"{speed:.1f} {self.unit}/s")
-
 
 @contextmanager
 def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int | None], None]]:
@@ -31,20 +13,27 @@ def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int | No
 
     While the total is None, the bar shows that something is done and how fast.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(unit),
-        TimeRemainingColumn(),
+    # here, because the help pages of the command line draw tables and must be instant
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
     )
+
     console = Console(stderr=True)
     is_shown = console.is_terminal  # a log file wants lines, not bars
+    text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(what, total=None, rate="…")
 
         def on_step(done: int, total: int | None) -> None:
             progress.update(task, completed=done, total=total)
+            if (speed := progress.tasks[0].speed) is not None:
+                progress.update(task, rate=f"{speed:.1f} {unit}/s")
 
         yield on_step
 

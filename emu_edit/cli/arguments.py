@@ -8,9 +8,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from emu_edit.errors import InputError, closest
+
+if TYPE_CHECKING:
+    from emu_edit.editing.settings import Sampling
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -75,6 +78,22 @@ def add_sampling(made: argparse.ArgumentParser) -> None:
     made.add_argument("--guidance-text", type=float, help="how strongly to follow the instruction")
     made.add_argument("--guidance-image", type=float, help="how strongly to keep the picture")
     made.add_argument("--sampler", help="ddim, euler_ancestral or dpm_solver_pp_2m")
+
+
+def sampling_of(options: argparse.Namespace) -> "Sampling":
+    """Read the options of `add_sampling`.
+
+    Raises:
+        InputError: for an unknown sampler, or a scale that is out of range.
+    """
+    from emu_edit.editing.settings import Sampling, sampler_named
+
+    return Sampling(
+        num_steps=options.steps,
+        guidance_text=options.guidance_text,
+        guidance_image=options.guidance_image,
+        sampler=None if options.sampler is None else sampler_named(options.sampler),
+    )
 
 
 def _whole_number(text: str, least: int) -> int:

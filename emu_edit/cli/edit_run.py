@@ -16,9 +16,9 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
+from emu_edit.cli.arguments import sampling_of
 from emu_edit.cli.edit_files import Report, save_session
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
-from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.devices import choose_device
 from emu_edit.editing.editor import Editor, OnStep
 from emu_edit.editing.find import model_name, shown_path
@@ -28,7 +28,6 @@ from emu_edit.editing.session import EditSession, replay
 from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task, task_names
 from emu_edit.editing.threshold import Threshold, check_alpha
 from emu_edit.errors import InputError
-from emu_edit.evaluation.options import asked_guidance, asked_sampler
 from emu_edit.images import (
     MAX_BYTES,
     MAX_SIDE,
@@ -72,15 +71,16 @@ class Job:
         session = EditSession.start(
             self.editor, image, seed=options.seed, chain_latents=options.chain_latents
         )
-        guidance, count = asked_guidance(options, self.editor), len(self.tasks)
+        sampling, count = sampling_of(options), len(self.tasks)
+        guidance = sampling.guidance(self.editor.settings.guidance)
         for turn, (instruction, task) in enumerate(zip(self.instructions, self.tasks, strict=True)):
             session = session.edit(
                 instruction,
                 task=task,
                 negative=options.negative,
                 guidance=guidance,
-                num_steps=options.steps,
-                sampler=asked_sampler(options.sampler),
+                num_steps=sampling.num_steps,
+                sampler=sampling.sampler,
                 threshold=asked_threshold(options),
                 on_step=_shifted(on_step, turn, count),
             )
@@ -264,8 +264,7 @@ def check_numbers(options: argparse.Namespace) -> None:
     Raises:
         InputError: for an unknown sampler, or a scale or threshold that is out of range.
     """
-    asked_sampler(options.sampler)
-    Guidance(options.guidance_text or 0.0, options.guidance_image or 0.0)
+    sampling_of(options)
     if options.threshold is not None:
         check_alpha(options.threshold)
 

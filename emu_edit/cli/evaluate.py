@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, seed_int
+from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, sampling_of, seed_int
 from emu_edit.errors import InputError
+from emu_edit.evaluation.options import HELDOUT, SPLITS, WORLD, check_options, load_editor
 
 if TYPE_CHECKING:
     from emu_edit.editing.editor import Editor
-from emu_edit.evaluation.options import HELDOUT, SPLITS, WORLD, check_options, load_editor
+
 
 PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1
 
@@ -145,9 +146,8 @@ def run(arguments: list[str]) -> int:
     options = parser().parse(arguments)
     check_options(options)
     from datamodules.evaluation_sets.items import as_unicode
-    from emu_edit.evaluation.options import asked_sampler
 
-    asked_sampler(options.sampler)  # an unknown name is answered before a model is loaded
+    options.sampling = sampling_of(options)  # answers an unknown name before a model is loaded
     if options.write_inputs is not None:
         from emu_edit.evaluation.world_pictures import write_inputs
 

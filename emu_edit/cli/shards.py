@@ -6,8 +6,11 @@
 """
 
 import argparse
+import json
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,21 +24,12 @@ from emu_edit.cli.arguments import (
     seed_int,
 )
 from emu_edit.cli.shards_convert import run_convert
-from emu_edit.errors import InputError
-
-if TYPE_CHECKING:
-    from emu_edit.models.networks import EditNetworks
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING
-
-from emu_edit.errors import ExitStatus
-from emu_edit.terminal import aligned
+from emu_edit.errors import ExitStatus, InputError
 
 if TYPE_CHECKING:
     from datamodules.checks.leaks import LeakGuard
     from datamodules.checks.report import CheckReport, Problem
+    from emu_edit.models.networks import EditNetworks
 
 
 def run(arguments: list[str]) -> int:
@@ -253,7 +247,7 @@ def run_check(arguments: list[str]) -> int:
     options = check_parser().parse(arguments)
     from datamodules.checks.folders import check_folders, summarize
     from datamodules.remote.address import parse_place
-    from emu_edit.terminal import step_bar
+    from emu_edit.terminal import aligned, step_bar
 
     guard = None if options.against is None else read_guard(options.against)
     folders = list(dict.fromkeys(options.folders))

@@ -14,14 +14,11 @@ from emu_edit.cli.arguments import ArgumentParser, Command, run_command, seed_in
 from emu_edit.editing.find import INDEX, find_model
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import is_task_file, model_to_change
-from emu_edit.terminal import aligned
 
 if TYPE_CHECKING:
+    from emu_edit.editing.predictor import TaskPredictor
     from emu_edit.models.learned_task import LearnedTask
-from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
-from emu_edit.models.learned_task import LearnedTask
-from emu_edit.models.task_files import read_base_tasks, read_learned_tasks
-from emu_edit.tasks import TASKS
+
 
 MODEL_HELP = "model directory or run folder"
 
@@ -293,6 +290,10 @@ def task_rows(model: Path) -> list[Row]:
     Raises:
         InputError: if the directory, its predictor or a task in it cannot be read.
     """
+    from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
+    from emu_edit.models.task_files import read_base_tasks, read_learned_tasks
+    from emu_edit.tasks import TASKS
+
     base, learned = read_base_tasks(model), read_learned_tasks(model)
     folder = model / PREDICTOR
     predictor = TaskPredictor.from_pretrained(folder, tasks=base) if folder.is_dir() else None
@@ -309,7 +310,7 @@ def task_rows(model: Path) -> list[Row]:
     return rows
 
 
-def _predicted(task: LearnedTask, predictor: TaskPredictor | None) -> str:
+def _predicted(task: "LearnedTask", predictor: "TaskPredictor | None") -> str:
     if predictor is None or task.predictor_row is None:
         return "no"
     return "yes" if task.predictor == predictor.hash() else STALE
@@ -317,11 +318,13 @@ def _predicted(task: LearnedTask, predictor: TaskPredictor | None) -> str:
 
 def format_rows(rows: list[Row]) -> str:
     """Return the rows as a table for people."""
+    from emu_edit.terminal import aligned
+
     cells = [["" if row[name] is None else str(row[name]) for name in COLUMNS] for row in rows]
     return "\n".join(aligned([list(COLUMNS), *cells]))
 
 
-def task_entries(task: LearnedTask) -> Row:
+def task_entries(task: "LearnedTask") -> Row:
     """Return all that is known of a learned task, JSON-ready; of its vector the length and hash."""
     return {
         "name": task.name,
@@ -342,7 +345,7 @@ def task_entries(task: LearnedTask) -> Row:
     }
 
 
-def format_task(task: LearnedTask) -> str:
+def format_task(task: "LearnedTask") -> str:
     """Return what is known of a learned task in lines for people."""
     lines = {
         "name": task.name,
@@ -357,4 +360,6 @@ def format_task(task: LearnedTask) -> str:
     }
     if task.allowed_on:
         lines["allowed on"] = f"{task.allowed_on}, another model"
+    from emu_edit.terminal import aligned
+
     return "\n".join(aligned([*lines.items()]))

@@ -1,6 +1,6 @@
 """How a model is sampled: picture size, guidance, steps, sampler; JSON in its directory."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
@@ -59,6 +59,50 @@ class EditorSettings:
             num_steps=int(number(values, "num_steps", where)),
             sampler=Sampler[choice(values, "sampler", [s.name for s in Sampler], where)],
         )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a call asks for besides the model's own settings; None keeps the model's."""
+
+    num_steps: int | None = None
+    guidance_text: float | None = None
+    guidance_image: float | None = None
+    sampler: Sampler | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse scales that no model takes, before one is loaded."""
+        self.guidance(Guidance())
+
+    def guidance(self, usual: Guidance) -> Guidance:
+        """Override a model's scales."""
+        return Guidance(
+            text=usual.text if self.guidance_text is None else self.guidance_text,
+            image=usual.image if self.guidance_image is None else self.guidance_image,
+        )
+
+    def applied(self, usual: EditorSettings) -> EditorSettings:
+        """Override a model's settings."""
+        return replace(
+            usual,
+            guidance=self.guidance(usual.guidance),
+            num_steps=usual.num_steps if self.num_steps is None else self.num_steps,
+            sampler=usual.sampler if self.sampler is None else self.sampler,
+        )
+
+
+def sampler_named(name: str) -> Sampler:
+    """Find a sampler by its name.
+
+    Raises:
+        InputError: for an unknown one, with the nearest.
+    """
+    names = [sampler.name for sampler in Sampler]
+    if name not in names:
+        raise InputError(
+            f"unknown sampler {name!r}; known samplers: {', '.join(names)}.{closest(name, names)}"
+        )
+    return Sampler[name]
 
 
 def number(values: dict[str, object], name: str, where: str) -> float:

@@ -1,24 +1,20 @@
 """NEW."""
 
 import argparse
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emu_edit.errors import InputError
-
-if TYPE_CHECKING:
-    from emu_edit.editing.editor import Editor
-from collections.abc import Sequence
-
-from emu_edit.diffusion.guidance import Guidance
-from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.devices import choose_device
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import CONFIG, INDEX, MODEL
-from emu_edit.errors import closest
+from emu_edit.errors import InputError
 from emu_edit.evaluation.outputs import has_pictures, is_generations
 from emu_edit.training.export import model_directory
+
+if TYPE_CHECKING:
+    pass
+
 
 WORLD, HELDOUT = "world", "heldout"
 
@@ -106,17 +102,10 @@ def load_editor(options: argparse.Namespace) -> "Editor":
         InputError: if there is no model, or a number is out of range.
     """
     from emu_edit.editing.editor import Editor
-    from emu_edit.evaluation.options import asked_guidance, asked_sampler
 
     with model_directory(options.model) as directory:
         editor = Editor.from_pretrained(directory, device=choose_device(options.device))
-    sampler, usual = asked_sampler(options.sampler), editor.settings
-    editor.settings = replace(
-        usual,
-        guidance=asked_guidance(options, editor),
-        num_steps=usual.num_steps if options.steps is None else options.steps,
-        sampler=usual.sampler if sampler is None else sampler,
-    )
+    editor.settings = options.sampling.applied(editor.settings)
     return editor
 
 
@@ -160,26 +149,3 @@ def are_pictures_meant(options: argparse.Namespace) -> bool:
     is_model = any((place / INDEX).is_file() for place in (path, path / MODEL))
     is_model |= (path / CONFIG).is_file()  # a run without a model yet: its pictures are grids
     return not is_model and (is_generations(path, options.benchmark) or has_pictures(path))
-
-
-def asked_guidance(options: argparse.Namespace, editor: Editor) -> Guidance:
-    """Return the model's scales, overridden by what the command line says."""
-    text, image = options.guidance_text, options.guidance_image
-    usual = editor.settings.guidance
-    return Guidance(
-        text=usual.text if text is None else text, image=usual.image if image is None else image
-    )
-
-
-def asked_sampler(name: str | None) -> Sampler | None:
-    """Return the sampler of that name.
-
-    Raises:
-        InputError: for an unknown one, with the nearest.
-    """
-    names = [sampler.name for sampler in Sampler]
-    if name is not None and name not in names:
-        raise InputError(
-            f"unknown sampler {name!r}; known samplers: {', '.join(names)}.{closest(name, names)}"
-        )
-    return None if name is None else Sampler[name]

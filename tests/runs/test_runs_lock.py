@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 HOLD = """
 import sys
 from pathlib import Path
-from emu_edit.cli.run_lock import RunLock
+from emu_edit.runs.lock import RunLock
 with RunLock(Path(sys.argv[1])) as lock:
     lock.acquire()
     print("held", flush=True)
