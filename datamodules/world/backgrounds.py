@@ -1,13 +1,9 @@
 """Backgrounds: plain colours, five scenes, or a crop of the user's photographs.
 
 A named background has one look and no randomness, so "replace the background with a beach" has one
-right answer.
-
-A folder of the user's photographs as backgrounds of the world.
-
-Which photograph and which square of it a scene shows is drawn by the scene's generator, so the
-world stays a pure function of seed and index as long as the folder's files and their names stay the
-same.
+right answer. Which photograph and which square of it a scene shows is drawn by the scene's
+generator, so the world stays a pure function of seed and index as long as the folder stays as it
+is.
 """
 
 import hashlib
@@ -140,6 +136,10 @@ class Photos:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __getstate__(self) -> dict[str, object]:
+        # another process reads the photographs it needs itself
+        return {**self.__dict__, "_cache": OrderedDict()}
+
     @property
     def description(self) -> dict[str, object]:
         """What a manifest says about the photographs: folder, number, and a hash of their names."""
@@ -162,8 +162,8 @@ class Photos:
         return self._part([path for path in self.paths if path not in test]), self._part(test)
 
     def _part(self, paths: list[Path]) -> "Photos":
-        part = copy(self)
-        part.paths, part._cache = paths, OrderedDict()
+        part = copy(self)  # without the photographs read so far
+        part.paths = paths
         return part
 
     def draw(self, generator: np.random.Generator) -> Crop:

@@ -14,7 +14,7 @@ from datamodules.stream.mixing import check_weights
 from datamodules.stream.order import quotas
 from datamodules.stream.sampler import refuse_trainer
 from datamodules.world.backgrounds import Photos
-from datamodules.world.write import Extras, made_by, write_world
+from datamodules.world.write import Extras, World, write_world
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN
 from emu_edit.terminal import step_bar
@@ -37,7 +37,7 @@ class WorldData(EditDataModule):
         hard_pairs: how many more pairs of the kinds that are learnt last are written with each of
             the tasks local, texture, text, style and color; which kinds, see `HARD`.
         photos: a folder of photographs used as backgrounds.
-        paraphrased: ask for the training edits in many more ways (`datamodules.world.paraphrases`).
+        paraphrased: ask for the training edits in many more ways (`phrasings.PARAPHRASES`).
         image_size: side of the pictures.
         global_batch: samples per optimizer step, over all processes and accumulated batches.
         micro_batch: samples a process trains on at a time; accumulation follows from it.
@@ -105,17 +105,12 @@ class WorldData(EditDataModule):
             self._write(Path(self.val_folder), val_pairs, "heldout", photos, Extras())
 
     def _write(
-        self,
-        folder: Path,
-        pairs: int,
-        split: str,
-        photos: Photos | None,
-        extras: Extras,
+        self, folder: Path, pairs: int, split: str, photos: Photos | None, extras: Extras
     ) -> None:
         if (folder / MANIFEST).exists():
-            wanted = made_by(pairs, WORLD_SEED, self._size, split, photos, extras)
+            wanted = World(pairs, WORLD_SEED, self._size, split, photos, extras).made_by()
             absent = dict.fromkeys([*asdict(extras), "hard_kinds"])
-            self._refuse_another(folder, {**absent, **wanted})
+            _refuse_another(folder, {**absent, **wanted})
             return
         logger.info("writing %d %s pairs of the world to %s", pairs, split, folder)
         with step_bar(f"writing {split} pairs", "pairs") as progress:
@@ -140,11 +135,12 @@ class WorldData(EditDataModule):
             check_weights(self.weights, list(SIXTEEN.names), self.train_folder)
             quotas(self.weights)
 
-    def _refuse_another(self, folder: Path, wanted: dict[str, object]) -> None:
-        found = read_manifest(folder).made_by
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                raise InputError(
-                    f"{folder} was made with {name}={found.get(name)!r}, needed is {value!r}; give "
-                    "another data.folder, delete this one, or ask for what it holds"
-                )
+
+def _refuse_another(folder: Path, wanted: dict[str, object]) -> None:
+    found = read_manifest(folder).made_by
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{folder} was made with {name}={found.get(name)!r}, needed is {value!r}; give "
+                "another data.folder, delete this one, or ask for what it holds"
+            )

@@ -10,53 +10,44 @@ from dataclasses import replace
 import numpy as np
 
 from datamodules.world import filters
-from datamodules.world.edits_region import edited
 from datamodules.world.instructions import EFFECTS, FILTERS, STYLES, pick
 from datamodules.world.palette import HELDOUT_WORDS, WORDS, visible_inks
 from datamodules.world.render import quantise, render
-from datamodules.world.scene import Scene, Word
 from datamodules.world.sprites import word_coverage
-from datamodules.world.studio import Edited, Rules, Studio
+from datamodules.world.studio import Change, Rules, Studio, WorldPair
 
 WHOLE = Rules(word=0.1)
 
 
-def global_(studio: Studio) -> Edited:
+def global_(studio: Studio) -> WorldPair:
     """Change weather or time of day of the whole scene."""
     effect = pick(studio.generator, tuple(EFFECTS))
     command, clause = EFFECTS[effect]
     words = {"command": command, "clause": clause}
-    return _filtered(studio, "global", effect, words, filters.EFFECTS[effect], f", when {clause}")
+    return _filtered(studio, "global", effect, words, filters.EFFECTS[effect], f"when {clause}")
 
 
-def style(studio: Studio) -> Edited:
+def style(studio: Studio) -> WorldPair:
     """Redraw the picture in another style."""
     name = pick(studio.generator, STYLES)
-    return _filtered(studio, "style", name, {"style": name}, filters.STYLES[name], f", as a {name}")
+    return _filtered(studio, "style", name, {"style": name}, filters.STYLES[name], f"as a {name}")
 
 
-def color(studio: Studio) -> Edited:
+def color(studio: Studio) -> WorldPair:
     """Sharpen, blur, or adjust colour, contrast and brightness."""
     name = pick(studio.generator, tuple(FILTERS))
     words = {"filter": FILTERS[name]}
     if name != "sharpen":
-        return _filtered(studio, "color", name, words, filters.ADJUSTMENTS[name], "")
-    # flat pictures have nothing to sharpen, so this pair is a blurred picture and the sharp one it
-    # came from
+        return _filtered(studio, "color", name, words, filters.ADJUSTMENTS[name], name)
+    # flat pictures have nothing to sharpen: a blurred picture becomes the one it came from
     scene, _ = studio.scene(WHOLE)
     sharp = render(scene, studio.size, studio.photos)
-    return Edited(
-        source=quantise(filters.blur(sharp)),
-        target=quantise(sharp),
-        mask=np.ones((studio.size, studio.size), dtype=np.bool_),
-        instruction=studio.phrase("color", "color", words),
-        source_caption=f"{scene.caption}, blurred",
-        target_caption=scene.caption,
-        extra={"kind": name},
-    )
+    pictures = (quantise(filters.blur(sharp)), quantise(sharp))
+    captions = (f"{scene.caption}, blurred", scene.caption)
+    return studio.pair("color", name, pictures, captions, words=words, extra={})
 
 
-def text(studio: Studio) -> Edited:
+def text(studio: Studio) -> WorldPair:
     """Add, remove or replace a word, or change its colour."""
     kind = pick(studio.generator, ("add", "remove", "replace", "recolour"))
     scene, _ = studio.scene(Rules(things=(1, 1, 2), person=0.0, rows=(1,), focus="thing"))
@@ -65,22 +56,23 @@ def text(studio: Studio) -> Edited:
     words = {"word": word.text, "ink": word.ink, "band": word.band}
     match kind:
         case "add":
-            scenes = (without, with_word)
+            before, after = without, with_word
         case "remove":
-            scenes = (with_word, without)
+            before, after = with_word, without
         case "replace":
-            new = pick(studio.generator, _other_texts(studio, word))
-            words["new"] = new
-            scenes = (with_word, replace(scene, word=replace(word, text=new)))
+            texts = [t for t in WORDS if t != word.text and _is_allowed(studio, word.ink, t)]
+            words["new"] = pick(studio.generator, texts)
+            before, after = with_word, replace(scene, word=replace(word, text=words["new"]))
         case _:
-            ink = pick(studio.generator, _other_inks(studio, scene, word))
-            words["ink"] = ink
-            scenes = (with_word, replace(scene, word=replace(word, ink=ink)))
+            inks = visible_inks(scene.background.name)
+            inks = [ink for ink in inks if ink != word.ink and _is_allowed(studio, ink, word.text)]
+            words["ink"] = pick(studio.generator, inks)
+            before, after = with_word, replace(scene, word=replace(word, ink=words["ink"]))
     mask = np.zeros((studio.size, studio.size), dtype=np.bool_)
-    for s in scenes:
-        if s.word is not None:
-            mask |= word_coverage(s.word.text, s.word.band, studio.size) > 0
-    return edited(studio, "text", kind, scenes, words, mask)
+    for shown in (before.word, after.word):
+        if shown is not None:
+            mask |= word_coverage(shown.text, shown.band, studio.size) > 0
+    return studio.pair_of(before, Change("text", kind, after, words), mask)
 
 
 def _filtered(
@@ -90,35 +82,15 @@ def _filtered(
     words: dict[str, str],
     function: Callable[[filters.Picture], filters.Picture],
     remark: str,
-) -> Edited:
+) -> WorldPair:
     """Return the pair of a scene and its filtered picture; `remark` ends the target's caption."""
     scene, _ = studio.scene(WHOLE)
     source = studio.render(scene)
-    return Edited(
-        source=source,
-        target=quantise(function(source.astype(np.float32))),
-        mask=np.ones((studio.size, studio.size), dtype=np.bool_),
-        instruction=studio.phrase(task, task, words),
-        source_caption=scene.caption,
-        target_caption=f"{scene.caption}{remark or f', {kind}'}",
-        extra={"kind": kind, **words},
-    )
+    pictures = (source, quantise(function(source.astype(np.float32))))
+    captions = (scene.caption, f"{scene.caption}, {remark}")
+    return studio.pair(task, kind, pictures, captions, words=words)
 
 
-def _other_texts(studio: Studio, word: Word) -> list[str]:
-    """Return the words that may replace one, in the same ink."""
-    return [
-        text
-        for text in WORDS
-        if text != word.text
-        and (studio.split == "heldout" or (word.ink, text) not in HELDOUT_WORDS)
-    ]
-
-
-def _other_inks(studio: Studio, scene: Scene, word: Word) -> list[str]:
-    """Return the inks a word may change to."""
-    return [
-        ink
-        for ink in visible_inks(scene.background.name)
-        if ink != word.ink and (studio.split == "heldout" or (ink, word.text) not in HELDOUT_WORDS)
-    ]
+def _is_allowed(studio: Studio, ink: str, text: str) -> bool:
+    """Tell whether the split may show a word in an ink."""
+    return studio.split == "heldout" or (ink, text) not in HELDOUT_WORDS

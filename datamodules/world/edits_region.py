@@ -6,48 +6,91 @@ everything else of the picture is computed from the same numbers and stays bit-i
 
 from dataclasses import replace
 
-import numpy as np
-from jaxtyping import Bool
-
 from datamodules.world.instructions import SIZES, background_words, pick
 from datamodules.world.palette import PLACES
-from datamodules.world.render import coverage, seen
-from datamodules.world.scene import Person, Scene, Thing
-from datamodules.world.studio import Edited, Rules, Studio
+from datamodules.world.render import coverage
+from datamodules.world.scene import Figure, Person, Scene, Thing
+from datamodules.world.studio import Change, Rules, Studio, WorldPair
 
 ADDED_RADIUS = 0.16  # the instruction of `add` states no size, so there is one
 
 
-def local(studio: Studio) -> Edited:
+def local(studio: Studio) -> WorldPair:
     """Swap a thing for another, or change a figure's colour or size."""
     kind = pick(studio.generator, ("swap", "swap", "recolour", "recolour", "resize"))
     scene, old = studio.scene(Rules(focus="any" if kind == "recolour" else "thing"))
-    words = {"thing": old.name}
     if kind == "recolour" or isinstance(old, Person):
-        colour = studio.new_colour(scene, old)
-        new, words["colour"] = replace(old, colour=colour), colour
+        change = recoloured(studio, scene, old)
     elif kind == "swap":
-        new = _other_thing(studio, scene, old)
-        words["new"] = new.name
+        change = swapped(scene, old, _other_thing(studio, scene, old))
     else:
-        size = pick(studio.generator, tuple(SIZES))
-        new, words["size"] = replace(old, radius=round(old.radius * SIZES[size], 4)), size
-    return _region(studio, "local", kind, (scene, scene.swapped(old, new)), words)
+        change = resized(scene, old, pick(studio.generator, tuple(SIZES)))
+    return studio.pair_of(scene, change)
 
 
-def remove(studio: Studio) -> Edited:
+def remove(studio: Studio) -> WorldPair:
     """Erase a figure; what was behind it appears."""
     scene, figure = studio.scene(Rules())
-    return _region(
-        studio, "remove", "remove", (scene, scene.without(figure)), {"thing": figure.name}
-    )
+    return studio.pair_of(scene, removed(scene, figure))
 
 
-def add(studio: Studio) -> Edited:
+def add(studio: Studio) -> WorldPair:
     """Insert a thing at a stated place that is free."""
     scene, new, place = addition(studio)
-    words = {"new": new.full_name, "place": place}
-    return _region(studio, "add", "add", (scene, scene.with_figure(new)), words)
+    return studio.pair_of(scene, added(scene, new, place))
+
+
+def texture(studio: Studio) -> WorldPair:
+    """Give a thing a pattern, another pattern, or none."""
+    scene, old = studio.scene(Rules(focus="thing", texture=0.45))
+    return studio.pair_of(scene, retextured(studio, scene, old))
+
+
+def background(studio: Studio) -> WorldPair:
+    """Put another background behind everything."""
+    before, _ = studio.scene(Rules(word=0.1))
+    after = replace(before, background=studio.other_background(before))
+    words = {"background": background_words(after.background.name)}
+    mask = coverage(before, studio.size).background > 0
+    return studio.pair_of(before, Change("background", "background", after, words), mask)
+
+
+def recoloured(studio: Studio, scene: Scene, old: Figure) -> Change:
+    """Return the scene with a figure in another colour, which is drawn."""
+    colour = studio.new_colour(scene, old)
+    after = scene.swapped(old, replace(old, colour=colour))
+    return Change("local", "recolour", after, {"thing": old.name, "colour": colour})
+
+
+def swapped(scene: Scene, old: Thing, new: Thing) -> Change:
+    """Return the scene with another thing in the old one's place and pattern."""
+    new = replace(new, texture=old.texture)
+    return Change("local", "swap", scene.swapped(old, new), {"thing": old.name, "new": new.name})
+
+
+def resized(scene: Scene, old: Thing, size: str) -> Change:
+    """Return the scene with a thing bigger or smaller."""
+    new = replace(old, radius=round(old.radius * SIZES[size], 4))
+    return Change("local", "resize", scene.swapped(old, new), {"thing": old.name, "size": size})
+
+
+def retextured(studio: Studio, scene: Scene, old: Figure) -> Change:
+    """Return the scene with a pattern, another pattern, or none on a thing; it is drawn."""
+    plain = old.texture != "plain" and studio.chance(0.5)
+    new = replace(old, texture="plain" if plain else studio.texture(without=old.texture))
+    kind = "plain" if plain else "pattern"
+    words = {"thing": old.name, "texture": new.texture}
+    return Change("texture", kind, scene.swapped(old, new), words)
+
+
+def removed(scene: Scene, figure: Figure) -> Change:
+    """Return the scene without a figure."""
+    return Change("remove", "remove", scene.without(figure), {"thing": figure.name})
+
+
+def added(scene: Scene, new: Thing, place: str) -> Change:
+    """Return the scene with one thing more."""
+    return Change("add", "add", scene.with_figure(new), {"new": new.full_name, "place": place})
 
 
 def addition(studio: Studio) -> tuple[Scene, Thing, str]:
@@ -65,81 +108,17 @@ def addition(studio: Studio) -> tuple[Scene, Thing, str]:
     return scene, new, place
 
 
-def texture(studio: Studio) -> Edited:
-    """Give a thing a pattern, another pattern, or none."""
-    scene, old = studio.scene(Rules(focus="thing", texture=0.45))
-    plain = old.texture != "plain" and studio.chance(0.5)
-    new = replace(old, texture="plain" if plain else studio.texture(without=old.texture))
-    words = {"thing": old.name, "texture": new.texture}
-    kind = "plain" if plain else "pattern"
-    return _region(studio, "texture", kind, (scene, scene.swapped(old, new)), words)
-
-
-def background(studio: Studio) -> Edited:
-    """Put another background behind everything."""
-    before, _ = studio.scene(Rules(word=0.1))
-    after = replace(before, background=studio.other_background(before))
-    words = {"background": background_words(after.background.name)}
-    mask = coverage(before, studio.size).background > 0
-    return edited(studio, "background", "background", (before, after), words, mask)
-
-
-def edited(
-    studio: Studio,
-    task: str,
-    kind: str,
-    scenes: tuple[Scene, Scene],
-    words: dict[str, str],
-    mask: Bool[np.ndarray, "size size"],
-) -> Edited:
-    """Return the pair whose pictures are the renderings of two scenes."""
-    before, after = scenes
-    return Edited(
-        source=studio.render(before),
-        target=studio.render(after),
-        mask=mask,
-        instruction=studio.phrase(task, kind, words),
-        source_caption=before.caption,
-        target_caption=after.caption,
-        extra={"kind": kind, **words},
-    )
-
-
-def _region(
-    studio: Studio, task: str, kind: str, scenes: tuple[Scene, Scene], words: dict[str, str]
-) -> Edited:
-    """Return the pair of two scenes that differ in one figure; the mask is where it is seen."""
-    return edited(studio, task, kind, scenes, words, changed(*scenes, studio.size))
-
-
-def changed(before: Scene, after: Scene, size: int) -> Bool[np.ndarray, "size size"]:
-    """Return where a figure is seen that only one of two scenes has; nothing else may differ."""
-    mask = np.zeros((size, size), dtype=np.bool_)
-    for scene, other in ((before, after), (after, before)):
-        for figure in scene.figures:
-            if all(figure is not f for f in other.figures):
-                mask |= seen(scene, figure, size)
-    return mask
-
-
 def _other_thing(studio: Studio, scene: Scene, old: Thing) -> Thing:
     """Return a thing of another shape for an old one's place, often in its colour."""
-    others = scene.without(old).figures
+    others, shape = scene.without(old).figures, frozenset({old.shape})
+    place, around = (old.x, old.y), scene.background
     drawn = [
-        studio.thing(
-            (old.x, old.y),
-            old.radius,
-            scene.background,
-            others,
-            in_focus=True,
-            without=frozenset({old.shape}),
-        )
+        studio.thing(place, old.radius, around, others, in_focus=True, without=shape)
         for _ in range(6)
     ]
-    new = next((thing for thing in drawn if thing.colour == old.colour), drawn[0])
-    return replace(new, texture=old.texture)
+    return next((thing for thing in drawn if thing.colour == old.colour), drawn[0])
 
 
-def _occupies(figure: Thing | Person, x: float, y: float) -> bool:
+def _occupies(figure: Figure, x: float, y: float) -> bool:
     """Tell whether a place is taken: a thing takes the nearest, a person a whole column."""
     return abs(figure.x - x) < 0.2 and (isinstance(figure, Person) or abs(figure.y - y) < 0.2)

@@ -9,62 +9,63 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
-from datamodules.world.edits_region import edited
 from datamodules.world.instructions import pick
 from datamodules.world.maps import MAPS
 from datamodules.world.palette import MARKS
+from datamodules.world.phrasings import MAP_WORDS
 from datamodules.world.render import draw_figure, seen
 from datamodules.world.scene import Figure, Person
 from datamodules.world.sprites import joints
-from datamodules.world.studio import Edited, Rules, Studio
+from datamodules.world.studio import Change, Rules, Studio, WorldPair
 
 LINE = 1 / 32  # width of a detection's rectangle: two pixels at 64
 GAP = 1 / 64  # between a figure and its rectangle
 
 
-def detect(studio: Studio) -> Edited:
+def detect(studio: Studio) -> WorldPair:
     """Draw a rectangle in a stated colour around a named figure."""
     scene, figure = studio.scene(Rules())
     mark = pick(studio.generator, tuple(MARKS))
-    box = bounding_box(figure, studio.size)
-    frame = frame_of(box, studio.size)
     source = studio.render(scene)
-    target = source.copy()
-    target[frame] = MARKS[mark]
-    return Edited(
-        source=source,
-        target=target,
-        mask=frame,
-        instruction=studio.phrase("detect", "detect", {"thing": figure.name, "mark": mark}),
-        source_caption=scene.caption,
-        target_caption=f"{scene.caption}, with a {mark} box around the {figure.name}",
-        extra={
-            "kind": "detect",
-            "thing": figure.name,
-            "mark": mark,
-            "mark_rgb": list(MARKS[mark]),
-            "box": list(box),
-        },
+    target, frame, about = framed(source, figure, mark)
+    words = {"thing": figure.name, "mark": mark}
+    captions = (scene.caption, f"{scene.caption}, with a {mark} box around the {figure.name}")
+    extra = {**words, **about}
+    return studio.pair(
+        "detect", "detect", (source, target), captions, words=words, mask=frame, extra=extra
     )
 
 
-def segment(studio: Studio) -> Edited:
+def segment(studio: Studio) -> WorldPair:
     """Paint a named figure flat in a stated colour."""
     scene, figure = studio.scene(Rules())
     mark = pick(studio.generator, tuple(MARKS))
-    painted = _painted(figure, mark)
-    after = scene.swapped(figure, painted)
-    # the paint's name may sort elsewhere among figures of the same base; the order is the source's
-    after = replace(after, figures=tuple(painted if f is figure else f for f in scene.figures))
+    if isinstance(figure, Person):
+        painted = replace(figure, colour=mark)
+    else:
+        painted = replace(figure, colour=mark, texture="plain")
+    # in place: the paint's name may sort elsewhere among figures of the same base
+    after = replace(scene, figures=tuple(painted if f is figure else f for f in scene.figures))
     words = {"thing": figure.name, "mark": mark}
-    mask = seen(scene, figure, studio.size)
-    pair = edited(studio, "segment", "segment", (scene, after), words, mask)
+    change = Change("segment", "segment", after, words)
+    pair = studio.pair_of(scene, change, seen(scene, figure, studio.size))
     caption = f"{scene.caption}, with the {figure.name} marked {mark}"
-    return replace(
-        pair, target_caption=caption, extra={**pair.extra, "mark_rgb": list(MARKS[mark])}
-    )
+    extra = {**pair.extra, "mark_rgb": list(MARKS[mark])}
+    return replace(pair, target_caption=caption, extra=extra)
+
+
+def framed(
+    picture: UInt8[np.ndarray, "size size 3"], figure: Figure, mark: str
+) -> tuple[UInt8[np.ndarray, "size size 3"], Bool[np.ndarray, "size size"], dict[str, object]]:
+    """Return a picture with a rectangle around a figure, the rectangle's pixels, and its facts."""
+    size = len(picture)
+    box = bounding_box(figure, size)
+    frame = frame_of(box, size)
+    target = picture.copy()
+    target[frame] = MARKS[mark]
+    return target, frame, {"mark_rgb": list(MARKS[mark]), "box": list(box)}
 
 
 def bounding_box(figure: Figure, size: int) -> tuple[int, int, int, int]:
@@ -91,62 +92,35 @@ def frame_of(box: tuple[int, int, int, int], size: int) -> Bool[np.ndarray, "siz
     return frame
 
 
-def to_and_from_map(task: str) -> Callable[[Studio], Edited]:
+def to_and_from_map(task: str) -> Callable[[Studio], WorldPair]:
     """Return the edit of one of the five map tasks; its direction is drawn."""
 
-    def edit(studio: Studio) -> Edited:
+    def edit(studio: Studio) -> WorldPair:
         return _to_map(studio, task) if studio.chance(0.5) else _from_map(studio, task)
 
     return edit
 
 
-def _to_map(studio: Studio, task: str) -> Edited:
+def _to_map(studio: Studio, task: str) -> WorldPair:
     """Picture to map."""
     focus = "person" if task == "pose" else "any"
     things = (0, 1, 1, 2) if task == "pose" else Rules().things
     scene, _ = studio.scene(Rules(things=things, person=0.25, focus=focus))
-    extra: dict[str, object] = {"kind": "to_map", "direction": "to_map"}
+    extra: dict[str, object] = {"direction": "to_map"}
     if task == "pose":
-        extra["joints"] = [
-            np.round(joints(f), 4).tolist() for f in scene.figures if isinstance(f, Person)
-        ]
-    return Edited(
-        source=studio.render(scene),
-        target=MAPS[task](scene, studio.size),
-        mask=np.ones((studio.size, studio.size), dtype=np.bool_),
-        instruction=studio.phrase(task, "to_map", {}),
-        source_caption=scene.caption,
-        target_caption=f"{_MAP_NAMES[task]} of {scene.subjects}",
-        extra=extra,
-    )
+        people = (figure for figure in scene.figures if isinstance(figure, Person))
+        extra["joints"] = [np.round(joints(person), 4).tolist() for person in people]
+    pictures = (studio.render(scene), MAPS[task](scene, studio.size))
+    captions = (scene.caption, f"a {MAP_WORDS[task][0]} of {scene.subjects}")
+    return studio.pair(task, "to_map", pictures, captions, words={}, extra=extra)
 
 
-def _from_map(studio: Studio, task: str) -> Edited:
-    """Map to picture; the scene is told by the instruction."""
+def _from_map(studio: Studio, task: str) -> WorldPair:
+    """Map to picture; the instruction says what the map does not show."""
     only_person = Rules(things=(0,), flat=True, focus="person")
     flat = Rules(things=(1, 1, 2, 2, 3), person=0.2, flat=True)
     scene, _ = studio.scene(only_person if task == "pose" else flat)
-    return Edited(
-        source=MAPS[task](scene, studio.size),
-        target=studio.render(scene),
-        mask=np.ones((studio.size, studio.size), dtype=np.bool_),
-        instruction=studio.phrase(task, "from_map", {"scene": scene.caption}),
-        source_caption=f"{_MAP_NAMES[task]} of {scene.subjects}",
-        target_caption=scene.caption,
-        extra={"kind": "from_map", "direction": "from_map"},
-    )
-
-
-_MAP_NAMES = {
-    "sketch": "a line sketch",
-    "depth": "a depth map",
-    "normal": "a normal map",
-    "pose": "a pose skeleton",
-    "segmap": "a segmentation map",
-}
-
-
-def _painted(figure: Figure, mark: str) -> Figure:
-    if isinstance(figure, Person):
-        return replace(figure, colour=mark)
-    return replace(figure, colour=mark, texture="plain")
+    pictures = (MAPS[task](scene, studio.size), studio.render(scene))
+    captions = (f"a {MAP_WORDS[task][0]} of {scene.subjects}", scene.caption)
+    words, extra = {"scene": scene.caption}, {"direction": "from_map"}
+    return studio.pair(task, "from_map", pictures, captions, words=words, extra=extra)

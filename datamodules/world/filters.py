@@ -28,14 +28,12 @@ def _rgb(*values: float) -> Float32[np.ndarray, " 3"]:
     return np.array(values, dtype=np.float32)
 
 
-def night(picture: Picture) -> Picture:
-    """Darken, and blue more than red."""
-    return picture * _rgb(0.28, 0.33, 0.52) + _rgb(0.0, 0.0, 14.0)
-
-
-def fog(picture: Picture) -> Picture:
-    """Mix with light grey."""
-    return picture * np.float32(0.42) + _rgb(122.0, 125.0, 128.0)
+def linear(
+    gain: tuple[float, float, float], offset: tuple[float, float, float]
+) -> Callable[[Picture], Picture]:
+    """Return the filter that scales and shifts red, green and blue."""
+    scale, shift = _rgb(*gain), _rgb(*offset)
+    return lambda picture: picture * scale + shift
 
 
 def snow(picture: Picture) -> Picture:
@@ -50,16 +48,6 @@ def rain(picture: Picture) -> Picture:
     grey = (0.6 * picture + 0.4 * _luma(picture)) * _rgb(0.62, 0.66, 0.74)
     drops = raindrops(len(picture))[:, :, None]
     return grey + np.float32(0.75) * drops * (_rgb(190.0, 205.0, 225.0) - grey)
-
-
-def evening(picture: Picture) -> Picture:
-    """Tint everything gold."""
-    return picture * _rgb(0.9, 0.68, 0.38) + _rgb(42.0, 16.0, 0.0)
-
-
-def underwater(picture: Picture) -> Picture:
-    """Take most red away and mix with sea green."""
-    return picture * _rgb(0.28, 0.6, 0.65) + _rgb(0.0, 45.0, 65.0)
 
 
 @cache
@@ -159,11 +147,6 @@ def brighten(picture: Picture) -> Picture:
     return picture + np.float32(0.4) * (255 - picture)
 
 
-def darken(picture: Picture) -> Picture:
-    """Halve the light."""
-    return picture * np.float32(0.5)
-
-
 def more_contrast(picture: Picture) -> Picture:
     """Spread the values around mid grey."""
     return np.float32(127.5) + np.float32(1.7) * (picture - np.float32(127.5))
@@ -186,12 +169,12 @@ def saturate(picture: Picture) -> Picture:
 
 
 EFFECTS: dict[str, Callable[[Picture], Picture]] = {
-    "night": night,
-    "fog": fog,
+    "night": linear((0.28, 0.33, 0.52), (0.0, 0.0, 14.0)),  # darker, and blue more than red
+    "fog": linear((0.42, 0.42, 0.42), (122.0, 125.0, 128.0)),  # mixed with light grey
     "snow": snow,
     "rain": rain,
-    "evening": evening,
-    "underwater": underwater,
+    "evening": linear((0.9, 0.68, 0.38), (42.0, 16.0, 0.0)),  # all in gold
+    "underwater": linear((0.28, 0.6, 0.65), (0.0, 45.0, 65.0)),  # little red, sea green
 }
 STYLES: dict[str, Callable[[Picture], Picture]] = {
     "poster": poster,
@@ -204,7 +187,7 @@ STYLES: dict[str, Callable[[Picture], Picture]] = {
 ADJUSTMENTS: dict[str, Callable[[Picture], Picture]] = {
     "blur": blur,
     "brighten": brighten,
-    "darken": darken,
+    "darken": linear((0.5, 0.5, 0.5), (0.0, 0.0, 0.0)),
     "more_contrast": more_contrast,
     "less_contrast": less_contrast,
     "grayscale": grayscale,

@@ -26,8 +26,7 @@ from datamodules.world.palette import (
     WORDS,
     Split,
 )
-from datamodules.world.paraphrases import PARAPHRASES
-from datamodules.world.phrasings import PHRASINGS
+from datamodules.world.phrasings import NEW_PHRASINGS, PARAPHRASES, PHRASINGS
 
 Choice = TypeVar("Choice")
 
@@ -60,8 +59,12 @@ def pick(generator: np.random.Generator, choices: Sequence[Choice]) -> Choice:
 
 
 def templates(task: str, kind: str, split: Split) -> tuple[str, ...]:
-    """Return the phrasings of one kind of edit that a split may use."""
-    phrasings = PHRASINGS[task][kind]
+    """Return the phrasings of one kind of edit that a split may use.
+
+    Kinds that share their phrasings, as all filters do, have those under the name of the task.
+    """
+    kinds = PHRASINGS.get(task) or {task: NEW_PHRASINGS[task]}
+    phrasings = kinds[kind if kind in kinds else task]
     return phrasings.heldout if split == "heldout" else phrasings.train
 
 

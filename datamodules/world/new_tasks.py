@@ -10,21 +10,18 @@ Source: Sheynin et al. 2023, arXiv:2311.10089, section 4.3.
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from datamodules.world.backgrounds import Photos, pixel_centres
 from datamodules.world.edits_region import addition
-from datamodules.world.edits_vision import bounding_box, frame_of
-from datamodules.world.instructions import phrase, pick
-from datamodules.world.pair import MIN_SIZE, SPLITS, WorldPair
+from datamodules.world.edits_vision import framed
+from datamodules.world.instructions import pick
 from datamodules.world.palette import MARKS
-from datamodules.world.phrasings import Phrasings
 from datamodules.world.render import coverage, draw_figure, quantise, seen
 from datamodules.world.scene import Scene
-from datamodules.world.studio import Edited, Rules, Studio
+from datamodules.world.studio import Rules, Studio, WorldPair
 from emu_edit.errors import InputError, closest
-from emu_edit.randomness import keyed_generator
 
 FACTOR = 4  # of super-resolution
 CONTOUR = 0.025  # half the width of a contour, in fractions of the side; a sketch's is half of it
@@ -36,83 +33,24 @@ REFERENCE = 64  # size at which holes are judged, so that they do not depend on 
 MAX_DOTS = 5
 DOT_RADIUS = 0.06
 
-PHRASINGS: dict[str, Phrasings] = {
-    "superres": Phrasings(
-        train=(
-            "increase the resolution of this picture",
-            "make the picture four times finer",
-            "show this image in high resolution",
-            "restore the fine detail of the picture",
-        ),
-        heldout=("upscale this image", "give the photo its full resolution"),
-    ),
-    "contour": Phrasings(
-        train=(
-            "draw the contours of the objects",
-            "make a contour drawing of this picture",
-            "trace the contour of everything in the image",
-            "show only the contours",
-        ),
-        heldout=("what are the contours of this picture?", "extract the contours"),
-    ),
-    "inpaint": Phrasings(
-        train=(
-            "fill in the grey rectangle",
-            "show what the grey rectangle hides",
-            "complete the picture where it is covered",
-            "paint the missing part of the image",
-        ),
-        heldout=("restore the hidden part", "take the grey patch away and complete the scene"),
-    ),
-    "count": Phrasings(
-        train=(
-            "count the objects as dots",
-            "draw one dot for each object",
-            "show with dots how many objects there are",
-            "make a row of dots, one per object",
-        ),
-        heldout=("how many objects are there, in dots?", "give me the number of things as dots"),
-    ),
-    "add_detect": Phrasings(
-        train=(
-            "add a {new} {place} and draw a {mark} box around it",
-            "put a {new} {place} and mark it with a {mark} rectangle",
-            "insert a {new} {place}, inside a {mark} box",
-            "place a {new} {place} and frame it in {mark}",
-        ),
-        heldout=(
-            "draw a {new} {place} with a {mark} rectangle around it",
-            "there should be a {new} {place}, boxed in {mark}",
-        ),
-    ),
-}
 
-
-def superres(studio: Studio) -> Edited:
+def superres(studio: Studio) -> WorldPair:
     """Give back what was lost: each pixel of a quarter of the side was a mean of sixteen."""
-    target, caption = _picture(studio)
-    return _edited(
-        studio,
-        "superres",
-        (coarse(target), target),
-        _everywhere(studio),
-        captions=(f"a coarse picture of {caption}", caption),
-    )
+    scene = _photograph(studio) or studio.scene(Rules(word=0.2))[0]
+    target, caption = studio.render(scene), _caption(scene)
+    captions = (f"a coarse picture of {caption}", caption)
+    return studio.pair("superres", "superres", (coarse(target), target), captions, words={})
 
 
-def contour(studio: Studio) -> Edited:
+def contour(studio: Studio) -> WorldPair:
     """Draw one thick black line around each group of figures that touch, on white."""
     scene, _ = studio.scene(Rules(person=0.25))
-    return _edited(
-        studio,
-        "contour",
-        (studio.render(scene), contours(scene, studio.size)),
-        _everywhere(studio),
-        captions=(scene.caption, f"the contours of {scene.subjects}"),
-    )
+    pictures = (studio.render(scene), contours(scene, studio.size))
+    captions = (scene.caption, f"the contours of {scene.subjects}")
+    return studio.pair("contour", "contour", pictures, captions, words={})
 
 
-def inpaint(studio: Studio) -> Edited:
+def inpaint(studio: Studio) -> WorldPair:
     """Show what a grey rectangle hides; enough of every figure is seen to tell what it is."""
     scene = _photograph(studio) or _scene_in_colour(studio)
     x0, y0, x1, y1 = hole = _hole(studio, scene)
@@ -121,52 +59,41 @@ def inpaint(studio: Studio) -> Edited:
     mask[y0:y1, x0:x1] = True
     source = target.copy()
     source[mask] = HOLE_GREY
-    return _edited(
-        studio,
-        "inpaint",
-        (source, target),
-        mask,
-        captions=(f"{_caption(scene)}, partly covered", _caption(scene)),
-        extra={"hole": list(hole)},
+    captions = (f"{_caption(scene)}, partly covered", _caption(scene))
+    extra: dict[str, object] = {"hole": list(hole)}
+    return studio.pair(
+        "inpaint", "inpaint", (source, target), captions, words={}, mask=mask, extra=extra
     )
 
 
-def count(studio: Studio) -> Edited:
+def count(studio: Studio) -> WorldPair:
     """Draw as many equal dots, in a row from the left on white, as there are figures."""
     scene, _ = studio.scene(Rules(things=tuple(range(1, MAX_DOTS + 1)), person=0.0))
     number = len(scene.figures)
-    return _edited(
-        studio,
-        "count",
-        (studio.render(scene), dots(number, studio.size)),
-        _everywhere(studio),
-        captions=(scene.caption, f"{number} dots"),
-        extra={"count": number},
-    )
+    pictures = (studio.render(scene), dots(number, studio.size))
+    captions = (scene.caption, f"{number} dots")
+    return studio.pair("count", "count", pictures, captions, words={}, extra={"count": number})
 
 
-def add_detect(studio: Studio) -> Edited:
+def add_detect(studio: Studio) -> WorldPair:
     """Insert a thing at a stated place and draw a rectangle in a stated colour around it."""
     scene, new, place = addition(studio)
     after = scene.with_figure(new)
     mark = pick(studio.generator, tuple(MARKS))
-    box = bounding_box(new, studio.size)
-    frame = frame_of(box, studio.size)
-    target = studio.render(after)
-    target[frame] = MARKS[mark]
+    target, frame, about = framed(studio.render(after), new, mark)
     words = {"new": new.full_name, "place": place, "mark": mark}
-    return _edited(
-        studio,
+    return studio.pair(
+        "add_detect",
         "add_detect",
         (studio.render(scene), target),
-        frame | seen(after, new, studio.size),
-        captions=(scene.caption, f"{after.caption}, with a {mark} box around the {new.name}"),
+        (scene.caption, f"{after.caption}, with a {mark} box around the {new.name}"),
         words=words,
-        extra={"mark_rgb": list(MARKS[mark]), "box": list(box)},
+        mask=frame | seen(after, new, studio.size),
+        extra={**words, **about},
     )
 
 
-NEW_TASKS: dict[str, Callable[[Studio], Edited]] = {
+NEW_TASKS: dict[str, Callable[[Studio], WorldPair]] = {
     "superres": superres,
     "contour": contour,
     "inpaint": inpaint,
@@ -184,16 +111,10 @@ def make_new_pair(
     split: str = "train",
     photos: Photos | None = None,
 ) -> WorldPair:
-    """Return the pair of an index, a pure function of the arguments.
+    """Return the pair of an index, a pure function of the arguments; these are as in `make_pair`.
 
-    Args:
-        seed: of the pairs; two seeds share none.
-        index: at least 0.
-        task: one of `NEW_TASKS`.
-        size: side of the pictures in pixels, at least 16.
-        split: which phrasings and which colour/shape pairs, see `make_pair`.
-        photos: photographs; backgrounds of contour, count and add_detect, and all there is to see
-            in the pictures of superres and inpaint.
+    Photographs are backgrounds of contour, count and add_detect, and all there is to see in the
+    pictures of superres and inpaint.
 
     Raises:
         InputError: if the task or split is unknown, the index negative, or the size too small.
@@ -203,15 +124,8 @@ def make_new_pair(
             f"unknown new task {task!r}; give one of {', '.join(NEW_TASKS)}."
             f"{closest(task, list(NEW_TASKS))}"
         )
-    if index < 0 or size < MIN_SIZE:
-        raise InputError(f"index={index} must be at least 0 and size={size} at least {MIN_SIZE}")
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r} of a new task; give one of {', '.join(SPLITS)}")
-    figures, sentences = SPLITS[split]
-    generator = keyed_generator(seed, f"world new {task} {split}", index)
-    studio = Studio(generator, figures, size, photos, sentences)
-    key = f"{task}-{split}-{seed}-{index:08d}"
-    return WorldPair.of(key, task, NEW_TASKS[task](studio))
+    studio = Studio.of(f"new {task}", task, seed, index, size=size, split=split, photos=photos)
+    return NEW_TASKS[task](studio)
 
 
 def coarse(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -261,41 +175,6 @@ def _dot_distances(size: int) -> list[np.ndarray]:
         np.hypot(at[None, :] - np.float32((i + 0.5) / MAX_DOTS), at[:, None] - np.float32(0.5))
         for i in range(MAX_DOTS)
     ]
-
-
-def _edited(
-    studio: Studio,
-    task: str,
-    pictures: tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]],
-    mask: Bool[np.ndarray, "h w"],
-    *,
-    captions: tuple[str, str],
-    words: dict[str, str] | None = None,
-    extra: dict[str, object] | None = None,
-) -> Edited:
-    sentences = studio.split if studio.sentences is None else studio.sentences
-    templates = PHRASINGS[task]
-    choices = templates.heldout if sentences == "heldout" else templates.train
-    words = {} if words is None else words
-    return Edited(
-        source=pictures[0],
-        target=pictures[1],
-        mask=mask,
-        instruction=phrase(studio.generator, choices, words),
-        source_caption=captions[0],
-        target_caption=captions[1],
-        extra={"kind": task, **words, **({} if extra is None else extra)},
-    )
-
-
-def _everywhere(studio: Studio) -> Bool[np.ndarray, "size size"]:
-    return np.ones((studio.size, studio.size), dtype=np.bool_)
-
-
-def _picture(studio: Studio) -> tuple[UInt8[np.ndarray, "size size 3"], str]:
-    """Return a picture and what it shows: a photograph where there are some, else a scene."""
-    scene = _photograph(studio) or studio.scene(Rules(word=0.2))[0]
-    return studio.render(scene), _caption(scene)
 
 
 def _photograph(studio: Studio) -> Scene | None:

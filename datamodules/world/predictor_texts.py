@@ -18,9 +18,10 @@ from datamodules.world.instructions import (
     slot_words,
     slots_of,
 )
-from datamodules.world.pair import MIN_SIZE, make_pair
+from datamodules.world.pair import make_pair
 from datamodules.world.palette import PLAIN_BACKGROUNDS, TEXTURES, WORDS
-from datamodules.world.paraphrases import PARAPHRASES
+from datamodules.world.phrasings import PARAPHRASES
+from datamodules.world.studio import MIN_SIZE
 from datamodules.world.write import PROGRAM as WORLD_PROGRAM
 from emu_edit.errors import InputError
 from emu_edit.randomness import keyed_generator
@@ -61,7 +62,7 @@ def world_instructions(
 
 
 def paraphrases(seed: int, count: int) -> list[Instruction]:
-    """Return `count` sentences of `datamodules.world.paraphrases` with words of the training world.
+    """Return `count` sentences of `phrasings.PARAPHRASES` with words of the training world.
 
     Raises:
         InputError: if `count` is below 1.

@@ -100,6 +100,16 @@ def seen(scene: Scene, figure: Figure, size: int) -> Bool[np.ndarray, "size size
     return coverage(scene, size).of(scene, figure) > 0
 
 
+def changed(before: Scene, after: Scene, size: int) -> Bool[np.ndarray, "size size"]:
+    """Return where a figure is seen that only one of two scenes has; nothing else may differ."""
+    mask = np.zeros((size, size), dtype=np.bool_)
+    for scene, other in ((before, after), (after, before)):
+        for figure in scene.figures:
+            if all(figure is not f for f in other.figures):
+                mask |= seen(scene, figure, size)
+    return mask
+
+
 @lru_cache(maxsize=128)
 def draw_figure(figure: Figure, size: int) -> Layer:
     """Return the layer of a figure; cached, as source and target share most of them."""

@@ -1,36 +1,32 @@
-"""Several edits of one scene, one after the other, each with exact ground truth: the drift test.
+"""Edits of one scene one after the other, and pairs that ask for nothing.
 
-Odd turns edit one thing, even turns ask for nothing: for what already holds ("make the red star
-red") or for the removal of what is not there. Because every turn is an edit of the scene and not of
-pixels, the right picture after any number of turns is known, and pixels that no mask has touched
-are bit-identical to the first picture.
+A session is the drift test: odd turns edit one thing, even turns ask for what already holds ("make
+the red star red") or for the removal of what is not there. Because every turn is an edit of the
+scene and not of pixels, the right picture after any number of turns is known, and pixels that no
+mask has touched are bit-identical to the first picture. Not among the edits: `background`, which
+would leave nothing outside the masks to measure, and people, who take so much room that little
+could be added beside them.
 
-Not among the edits: `background`, which would leave nothing outside the masks to measure, and
-people, who take so much room that little could be added beside them.
-
-Pairs that ask for what already holds: the target is the source, bit for bit, the mask is empty.
-
-For training. A world's edits always change something; a model that saw nothing else also "makes the
-red star red" and "removes the blue heart" where there is none, and damages the picture. The empty
-mask says that nothing may change, so that `shards check` can tell such a pair from a mistake.
+Pairs that ask for nothing are for training, too: a model that only saw edits that change something
+also "makes the red star red" and damages the picture. Their target is the source, bit for bit, and
+the empty mask says that nothing may change, so that `shards check` can tell them from a mistake.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import hypot
 
 import numpy as np
 from jaxtyping import UInt8
 
+from datamodules.world import edits_region as edits
 from datamodules.world.backgrounds import Photos
-from datamodules.world.edits_region import ADDED_RADIUS, changed, edited
+from datamodules.world.edits_region import ADDED_RADIUS
 from datamodules.world.instructions import SIZES, pick
-from datamodules.world.pair import MIN_SIZE, WorldPair
 from datamodules.world.palette import COLOURS, HELDOUT_PAIRS, PLACES, SHAPES, Split
 from datamodules.world.scene import Scene, Thing
-from datamodules.world.studio import MAX_RADIUS, MIN_RADIUS, Edited, Rules, Studio
+from datamodules.world.studio import MAX_RADIUS, MIN_RADIUS, Change, Rules, Studio, WorldPair
 from emu_edit.errors import InputError
-from emu_edit.randomness import keyed_generator
 
 TASKS = ("local", "remove", "add", "texture")  # what a model must know to be tested
 MOST_THINGS = 4  # as many as a scene of the training set has
@@ -38,39 +34,16 @@ GAP = 0.04  # between an added thing and the others
 
 
 @dataclass(frozen=True)
-class Change:
-    """An edit of a scene in the world's words: which task and phrasing, and the scene after it."""
-
-    task: str
-    kind: str
-    after: Scene
-    words: dict[str, str]
-
-
-@dataclass(frozen=True)
-class SessionTurn:
-    """One turn: the task and the pair; a no-op has two equal pictures and an empty mask."""
-
-    task: str
-    pair: Edited
-
-    @property
-    def is_noop(self) -> bool:
-        """Whether nothing may change."""
-        return not bool(self.pair.mask.any())
-
-
-@dataclass(frozen=True)
 class WorldSession:
     """A first picture and turns that follow each other: each source is the target before it."""
 
     key: str
-    turns: tuple[SessionTurn, ...]
+    turns: tuple[WorldPair, ...]
 
     @property
     def original(self) -> UInt8[np.ndarray, "h w 3"]:
         """The picture the session begins with."""
-        return self.turns[0].pair.source
+        return self.turns[0].source
 
 
 def make_session(
@@ -99,28 +72,22 @@ def make_session(
     """
     if turns < 1:
         raise InputError(f"a session needs at least 1 turn, got {turns}")
-    if size < MIN_SIZE:
-        raise InputError(f"size={size} is too small for the world; give {MIN_SIZE} or more pixels")
-    generator = keyed_generator(seed, f"world session {split}", index)
-    studio = Studio(generator, split, size, photos)
+    studio = Studio.of("session", "session", seed, index, size=size, split=split, photos=photos)
     scene, _ = studio.scene(Rules(things=(2, 3), person=0.0, focus="thing"))
-    made = []
+    pairs = []
     for number in range(turns):
-        draw = pick(generator, REQUESTS_FOR_NOTHING) if number % 2 else real_edit(studio, scene)
-        change = draw(studio, scene)
-        mask = changed(scene, change.after, size)
-        scenes = (scene, change.after)
-        pair = edited(studio, change.task, change.kind, scenes, change.words, mask)
-        made.append(SessionTurn(change.task, pair))
+        requests = REQUESTS_FOR_NOTHING if number % 2 else edits_of(scene)
+        change = pick(studio.generator, requests)(studio, scene)
+        pairs.append(studio.pair_of(scene, change))
         scene = change.after
-    return WorldSession(f"session-{split}-{seed}-{index:08d}", tuple(made))
+    return WorldSession(studio.key, tuple(pairs))
 
 
 Draw = Callable[[Studio, Scene], Change]
 
 
-def real_edit(studio: Studio, scene: Scene) -> Draw:
-    """Return one of the edits that this scene allows, equally likely."""
+def edits_of(scene: Scene) -> list[Draw]:
+    """Return the edits that a scene allows."""
     allowed: list[Draw] = [recolour, swap, texture]
     if any(sizes(scene, thing) for thing in things(scene)):
         allowed.append(resize)
@@ -128,15 +95,12 @@ def real_edit(studio: Studio, scene: Scene) -> Draw:
         allowed.append(remove)
     if len(scene.figures) < MOST_THINGS and free_places(scene):
         allowed.append(add)
-    return pick(studio.generator, allowed)
+    return allowed
 
 
 def recolour(studio: Studio, scene: Scene) -> Change:
     """Give a thing another colour."""
-    old = pick(studio.generator, things(scene))
-    colour = studio.new_colour(scene, old)
-    after = scene.swapped(old, replace(old, colour=colour))
-    return Change("local", "recolour", after, {"thing": old.name, "colour": colour})
+    return edits.recoloured(studio, scene, pick(studio.generator, things(scene)))
 
 
 def swap(studio: Studio, scene: Scene) -> Change:
@@ -150,32 +114,23 @@ def swap(studio: Studio, scene: Scene) -> Change:
         in_focus=False,
         without=crowded(scene) | {old.shape},
     )
-    new = replace(new, texture=old.texture)
-    return Change("local", "swap", scene.swapped(old, new), {"thing": old.name, "new": new.name})
+    return edits.swapped(scene, old, new)
 
 
 def resize(studio: Studio, scene: Scene) -> Change:
     """Make a thing bigger or smaller."""
     old = pick(studio.generator, [thing for thing in things(scene) if sizes(scene, thing)])
-    size = pick(studio.generator, sizes(scene, old))
-    new = replace(old, radius=round(old.radius * SIZES[size], 4))
-    return Change("local", "resize", scene.swapped(old, new), {"thing": old.name, "size": size})
+    return edits.resized(scene, old, pick(studio.generator, sizes(scene, old)))
 
 
 def texture(studio: Studio, scene: Scene) -> Change:
     """Give a thing a pattern, another pattern, or none."""
-    old = pick(studio.generator, things(scene))
-    plain = old.texture != "plain" and studio.chance(0.5)
-    new = replace(old, texture="plain" if plain else studio.texture(without=old.texture))
-    kind = "plain" if plain else "pattern"
-    words = {"thing": old.name, "texture": new.texture}
-    return Change("texture", kind, scene.swapped(old, new), words)
+    return edits.retextured(studio, scene, pick(studio.generator, things(scene)))
 
 
 def remove(studio: Studio, scene: Scene) -> Change:
     """Erase a thing."""
-    old = pick(studio.generator, things(scene))
-    return Change("remove", "remove", scene.without(old), {"thing": old.name})
+    return edits.removed(scene, pick(studio.generator, things(scene)))
 
 
 def add(studio: Studio, scene: Scene) -> Change:
@@ -189,8 +144,7 @@ def add(studio: Studio, scene: Scene) -> Change:
         in_focus=False,
         without=crowded(scene),
     )
-    words = {"new": new.full_name, "place": place}
-    return Change("add", "add", scene.with_figure(new), words)
+    return edits.added(scene, new, place)
 
 
 def same_colour(studio: Studio, scene: Scene) -> Change:
@@ -253,11 +207,7 @@ def free_places(scene: Scene) -> list[str]:
     ]
 
 
-NOOPS: dict[str, Draw] = {
-    "local": same_colour,
-    "remove": absent_thing,
-    "texture": same_texture,
-}
+NOOPS: dict[str, Draw] = {"local": same_colour, "remove": absent_thing, "texture": same_texture}
 
 
 def make_noop(
@@ -266,33 +216,21 @@ def make_noop(
     *,
     task: str,
     size: int = 64,
-    split: Split = "train",
+    split: str = "train",
     photos: Photos | None = None,
     paraphrased: bool = False,
 ) -> WorldPair:
-    """Return the no-op pair of an index, a pure function of the arguments.
-
-    Args:
-        seed: of the world.
-        index: at least 0.
-        task: one of `NOOPS`.
-        size: side of the pictures in pixels, at least 16.
-        split: which phrasings, and which pairs of colour and shape.
-        photos: photographs used as backgrounds.
-        paraphrased: in training, also ask in the many more ways of `datamodules.world.paraphrases`.
+    """Return the no-op pair of an index; the arguments are those of `make_pair`.
 
     Raises:
         InputError: if the task has no such pairs, the index is negative, or the size too small.
     """
     if task not in NOOPS:
         raise InputError(f"there are no-op pairs of {', '.join(NOOPS)}, not of {task!r}")
-    if index < 0 or size < MIN_SIZE:
-        raise InputError(f"index={index} must be at least 0 and size={size} at least {MIN_SIZE}")
-    generator = keyed_generator(seed, f"world no-op {task} {split}", index)
-    studio = Studio(generator, split, size, photos, paraphrased=paraphrased)
+    purpose, stem = f"no-op {task}", f"{task}-noop"
+    studio = Studio.of(
+        purpose, stem, seed, index, size=size, split=split, photos=photos, paraphrased=paraphrased
+    )
     # at most three shapes, so that there is one to name that is not there
     scene, _ = studio.scene(Rules(things=(1, 2, 2, 3), person=0.0, focus="thing"))
-    change = NOOPS[task](studio, scene)
-    mask = changed(scene, change.after, size)
-    pair = edited(studio, change.task, change.kind, (scene, scene), change.words, mask)
-    return WorldPair.of(f"{task}-noop-{split}-{seed}-{index:08d}", task, pair)
+    return studio.pair_of(scene, NOOPS[task](studio, scene))

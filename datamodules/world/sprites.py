@@ -3,13 +3,9 @@
 From a distance follow an anti-aliased coverage, an outline, a relief and its normals, all without
 pixels being counted, at any size. Everything but the circle and the person is a polygon; a person
 is a union of thick segments. Source: the distance to a segment and to a polygon are textbook
-geometry; inside is decided by crossing parity.
-
-A 5x7 bitmap alphabet and its exact coverage of pixels at any size.
-
-The letters were drawn for this world. A word is a small bitmap; how much of each pixel it covers is
-the product of two overlap matrices, one for rows and one for columns, so letters are crisp at 64 px
-and smooth at any other size.
+geometry; inside is decided by crossing parity. Letters are a 5x7 bitmap alphabet drawn for this
+world: how much of each pixel a word covers is the product of two overlap matrices, one for rows and
+one for columns, so letters are crisp at 64 px and smooth at any other size.
 """
 
 from functools import cache

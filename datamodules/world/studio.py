@@ -1,17 +1,18 @@
-"""Where scenes are drawn by chance: everything an edit needs to make one pair.
+"""Where a pair is drawn by chance: everything an edit needs to make one.
 
 A studio holds the generator of one pair, its split, size and photographs. It keeps the split's
 rule: in training no figure has a held-out colour/shape pair; in the held-out split the figure in
 focus has one and the others do not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from datamodules.shards.writer import PairRecord
 from datamodules.world.backgrounds import Photos
 from datamodules.world.instructions import paraphrased_templates, phrase, pick, templates
 from datamodules.world.palette import (
@@ -28,9 +29,12 @@ from datamodules.world.palette import (
     visible_colours,
     visible_inks,
 )
-from datamodules.world.render import quantise, render
+from datamodules.world.render import changed, quantise, render
 from datamodules.world.scene import Background, Figure, Person, Pose, Scene, Texture, Thing, Word
+from emu_edit.errors import InputError
+from emu_edit.randomness import keyed_generator
 
+MIN_SIZE = 16  # pixels; below it letters and lines vanish
 MIN_RADIUS, MAX_RADIUS = 0.13, 0.18  # of things: 8 to 12 pixels at 64
 PERSON_COLUMNS = ((0.27, 2), (0.5, 0), (0.5, 2), (0.73, 0))  # x of a person, column left to things
 
@@ -48,40 +52,143 @@ class Rules:
     focus: Literal["any", "thing", "person"] = "any"
 
 
-@dataclass(frozen=True)
-class Edited:
-    """One pair as an edit makes it; `mask` is True where the target may differ from the source."""
+# split -> whose colour/shape pairs, and whose sentences
+SPLITS: dict[str, tuple[Split, Split]] = {
+    "train": ("train", "train"),
+    "heldout": ("heldout", "heldout"),
+    "sentences": ("train", "heldout"),
+    "pairs": ("heldout", "train"),
+}
 
-    source: UInt8[np.ndarray, "h w 3"]
-    target: UInt8[np.ndarray, "h w 3"]
-    mask: Bool[np.ndarray, "h w"]
-    instruction: str
-    source_caption: str
-    target_caption: str
-    extra: dict[str, object] = field(default_factory=dict)
+
+@dataclass(frozen=True)
+class WorldPair(PairRecord):
+    """One pair with exact ground truth; `mask` is True where the target may differ."""
+
+    mask: Bool[np.ndarray, "h w"] = field(kw_only=True)
+
+    @property
+    def is_noop(self) -> bool:
+        """Whether nothing may change."""
+        return not bool(self.mask.any())
+
+
+@dataclass(frozen=True)
+class Change:
+    """An edit of a scene in the world's words: task, kind of edit, the scene after it."""
+
+    task: str
+    kind: str
+    after: Scene
+    words: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Studio:
-    """The generator of one pair and what it may draw."""
+    """The generator of one pair and what it may draw; use `of` to make one."""
 
     generator: np.random.Generator
-    split: Split
+    split: Split  # of the colour/shape pairs
+    sentences: Split
     size: int
-    photos: Photos | None = None
-    sentences: Split | None = None  # whose phrasings; None: those of `split`
-    paraphrased: bool = False  # in training sentences, ask in many more ways
+    key: str
+    photos: Photos | None
+    paraphrased: bool  # in training sentences, ask in many more ways
+
+    @staticmethod
+    def of(
+        purpose: str,
+        stem: str,
+        seed: int,
+        index: int,
+        *,
+        size: int,
+        split: str,
+        photos: Photos | None,
+        paraphrased: bool = False,
+    ) -> "Studio":
+        """Return the studio of one pair, whose draws are a function of seed, index and purpose.
+
+        Args:
+            purpose: what is drawn; two purposes share no draws.
+            stem: the beginning of the pair's key.
+            seed: of the world; two seeds share no pairs.
+            index: at least 0.
+            size: side of the pictures in pixels, at least 16.
+            split: one of `SPLITS`.
+            photos: photographs used as backgrounds.
+            paraphrased: in training sentences, also ask as the paraphrases do.
+        """
+        if index < 0:
+            raise InputError(f"index={index} of a world pair is negative; give 0 or more")
+        if size < MIN_SIZE:
+            raise InputError(
+                f"size={size} is too small for the world; give {MIN_SIZE} or more pixels"
+            )
+        if split not in SPLITS:
+            known = ", ".join(repr(name) for name in SPLITS)
+            raise InputError(f"unknown split {split!r} of the world; give one of {known}")
+        generator = keyed_generator(seed, f"world {purpose} {split}", index)
+        key = f"{stem}-{split}-{seed}-{index:08d}"
+        return Studio(generator, *SPLITS[split], size, key, photos, paraphrased)
 
     def render(self, scene: Scene) -> UInt8[np.ndarray, "size size 3"]:
         """Return the picture of a scene as bytes."""
         return quantise(render(scene, self.size, self.photos))
 
-    def phrase(self, task: str, kind: str, words: dict[str, str]) -> str:
-        """Return an instruction in one of the split's phrasings."""
-        split = self.split if self.sentences is None else self.sentences
-        if self.paraphrased and split == "train":
-            return phrase(self.generator, paraphrased_templates(task, kind), words)
-        return phrase(self.generator, templates(task, kind, split), words)
+    def pair(
+        self,
+        task: str,
+        kind: str,
+        pictures: tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]],
+        captions: tuple[str, str],
+        *,
+        words: dict[str, str],
+        mask: Bool[np.ndarray, "h w"] | None = None,
+        extra: Mapping[str, object] | None = None,
+    ) -> WorldPair:
+        """Return a pair of two pictures, asked for in a sentence that is drawn now.
+
+        Args:
+            task: what the pair teaches.
+            kind: which kind of edit of the task.
+            pictures: source and target.
+            captions: what they show.
+            words: what fills the sentence.
+            mask: where the pictures may differ; None is everywhere.
+            extra: what the sample says besides its kind; by default the words.
+        """
+        if self.paraphrased and self.sentences == "train":
+            choices = paraphrased_templates(task, kind)
+        else:
+            choices = templates(task, kind, self.sentences)
+        return WorldPair(
+            key=self.key,
+            source=pictures[0],
+            target=pictures[1],
+            instruction=phrase(self.generator, choices, words),
+            task=task,
+            mask=np.ones((self.size, self.size), dtype=np.bool_) if mask is None else mask,
+            source_caption=captions[0],
+            target_caption=captions[1],
+            extra={"kind": kind, **(words if extra is None else extra)},
+        )
+
+    def pair_of(
+        self, before: Scene, change: Change, mask: Bool[np.ndarray, "h w"] | None = None
+    ) -> WorldPair:
+        """Return the pair of a scene and the scene after a change.
+
+        Without a mask the scenes differ in figures alone, and the mask is where these are seen.
+        """
+        return self.pair(
+            change.task,
+            change.kind,
+            (self.render(before), self.render(change.after)),
+            (before.caption, change.after.caption),
+            words=change.words,
+            mask=changed(before, change.after, self.size) if mask is None else mask,
+        )
 
     def chance(self, probability: float) -> bool:
         """Return True with a probability."""

@@ -1,9 +1,8 @@
 """Write a world as shards: a folder of tars with manifest, and a contact sheet to look at.
 
 Tasks are written by several processes, each its own shards; since every pair is a pure function of
-its index, the bytes do not depend on how many processes there are.
-
-One picture to look at: some pairs of every task, source beside target under the instruction.
+its index, the bytes do not depend on how many processes there are. The contact sheet shows some
+pairs of every task, source beside target under the instruction.
 """
 
 import multiprocessing
@@ -11,7 +10,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -23,8 +22,9 @@ from datamodules.shards.manifest import MANIFEST, Manifest, ShardEntry, write_ma
 from datamodules.shards.writer import PairRecord, write_task_shards
 from datamodules.world.backgrounds import Photos
 from datamodules.world.new_tasks import make_new_pair
-from datamodules.world.pair import VERSION, WorldPair, make_pair
+from datamodules.world.pair import VERSION, make_pair
 from datamodules.world.sessions import NOOPS, make_noop
+from datamodules.world.studio import WorldPair
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN
 
@@ -51,7 +51,7 @@ class Extras:
     Attributes:
         noops: how many pairs that ask for nothing come with each task that has such, see `NOOPS`.
         hard: how many more pairs of the kinds that are learnt last come with each task of `HARD`.
-        paraphrased: also ask in the many more ways of `datamodules.world.paraphrases`.
+        paraphrased: also ask in the many more ways of `phrasings.PARAPHRASES`.
     """
 
     noops: int = 0
@@ -63,6 +63,54 @@ class Extras:
         for name, value in (("noop_pairs", self.noops), ("hard_pairs", self.hard)):
             if value < 0:
                 raise InputError(f"data.{name}={value} must be at least 0")
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that the pairs of a world are a function of; see `write_world`."""
+
+    pairs: int
+    seed: int
+    size: int
+    split: str
+    photos: Photos | None
+    extras: Extras = field(default_factory=Extras)
+
+    @property
+    def total(self) -> int:
+        """The number of pairs with the extra ones."""
+        return self.pairs + self.extras.noops * len(NOOPS) + self.extras.hard * len(HARD)
+
+    def records(self, task: str) -> Iterator[PairRecord]:
+        """Yield the pairs of a task: the plain ones, those that ask for nothing, the hard ones."""
+        step, first = len(SIXTEEN), SIXTEEN.index(task)
+        options = {"size": self.size, "split": self.split, "photos": self.photos}
+        paraphrased = self.extras.paraphrased
+        make = partial(make_pair, self.seed, paraphrased=paraphrased, **options)
+        yield from map(make, range(first, self.pairs, step))
+        if task in NOOPS:
+            noop = partial(make_noop, self.seed, task=task, paraphrased=paraphrased, **options)
+            yield from map(noop, range(self.extras.noops))
+        if task in HARD:
+            # the same stream of pairs, beyond the plain ones
+            beyond = map(make, count(first + -(-self.pairs // step) * step, step))
+            hard = (pair for pair in beyond if pair.extra["kind"] in HARD[task])
+            yield from islice(hard, self.extras.hard)
+
+    def made_by(self) -> dict[str, object]:
+        """Return what a manifest says about a world: enough to write it again or tell it apart."""
+        return {
+            "program": PROGRAM,
+            "world_version": VERSION,
+            "seed": self.seed,
+            "pairs": self.pairs,
+            "size": self.size,
+            "split": self.split,
+            "photos": None if self.photos is None else self.photos.description,
+            # absent without them, as in the folders of before there were any
+            **{name: value for name, value in asdict(self.extras).items() if value},
+            **({"hard_kinds": {t: sorted(HARD[t]) for t in HARD}} if self.extras.hard else {}),
+        }
 
 
 def write_world(
@@ -77,7 +125,7 @@ def write_world(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Write pairs 0 to `pairs` - 1 of a world into a folder, and no-op pairs behind them.
+    """Write pairs 0 to `pairs` - 1 of a world into a folder, and the extra pairs behind them.
 
     Args:
         folder: made if missing; must have no manifest yet.
@@ -100,28 +148,17 @@ def write_world(
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers} must be at least 1")
     _make_empty(folder)
-    extras = Extras() if extras is None else extras
-    write = partial(
-        _write_task,
-        folder=folder,
-        pairs=pairs,
-        seed=seed,
-        size=size,
-        split=split,
-        photos=None if photos is None else (str(photos.folder), photos.short_side),
-        extras=extras,
-    )
-    total = pairs + extras.noops * len(NOOPS) + extras.hard * len(HARD)
+    world = World(pairs, seed, size, split, photos, Extras() if extras is None else extras)
+    write = partial(_write_task, world, folder)
     entries: list[ShardEntry] = []
     done = 0
     for written in _in_order(write, workers=1 if pairs < MIN_FOR_PROCESSES else workers):
         entries.extend(written)
         done += sum(entry.samples for entry in written)
         if progress is not None:
-            progress(done, total)
+            progress(done, world.total)
     save_contact_sheet(folder / CONTACT_SHEET, seed, size=size, split=split, photos=photos)
-    maker = made_by(pairs, seed, size, split, photos, extras)
-    return write_manifest(folder, entries, made_by=maker)
+    return write_manifest(folder, entries, made_by=world.made_by())
 
 
 def write_new_task(
@@ -146,13 +183,13 @@ def write_new_task(
 
     def records() -> Iterator[PairRecord]:
         for index in range(pairs):
-            yield make(index).to_record()
+            yield make(index)
             if progress is not None:
                 progress(index + 1, pairs)
 
     entries = write_task_shards(folder, task, records())
     contact_sheet([(task, shown)]).save(folder / CONTACT_SHEET)
-    maker = {**made_by(pairs, seed, size, split, photos, Extras()), "new_task": task}
+    maker = {**World(pairs, seed, size, split, photos).made_by(), "new_task": task}
     return write_manifest(folder, entries, made_by=maker)
 
 
@@ -162,27 +199,8 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def made_by(
-    pairs: int,
-    seed: int,
-    size: int,
-    split: str,
-    photos: Photos | None,
-    extras: Extras,
-) -> dict[str, object]:
-    """Return what a manifest says about a world: enough to write it again or tell it apart."""
-    return {
-        "program": PROGRAM,
-        "world_version": VERSION,
-        "seed": seed,
-        "pairs": pairs,
-        "size": size,
-        "split": split,
-        "photos": None if photos is None else photos.description,
-        # absent without them, as in the folders of before there were any
-        **{name: value for name, value in asdict(extras).items() if value},
-        **({"hard_kinds": {task: sorted(HARD[task]) for task in HARD}} if extras.hard else {}),
-    }
+def _write_task(world: World, folder: Path, task: str) -> list[ShardEntry]:
+    return write_task_shards(folder, task, world.records(task))
 
 
 def _in_order(
@@ -197,47 +215,6 @@ def _in_order(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(number, mp_context=context) as pool:
         yield from pool.map(write, SIXTEEN.names)
-
-
-def _write_task(
-    task: str,
-    *,
-    folder: Path,
-    pairs: int,
-    seed: int,
-    size: int,
-    split: str,
-    photos: tuple[str, int] | None,
-    extras: Extras,
-) -> list[ShardEntry]:
-    album = None if photos is None else Photos(*photos)
-    first = SIXTEEN.index(task)
-    make = partial(
-        make_pair, seed, size=size, split=split, photos=album, paraphrased=extras.paraphrased
-    )
-
-    def records() -> Iterator[PairRecord]:
-        for index in range(first, pairs, len(SIXTEEN)):
-            yield make(index).to_record()
-        for index in range(extras.noops if task in NOOPS else 0):
-            yield make_noop(
-                seed,
-                index,
-                task=task,
-                size=size,
-                split=split,  # pyright: ignore[reportArgumentType]  # checked by make_pair
-                photos=album,
-                paraphrased=extras.paraphrased,
-            ).to_record()
-        if task in HARD:
-            # the same stream of pairs, beyond the plain ones
-            beyond = map(
-                make, count(first + -(-pairs // len(SIXTEEN)) * len(SIXTEEN), len(SIXTEEN))
-            )
-            hard = (pair for pair in beyond if pair.extra["kind"] in HARD[task])
-            yield from (pair.to_record() for pair in islice(hard, extras.hard))
-
-    return write_task_shards(folder, task, records())
 
 
 TILE = 128  # side of a shown picture
@@ -257,12 +234,8 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[WorldPair]]]) -> Image.Imag
     font = ImageFont.load_default(size=11)
     for r, (name, pairs) in enumerate(rows):
         top = GAP + r * (CAPTION + TILE + GAP)
-        draw.text(
-            (GAP, top + CAPTION + TILE // 2),
-            name,
-            fill="black",
-            font=ImageFont.load_default(size=13),
-        )
+        beside = (GAP, top + CAPTION + TILE // 2)
+        draw.text(beside, name, fill="black", font=ImageFont.load_default(size=13))
         for c, pair in enumerate(pairs):
             left = NAME + c * (cell + GAP)
             lines = textwrap.wrap(pair.instruction, LETTERS)[:3]

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from datamodules.world.backgrounds import Photos
 from datamodules.world.palette import Split
-from datamodules.world.sessions import TASKS, SessionTurn, WorldSession, make_session
+from datamodules.world.sessions import TASKS, WorldSession, make_session
+from datamodules.world.studio import WorldPair
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.session import EditSession
 from emu_edit.editing.sheets import new_figure
@@ -144,7 +145,7 @@ class DriftResult:
         turns = [
             {
                 "task": turn.task,
-                "instruction": turn.pair.instruction,
+                "instruction": turn.instruction,
                 "asks_for_nothing": turn.is_noop,
                 **{kind: asdict(self.drifts[kind].scores[i][k]) for kind in ALPHAS},
             }
@@ -187,7 +188,7 @@ def evaluate_drift(
         for kind, alpha in ALPHAS.items():
             edited = EditSession.start(editor, truths[0].before, seed=benchmark.seed + i)
             for turn in session.turns:
-                edited = edited.edit(turn.pair.instruction, task=turn.task, threshold=alpha)
+                edited = edited.edit(turn.instruction, task=turn.task, threshold=alpha)
                 done += 1
                 if on_step is not None:
                     on_step(done, total)
@@ -196,13 +197,13 @@ def evaluate_drift(
     return DriftResult(drifts, sessions)
 
 
-def truth_of(turn: SessionTurn) -> TurnTruth:
+def truth_of(turn: WorldPair) -> TurnTruth:
     """Return a turn of the world as the metrics take it."""
     before, target = (
         torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-        for picture in (turn.pair.source, turn.pair.target)
+        for picture in (turn.source, turn.target)
     )
-    return TurnTruth(before, target, torch.from_numpy(turn.pair.mask))
+    return TurnTruth(before, target, torch.from_numpy(turn.mask))
 
 
 def write_drift(folder: Path, result: DriftResult, *, title: str, about: dict[str, object]) -> None:
@@ -334,8 +335,8 @@ def draw_sessions(
     figure = new_figure(1.5 * columns, 5.4 * len(sessions))
     grid = figure.subplots(len(ROWS) * len(sessions), columns, squeeze=False)
     for i, (session, (without, kept)) in enumerate(zip(sessions, pictures, strict=True)):
-        right = [session.original, *(turn.pair.target for turn in session.turns)]
-        titles = ["original", *(turn.pair.instruction for turn in session.turns)]
+        right = [session.original, *(turn.target for turn in session.turns)]
+        titles = ["original", *(turn.instruction for turn in session.turns)]
         rows = (right, *([p.permute(1, 2, 0).numpy() for p in row] for row in (without, kept)))
         for j, (name, row) in enumerate(zip(ROWS, rows, strict=True)):
             for axes, picture in zip(grid[len(ROWS) * i + j], row, strict=True):

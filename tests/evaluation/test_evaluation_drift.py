@@ -99,7 +99,7 @@ def test_faint_errors_of_a_good_editor_vanish_with_threshold_and_its_edits_stay(
 ) -> None:
     benchmark = DriftBenchmark(sessions=1, turns=5, size=48)
     session = make_session(benchmark.seed, 0, turns=5, size=48)
-    truths = {turn.pair.instruction: truth_of(turn) for turn in session.turns}
+    truths = {turn.instruction: truth_of(turn) for turn in session.turns}
     assert len(truths) == 5
 
     def edit_latents(

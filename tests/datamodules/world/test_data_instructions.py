@@ -14,8 +14,7 @@ from datamodules.world import predictor_texts as instructions
 from datamodules.world.instructions import corpus, slots_of
 from datamodules.world.pair import make_pair
 from datamodules.world.palette import HELDOUT_PAIRS
-from datamodules.world.paraphrases import PARAPHRASES
-from datamodules.world.phrasings import PHRASINGS
+from datamodules.world.phrasings import PARAPHRASES, PHRASINGS
 from datamodules.world.predictor_texts import (
     paraphrase_words,
     paraphrases,

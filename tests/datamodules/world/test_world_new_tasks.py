@@ -20,7 +20,6 @@ from datamodules.world.new_tasks import (
     HOLE_GREY,
     MAX_DOTS,
     NEW_TASKS,
-    PHRASINGS,
     coarse,
     contours,
     count_dots,
@@ -28,6 +27,7 @@ from datamodules.world.new_tasks import (
     make_new_pair,
 )
 from datamodules.world.palette import COLOURS, HELDOUT_PAIRS, MARKS, RGB, SHAPES
+from datamodules.world.phrasings import NEW_PHRASINGS as PHRASINGS
 from datamodules.world.scene import Background, Scene, Thing
 from datamodules.world.write import write_new_task
 from emu_edit.cli import shards
@@ -90,7 +90,10 @@ def test_the_words_of_a_pair_do_not_depend_on_its_size(task: str):
 def test_a_split_has_its_own_phrasings_and_combinations(task: str):
     patterns = {
         side: [re.sub(r"\\{\w+\\}", ".+", re.escape(text)) for text in texts]
-        for side, texts in (("train", PHRASINGS[task].train), ("heldout", PHRASINGS[task].heldout))
+        for side, texts in (
+            ("train", PHRASINGS[task].train),
+            ("heldout", PHRASINGS[task].heldout),
+        )
     }
     for split in ("train", "heldout"):
         for pair in pairs_of(task, 12, split, size=16):
@@ -229,9 +232,9 @@ def test_on_photographs_the_photograph_alone_is_enlarged_and_completed(tmp_path:
     ("changes", "words"),
     [
         ({"task": "contours"}, "unknown new task 'contours'; give .* Did you mean 'contour'"),
-        ({"index": -1}, "index=-1 must be at least 0"),
-        ({"size": 8}, "size=8 at least 16"),
-        ({"split": "test"}, "unknown split 'test' of a new task; give one of train, heldout"),
+        ({"index": -1}, "index=-1 of a world pair is negative; give 0 or more"),
+        ({"size": 8}, "size=8 is too small for the world; give 16 or more"),
+        ({"split": "test"}, "unknown split 'test' of the world; give one of 'train', 'heldout'"),
     ],
 )
 def test_a_pair_that_cannot_be_is_refused(changes: dict, words: str):

@@ -56,8 +56,8 @@ def test_a_pair_depends_on_its_arguments_only():
     ("changes", "words"),
     [
         ({"task": "add"}, "no-op pairs of local, remove, texture, not of 'add'"),
-        ({"index": -1}, "index=-1 must be at least 0"),
-        ({"size": 8}, "size=8 at least 16"),
+        ({"index": -1}, "index=-1 of a world pair is negative; give 0 or more"),
+        ({"size": 8}, "size=8 is too small for the world; give 16 or more"),
     ],
 )
 def test_what_cannot_be_made_is_refused(changes: dict, words: str):

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from datamodules.shards.writer import PairRecord
 from datamodules.world.pair import EDITS, make_pair
 from datamodules.world.palette import (
     COLOURS,
@@ -184,9 +185,10 @@ def test_sharpening_undoes_a_blur():
 
 def test_a_record_for_the_shard_writer_holds_all_of_the_pair():
     pair = make_pair(0, 8, size=32)
-    record = pair.to_record()
-    assert (record.key, record.task, record.extra) == (pair.key, "detect", pair.extra)
-    assert record.mask is pair.mask
+    assert isinstance(pair, PairRecord)
+    assert (pair.key, pair.task) == ("detect-train-0-00000008", "detect")
+    assert pair.extra["kind"] == "detect"
+    assert pair.mask.any()
 
 
 @pytest.mark.parametrize(
