@@ -1,1 +1,1 @@
-"""Packaged configs: parts (model, data, trainer, callbacks, logger) and the recipes in `train/`."""
+"""Packaged configs: parts (model, data, callbacks, logger), `base.yaml`, and the recipes."""

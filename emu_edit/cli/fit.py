@@ -9,18 +9,20 @@ from pathlib import Path
 from emu_edit.cli.arguments import ArgumentParser, positive_or_zero
 from emu_edit.editing.find import INDEX
 from emu_edit.errors import InputError
-from emu_edit.runs.folder import find_checkpoint, find_config, recipe_names
-from emu_edit.runs.options import SCORE_PAIRS, TrainOptions
+from emu_edit.runs.folder import find_checkpoint
+from emu_edit.runs.options import SCORE_PAIRS, TrainOptions, find_config, recipe_names
 
 HELP = {
     "fit": """\
-usage: emu-edit fit [--config RECIPE] [OPTIONS]
+usage: emu-edit fit [--config RECIPE [FILE ...]] [OPTIONS]
 
 Train an editor. Without arguments: the tiny one, on a built-in world that is written first.
 Everything lands in one new folder, runs/RECIPE-DATE-TIME.
 
-  --config RECIPE           a recipe ({recipes}) or a YAML file;
-                            more --config files change what the first one says
+  --config RECIPE [FILE ..] a recipe ({recipes})
+                            or a YAML file; of several, also given as --config A --config B, the
+                            later ones win: --config tiny mine.yaml. Flags win over all of them.
+                            What recipes share, the trainer, is configs/base.yaml, read before them
   --run DIR                 the run's folder, instead of a new one under ./runs
   --resume auto             go on in the run's own folder (--run, else the newest of the recipe)
                             from its newest checkpoint that is whole; begin if there is none;
@@ -94,7 +96,7 @@ def parse(verb: str, arguments: list[str]) -> TrainOptions:
         InputError: if a config or checkpoint does not exist.
     """
     parser = ArgumentParser(prog=f"emu-edit {verb}", description="", add_help=False)
-    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("-c", "--config", action="extend", nargs="+", default=[])
     parser.add_argument("--ckpt_path", type=Path)
     if verb == "fit":  # measuring begins with a checkpoint's weights anyway
         parser.add_argument("--start_from", type=Path)

@@ -8,7 +8,6 @@
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -110,14 +109,6 @@ def run_world(arguments: list[str]) -> int:
 
 
 DTYPES = ("float32", "bfloat16", "float16")
-# of a recipe only the networks are wanted, whatever it trains on
-NO_TRAINER = (
-    "--trainer.logger=false",
-    "--trainer.accelerator=cpu",
-    "--trainer.devices=1",
-    "--trainer.num_nodes=1",
-    "--trainer.strategy=auto",
-)
 
 
 def parser() -> ArgumentParser:
@@ -188,21 +179,9 @@ def _networks(options: argparse.Namespace) -> "tuple[EditNetworks, int]":
 
         editor = Editor.from_pretrained(find_model(options.model))
         return editor.networks, editor.settings.image_size
-    from emu_edit.runs.folder import find_config
-    from emu_edit.runs.trainer_cli import TrainerCLI, quiet
-    from emu_edit.training.module import EditModule
+    from emu_edit.runs.trainer_cli import untrained_module
 
-    class Built(TrainerCLI):
-        """Everything is parsed and built, as `fit` does it; nothing runs."""
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            pass
-
-    with tempfile.TemporaryDirectory() as run, quiet():
-        config = ["--config", str(find_config(options.config)), *NO_TRAINER]
-        module = Built("fit", config, Path(run), begin=lambda _: None).model
-    if not isinstance(module, EditModule):
-        raise InputError(f"{options.config} trains no EditModule; give the config of one")
+    module = untrained_module(options.config)
     return module.networks, module.editor_settings.image_size
 
 

@@ -56,9 +56,10 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
     panels = [panel for panel in PANELS if any(panel.shows(name) for name in curves)]
     if not panels:
         return False
-    figure = new_figure(12, 4 * ((len(panels) + 1) // 2))
-    for number, panel in enumerate(panels):
-        axes = figure.add_subplot((len(panels) + 1) // 2, 2, number + 1)
+    rows = (len(panels) + 1) // 2
+    figure = new_figure(12.0, 4.0 * rows)
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, 2, number)
         _draw(axes, panel, {name: c for name, c in curves.items() if panel.shows(name)})
     figure.savefig(path, dpi=100)
     return True

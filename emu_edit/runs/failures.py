@@ -1,11 +1,10 @@
-"""What a user reads when a training cannot begin or go on: one line, with what helps.
+"""Errors of a training in one line a user can act on: a wrong config, no memory, a lost process.
 
-Three things have an origin whose own words help nobody. jsonargparse complains about a config or a
-flag with every type it tried; a person needs the key, the innermost reason, and the name they
-probably meant. torch has a class of its own for accelerators without memory, and a plain
-RuntimeError for the CPU and for libraries that could not set up their workspace; the words tell. A
-process that is killed says nothing; its partners learn of it by a connection that breaks, which
-torch words as an error of the network.
+jsonargparse complains about a config or a flag with every type it tried; a person needs the key,
+the innermost reason, and the name they probably meant. torch has a class of its own for
+accelerators without memory, and a plain RuntimeError for the CPU and for libraries that could not
+set up their workspace, so its message is searched. A process that is killed reports nothing; the
+others learn of it by a connection that breaks, which torch calls an error of the network.
 """
 
 import inspect
@@ -15,73 +14,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from itertools import takewhile
 from typing import Any, get_args
 
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from emu_edit.errors import ExitStatus, InputError, closest
 from emu_edit.training.checkpoint_io import in_words
-
-# the first two are gloo's words, the last NCCL's for ncclRemoteError
-_BROKEN_LINE = re.compile(
-    r"Connection reset by peer|Connection closed by peer|remote process exited or there was a"
-)
-_PATIENCE = 2.0  # seconds until the system tells how a child has ended; the line breaks first
-
-
-class LostRankError(InputError):
-    """Another process of the training has ended without a word, or cannot be reached."""
-
-    status = ExitStatus.storage
-
-
-def lost_rank(error: Exception, trainer: Trainer) -> LostRankError | None:
-    """Word an error of training or measuring; None if it is about something else.
-
-    Args:
-        error: that has left the trainer.
-        trainer: whose step it was.
-    """
-    if not isinstance(error, RuntimeError) or trainer.world_size == 1:
-        return None
-    if (found := _BROKEN_LINE.search(str(error))) is None:
-        return None
-    ended = _how_children_ended(trainer) or (
-        "another rank has ended or cannot be reached; its own output, above or on its machine, "
-        "may tell why"
-    )
-    return LostRankError(
-        f"rank {trainer.global_rank} lost its partners at optimizer step {trainer.global_step} "
-        f"({found[0]}): {ended}; start again with --resume auto to go on from the last checkpoint"
-    )
-
-
-def _how_children_ended(trainer: Trainer) -> str | None:
-    """Return how a rank ended that this process has started; None if it started none that did."""
-    launcher = trainer.strategy.launcher
-    children = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
-    end = time.monotonic() + _PATIENCE
-    while children:
-        for local_rank, child in enumerate(children, start=1):
-            if (status := child.poll()) is not None and status != 0:
-                return f"rank {trainer.global_rank + local_rank} {_in_words(status)}"
-        if time.monotonic() > end:
-            break
-        time.sleep(0.05)
-    return None
-
-
-def _in_words(status: int) -> str:
-    """Word what `Popen.poll` gives."""
-    if status > 0:
-        return f"ended with status {status}"
-    name = signal.Signals(-status).name
-    hint = " (the system does this to a process when memory is short)" if name == "SIGKILL" else ""
-    return f"was ended by {name}{hint}"
-
 
 UNKNOWN_KEY = re.compile(r"(?:accept option|Option) '([^']+)'|unrecognized arguments: --([^\s=]+)")
 CLASS_PATH = re.compile(r"given class_path '([^']+)'")
@@ -93,7 +34,7 @@ def one_line(message: str, known: Iterable[str]) -> str:
     """Return the key, the innermost reason and the nearest known name in one line.
 
     Args:
-        message: what jsonargparse said.
+        message: of jsonargparse, over many lines.
         known: dotted names of all options of the command.
     """
     keys = ".".join(dict.fromkeys(PARSER_KEY.findall(message)))
@@ -107,11 +48,17 @@ def _reason(lines: list[str]) -> str:
     where = ""
     problems = [i for i, line in enumerate(lines) if "Problem with given class_path" in line]
     if problems:
-        innermost = problems[-1]
-        where = " ".join(f"(in {path})" for path in CLASS_PATH.findall(lines[innermost]))
-        lines = list(_indented_below(lines[innermost], lines[innermost + 1 :]))
-    told = [_plain(line) for line in lines if not line.strip().startswith(TRIED)]
-    return " ".join([", ".join(dict.fromkeys(filter(None, told))), where]).strip()
+        head, *rest = lines[problems[-1] :]
+        where = " ".join(f"(in {path})" for path in CLASS_PATH.findall(head))
+        lines = list(
+            takewhile(lambda line: not line.strip() or _indent(line) > _indent(head), rest)
+        )
+    reasons = [_plain(line) for line in lines if not line.strip().startswith(TRIED)]
+    return " ".join([", ".join(dict.fromkeys(filter(None, reasons))), where]).strip()
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _plain(line: str) -> str:
@@ -119,18 +66,6 @@ def _plain(line: str) -> str:
     line = PARSER_KEY.sub("", line).strip().strip("-: ")
     line = re.sub(r"<(?:class|enum) '([\w.]+)'>", r"\1", line)
     return "" if "NoneType" in line else line.rstrip(".")
-
-
-def _indented_below(head: str, lines: list[str]) -> Iterable[str]:
-    """Yield the lines that belong to `head`."""
-    for line in lines:
-        if line.strip() and _indent(line) <= _indent(head):
-            return
-        yield line
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
 
 
 def _hint(message: str, known: Iterable[str]) -> str:
@@ -166,7 +101,7 @@ def _fields(annotation: Any) -> set[str]:
 _NO_MEMORY = re.compile(
     r"out of memory|DefaultCPUAllocator: can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED"
 )
-_ASKED = re.compile(r"ried to allocate (?P<number>[\d.]+) (?P<unit>bytes|[KMGT]iB)")
+_ASKED = re.compile(r"ried to allocate ([\d.]+) (bytes|[KMGT]iB)")
 
 
 class OutOfMemoryError(InputError):
@@ -175,13 +110,23 @@ class OutOfMemoryError(InputError):
     status = ExitStatus.out_of_memory
 
 
-def out_of_memory(error: Exception, trainer: Trainer, data: Namespace) -> OutOfMemoryError | None:
+def out_of_memory(
+    error: Exception,
+    trainer: Trainer,
+    *,
+    global_batch: int | None,
+    batch_size: int | None,
+    image_size: int | None,
+) -> OutOfMemoryError | None:
     """Word an error of training or measuring; None if it is about something else.
 
     Args:
-        error: that has left the trainer.
+        error: what the trainer raised.
         trainer: whose step it was.
-        data: the arguments of the data module, as the config has them.
+        global_batch: pictures of an optimizer step, over all devices; None if the data module has
+            a batch of its own for each device.
+        batch_size: pictures on one device where there is no global batch.
+        image_size: side of the pictures in pixels.
     """
     is_ours = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
@@ -189,21 +134,21 @@ def out_of_memory(error: Exception, trainer: Trainer, data: Namespace) -> OutOfM
     if not is_ours:
         return None
     found = _ASKED.search(str(error))
-    asked = "" if found is None else f" ({_amount(found['number'], found['unit'])} were asked for)"
-    micro, advice = _micro_batch(trainer, data)
-    size = data.get("image_size")
-    pictures = "" if size is None else f" of {size}x{size} pixels"
+    asked = "" if found is None else f" ({_amount(*found.groups())} were asked for)"
+    if global_batch is None:
+        micro, advice = batch_size, "lower data.batch_size or data.image_size"
+    else:
+        micro, advice = _micro_batch(global_batch, trainer)
+    pictures = "" if image_size is None else f" of {image_size}x{image_size} pixels"
     return OutOfMemoryError(
         f"no memory was left on {trainer.strategy.root_device} at optimizer step "
         f"{trainer.global_step}, with {micro} pictures{pictures} at a time{asked}; {advice}"
     )
 
 
-def _micro_batch(trainer: Trainer, data: Namespace) -> tuple[int, str]:
+def _micro_batch(global_batch: int, trainer: Trainer) -> tuple[int, str]:
     """Return how many pictures one device has at a time, and what would make it fewer."""
-    if data.get("global_batch") is None:
-        return data.get("batch_size"), "lower data.batch_size or data.image_size"
-    micro = data.global_batch // (trainer.world_size * trainer.accumulate_grad_batches)
+    micro = global_batch // (trainer.world_size * trainer.accumulate_grad_batches)
     if micro == 1:
         return 1, "lower data.image_size, or set trainer.precision: bf16-mixed"
     return micro, (
@@ -214,3 +159,61 @@ def _micro_batch(trainer: Trainer, data: Namespace) -> tuple[int, str]:
 
 def _amount(number: str, unit: str) -> str:
     return in_words(int(number)) if unit == "bytes" else f"{number} {unit}"
+
+
+# the first two are gloo's words, the last NCCL's for ncclRemoteError
+_BROKEN_LINE = re.compile(
+    r"Connection reset by peer|Connection closed by peer|remote process exited or there was a"
+)
+_PATIENCE = 2.0  # seconds until the system tells how a child has ended; the line breaks first
+
+
+class LostRankError(InputError):
+    """Another process of the training has ended without a message, or cannot be reached."""
+
+    status = ExitStatus.storage
+
+
+def lost_rank(error: Exception, trainer: Trainer) -> LostRankError | None:
+    """Word an error of training or measuring; None if it is about something else.
+
+    Args:
+        error: what the trainer raised.
+        trainer: whose step it was.
+    """
+    if not isinstance(error, RuntimeError) or trainer.world_size == 1:
+        return None
+    if (found := _BROKEN_LINE.search(str(error))) is None:
+        return None
+    ended = _how_children_ended(trainer) or (
+        "another rank has ended or cannot be reached; its own output, above or on its machine, "
+        "may tell why"
+    )
+    return LostRankError(
+        f"rank {trainer.global_rank} lost its partners at optimizer step {trainer.global_step} "
+        f"({found[0]}): {ended}; start again with --resume auto to go on from the last checkpoint"
+    )
+
+
+def _how_children_ended(trainer: Trainer) -> str | None:
+    """Say how a rank that this process has started failed; None if none did."""
+    launcher = trainer.strategy.launcher
+    children = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+    end = time.monotonic() + _PATIENCE
+    while children:
+        for local_rank, child in enumerate(children, start=1):
+            if (status := child.poll()) is not None and status != 0:
+                return f"rank {trainer.global_rank + local_rank} {_ending(status)}"
+        if time.monotonic() > end:
+            break
+        time.sleep(0.05)
+    return None
+
+
+def _ending(status: int) -> str:
+    """Say how a process ended, by the status `Popen.poll` gives."""
+    if status > 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    hint = " (the system does this to a process when memory is short)" if name == "SIGKILL" else ""
+    return f"was ended by {name}{hint}"

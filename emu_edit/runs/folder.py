@@ -7,18 +7,15 @@ runs/tiny-20250131-235959/
     logs/                metrics.csv
     model/               the exported model directory (weights averaged over training)
     grid.png curves.png table.md results.json
-
-Where the packaged configs are, and how a config is named on the command line.
 """
 
 import os
 import re
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 
 from emu_edit.editing.find import CONFIG, RUNS
-from emu_edit.errors import InputError, closest
+from emu_edit.errors import InputError
 
 PLACEHOLDER = "{run}"
 CHECKPOINTS = "checkpoints"
@@ -43,7 +40,7 @@ def new_run_folder(recipe: str, chosen: str | None) -> Path:
             f"{folder} already holds a run; choose another --run folder, or go on with this one: "
             "--resume auto"
         )
-    return _told_children(folder)
+    return _shared_with_children(folder)
 
 
 def resumed_run_folder(recipe: str, chosen: str | None) -> Path:
@@ -58,9 +55,9 @@ def resumed_run_folder(recipe: str, chosen: str | None) -> Path:
     if (inherited := _of_parent()) is not None:
         return inherited
     if chosen is not None:
-        return _told_children(Path(chosen))
+        return _shared_with_children(Path(chosen))
     runs = [] if RANKS_FROM_OUTSIDE.intersection(os.environ) else runs_of(recipe)
-    return _told_children(runs[-1] if runs else RUNS / f"{recipe}-{_stamp()}")
+    return _shared_with_children(runs[-1] if runs else RUNS / f"{recipe}-{_stamp()}")
 
 
 def runs_of(recipe: str) -> list[Path]:
@@ -76,7 +73,8 @@ def _of_parent() -> Path | None:
     return None if is_first or folder is None else Path(folder)
 
 
-def _told_children(folder: Path) -> Path:
+def _shared_with_children(folder: Path) -> Path:
+    """Return the folder, and leave its name to the processes that Lightning starts."""
     os.environ[FROM_PARENT] = str(folder.absolute())
     return folder
 
@@ -120,42 +118,3 @@ def run_of(checkpoint: Path) -> Path | None:
     """Return the run folder a checkpoint lies in, None when it lies elsewhere."""
     folder = checkpoint.absolute().parent.parent
     return folder if (folder / CONFIG).is_file() else None
-
-
-DEFAULT_RECIPE = "tiny"
-
-
-def configs_folder() -> Path:
-    """Return the folder of packaged configs.
-
-    It lies beside the package `emu_edit` both in a checkout and where pip installs it; it is not
-    looked up by its name, which a folder `configs` of the user would take over.
-    """
-    return Path(str(files("emu_edit"))).parent / "configs"
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the packaged recipes."""
-    return sorted(path.stem for path in (configs_folder() / "train").glob("*.yaml"))
-
-
-def find_config(name: str) -> Path:
-    """Return the file meant by `--config name`: a path, or the name or path of a packaged recipe.
-
-    Raises:
-        InputError: if there is neither such a file nor such a recipe.
-    """
-    packaged = configs_folder()
-    candidates = (
-        Path(name),
-        packaged / "train" / f"{name}.yaml",
-        packaged.parent / name,  # the path a recipe has in a checkout, e.g. configs/train/tiny.yaml
-    )
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    hint = closest(Path(name).stem, recipe_names())
-    raise InputError(
-        f"there is no config {name!r}; give a file or one of the recipes "
-        f"{', '.join(recipe_names())}.{hint}"
-    )

@@ -15,20 +15,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 
 from callbacks.durable import point_last_to, step_in
-from emu_edit.editing.find import CONFIG
 from emu_edit.errors import BrokenCheckpointError, InputError, StorageError
-from emu_edit.runs.folder import (
-    CHECKPOINTS,
-    DEFAULT_RECIPE,
-    LAST,
-    find_config,
-    new_run_folder,
-    recipe_of,
-    resumed_run_folder,
-    run_of,
-)
+from emu_edit.runs.folder import CHECKPOINTS, LAST
 from emu_edit.runs.lock import RunLock
-from emu_edit.runs.options import TrainOptions
 from emu_edit.training.checkpoint_io import SUFFIX, read_checkpoint, read_sidecar, sweep, verify
 
 How = Literal["auto", "strict"]
@@ -36,29 +25,6 @@ How = Literal["auto", "strict"]
 CORRUPT = ".corrupt"
 FROM_PARENT = "EMU_EDIT_RESUME"  # how the processes that Lightning starts learn the checkpoint
 IN_NAME = re.compile(r"step[-=](\d+)")  # our names and those of Lightning's ModelCheckpoint
-
-
-def run_folder_of(options: TrainOptions) -> tuple[TrainOptions, Path]:
-    """Return the folder a training writes into, and the options with a config.
-
-    A run that goes on in its folder has its own config unless others are named.
-
-    Raises:
-        InputError: if the folder is that of a run which is not to go on, or cannot be agreed on.
-    """
-    if options.resume is None:
-        source = None if options.checkpoint is None else run_of(options.checkpoint)
-        named = options.with_default_config(_config_of(source))
-        return named, new_run_folder(recipe_of(named.configs[0]), named.run)
-    named = options.with_default_config(find_config(DEFAULT_RECIPE))
-    folder = resumed_run_folder(recipe_of(named.configs[0]), options.run)
-    return options.with_default_config(_config_of(folder)), folder
-
-
-def _config_of(folder: Path | None) -> Path:
-    if folder is None or not (folder / CONFIG).is_file():
-        return find_config(DEFAULT_RECIPE)
-    return folder / CONFIG
 
 
 def begin(trainer: Trainer, lock: RunLock, how: How | None) -> Path | None:

@@ -1,12 +1,13 @@
-"""Lightning's command line, made ours: run folders, packaged recipes, errors in one line.
+"""LightningCLI with run folders and errors in one line; what `fit`, `validate` and `test` do.
 
-`fit` builds module, data and trainer from a config and trains; what is made from the result is in
-`report.py`. Two traps of LightningCLI are closed here: `--ckpt_path` must not overrule the config
-with what the checkpoint stores, and checkpoints are only read with `weights_only=True`.
+Module, data and trainer are built from a config; what a training leaves behind is made in
+`report.py`. Two habits of LightningCLI are changed: `--ckpt_path` must not overrule the config with
+what the checkpoint stores, and checkpoints are only read with `weights_only=True`.
 """
 
 import logging
 import sys
+import tempfile
 import time
 import warnings
 from argparse import ArgumentError
@@ -26,19 +27,25 @@ from emu_edit.editing.find import CONFIG, MODEL
 from emu_edit.errors import InputError
 from emu_edit.models.task_files import refuse_to_lose
 from emu_edit.runs.failures import lost_rank, one_line, out_of_memory
-from emu_edit.runs.folder import CHECKPOINTS, LAST, PLACEHOLDER, run_of
+from emu_edit.runs.folder import CHECKPOINTS, LAST, PLACEHOLDER
 from emu_edit.runs.inversion import write_inversion
 from emu_edit.runs.lock import RunLock
-from emu_edit.runs.options import TrainOptions
+from emu_edit.runs.options import (
+    TrainOptions,
+    config_arguments,
+    find_config,
+    measured_run,
+    training_run,
+)
 from emu_edit.runs.report import FinishedRun, write_report
-from emu_edit.runs.resume import begin, run_folder_of
+from emu_edit.runs.resume import begin
 from emu_edit.runs.status import StatusWriter
 from emu_edit.training.export import start_from
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.loggers import ending_wandb_run, redact
 from emu_edit.training.module import EditModule
 
-# what Lightning tells everybody at every start, and what it brings up about other libraries
+# warnings of Lightning that every run would show, and those about other libraries
 NOISE = (
     r".*The dirpath has changed.*",  # a resumed run has a folder of its own
     r".*is smaller than the logging interval.*",
@@ -49,6 +56,14 @@ NOISE = (
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*`?lr_scheduler.step\(\)`? before.*",
     r".*add the following callbacks: \['?\"?ModelCheckpoint.*",  # of before callbacks.durable
+)
+# where only the module of a config is wanted
+NO_TRAINER = (
+    "--trainer.logger=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
 )
 
 
@@ -187,10 +202,16 @@ class TrainerCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except (RuntimeError, MemoryError) as error:
             data = self.config[subcommand].data.init_args
-            worded = out_of_memory(error, self.trainer, data) or lost_rank(error, self.trainer)
-            if worded is None:
+            known = out_of_memory(
+                error,
+                self.trainer,
+                global_batch=data.get("global_batch"),
+                batch_size=data.get("batch_size"),
+                image_size=data.get("image_size"),
+            ) or lost_rank(error, self.trainer)
+            if known is None:
                 raise
-            raise worded from error
+            raise known from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         options = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
@@ -198,8 +219,32 @@ class TrainerCLI(LightningCLI):
         return options if resumed is None else {**options, "ckpt_path": str(resumed)}
 
 
+class UntrainedCLI(TrainerCLI):
+    """Module, data and trainer of a config, built as `fit` does it; nothing runs."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        super().__init__("fit", arguments, folder, begin=lambda _: None)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def untrained_module(config: str, *flags: str) -> EditModule:
+    """Build the module a recipe or config file trains, changed by flags, with its first weights.
+
+    Raises:
+        InputError: if there is no such config, or it is not one of an EditModule.
+    """
+    arguments = [*config_arguments([find_config(config)]), *NO_TRAINER, *flags]
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        module = UntrainedCLI(arguments, Path(folder)).model
+    if not isinstance(module, EditModule):
+        raise InputError(f"{config} trains no EditModule; give the config of one")
+    return module
+
+
 def _buried(error: BaseException) -> InputError | None:
-    """Return the InputError that led to `error`, None if there is none."""
+    """Return the InputError among the causes of `error`, None if there is none."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__
@@ -234,11 +279,11 @@ def run_trainer(verb: str, options: TrainOptions) -> int:
     """
     start = time.monotonic()
     if verb == "fit":
-        options, folder = run_folder_of(options)
+        options, folder = training_run(options)
         if not options.only_asks:
             refuse_to_lose(folder / MODEL)  # hours before the export would
     else:
-        options, folder = of_its_run(verb, options)
+        options, folder = measured_run(verb, options)
     status = StatusWriter(folder)
     with quiet(), ending_wandb_run(), RunLock(folder) as lock, status.noting_errors():
 
@@ -247,25 +292,22 @@ def run_trainer(verb: str, options: TrainOptions) -> int:
             status.follow(trainer)
             return resumed
 
-        cli = _interruptible(
-            lambda: TrainerCLI(
-                verb, options.to_arguments(), folder, start=options.start, begin=begin_run
-            ),
-            folder,
-        )
+        with _keyboard_interrupt(folder):
+            arguments = options.to_arguments()
+            cli = TrainerCLI(verb, arguments, folder, begin=begin_run, start=options.start)
         stop = stopped(cli.trainer)
-        if stop is not Stop.no:
-            _say_how_to_go_on(cli.trainer, folder)
-        elif verb == "fit" and cli.trainer.is_global_zero and not cli.is_trial:
+        if cli.trainer.is_global_zero and stop is not Stop.no:
+            _say_how_to_go_on(folder)
+        elif cli.trainer.is_global_zero and verb == "fit" and not cli.is_trial:
             finish(cli, options, folder, time.monotonic() - start)
         return status.ended(stop)
 
 
 def finish(cli: TrainerCLI, options: TrainOptions, folder: Path, seconds: float) -> None:
-    """Make what a training leaves behind; not after one that was stopped early.
+    """Export, draw and score what a training that ran to its end has learnt.
 
     Args:
-        cli: what has trained.
+        cli: with the trained module.
         options: of the command line.
         folder: of the run.
         seconds: since the start of the program.
@@ -292,14 +334,9 @@ def finish(cli: TrainerCLI, options: TrainOptions, folder: Path, seconds: float)
     )
 
 
-def _say_how_to_go_on(trainer: Trainer, folder: Path) -> None:
-    if trainer.is_global_zero:
-        sys.stderr.write(f"stopped; go on with: emu-edit fit --resume auto --run {folder}\n")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let our data modules say what they do, and Lightning only what is wrong."""
+    """Show what our data modules log, and of Lightning only warnings."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     handler = logging.StreamHandler(sys.stderr)
@@ -317,37 +354,18 @@ def quiet() -> Iterator[None]:
         ours.removeHandler(handler)
 
 
-def of_its_run(verb: str, options: TrainOptions) -> tuple[TrainOptions, Path]:
-    """Return the run folder a checkpoint belongs to, and the options with that run's config.
-
-    Raises:
-        InputError: if no checkpoint is given, or nothing says how it was trained.
-    """
-    if options.only_asks:
-        return options, Path()
-    checkpoint = options.checkpoint
-    if checkpoint is None:
-        raise InputError(f"{verb} needs a checkpoint; give --ckpt_path FILE or a run's folder")
-    folder = run_of(checkpoint)
-    if folder is not None:
-        return options.with_default_config(folder / CONFIG), folder
-    if not options.configs:
-        raise InputError(
-            f"{checkpoint} lies in no run folder, so its config is unknown; give --config FILE"
-        )
-    return options, checkpoint.parent
-
-
-def _interruptible(build: Callable[[], TrainerCLI], folder: Path) -> TrainerCLI:
-    """Give Ctrl-C back its name, and say how to go on.
-
-    Lightning turns it into sys.exit(1) after its clean-up.
-    """
+@contextmanager
+def _keyboard_interrupt(folder: Path) -> Iterator[None]:
+    """Raise KeyboardInterrupt where Lightning, after its clean-up, turns it into sys.exit(1)."""
     try:
-        return build()
+        yield
     except SystemExit as stop:
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise
         if (folder / CHECKPOINTS / LAST).is_file():
-            sys.stderr.write(f"stopped; go on with: emu-edit fit --resume auto --run {folder}\n")
+            _say_how_to_go_on(folder)
         raise KeyboardInterrupt from stop
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    sys.stderr.write(f"stopped; go on with: emu-edit fit --resume auto --run {folder}\n")

@@ -1,5 +1,8 @@
 import re
+import shlex
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,8 +13,15 @@ from datamodules.edit import EditDataModule
 from datamodules.fewshot_data import FewShotData
 from emu_edit.cli.main import main
 from emu_edit.errors import InputError
-from emu_edit.runs.folder import configs_folder, find_config, recipe_names
-from emu_edit.runs.trainer_cli import TrainerCLI, quiet
+from emu_edit.runs.options import (
+    BASE,
+    RETIRED,
+    config_arguments,
+    configs_folder,
+    find_config,
+    recipe_names,
+)
+from emu_edit.runs.trainer_cli import UntrainedCLI, quiet
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
 from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.inversion_module import InversionModule
@@ -29,34 +39,15 @@ NARROW = ("--model.denoiser.channels=[32, 32]", "--model.denoiser.attention=[fal
 SMALLER = {
     "tiny": NARROW,
     "long": NARROW,
-    "sharpen": NARROW,
-    "noops": NARROW,
-    "words": NARROW,
-    "shapes": NARROW,
-    "together": NARROW,
-    "settle": NARROW,
-    "polish": NARROW,
-    "roles": NARROW,
-    "replace": NARROW,
-    "finish": NARROW,
     "photos": NARROW,
     "pairs": NARROW,
     "smoke": (),
 }
 
 
-class Built(TrainerCLI):
-    """Everything is parsed and built; nothing runs."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def build(recipe: str, folder: Path, *options: str) -> Built:
-    config = str(find_config(recipe))
+def build(recipe: str, folder: Path, *options: str) -> UntrainedCLI:
     with quiet():
-        arguments = ["--config", config, *ON_A_CPU, *options]
-        return Built("fit", arguments, folder, begin=lambda _: None)
+        return UntrainedCLI([*config_arguments([find_config(recipe)]), *ON_A_CPU, *options], folder)
 
 
 @pytest.fixture(autouse=True)
@@ -112,27 +103,40 @@ def test_every_recipe_is_built_by_a_test() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_opens_with_its_command_and_what_to_expect(recipe: Path) -> None:
-    opening = recipe.read_text().partition("\nseed_everything")[0]
+    opening = recipe.read_text().partition("\nmodel:")[0]
     assert all(line.startswith("#") for line in opening.splitlines())
     assert "emu-edit fit" in opening
     assert "expected:" in opening
 
 
-def test_a_recipe_only_references_parts() -> None:
+def test_a_recipe_references_model_and_data_and_changes_only_the_trainer() -> None:
     for recipe in RECIPES:
         values = yaml.safe_load(recipe.read_text())
-        assert sorted(values) == ["data", "model", "seed_everything", "trainer"]
-        for group in ("data", "model", "trainer"):
+        assert sorted(values) == ["data", "model", "trainer"]
+        for group in ("data", "model"):
             assert (recipe.parent / values[group]).is_file()
+
+
+def test_recipes_share_one_trainer_and_say_only_what_differs() -> None:
+    base = yaml.safe_load((configs_folder() / BASE).read_text())["trainer"]
+    own = [yaml.safe_load(recipe.read_text())["trainer"] for recipe in RECIPES]
+    for values in own:
+        assert not [key for key in values if key in base and values[key] == base[key]]
+    assert not (configs_folder() / "trainer").exists()
+
+
+def test_no_two_configs_say_the_same() -> None:
+    said = [yaml.safe_load(path.read_text()) for path in (*RECIPES, *PARTS)]
+    assert all(first != second for first, second in combinations(said, 2))
 
 
 def test_every_part_is_used() -> None:
     used = {
         (path.parent / reference).resolve()
         for path in (*RECIPES, *PARTS)
-        for reference in re.findall(r"\.\./\w+/\w+\.yaml", path.read_text())
+        for reference in re.findall(r"[./\w]+\.yaml", path.read_text())
     }
-    assert used == {part.resolve() for part in PARTS}
+    assert used >= {part.resolve() for part in PARTS if part.name != BASE}
 
 
 @pytest.mark.parametrize("name", ["tiny", "configs/train/tiny.yaml"])
@@ -150,6 +154,92 @@ def test_a_config_of_the_user_comes_before_a_packaged_one(workplace: Path) -> No
 def test_an_unknown_recipe_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(InputError, match=r"no config 'tinny'; .*pairs.* Did you mean 'tiny'"):
         find_config("tinny")
+
+
+@pytest.mark.parametrize("name", RETIRED)
+@pytest.mark.usefixtures("workplace")
+def test_a_recipe_of_the_released_model_is_refused_with_where_its_command_is(name: str) -> None:
+    with pytest.raises(InputError, match=rf"no config '{name}'; .*docs/released_model\.md has it"):
+        find_config(name)
+    page = (configs_folder().parent / "docs" / "released_model.md").read_text()
+    assert f"`{name}`" in page
+
+
+def test_every_training_of_the_released_model_can_be_started(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (configs_folder().parent / "docs" / "released_model.md").read_text()
+    (lessons,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (workplace / "lessons.yaml").write_text(lessons)
+    shell = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    commands = re.findall("^emu-edit fit (.*)$", shell, re.MULTILINE)
+    assert len(commands) == len(RETIRED) + 2  # `long`, and `polish` once more with its balance
+    for command in commands:
+        own = shlex.split(re.sub(r"--start_from \w+", "", command))
+        assert sum(printed(capsys, *own)["data"]["init_args"]["weights"].values()) > 20
+
+
+OVER = """
+trainer:
+  max_epochs: 7
+data:
+  init_args:
+    pairs: 55
+"""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["--config", "smoke", "over.yaml"],
+        ["--config", "smoke", "--config", "over.yaml"],
+        ["--config=smoke", "-c", "over.yaml"],
+        ["--config", str(configs_folder() / "train" / "smoke.yaml"), "over.yaml"],
+    ],
+)
+def test_the_later_of_several_configs_wins_and_a_flag_over_all(
+    asked: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "over.yaml").write_text(OVER)
+    values = printed(capsys, *asked, "--data.image_size=16")
+    assert values["trainer"]["max_epochs"] == 7
+    assert values["trainer"]["check_val_every_n_epoch"] == 2
+    assert values["data"]["init_args"]["pairs"] == 55
+    assert values["data"]["init_args"]["image_size"] == 16
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_recipe_after_a_file_wins_over_it(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "over.yaml").write_text(OVER)
+    values = printed(capsys, "--config", "smoke", "over.yaml", "tiny")
+    assert values["trainer"]["max_epochs"] == 4
+    assert values["data"]["init_args"]["pairs"] == 20000
+
+
+def test_a_config_of_the_user_gets_no_trainer_of_ours(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smoke = configs_folder() / "model" / "smoke.yaml"
+    (workplace / "mine.yaml").write_text(
+        f"model: {smoke}\ndata: {smoke.parents[1]}/data/smoke.yaml\n"
+    )
+    assert printed(capsys, "--config", "mine.yaml")["trainer"]["callbacks"] is None
+
+
+def test_lightning_reads_a_recipe_after_the_base_alone() -> None:
+    recipe = configs_folder() / "train" / "tiny.yaml"
+    base = str(configs_folder() / BASE)
+    assert config_arguments([recipe]) == ["--config", base, "--config", str(recipe)]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """Return what fit would train, as `--print_config` says it."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -225,9 +315,6 @@ def test_measuring_needs_a_checkpoint_and_its_config(
 
 @pytest.mark.usefixtures("workplace")
 def test_the_config_can_be_printed_without_training(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config=smoke", "--data.pairs=77", "--print_config"])
-    assert stop.value.code == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["data"]["init_args"]["pairs"] == 77
+    values = printed(capsys, "--config=smoke", "--data.pairs=77")
+    assert values["data"]["init_args"]["pairs"] == 77
     assert not Path("runs").exists()

@@ -14,7 +14,7 @@ from emu_edit.cli.fit import parse
 from emu_edit.cli.main import main
 from emu_edit.errors import ExitStatus, InputError, status_of
 from emu_edit.runs.failures import LostRankError, OutOfMemoryError, lost_rank
-from emu_edit.runs.folder import find_config
+from emu_edit.runs.options import config_arguments, find_config
 from emu_edit.runs.status import OtherRankError, RunStatus, StatusWriter
 from emu_edit.runs.trainer_cli import TrainerCLI, quiet
 from tests.runs.test_runs_configs import ON_A_CPU
@@ -42,9 +42,8 @@ def training_raises(monkeypatch: pytest.MonkeyPatch, error: Exception | None) ->
 
 
 def fit(folder: Path, *options: str, recipe: str = "smoke") -> None:
-    config = str(find_config(recipe))
     with quiet():
-        arguments = ["--config", config, *ON_A_CPU, *options]
+        arguments = [*config_arguments([find_config(recipe)]), *ON_A_CPU, *options]
         TrainerCLI("fit", arguments, folder, begin=lambda _: None)
 
 

@@ -8,7 +8,8 @@ import torch
 from emu_edit.cli.fit import parse
 from emu_edit.errors import InputError, StorageError
 from emu_edit.runs.folder import FROM_PARENT, find_checkpoint, new_run_folder, resumed_run_folder
-from emu_edit.runs.resume import newest_whole, run_folder_of, step_of
+from emu_edit.runs.options import training_run
+from emu_edit.runs.resume import newest_whole, step_of
 from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint, sidecar_of
 
 Save = Callable[..., Path]
@@ -219,12 +220,12 @@ def test_ranks_of_torchrun_need_a_folder_and_children_of_lightning_are_told(monk
 @pytest.mark.usefixtures("alone")
 def test_a_run_that_goes_on_has_its_own_config_unless_another_is_named():
     folder = start("r", age=1)
-    options, found = run_folder_of(parse("fit", ["--resume=auto", "--run=r"]))
+    options, found = training_run(parse("fit", ["--resume=auto", "--run=r"]))
     assert (found, options.configs) == (folder, (folder / "config.yaml",))
-    options, _ = run_folder_of(parse("fit", ["--resume=auto", "--run=new"]))
+    options, _ = training_run(parse("fit", ["--resume=auto", "--run=new"]))
     assert options.configs[0].name == "tiny.yaml"
     more = ["--resume=auto", "--run=r", "--config=smoke"]
-    assert run_folder_of(parse("fit", more))[0].configs[0].name == "smoke.yaml"
+    assert training_run(parse("fit", more))[0].configs[0].name == "smoke.yaml"
     with pytest.raises(
         InputError, match=r"r already holds a run; .* go on with this one: --resume"
     ):

@@ -159,10 +159,10 @@ def test_a_trial_of_a_few_batches_writes_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_does_not_hide_the_error(
     writer: StatusWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: Path) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_status, "atomic_file", full)
+    monkeypatch.setattr(run_status, "write_json", full)
     with pytest.raises(StorageError, match="no checkpoint"), writer.noting_errors():
         raise StorageError("no checkpoint")
     assert read(tmp_path).status == "running"
