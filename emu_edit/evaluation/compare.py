@@ -42,6 +42,11 @@ class Group:
         return f"protocol {self.protocol}, {self.split or 'split not stated'}"
 
     @property
+    def state(self) -> str:
+        """Say whether the rows can be compared with this run."""
+        return f"not comparable: {self.why_not}" if self.why_not else "same benchmark and protocol"
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that some row has, in the order of the fullest one."""
         fullest = sorted(self.rows, key=lambda row: -len(row.values))
@@ -100,11 +105,10 @@ def compare_table(results: Mapping[str, Any], published: Path | None) -> str:
 
 def group_text(group: Group) -> str:
     """Return one group as a heading and a table."""
-    state = f"not comparable: {group.why_not}" if group.why_not else "same benchmark and protocol"
     head = ["model", *(str(metric(name)) for name in group.metrics), "source"]
     lines = [[OWN, *numbers(group, group.own), ""]] if group.own else []
     lines += [[row.model, *numbers(group, row.values), _source(row)] for row in group.rows]
-    return f"## Published, {group.title} ({state})\n\n{markdown_table(head, lines)}"
+    return f"## Published, {group.title} ({group.state})\n\n{markdown_table(head, lines)}"
 
 
 def _name(row: PublishedRow) -> str:

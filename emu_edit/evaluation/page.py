@@ -1,70 +1,127 @@
 """The page of results: everything an evaluation found, to look at, as one file.
 
 OUT/index.html opens without a server and loads nothing: style, script and pictures are in it, and
-its content policy forbids the rest. Instructions, captions and names are strangers' texts; all of
-them are escaped (`emu_edit.evaluation.markup`), and only the page's own script may run.
+its content policy forbids the rest. `page.html` lays out what is computed here. Instructions,
+captions and names are strangers' texts: the template escapes all texts, and only the page's own
+script may run.
 """
 
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from emu_edit.evaluation.compare import Group, compare
-from emu_edit.evaluation.figures import Block, blocks_of, metric, read_items, read_results
-from emu_edit.evaluation.gallery import (
-    SIDE,
-    Item,
-    Shown,
-    card,
-    choose,
-    chosen_metric,
-    data_uri,
-    pictures_in,
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from emu_edit.evaluation import gallery
+from emu_edit.evaluation.compare import OWN, compare, numbers
+from emu_edit.evaluation.figures import (
+    COPY,
+    MODEL,
+    ORACLE,
+    Block,
+    Figure,
+    Figures,
+    blocks_of,
+    metric,
+    read_items,
+    read_results,
 )
-from emu_edit.evaluation.markup import Markup, join, tag
-from emu_edit.evaluation.page_tables import (
-    NONE,
-    comparison,
-    edits_text,
-    legend,
-    meanings,
-    overall_table,
-    part_table,
-)
+from emu_edit.evaluation.gallery import Item
+from emu_edit.evaluation.outputs import ItemPictures
 from emu_edit.files import write_text
 from emu_edit.images import read_image, to_pil
 from emu_edit.metrics.published import PublishedRow
 
-if TYPE_CHECKING:
-    from emu_edit.evaluation.results import ItemPictures
-
 PAGE = "index.html"
 GRID = "grid.png"  # of the world benchmark, which writes no items
 MOST_ITEMS = 200
-TITLES = {
-    "emu-edit": "Emu Edit test set",
-    "magicbrush": "MagicBrush test set",
-    "world": "World benchmark",
+SHARES = frozenset({"success"})  # shown in percent
+FINE = frozenset({"l2"})  # too small for three digits
+NONE = "\N{EN DASH}"
+EDITORS = {
+    MODEL: (OWN, ""),
+    COPY: ("copy-input", "nothing edited"),
+    ORACLE: ("oracle", "the ground truth itself"),
 }
-BLOCKS = {
-    "all turns": "All turns (single-turn)",
-    "final turns": "Final turns (multi-turn)",
-    "single edits": "Scores",
-    "vision tasks": "Vision tasks, measured",
-}
-FAILED, PUBLISHED, EDITS, SETTINGS = "failed", "published", "pictures", "settings"  # places
+# of results.json; all else is listed at the end of the page
 BIG = ("blocks", "report", "failed", "filtered", "resampled", "inputs", "directions", "format")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the left and the right end of a column's bars stand for."""
+
+    low: float
+    high: float
+
+    @staticmethod
+    def over(figures: Iterable[Figure]) -> "Scale":
+        """Find the scale that all of the figures lie on."""
+        ends = [end for one in figures for end in (one.mean, one.low, one.high) if end is not None]
+        return Scale(min(ends, default=0.0), max(ends, default=0.0))
+
+    def place(self, value: float) -> float:
+        """Say where a value lies, in percent of the width; the ends must differ."""
+        return 100 * (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table of scores.
+
+    Attributes:
+        title: of the row.
+        words: below the title.
+        figures: its scores.
+        others: scores of the other editors, marked on the same bars.
+        is_own: whether it is this run beside others.
+    """
+
+    title: str
+    words: str
+    figures: Figures
+    others: Mapping[str, Figures] = field(default_factory=dict)
+    is_own: bool = False
+
+    @property
+    def ranges(self) -> dict[str, str]:
+        """The intervals as texts, "" for those that have no width to speak of."""
+        ends = {
+            name: (number(name, figure.low), number(name, figure.high))
+            for name, figure in self.figures.items()
+        }
+        return {
+            name: "" if low == high else f"{low} to {high}" for name, (low, high) in ends.items()
+        }
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of scores: a row per editor ("overall"), or per part of a kind.
+
+    Attributes:
+        kind: "overall", "task", "family" or "turn".
+        scales: of the columns, by metric.
+        rows: from top to bottom.
+    """
+
+    kind: str
+    scales: Mapping[str, Scale]
+    rows: Sequence[Row]
 
 
 def write_page(
     folder: Path,
     results: Mapping[str, Any] | None = None,
     items: Sequence[Item] | None = None,
-    pictures: "Callable[[str], ItemPictures] | None" = None,
+    pictures: Callable[[str], ItemPictures] | None = None,
     published: Sequence[PublishedRow] = (),
 ) -> Path:
     """Write index.html and return where it is.
@@ -81,66 +138,48 @@ def write_page(
     """
     results = read_results(folder) if results is None else results
     items = read_items(folder) if items is None else items
-    find = pictures_in(folder) if pictures is None else _labelled(pictures)
+    blocks = blocks_of(results)
+    metrics = list(dict.fromkeys(name for block in blocks for name in block.metrics))
+    by = gallery.chosen_metric(metrics)
+    chosen = gallery.choose(items, by, MOST_ITEMS)
+    page = _template().render(
+        policy=_policy(),
+        style=Markup(_asset("css")),
+        script=Markup(_asset("js")),
+        name=_name(results["model"]),
+        results=results,
+        blocks=[(block, list(tables(block))) for block in blocks],
+        metrics=metrics,
+        marked=[name for name in (COPY, ORACLE) if any(name in block.rows for block in blocks)],
+        groups=compare(results, published) if "protocol" in results else (),
+        items=items,
+        instructions={item["key"]: item["instruction"] for item in items},
+        cards=[(item, gallery.thumbnails(item["key"], folder, pictures)) for item in chosen],
+        chosen_by=by,
+        orders=gallery.orders(metrics),
+        parts=gallery.parts([block.name for block in blocks], chosen),
+        grid=None if items else _grid(folder),
+        details=_flat("", {name: value for name, value in results.items() if name not in BIG}),
+    )
     path = folder / PAGE
-    write_text(path, _page(folder, results, items, find, published))
+    write_text(path, page)
     return path
 
 
-def _labelled(pictures: "Callable[[str], ItemPictures]") -> Callable[[str], Shown]:
-    def find(key: str) -> Shown:
-        found = pictures(key)
-        truth = [] if found.target is None else [("ground truth", found.target)]
-        return [("input", found.source), ("edited", found.output), *truth]
-
-    return find
-
-
-def _page(
-    folder: Path,
-    results: Mapping[str, Any],
-    items: Sequence[Item],
-    find: Callable[[str], Shown],
-    published: Sequence[PublishedRow],
-) -> str:
-    blocks = blocks_of(results)
-    rest = [
-        _comparisons(results, published),
-        _failed(results, items),
-        _gallery(blocks, items, find) if items else _grid(folder),
-        _details(results),
-    ]
-    body = [
-        _header(results, blocks),
-        _contents(join(rest)),
-        *(_block(block) for block in blocks),
-        _key(blocks),
-        *rest,
-        tag("footer", None, "One file: it loads nothing from elsewhere."),
-    ]
-    title = f"{_name(results)} · {_benchmark(results)}"
-    head = [
-        tag("meta", {"charset": "utf-8"}),
-        tag("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        tag("meta", {"http-equiv": "Content-Security-Policy", "content": _policy()}),
-        tag("title", None, title),
-        tag("style", None, Markup(_asset("css"))),
-    ]
-    script = tag("script", None, Markup(_asset("js"))) if items else Markup()
-    page = tag("html", {"lang": "en"}, tag("head", None, *head), tag("body", None, *body, script))
-    return f"<!doctype html>\n{page}\n"
-
-
-def _contents(sections: str) -> Markup:
-    """Return links to the sections there are; scores stand right below."""
-    places = {
-        PUBLISHED: "Published numbers",
-        FAILED: "Failed edits",
-        EDITS: "Edits",
-        SETTINGS: "What the numbers depend on",
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"json": json.dumps, "edits": edits_text}
+    environment.globals |= {
+        "metric": metric,
+        "number": number,
+        "numbers": numbers,
+        "dash": NONE,
+        "own": OWN,
+        "side": gallery.SIDE,
     }
-    found = [place for place in places if f'<section id="{place}"' in sections]
-    return tag("nav", None, *(tag("a", {"href": f"#{one}"}, places[one]) for one in found))
+    return environment.from_string(_asset("html"))
 
 
 def _asset(kind: str) -> str:
@@ -156,199 +195,58 @@ def _policy() -> str:
     )
 
 
-def _name(results: Mapping[str, Any]) -> str:
-    model = results["model"]
-    return str(model["name"] if isinstance(model, Mapping) else Path(model).name)
+def _name(model: Mapping[str, str] | str) -> str:
+    return model["name"] if isinstance(model, Mapping) else Path(model).name
 
 
-def _benchmark(results: Mapping[str, Any]) -> str:
-    name: str = results["benchmark"]
-    return TITLES.get(name, name)
-
-
-def _header(results: Mapping[str, Any], blocks: Sequence[Block]) -> Markup:
-    facts = tag("dl", {"class": "facts"}, *(
-        tag("div", None, tag("dt", None, name), value)
-        for name, value in _facts(results, blocks)))  # fmt: skip
-    return tag("header", None,
-        tag("p", {"class": "over"}, _benchmark(results)),
-        tag("h1", None, _name(results)),
-        facts,
-        *(tag("p", {"class": "notice"}, *notice) for notice in _notices(results)))  # fmt: skip
-
-
-def _facts(results: Mapping[str, Any], blocks: Sequence[Block]) -> Iterator[tuple[str, Markup]]:
-    protocol, data, model = results.get("protocol"), results.get("data"), results["model"]
-    if protocol is not None:
-        yield "protocol", _fact(protocol["name"])
-        yield "compared with", _fact(f"the {protocol['reference']}")
-    if data is None:
-        yield "split", _fact(results["split"])
-        yield "edits", _fact(f"{blocks[0].items:,}")
-    else:
-        yield "edits", _fact(f"{data['items']:,} of {data['of']:,}")
-        if data["split"]:
-            yield "split", _fact(data["split"])
-        yield "data, sha256", _hash(data["sha256"])
-    if isinstance(model, Mapping):
-        yield f"{model['kind']}, sha256", _hash(model["sha256"])
-    seconds = results["seconds"]
-    yield "time", _fact(f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min")
-
-
-def _fact(text: str) -> Markup:
-    return tag("dd", None, text)
-
-
-def _hash(text: str) -> Markup:
-    return tag("dd", {"class": "hash", "title": text}, text[:12])
-
-
-def _notices(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Say what a reader must know before the numbers."""
-    data, failed = results.get("data"), results.get("failed", [])
-    if data is not None and data["items"] < data["of"]:
-        yield [
-            f"A part of the benchmark: {data['items']:,} of {data['of']:,} edits. Not comparable "
-            "with published numbers."
-        ]
-    if failed:
-        link = tag("a", {"href": f"#{FAILED}"}, edits_text(len(failed)))
-        yield [link, " failed and were scored as copy-input."]
-
-
-def _block(block: Block) -> Markup:
-    title = BLOCKS.get(block.name, block.name)
-    parts = [tag("h2", None, title, tag("small", None, edits_text(block.items)))]
-    parts.append(overall_table(block))
-    for kind in ("task", "family", "turn"):
-        table = part_table(block, kind)
-        if table:
-            parts += [tag("h3", None, f"By {kind}"), table]
-    return tag("section", None, *parts)
-
-
-def _key(blocks: Sequence[Block]) -> Markup:
-    """Say how the tables are read."""
-    names = dict.fromkeys(name for block in blocks for name in block.metrics)
-    return tag("section", None, legend(blocks),
-        tag("details", None, tag("summary", None, "What the metrics mean"), meanings(names)),
-    )  # fmt: skip
-
-
-def _comparisons(results: Mapping[str, Any], published: Sequence[PublishedRow]) -> Markup:
-    groups = compare(results, published) if "protocol" in results else ()
-    if not groups:
-        return Markup()
-    lead = (
-        "As their sources print them, in the order of names. Numbers made by different protocols "
-        "cannot be ranked: the same pictures score 0.22 or 0.28 in CLIPout with another CLIP."
-    )
-    parts = [part for group in groups for part in (_group_heading(group), comparison(group))]
-    return tag("section", {"id": PUBLISHED},
-        tag("h2", None, "Published numbers"),
-        tag("p", {"class": "lead"}, lead),
-        *parts)  # fmt: skip
-
-
-def _group_heading(group: Group) -> Markup:
-    text = f"not comparable: {group.why_not}" if group.why_not else "same benchmark and protocol"
-    state = tag("span", {"class": "state" if group.why_not else "state same"}, text)
-    title = group.title
-    return tag("h3", None, title[:1].upper() + title[1:], " ", state)
-
-
-def _failed(results: Mapping[str, Any], items: Iterable[Item]) -> Markup:
-    """List what failed, what the protocol left out and what had another size."""
-    instructions = {item["key"]: item["instruction"] for item in items}
-    failed = [
-        tag("li", None,
-            tag("code", None, one["key"]), " ", instructions.get(one["key"], ""),
-            tag("small", None, one["reason"]))
-        for one in results.get("failed", [])
-    ]  # fmt: skip
-    heading = tag("h2", None, "Failed edits", tag("small", None, "scored as copy-input"))
-    return join([
-        tag("section", {"id": FAILED}, heading, tag("ul", {"class": "list"}, *failed))
-        if failed else Markup(),
-        _keys("left out by the protocol (captions equal or known to be wrong)",
-            results.get("filtered", [])),
-        _keys("of another size than their reference, resampled",
-            results.get("resampled", {}).get("keys", [])),
-    ])  # fmt: skip
-
-
-def _keys(what: str, keys: Sequence[str]) -> Markup:
-    if not keys:
-        return Markup()
-    return tag("details", None,
-        tag("summary", None, f"{edits_text(len(keys))} {what}"),
-        tag("p", {"class": "keys"}, tag("code", None, ", ".join(keys))))  # fmt: skip
-
-
-def _gallery(
-    blocks: Sequence[Block], items: Sequence[Item], find: Callable[[str], Shown]
-) -> Markup:
-    names = list(dict.fromkeys(name for block in blocks for name in block.metrics))
-    by = chosen_metric(names)
-    chosen = choose(items, by, MOST_ITEMS)
-    has_tasks = len({item["task"] for item in items}) > 1
-    whose = " of every task" if has_tasks else ""
-    how = "" if by is None else f", the worst and the best{whose} by {metric(by).label} first"
-    lead = f"{len(chosen):,} of {edits_text(len(items))}{how}. Shown at most {SIDE} px large."
-    cards = [card(item, find(item["key"])) for item in chosen]
-    return tag("section", {"id": EDITS},
-        tag("h2", None, "Edits"),
-        tag("p", {"class": "lead"}, lead),
-        _choice(names, [block.name for block in blocks], chosen),
-        tag("div", {"class": "edits", "id": "edits"}, *cards))  # fmt: skip
-
-
-def _choice(names: Iterable[str], blocks: Sequence[str], items: Iterable[Item]) -> Markup:
-    orders: list[tuple[object, str]] = [(["", 1], "alternately worst and best")]
-    for name in names:
-        is_up = metric(name).is_up
-        ends = ("lowest", "highest") if is_up is None else ("worst", "best")
-        sign = -1 if is_up is False else 1
-        orders += [
-            ([name, s], f"{metric(name).label}, {end} first")
-            for s, end in zip((sign, -sign), ends, strict=True)
-        ]
-    tasks = list(dict.fromkeys(item["task"] for item in items))
-    parts = [(["", ""], "all")]
-    parts += [(["block", block], block) for block in blocks if len(blocks) > 1]
-    parts += [(["task", task], task or "no task") for task in tasks if len(tasks) > 1]
-    return tag("div", {"class": "choice", "id": "choice", "hidden": ""},
-        tag("label", None, "Order", _select("order", orders)),
-        tag("label", None, "Show", _select("part", parts)),
-        tag("label", {"id": "count"}))  # fmt: skip
-
-
-def _select(place: str, options: Iterable[tuple[object, str]]) -> Markup:
-    made = [tag("option", {"value": json.dumps(value)}, text) for value, text in options]
-    return tag("select", {"id": place}, *made)
-
-
-def _grid(folder: Path) -> Markup:
+def _grid(folder: Path) -> str | None:
     path = folder / GRID
-    if not path.is_file():
-        return Markup()
-    look = {"class": "grid", "src": data_uri(to_pil(read_image(path))), "alt": "some of the edits"}
-    picture = tag("div", {"class": "wide"}, tag("img", look))
-    return tag("section", {"id": EDITS}, tag("h2", None, "Edits"), picture)
+    return gallery.data_uri(to_pil(read_image(path))) if path.is_file() else None
 
 
-def _details(results: Mapping[str, Any]) -> Markup:
-    given = {name: value for name, value in results.items() if name not in BIG}
-    lines = [
-        part
-        for name, value in _flat("", given)
-        for part in (tag("dt", None, name), tag("dd", {"class": "hash"}, value))
+def number(name: str, value: float | None) -> str:
+    """Write a metric's value as text."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if name in SHARES:
+        return f"{100 * value:.0f} %"
+    return f"{value:.{4 if name in FINE else 3}f}"
+
+
+def edits_text(count: int) -> str:
+    """Write "1 edit", "1,053 edits"."""
+    return f"{count:,} edit{'' if count == 1 else 's'}"
+
+
+def tables(block: Block) -> Iterator[Table]:
+    """Lay out the overall table, then one for each kind that has at least two parts."""
+    whole = [
+        Row(*EDITORS.get(editor, (editor, "")), row.all, is_own=editor == MODEL)
+        for editor, row in block.rows.items()
     ]
-    return tag("section", {"id": SETTINGS},
-        tag("h2", None, "What the numbers depend on"),
-        tag("details", None, tag("summary", None, "Protocol, hashes, settings, versions"),
-            tag("dl", {"class": "settings"}, *lines)))  # fmt: skip
+    yield Table("overall", _scales(block, [row.figures for row in whole]), whole)
+    for kind in ("task", "family", "turn"):
+        parts = {editor: row.parts.get(kind, {}) for editor, row in block.rows.items()}
+        own = parts.pop(MODEL)
+        if len(own) > 1:
+            rows = [
+                Row(
+                    name or "none given",
+                    edits_text(max((one.n + one.undefined for one in figures.values()), default=0)),
+                    figures,
+                    {editor: part[name] for editor, part in parts.items()},
+                )
+                for name, figures in own.items()
+            ]
+            everything = [*own.values(), *(f for part in parts.values() for f in part.values())]
+            yield Table(kind, _scales(block, everything), rows)
+
+
+def _scales(block: Block, rows: Sequence[Figures]) -> dict[str, Scale]:
+    return {
+        name: Scale.over(figures[name] for figures in rows if name in figures)
+        for name in block.metrics
+    }
 
 
 def _flat(prefix: str, value: object) -> Iterator[tuple[str, str]]:

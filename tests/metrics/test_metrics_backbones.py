@@ -20,7 +20,7 @@ from emu_edit.images import to_pil
 from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone, find_backbone
 from emu_edit.metrics.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from emu_edit.models.sources import quiet_transformers
-from tests.models.tiny_backbones import (
+from tests.metrics.tiny_backbones import (
     CLIP_CUT,
     DINO_CUT,
     LETTERS,
