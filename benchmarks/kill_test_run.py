@@ -30,6 +30,7 @@ from emu_edit.runs.lock import RunLock
 from emu_edit.runs.resume import begin
 from emu_edit.runs.status import StatusWriter
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
+from emu_edit.training.draws import DrawnBatch
 
 GLOBAL_BATCH, STEPS_PER_EPOCH, EPOCHS, SAVE_EVERY = 8, 10, 4, 4
 TASKS = {"local": 13, "add": 9, "depth": 3}  # pairs of each, so that epochs of tasks end in between
@@ -70,10 +71,12 @@ class Diary(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: EditBatch,
+        batch: EditBatch | DrawnBatch,
         batch_idx: int,
     ) -> None:
         """Append one line; one write, so that a kill leaves the whole line or none of it."""
+        if isinstance(batch, DrawnBatch):  # of `emu-edit fit`
+            batch = batch.batch
         step = trainer.global_step - (0 if is_accumulating(trainer) else 1)
         micro = batch_idx % trainer.accumulate_grad_batches
         place = [trainer.world_size, trainer.global_rank, micro]

@@ -67,7 +67,7 @@ class EditGrid(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: EditBatch,
+        batch: object,
         batch_idx: int,
     ) -> None:
         """Draw every so many optimizer steps."""

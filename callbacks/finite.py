@@ -23,9 +23,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.all_ranks import from_all_ranks
-from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError, NonFiniteError
 from emu_edit.files import write_json
+from emu_edit.training.draws import DrawnBatch
 from emu_edit.training.module import EditModule
 
 FILE = "nonfinite.json"
@@ -81,7 +81,7 @@ class Finite(Callback):
             raise InputError(f"Finite.max_skips must be at least 0, got {max_skips}")
         self.max_skips = max_skips
         self.num_skipped = 0
-        self._batch: EditBatch | None = None
+        self._batch: DrawnBatch | None = None
         self._window: list[MicroBatch] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,7 +92,7 @@ class Finite(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        batch: EditBatch,
+        batch: DrawnBatch,
         batch_idx: int,
     ) -> None:
         """Remember which samples the next step is made of."""
@@ -104,7 +104,7 @@ class Finite(Callback):
         """Keep the errors of the micro-batch; nothing is read from the device."""
         if not isinstance(pl_module, EditModule) or self._batch is None:
             raise TypeError("the Finite callback watches an EditModule in training")
-        latest, batch = pl_module.latest, self._batch
+        latest, batch = pl_module.latest, self._batch.batch
         self._window.append(
             MicroBatch(batch.key, batch.task, batch.position, latest["t"], latest["error"])
         )

@@ -21,8 +21,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError
+from emu_edit.training.draws import DrawnBatch
 from emu_edit.training.module import EditModule
 
 NUM_NAMED = 4  # samples, the worst first
@@ -57,10 +57,10 @@ class LossSpikes(Callback):
         self._keys, self._errors = [], []
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: DrawnBatch, batch_idx: int
     ) -> None:
         """Remember which samples the next step is made of."""
-        self._keys += batch.key
+        self._keys += batch.batch.key
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor

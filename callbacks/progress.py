@@ -9,6 +9,7 @@ this is a live bar; elsewhere (a log file, a batch job) one line about every hal
 
 import math
 import time
+from collections.abc import Sized
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -17,7 +18,6 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError
 
 LIVE_PERIOD = 0.5  # seconds between two redraws; reading the loss waits for the device
@@ -70,7 +70,7 @@ class Progress(ProgressBar):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: EditBatch,
+        batch: Sized,
         batch_idx: int,
     ) -> None:
         """Move the bar."""
@@ -92,7 +92,7 @@ class Progress(ProgressBar):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: EditBatch,
+        batch: Sized,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -115,7 +115,7 @@ class Progress(ProgressBar):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: EditBatch,
+        batch: Sized,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

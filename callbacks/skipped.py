@@ -25,6 +25,7 @@ from callbacks.skip_counts import SkipCounts, SkipLimits, TooManySkippedError
 from emu_edit.batch import BadSample, EditBatch
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file
+from emu_edit.training.draws import DrawnBatch
 
 FILE = "skipped.jsonl"
 
@@ -86,9 +87,15 @@ class Skipped(Callback):
         self._is_first = True
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: EditBatch | DrawnBatch,
+        batch_idx: int,
     ) -> None:
         """Take note of a batch; at the first one, forget lines from here on."""
+        if isinstance(batch, DrawnBatch):
+            batch = batch.batch
         if self._is_first and self._writes:
             # the positions of rank 0 come first; lines behind them are of a training that ended
             # after its last checkpoint, and will come again
@@ -110,7 +117,7 @@ class Skipped(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: EditBatch,
+        batch: object,
         batch_idx: int,
     ) -> None:
         """Every so many optimizer steps, sum over ranks, log, and look at the limits.

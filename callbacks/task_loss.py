@@ -19,8 +19,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError
+from emu_edit.training.draws import DrawnBatch
 from emu_edit.training.module import EditModule
 
 NUM_LEVELS = 4
@@ -122,13 +122,13 @@ class TaskLoss(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: STEP_OUTPUT,
-        batch: EditBatch,
+        batch: DrawnBatch,
         batch_idx: int,
     ) -> None:
         """Count a batch; every so many optimizer steps, log."""
         if self._train is None:
             return
-        self._train.add(batch.task, *t_and_error(outputs))
+        self._train.add(batch.batch.task, *t_and_error(outputs))
         if trainer.global_step - self._logged_step >= self.every:
             self._logged_step = trainer.global_step
             self._log_training(trainer, pl_module)
@@ -142,13 +142,13 @@ class TaskLoss(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: STEP_OUTPUT,
-        batch: EditBatch,
+        batch: DrawnBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Count a batch."""
         if self._val is not None:
-            self._val.add(batch.task, *t_and_error(outputs))
+            self._val.add(batch.batch.task, *t_and_error(outputs))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean error of each task."""

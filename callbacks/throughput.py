@@ -10,11 +10,11 @@ the device, so the rate is right; validation and pictures are not counted.
 import resource
 import sys
 import time
+from collections.abc import Sized
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from emu_edit.batch import EditBatch
 from emu_edit.errors import InputError
 
 GIB = 2**30
@@ -50,7 +50,7 @@ class Throughput(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        batch: EditBatch,
+        batch: object,
         batch_idx: int,
     ) -> None:
         """Count the time since the last batch as waiting."""
@@ -63,7 +63,7 @@ class Throughput(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: EditBatch,
+        batch: Sized,
         batch_idx: int,
     ) -> None:
         """Count the batch; every so many optimizer steps, log."""

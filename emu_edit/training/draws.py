@@ -5,7 +5,7 @@ workers and restarts cannot change what a sample meets. Drawing here, and not in
 step free of host synchronisation: reading positions back from a GPU would stall it.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -25,25 +25,33 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
-class DrawnBatch(EditBatch):
+class DrawnBatch:
     """A batch with its random numbers.
 
     Attributes:
+        batch: the pairs.
         u: uniforms in [0, 1): column 0 picks the timestep, columns 1 and 2 the conditioning
             dropout.
         eps: the noise the denoiser has to see through.
         eps_posterior: the noise with which the codec's posterior is sampled.
     """
 
+    batch: EditBatch
     u: Float[Tensor, "b 3"]
     eps: Float[Tensor, "b c lh lw"]
     eps_posterior: Float[Tensor, "b c lh lw"]
 
+    def __len__(self) -> int:
+        return len(self.batch)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "DrawnBatch":
         """Return the batch with its tensors on `device`."""
-        moved = super().to(device, non_blocking)
-        assert isinstance(moved, DrawnBatch)
-        return moved
+        return DrawnBatch(
+            self.batch.to(device, non_blocking),
+            u=self.u.to(device, non_blocking=non_blocking),
+            eps=self.eps.to(device, non_blocking=non_blocking),
+            eps_posterior=self.eps_posterior.to(device, non_blocking=non_blocking),
+        )
 
 
 def draw(
@@ -58,7 +66,7 @@ def draw(
     u_t = uniforms(seed, purpose("timestep"), position, 1)
     u_drop = uniforms(seed, purpose("dropout"), position, 2)
     return DrawnBatch(
-        **{field.name: getattr(batch, field.name) for field in fields(EditBatch)},
+        batch,
         u=torch.cat([u_t, u_drop], dim=1),
         eps=normals(seed, purpose("noise"), position, latent_shape),
         eps_posterior=normals(seed, purpose("posterior"), position, latent_shape),

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emu_edit.batch import Encoded, EncodedText
+from emu_edit.batch import EditBatch, Encoded, EncodedText
 from emu_edit.errors import InputError
 from emu_edit.images import to_float
 from emu_edit.models.fingerprints import codec_fingerprint, text_fingerprint
@@ -37,7 +37,7 @@ class BatchEncoder:
         self.networks = networks
 
     def __call__(
-        self, batch: DrawnBatch
+        self, drawn: DrawnBatch
     ) -> tuple[Float[Tensor, "b c h w"], Conditioning, TextFeatures]:
         """Return (z_0, cond, null_text); nothing is dropped yet.
 
@@ -49,15 +49,17 @@ class BatchEncoder:
         Raises:
             InputError: if the batch comes from a cache that other networks have written.
         """
-        z_0, z_source = self._latents(batch)
-        text, null_text = self._text(batch)
-        v_task = self.networks.task_embedding(batch.task)
+        mean, std, z_source = self._latents(drawn.batch)
+        z_0 = mean + std * drawn.eps_posterior
+        text, null_text = self._text(drawn.batch)
+        v_task = self.networks.task_embedding(drawn.batch.task)
         return z_0, Conditioning(text=text, z_source=z_source, v_task=v_task), null_text
 
     @torch.no_grad()
     def _latents(
-        self, batch: DrawnBatch
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        self, batch: EditBatch
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """Return mean and deviation of the target's posterior, and z_source."""
         codec = self.networks.codec
         if batch.encoded is None:
             mean, std = codec.posterior(to_float(batch.target))
@@ -66,9 +68,9 @@ class BatchEncoder:
             self._check_codec(batch.encoded)
             mean, std = batch.encoded.target, batch.encoded.target_std
             z_source = codec.as_condition(batch.encoded.source)
-        return mean.float() + std.float() * batch.eps_posterior, z_source.float()
+        return mean.float(), std.float(), z_source.float()
 
-    def _text(self, batch: DrawnBatch) -> tuple[TextFeatures, TextFeatures]:
+    def _text(self, batch: EditBatch) -> tuple[TextFeatures, TextFeatures]:
         if batch.encoded is None or (kept := batch.encoded.text) is None:
             return self.networks.encode_text(list(batch.instruction))
         self._check_text(kept)

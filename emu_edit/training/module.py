@@ -148,23 +148,23 @@ class EditModule(LightningModule):
         """Draw a batch's random numbers while it is on the CPU, then move it without waiting."""
         return self.drawn(batch, self._phase()).to(device, non_blocking=True)
 
-    def step(self, batch: DrawnBatch, *, dropout: DropoutRates | None) -> StepOutput:
+    def step(self, drawn: DrawnBatch, *, dropout: DropoutRates | None) -> StepOutput:
         """Return the weighted loss, and each sample's unweighted error and timestep (detached)."""
-        z_0, cond, null_text = self.encoder(batch)
+        z_0, cond, null_text = self.encoder(drawn)
         if dropout is not None:
-            cond = drop(cond, null_text, dropout, batch.u[:, 1:])
-        t = self.objective.timesteps(batch.u[:, 0], self.schedule)
+            cond = drop(cond, null_text, dropout, drawn.u[:, 1:])
+        t = self.objective.timesteps(drawn.u[:, 0], self.schedule)
         # after dropping: where the source is withheld everything is change; taken for a small edit,
         # such a pair would weigh most and teach nothing
         error, weight = self.objective.errors(
             partial(self.networks.denoiser, cond=cond),
             z_0,
             cond.z_source,
-            eps=batch.eps,
+            eps=drawn.eps,
             t=t,
             schedule=self.schedule,
             prediction=self.prediction,
-            region=self.objective.region(batch.mask, batch.has_mask, like=z_0),
+            region=self.objective.region(drawn.batch.mask, drawn.batch.has_mask, like=z_0),
         )
         loss = (weight * error).mean()
         self.latest = {"loss": loss.detach(), "error": error.detach(), "t": t}

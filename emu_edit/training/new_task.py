@@ -89,7 +89,7 @@ class NewTask(nn.Module):
         self, batch: DrawnBatch, vector: Float[Tensor, " k"]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Tensor]:
         """Return each sample's error with a task vector, how much it counts, and its timestep."""
-        pairs = self._encoded(batch)
+        pairs = self._encoded(batch.batch)
         z_0 = torch.stack([p.mean for p in pairs])
         z_0 = z_0 + torch.stack([p.std for p in pairs]) * batch.eps_posterior
         cond = Conditioning(
@@ -119,7 +119,7 @@ class NewTask(nn.Module):
         return float(torch.cat(losses).mean())
 
     @torch.no_grad()
-    def _encoded(self, batch: DrawnBatch) -> list[PairFeatures]:
+    def _encoded(self, batch: EditBatch) -> list[PairFeatures]:
         """Return the features of each pair, computed when its key is first met."""
         place = {key: i for i, key in enumerate(batch.key) if key not in self._features}
         if place:
@@ -224,7 +224,7 @@ def beginning(task: NewTask, init: str, batches: Sequence[DrawnBatch]) -> Beginn
 def _nearest(editor: Editor, batches: Sequence[DrawnBatch]) -> str:
     """Return the task that the predictor gives most, summed over the instructions."""
     shares: defaultdict[str, float] = defaultdict(float)
-    texts = list(dict.fromkeys(text for batch in batches for text in batch.instruction))
+    texts = list(dict.fromkeys(text for drawn in batches for text in drawn.batch.instruction))
     for prediction in editor.predict_tasks(texts):
         for name, share in prediction.ranking:
             shares[name] += share

@@ -30,7 +30,7 @@ class Seen(Callback):
         self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx):
-        self.keys.append(list(batch.key))
+        self.keys.append(list(batch.batch.key))
         self.losses.append(float(outputs["loss"]))
 
 

@@ -66,8 +66,8 @@ def test_a_drawn_batch_has_all_fields_and_moves_with_its_numbers():
     module = make_module()
     batch = make_batch([3, 4])
     drawn = module.drawn(batch, Phase.train)
-    assert drawn.key == batch.key
-    assert torch.equal(drawn.target, batch.target)
+    assert drawn.batch.key == batch.key
+    assert torch.equal(drawn.batch.target, batch.target)
     moved = drawn.to("cpu", non_blocking=True)
     assert torch.equal(moved.eps, drawn.eps)
 
@@ -75,12 +75,13 @@ def test_a_drawn_batch_has_all_fields_and_moves_with_its_numbers():
 def test_the_loss_is_the_weighted_error_of_the_predicted_change():
     module = make_module(dropout=NO_DROPOUT)
     module.objective = Objective(Weighting.one_plus_min_snr)
-    batch = module.drawn(make_batch([0, 1, 2]), Phase.train)
+    drawn = module.drawn(make_batch([0, 1, 2]), Phase.train)
+    batch = drawn.batch
     with torch.no_grad():
-        output = module.step(batch, dropout=module.dropout)
+        output = module.step(drawn, dropout=module.dropout)
         codec = module.networks.codec
         z_0, z_source = codec.encode(to_float(batch.target)), codec.encode(to_float(batch.source))
-        t = (batch.u[:, 0] * 1000).long()
+        t = (drawn.u[:, 0] * 1000).long()
         alpha, sigma = (
             table[t].float()[:, None, None, None]
             for table in (module.schedule.alpha, module.schedule.sigma)
@@ -89,7 +90,7 @@ def test_the_loss_is_the_weighted_error_of_the_predicted_change():
         cond = Conditioning(
             text=text, z_source=z_source, v_task=module.networks.task_embedding(batch.task)
         )
-        z_0_hat = z_source + module.networks.denoiser(alpha * z_0 + sigma * batch.eps, t, cond)
+        z_0_hat = z_source + module.networks.denoiser(alpha * z_0 + sigma * drawn.eps, t, cond)
         error = (z_0_hat - z_0).square().mean((1, 2, 3))
         weight = 1 + module.schedule.snr[t].float().clamp(max=5)
     assert torch.equal(output["t"], t)
@@ -192,7 +193,7 @@ def test_the_step_reads_nothing_back_from_the_device(monkeypatch):
     module = make_module()
     batch = module.drawn(make_batch([0, 1]), Phase.train)
     # the text encoder of transformers has habits of its own, and other tests
-    features = module.networks.encode_text(list(batch.instruction))
+    features = module.networks.encode_text(list(batch.batch.instruction))
     monkeypatch.setattr(module.networks, "encode_text", lambda _: features)
     with Waits() as waits:
         module.step(batch, dropout=module.dropout)["loss"].backward()
