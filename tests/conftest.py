@@ -49,10 +49,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from emu_edit.editing.editor import Editor
     from emu_edit.editing.settings import EditorSettings
     from emu_edit.models.codec import PatchCodec
-    from emu_edit.models.task_embedding import TaskEmbedding
+    from emu_edit.models.networks import EditNetworks, TaskEmbedding
     from emu_edit.models.tiny import TinyText
     from emu_edit.models.unet import UNetDenoiser
-    from emu_edit.models.weights import EditNetworks
     from emu_edit.tasks import SIXTEEN
 
     networks = EditNetworks(

@@ -34,7 +34,7 @@ from emu_edit.batch import EditSample
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.metrics.world import EditScore, Truth, score
-from emu_edit.models.learned_task import model_hash
+from emu_edit.models.fingerprints import model_hash
 from emu_edit.tasks import SIXTEEN
 from emu_edit.training.few_shot import FewShotPair
 from emu_edit.training.inversion import InversionSettings

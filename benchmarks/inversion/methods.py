@@ -29,7 +29,8 @@ from torch import nn
 from emu_edit.batch import EditSample
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.models.learned_task import LearnedTask, model_hash
+from emu_edit.models.fingerprints import model_hash
+from emu_edit.models.learned_task import LearnedTask
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import FewShotPair, batch_at, check_batches, split, views
 from emu_edit.training.inversion import WARMUP_STEPS, InversionSettings, invert

@@ -266,7 +266,7 @@ def run_teach(arguments: list[str]) -> int:
 
 
 def _hash_of(model: Path) -> str:
-    from emu_edit.models.learned_task import model_hash
+    from emu_edit.models.fingerprints import model_hash
     from emu_edit.models.weights import load_networks
 
     return model_hash(load_networks(model)[0])

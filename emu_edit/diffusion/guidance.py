@@ -6,6 +6,7 @@ A branch whose weight is exactly zero is not run: without image guidance, two br
 
 import math
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,11 +21,13 @@ class Guidance:
     """How strongly the output is pushed towards instruction and source image; 1 is no push.
 
     Args:
-        text: scale of the instruction. Emu Edit uses 5.
-        image: scale of the source image. Emu Edit uses 1.5.
+        text: scale of the instruction.
+        image: scale of the source image.
+
+    Source: both defaults, Emu Edit, arXiv:2311.10089.
     """
 
-    text: float = 5.0  # Emu Edit, arXiv:2311.10089
+    text: float = 5.0
     image: float = 1.5
 
     def __post_init__(self) -> None:
@@ -53,7 +56,7 @@ def guided(predict_branches: Predict, guidance: Guidance) -> Predict:
 
     output = nothing + s_image (image_only - nothing) + s_text (full - image_only)
 
-    without the terms of branches of weight zero.
+    The terms of branches of weight zero are left out.
 
     Args:
         predict_branches: gets z_t and t once for each branch that `guidance.needed` names; their
@@ -62,13 +65,7 @@ def guided(predict_branches: Predict, guidance: Guidance) -> Predict:
 
     Source: InstructPix2Pix, Brooks et al. 2023, arXiv:2211.09800, eq. 3.
     """
-    scales = [
-        scale
-        for scale, is_needed in zip(
-            (guidance.text, guidance.image, 1.0), guidance.needed, strict=True
-        )
-        if is_needed
-    ]
+    scales = list(compress((guidance.text, guidance.image, 1.0), guidance.needed))
 
     def predict(z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         n = len(scales)

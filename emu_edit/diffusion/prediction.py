@@ -1,7 +1,7 @@
 """What the network's output means, and the conversions between the meanings.
 
-Noise eps, velocity v, clean latent z0, or the change of the source: each is the others in disguise,
-as z_t is known.
+Noise eps, velocity v, clean latent z0, or the change of the source; z_t is known, so each gives the
+others:
     z_t = alpha z_0 + sigma eps        v = alpha eps - sigma z_0
     z_0 = alpha z_t - sigma v          eps = sigma z_t + alpha v
 `change` becomes z0 at one place, `with_source`; everything after it treats the two alike.
@@ -73,46 +73,26 @@ def target(
             return z_0
 
 
-def to_z0(
+def estimates(
     output: Float[Tensor, "b c h w"],
     z_t: Float[Tensor, "b c h w"],
     coefficients: Coefficients,
     prediction: Prediction,
-) -> Float[Tensor, "b c h w"]:
-    """Return the clean latent an output stands for.
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """Return the clean latent and the noise that an output stands for, z_0_hat and eps_hat.
 
-    eps: (z_t - sigma output) / alpha, infinite at alpha = 0
-    v: alpha z_t - sigma output
-    z0, change: output
+    eps: (z_t - sigma output) / alpha, infinite at alpha = 0;  output
+    v: alpha z_t - sigma output;  sigma z_t + alpha output
+    z0, change: output;  (z_t - alpha output) / sigma
     """
+    alpha, sigma = coefficients.alpha, coefficients.sigma
     match prediction:
         case Prediction.eps:
-            return (z_t - coefficients.sigma * output) / coefficients.alpha
+            return (z_t - sigma * output) / alpha, output
         case Prediction.v:
-            return coefficients.alpha * z_t - coefficients.sigma * output
+            return alpha * z_t - sigma * output, sigma * z_t + alpha * output
         case Prediction.z0 | Prediction.change:
-            return output
-
-
-def to_eps(
-    output: Float[Tensor, "b c h w"],
-    z_t: Float[Tensor, "b c h w"],
-    coefficients: Coefficients,
-    prediction: Prediction,
-) -> Float[Tensor, "b c h w"]:
-    """Return the noise an output stands for.
-
-    eps: output
-    v: sigma z_t + alpha output
-    z0, change: (z_t - alpha output) / sigma
-    """
-    match prediction:
-        case Prediction.eps:
-            return output
-        case Prediction.v:
-            return coefficients.sigma * z_t + coefficients.alpha * output
-        case Prediction.z0 | Prediction.change:
-            return (z_t - coefficients.alpha * output) / coefficients.sigma
+            return output, (z_t - alpha * output) / sigma
 
 
 def with_source(
@@ -128,10 +108,4 @@ def with_source(
     """
     if prediction is not Prediction.change:
         return predict
-
-    def predict_z0(
-        z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        return z_source + predict(z_t, t)
-
-    return predict_z0
+    return lambda z_t, t: z_source + predict(z_t, t)

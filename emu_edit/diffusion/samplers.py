@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emu_edit.diffusion.prediction import Predict, Prediction, check, to_eps, to_z0
+from emu_edit.diffusion.prediction import Predict, Prediction, check, estimates
 from emu_edit.diffusion.schedule import Coefficients, NoiseSchedule, trailing_timesteps
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -176,12 +176,8 @@ def _estimate(
     output = predict(z_t, steps).to(z_t.dtype)
     shape = (len(z_t), 1, 1, 1)
     coefficients = Coefficients(z_t.new_full(shape, level.alpha), z_t.new_full(shape, level.sigma))
-    return Estimate(
-        level,
-        z_t,
-        z_0=to_z0(output, z_t, coefficients, prediction),
-        eps=to_eps(output, z_t, coefficients, prediction),
-    )
+    z_0, eps = estimates(output, z_t, coefficients, prediction)
+    return Estimate(level, z_t, z_0=z_0, eps=eps)
 
 
 def _ratio(now: Level, to: Level) -> float:

@@ -1,10 +1,9 @@
-"""The noise schedule: how much signal (alpha) and noise (sigma) a latent holds at each step.
+"""The noise schedule: signal (alpha) and noise (sigma) of each step, and which steps are visited.
 
 Variance preserving, alpha² + sigma² = 1, step 0 the cleanest. The tables are float64 and no
 `nn.Module` owns them: casting a model to bf16 would collapse a thousand alphas to about five
-hundred values. The schedule knows neither what the network predicts nor how one samples.
-
-Which steps are visited: drawn in training (evenly, or shifted to noise), spaced in sampling.
+hundred values. Steps are drawn in training (evenly, or shifted to noise) and spaced in sampling;
+the schedule does not know what the network predicts.
 """
 
 import math

@@ -1,12 +1,8 @@
-"""How much the error of each noise level, each pair and each part of a picture counts.
+"""The training error of a sample, and how much each noise level, pair and part of a picture counts.
 
-A weight is stated for the error of z_0 and divided by the factor by which the error grows in the
-network's own
-space: |v - v_hat|² = (SNR + 1) |z_0 - z_0_hat|² and |eps - eps_hat|² = SNR |z_0 - z_0_hat|².
-
-The training error: noise a clean latent, ask the network, compare; one number per sample.
-
-Weights of noise levels are applied elsewhere (`weighting`), so that the plain error can be logged.
+The error comes without the weight of its noise level, so that the plain one can be logged. A weight
+is stated for the error of z_0 and divided by the factor by which the error grows in the network's
+own space: |v - v_hat|² = (SNR + 1) |z_0 - z_0_hat|² and |eps - eps_hat|² = SNR |z_0 - z_0_hat|².
 """
 
 from enum import Enum

@@ -26,10 +26,12 @@ from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import InputError
 from emu_edit.images import from_pil, to_float, to_uint8
 from emu_edit.models.conditioning import branches
+from emu_edit.models.fingerprints import model_hash
 from emu_edit.models.interfaces import Conditioning, TextFeatures
-from emu_edit.models.learned_task import LearnedTask, model_hash
+from emu_edit.models.learned_task import LearnedTask
+from emu_edit.models.networks import EditNetworks
 from emu_edit.models.task_files import check_base
-from emu_edit.models.weights import EditNetworks, load_networks, save_networks
+from emu_edit.models.weights import load_networks, save_networks
 from emu_edit.text_rules import clean_instruction
 
 OnStep = Callable[[int, int], None]  # called with (steps done, steps in all)

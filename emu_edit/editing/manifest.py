@@ -20,7 +20,7 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.task_mix import parse_task
 from emu_edit.editing.threshold import check_alpha
 from emu_edit.errors import InputError, closest
-from emu_edit.models.fingerprints import codec_numbers, spaced_bytes
+from emu_edit.models.fingerprints import codec_numbers, hash_of
 from emu_edit.models.learned_task import check_name
 from emu_edit.text_rules import clean_instruction
 
@@ -229,13 +229,8 @@ def fingerprint(editor: Editor) -> str:
         "tasks": list(networks.base_tasks.names),
         "codec": codec_numbers(networks.codec),
     }
-    digest = hashlib.sha256(json.dumps(about).encode())
-    tensors = networks.state_dict()
-    tensors["task_embedding.table"] = networks.base_table()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(spaced_bytes(tensor))
-    return digest.hexdigest()
+    tensors = {**networks.state_dict(), "task_embedding.table": networks.base_table()}
+    return hash_of(about, sorted(tensors.items()))
 
 
 def _kind(value: object) -> str:

@@ -10,8 +10,6 @@ Source: task index from a fine-tuned Flan-T5, Sheynin et al. 2023, arXiv:2311.10
 scaling, Guo et al. 2017, arXiv:1706.04599.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emu_edit.errors import InputError
-from emu_edit.models.directory import new_directory, read_json, write_json
-from emu_edit.models.fingerprints import spaced_bytes
+from emu_edit.files import write_json
+from emu_edit.models.directory import new_directory, read_json
+from emu_edit.models.fingerprints import hash_of
 from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.sources import check_safetensors, quiet_transformers
 from emu_edit.models.text import ModelText, TransformersText
@@ -141,11 +140,7 @@ class TaskPredictor(nn.Module):
     def hash(self) -> str:
         """Return the SHA-256 of what was trained: encoder, linear map, tasks and temperature."""
         about = {"tasks": list(self.trained_tasks.names), "temperature": self.temperature}
-        digest = hashlib.sha256(json.dumps(about).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-            digest.update(spaced_bytes(tensor, torch.float32))
-        return digest.hexdigest()
+        return hash_of(about, sorted(self.state_dict().items()), torch.float32)
 
     @torch.no_grad()
     def logits(self, instructions: Sequence[str]) -> Float[Tensor, "b n"]:

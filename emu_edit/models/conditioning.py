@@ -1,21 +1,16 @@
-"""The null branches of a conditioning, as guidance needs them at inference.
+"""Withholding conditions: in some samples of training, and in the branches of guidance.
 
-Null text is the encoding of "", null image is zeros in latent space; the task is kept in every
-branch, because the task says which kind of picture is wanted even where text and source are
-withheld.
-Source: Brooks et al. 2023, arXiv:2211.09800, section 3.2.1 (branches); Sheynin et al. 2023,
-arXiv:2311.10089 (task).
-
-Conditioning dropout: what the denoiser is not told while training.
-
-A lattice with declared probabilities. One uniform decides among text only, image only and both,
-which exclude each other; a second one decides the task independently. Nothing is drawn here: the
-caller brings the uniforms, keyed by the sample's place in the stream.
-Source: Brooks et al. 2023, arXiv:2211.09800, section 3.2.1 (5 % text, 5 % image, 5 % both); task
-dropout: ours.
+Null text is the encoding of "", null image is zeros in latent space. Guidance keeps the task in
+every branch, because it says which kind of picture is wanted even where text and source are
+withheld. In training, one uniform decides among losing text only, image only and both, a second one
+decides the task independently. Nothing is drawn here: the caller brings the uniforms, keyed by the
+sample's place in the stream.
+Source: Brooks et al. 2023, arXiv:2211.09800, section 3.2.1 (branches; 5 % text, 5 % image, 5 %
+both); Sheynin et al. 2023, arXiv:2311.10089 (the task in all branches); task dropout: ours.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import compress
 
 import torch
 from jaxtyping import Float
@@ -54,14 +49,12 @@ def branches(
     """
     image_only = with_null_text(cond, null_text)
     three = (cond, image_only, null_image(image_only))
-    return Conditioning.cat([
-        branch for branch, is_needed in zip(three, needed, strict=True) if is_needed
-    ])
+    return Conditioning.cat(list(compress(three, needed)))
 
 
 @dataclass(frozen=True)
 class DropoutRates:
-    """Probabilities of the dropout lattice, each in [0, 1]; text + image + both must not exceed 1.
+    """How often conditions are dropped, each in [0, 1]; text + image + both must not exceed 1.
 
     Attributes:
         text: share of samples that lose the text only.
@@ -77,8 +70,7 @@ class DropoutRates:
 
     def __post_init__(self) -> None:
         """Refuse numbers that are not probabilities."""
-        rates = {"text": self.text, "image": self.image, "both": self.both, "task": self.task}
-        for name, rate in rates.items():
+        for name, rate in asdict(self).items():
             if not 0.0 <= rate <= 1.0:
                 raise InputError(
                     f"dropout.{name}={rate!r} is no probability; give a number from 0 to 1"
@@ -103,7 +95,7 @@ def drop(
     Args:
         cond: what the samples would be told.
         null_text: the encoding of "" (b = 1), padded to the token count of `cond.text`.
-        rates: the lattice.
+        rates: how often.
         u: two uniforms for each sample.
     """
     u = u.to(cond.v_task.device)

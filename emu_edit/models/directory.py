@@ -12,7 +12,6 @@ from pathlib import Path
 
 from emu_edit.errors import InputError
 
-Json = dict[str, object]
 INDEX = "model_index.json"  # diffusers' name; what makes a directory a model directory
 
 
@@ -79,12 +78,6 @@ def read_json(file: Path) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{file} holds {type(value).__name__}, needs a JSON object")
     return value
-
-
-def write_json(file: Path, value: Json) -> None:
-    """Write a JSON object for people to read; its folder is made if missing."""
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _put_in_place(part: Path, target: Path) -> None:

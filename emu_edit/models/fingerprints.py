@@ -1,32 +1,43 @@
-"""What two models are told apart by: the numbers of their tensors and of their codec."""
+"""What models and their parts are told apart by: hashes of tensors and of the facts beside them.
+
+Each tensor enters with name, shape and numbers; a large one by evenly spaced numbers, so that a
+production model takes a fraction of a second instead of several. Training moves every number, but a
+sparse change may pass unseen: these hashes tell models apart, they are no seal.
+"""
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emu_edit.models.codec import KLCodec, PatchCodec
 from emu_edit.models.interfaces import ImageCodec, TextEncoder
+from emu_edit.models.networks import EditNetworks
 
-# Tensors above this many numbers are hashed by as many evenly spaced ones: a production model's
-# fingerprint then takes a fraction of a second instead of several. Training moves every number.
-HASHED = 65536
+HASHED = 65536  # numbers of a tensor at most
 PROBES = ("", "a red hat", "Add 2 dogs!", "é")  # few tokens each, whatever the tokenizer
 
 
-def spaced_bytes(tensor: Tensor, precision: torch.dtype | None = None) -> memoryview:
-    """Return the bytes of a tensor's numbers, of a large one's every n-th, in their own precision.
+def hash_of(
+    facts: object, tensors: Iterable[tuple[str, Tensor]], precision: torch.dtype | None = None
+) -> str:
+    """Return the SHA-256 of JSON-ready facts and of named tensors, in the order given.
 
-    With `precision`, floating-point numbers are brought to that one first.
-
-    Sparse changes of a large tensor may pass unseen: this tells models apart, it is no seal.
+    With `precision`, floating-point numbers are first brought to that one, and storage does not
+    count; without, the tensors' own precision is part of the hash.
     """
-    numbers = tensor.detach().flatten()[:: -(-max(tensor.numel(), 1) // HASHED)].cpu()
-    if precision is not None and numbers.is_floating_point():
-        numbers = numbers.to(precision)
-    # as bytes: numpy has no bfloat16
-    return numbers.contiguous().view(torch.uint8).numpy().data
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for name, tensor in tensors:
+        kind = f"{tensor.dtype} " if precision is None else ""
+        digest.update(f"{name} {kind}{tuple(tensor.shape)} ".encode())
+        numbers = tensor.detach().flatten()[:: -(-max(tensor.numel(), 1) // HASHED)].cpu()
+        if precision is not None and numbers.is_floating_point():
+            numbers = numbers.to(precision)
+        # as bytes: numpy has no bfloat16
+        digest.update(numbers.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def codec_numbers(codec: ImageCodec) -> list[object]:
@@ -41,28 +52,38 @@ def codec_numbers(codec: ImageCodec) -> list[object]:
 
 
 def codec_fingerprint(codec: ImageCodec) -> str:
-    """Return the SHA-256 that tells codecs apart, of their kind, numbers and tensors.
+    """Return the hash of a codec: its kind, numbers and tensors.
 
     In bfloat16: a trainer may have cast a frozen network to it, and it is the same network.
     """
-    digest = hashlib.sha256(json.dumps(codec_numbers(codec)).encode())
-    _add_tensors(digest, codec)
-    return digest.hexdigest()
+    return hash_of(codec_numbers(codec), sorted(codec.state_dict().items()), torch.bfloat16)
 
 
 def text_fingerprint(text_encoder: TextEncoder) -> str:
-    """Return the SHA-256 that tells text encoders apart, of their tensors and of what they read.
+    """Return the hash of a text encoder: its tensors in bfloat16, and what its tokenizer reads.
 
-    The tokenizer enters by the ids and the mask it gives for a few short texts, which shows another
-    vocabulary and other padding.
+    The ids and the mask of a few short texts show another vocabulary and other padding.
     """
     ids, mask = text_encoder.tokenize(PROBES)
-    digest = hashlib.sha256(json.dumps([ids.tolist(), mask.tolist()]).encode())
-    _add_tensors(digest, text_encoder)
-    return digest.hexdigest()
+    tensors = sorted(text_encoder.state_dict().items())
+    return hash_of([ids.tolist(), mask.tolist()], tensors, torch.bfloat16)
 
 
-def _add_tensors(digest: "hashlib._Hash", module: nn.Module) -> None:
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(spaced_bytes(tensor, torch.bfloat16))
+def model_hash(networks: EditNetworks) -> str:
+    """Return the hash that tells base models apart: of denoiser, text encoder and codec.
+
+    The table of tasks is left out: a task more is no other base. In float32, so that device and
+    storage do not matter: a model of `export --half` is another base than the full one (its weights
+    are rounded), and the same however it is stored again.
+    """
+    parts = {
+        "denoiser": networks.denoiser,
+        "text_encoder": networks.text_encoder,
+        "codec": networks.codec,
+    }
+    tensors = (
+        (f"{part}.{name}", tensor)
+        for part, module in parts.items()
+        for name, tensor in sorted(module.state_dict().items())
+    )
+    return hash_of(codec_numbers(networks.codec), tensors, torch.float32)

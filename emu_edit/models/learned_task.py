@@ -7,13 +7,11 @@ Source: task inversion, Sheynin et al. 2023, arXiv:2311.10089.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,8 +21,6 @@ from torch import Tensor
 
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file
-from emu_edit.models.fingerprints import codec_numbers, spaced_bytes
-from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
 from emu_edit.text_rules import clean_instruction
 
 SUFFIX = ".safetensors"
@@ -32,12 +28,7 @@ VERSION = "1"
 MARK = "emu_edit_task"  # entry of the header that makes a file a learned task; holds the version
 VECTOR, ROW = "vector", "predictor_row"
 BEST, MEAN, NEAREST, NONE = "best", "mean", "nearest", "none"
-BEGINNINGS = (
-    BEST,
-    MEAN,
-    NEAREST,
-    NONE,
-)  # words of `invert --init`, so that no new task is called so
+BEGINNINGS = (BEST, MEAN, NEAREST, NONE)  # words of `invert --init`; no new task is called so
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 HASH = re.compile(r"[0-9a-f]{64}")
 MAX_BYTES = 2**20  # the widest vectors of today's models take 8 kB
@@ -174,36 +165,6 @@ class LearnedTask:
             raise InputError(
                 f"{file}: pairs, steps and seed must be whole numbers ({error})"
             ) from error
-
-
-@runtime_checkable
-class BaseParts(Protocol):
-    """What a learned vector means something to; `EditNetworks` has it."""
-
-    denoiser: Denoiser
-    text_encoder: TextEncoder
-    codec: ImageCodec
-
-
-def model_hash(networks: BaseParts) -> str:
-    """Return the SHA-256 that tells base models apart: of denoiser, text encoder and codec.
-
-    The table of tasks is left out: a task more is no other base. Every tensor enters with name,
-    shape and its numbers as float32, of large ones 65536 evenly spaced: device and storage do not
-    matter, values do. So a model of `export --half` is another base than the full one (its weights
-    are rounded), and the same however it is stored again.
-    """
-    digest = hashlib.sha256(json.dumps(codec_numbers(networks.codec)).encode())
-    parts = {
-        "denoiser": networks.denoiser,
-        "text_encoder": networks.text_encoder,
-        "codec": networks.codec,
-    }
-    for part, module in parts.items():
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{part}.{name} {tuple(tensor.shape)} ".encode())
-            digest.update(spaced_bytes(tensor, torch.float32))
-    return digest.hexdigest()
 
 
 def check_name(name: str) -> None:

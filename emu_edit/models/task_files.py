@@ -13,7 +13,8 @@ from pathlib import Path
 
 from emu_edit.errors import InputError, closest
 from emu_edit.models.directory import read_index, read_json
-from emu_edit.models.learned_task import SHOWN, SUFFIX, LearnedTask, check_new_name, model_hash
+from emu_edit.models.fingerprints import model_hash
+from emu_edit.models.learned_task import SHOWN, SUFFIX, LearnedTask, check_new_name
 from emu_edit.models.networks import EditNetworks
 from emu_edit.tasks import TaskTable
 

@@ -1,4 +1,4 @@
-"""All networks of a model together, and the model directory they are saved to.
+"""The model directory that networks are saved to and loaded from.
 
 The directory has diffusers' layout: `model_index.json`, `unet/`, `vae/`, `text_encoder/`,
 `tokenizer/`, `scheduler/`, each loadable by diffusers or transformers alone, and beside them
@@ -16,24 +16,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, device
 
 from emu_edit.errors import InputError
+from emu_edit.files import write_json
 from emu_edit.models.codec import KLCodec, PatchCodec
-from emu_edit.models.directory import INDEX, Json, new_directory, read_index, read_json, write_json
+from emu_edit.models.directory import INDEX, new_directory, read_index, read_json
 from emu_edit.models.interfaces import ImageCodec
-from emu_edit.models.networks import EditNetworks
+from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.sources import check_safetensors, quiet_transformers
-from emu_edit.models.task_embedding import TaskEmbedding
 from emu_edit.models.task_files import (
+    TASKS_JSON,
     append_learned,
     read_base_tasks,
-    read_task_table,
     refuse_to_lose,
     write_learned,
 )
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.unet import TASK_FILE, PretrainedUNetDenoiser, UNetDenoiser
 from emu_edit.tasks import TaskTable
-
-__all__ = ["EditNetworks", "load_networks", "read_task_table", "save_networks"]
 
 TABLE = "table"
 
@@ -42,8 +40,8 @@ def save_networks(
     networks: EditNetworks,
     path: str | Path,
     *,
-    scheduler_config: Json,
-    settings: Json,
+    scheduler_config: dict[str, object],
+    settings: dict[str, object],
     also: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model directory; one that exists is replaced when it is a model directory too.
@@ -69,7 +67,7 @@ def save_networks(
 
 def load_networks(
     path: str | Path, device: device | str = "cpu", *, tasks: TaskTable | None = None
-) -> tuple[EditNetworks, Json, Json]:
+) -> tuple[EditNetworks, dict[str, object], dict[str, object]]:
     """Load a model directory: networks (eval mode, on `device`), scheduler config and settings.
 
     What was frozen in training is frozen, the rest is not: torch picks other kernels for frozen
@@ -111,7 +109,10 @@ def load_networks(
 
 
 def _write_parts(
-    networks: EditNetworks, folder: Path, scheduler_config: Json, settings: Json
+    networks: EditNetworks,
+    folder: Path,
+    scheduler_config: dict[str, object],
+    settings: dict[str, object],
 ) -> None:
     denoiser, text, codec = networks.denoiser, networks.text_encoder, networks.codec
     if not isinstance(denoiser, UNetDenoiser) or not isinstance(text, ModelText):
@@ -124,10 +125,12 @@ def _write_parts(
         text.model.save_pretrained(folder / "text_encoder")
     text.tokenizer.save_pretrained(folder / "tokenizer")
     vae = _write_codec(codec, folder / "vae")
+    for name in ("scheduler", "tasks"):
+        (folder / name).mkdir()
     scheduler = {"_class_name": "DDIMScheduler", **scheduler_config}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(
-        folder / "tasks" / "tasks.json",
+        folder / TASKS_JSON,
         {"names": list(networks.base_tasks.names), "dim": networks.task_embedding.dim},
     )
     tensors = {TABLE: networks.base_table().detach(), **denoiser.maps()}
@@ -162,6 +165,7 @@ def _write_codec(codec: ImageCodec, folder: Path) -> list[str]:
             codec.vae.save_pretrained(folder, safe_serialization=True)
             return ["diffusers", "AutoencoderKL"]
         case PatchCodec():
+            folder.mkdir()
             numbers = {"patch": codec.patch, "shift": codec.shift, "scale": codec.scale}
             write_json(folder / "config.json", {"_class_name": "PatchCodec", **numbers})
             return ["emu_edit.models.codec", "PatchCodec"]

@@ -21,7 +21,8 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import RELEASED, RELEASED_NAME
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
-from emu_edit.models.learned_task import SUFFIX, LearnedTask, model_hash
+from emu_edit.models.fingerprints import model_hash
+from emu_edit.models.learned_task import SUFFIX, LearnedTask
 from emu_edit.models.task_files import install_task
 from emu_edit.runs.curves import draw_curves, read_curves
 from emu_edit.runs.folder import METRICS

@@ -16,8 +16,8 @@ from emu_edit.errors import InputError
 from emu_edit.images import to_float
 from emu_edit.models.fingerprints import codec_fingerprint, text_fingerprint
 from emu_edit.models.interfaces import Conditioning, TextFeatures
+from emu_edit.models.networks import EditNetworks
 from emu_edit.models.surgery import learns
-from emu_edit.models.weights import EditNetworks
 from emu_edit.training.draws import DrawnBatch
 
 SHOWN = 12  # digits of a fingerprint in messages

@@ -17,7 +17,8 @@ from torch import Tensor
 from emu_edit.batch import EditBatch
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.models.learned_task import BEST, SHOWN, check_new_name, model_hash
+from emu_edit.models.fingerprints import model_hash
+from emu_edit.models.learned_task import BEST, SHOWN, check_new_name
 from emu_edit.models.surgery import freeze
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import check_batches, names_of

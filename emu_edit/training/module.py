@@ -26,9 +26,8 @@ from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
 from emu_edit.models.conditioning import DropoutRates, drop
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
+from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.surgery import freeze, learns
-from emu_edit.models.task_embedding import TaskEmbedding
-from emu_edit.models.weights import EditNetworks
 from emu_edit.tasks import SIXTEEN, TaskTable
 from emu_edit.training.draws import DrawnBatch, Phase, draw
 from emu_edit.training.encoder import BatchEncoder

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from emu_edit.errors import InputError
-from emu_edit.models.task_embedding import TaskEmbedding
+from emu_edit.models.networks import TaskEmbedding
 
 TABLES = (nn.Embedding, TaskEmbedding)
 

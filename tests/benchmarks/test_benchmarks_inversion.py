@@ -26,7 +26,7 @@ from benchmarks.inversion.methods import Lesson, add_lora, beginning_of, make_mo
 from datamodules.world.backgrounds import Photos
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.models.learned_task import model_hash
+from emu_edit.models.fingerprints import model_hash
 from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.new_task import frozen
 from tests.training.few_shot import edits, make_base, make_pairs

@@ -11,7 +11,8 @@ from PIL import Image
 from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPredictor
-from emu_edit.models.learned_task import LearnedTask, model_hash
+from emu_edit.models.fingerprints import model_hash
+from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.task_files import read_task_table
 from emu_edit.models.tiny import TinyText
 from emu_edit.tasks import SIXTEEN

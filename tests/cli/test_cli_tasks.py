@@ -20,7 +20,8 @@ from emu_edit.editing.find import RELEASED
 from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.errors import ExitStatus
 from emu_edit.images import read_image
-from emu_edit.models.learned_task import LearnedTask, model_hash
+from emu_edit.models.fingerprints import model_hash
+from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.task_files import LEARNED, read_task_table
 from emu_edit.models.tiny import TinyText
 from emu_edit.models.weights import load_networks

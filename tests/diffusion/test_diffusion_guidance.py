@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from emu_edit.diffusion.guidance import Guidance, guided
-from emu_edit.diffusion.prediction import Prediction, to_eps, to_z0, with_source
+from emu_edit.diffusion.prediction import Prediction, estimates, with_source
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.errors import InputError
 from tests.diffusion.oracles import exact_coefficients
@@ -111,14 +111,14 @@ def test_guidance_is_the_same_in_every_space(space):
     c_3 = exact_coefficients(SCHEDULE, T.repeat(3))
 
     def predict_z0(z: torch.Tensor, _t: torch.Tensor) -> torch.Tensor:
-        return to_z0(output, z, c_3, space)
+        return estimates(output, z, c_3, space)[0]
 
     here = guided(predict, Guidance())(z_t, T)
     there = guided(predict_z0, Guidance())(z_t, T)
-    torch.testing.assert_close(to_z0(here, z_t, c, space), there, rtol=0, atol=1e-11)
-    torch.testing.assert_close(
-        to_eps(here, z_t, c, space), to_eps(there, z_t, c, Prediction.z0), rtol=0, atol=1e-11
-    )
+    z_0_hat, eps_hat = estimates(here, z_t, c, space)
+    torch.testing.assert_close(z_0_hat, there, rtol=0, atol=1e-11)
+    _, eps_there = estimates(there, z_t, c, Prediction.z0)
+    torch.testing.assert_close(eps_hat, eps_there, rtol=0, atol=1e-11)
 
 
 def test_the_change_is_guided_with_the_source_of_each_branch():

@@ -8,9 +8,8 @@ from emu_edit.diffusion.prediction import (
     Prediction,
     add_noise,
     check,
+    estimates,
     target,
-    to_eps,
-    to_z0,
     with_source,
 )
 from emu_edit.diffusion.schedule import NoiseSchedule
@@ -32,8 +31,9 @@ def test_a_perfect_output_converts_back_to_latent_and_noise(prediction):
     z_t = add_noise(z_0, eps, c)
     output = target(z_0, eps, c, prediction)
     # dividing by alpha = 0.07 or sigma = 0.03 costs about two of sixteen digits
-    torch.testing.assert_close(to_z0(output, z_t, c, prediction), z_0, rtol=0, atol=1e-12)
-    torch.testing.assert_close(to_eps(output, z_t, c, prediction), eps, rtol=0, atol=1e-12)
+    z_0_hat, eps_hat = estimates(output, z_t, c, prediction)
+    torch.testing.assert_close(z_0_hat, z_0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(eps_hat, eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("prediction", [Prediction.v, Prediction.z0, Prediction.change])
@@ -43,8 +43,9 @@ def test_the_last_step_of_a_zero_terminal_snr_schedule_converts_exactly(predicti
     z_t = add_noise(z_0, eps, c)
     assert torch.equal(z_t, eps)
     output = target(z_0, eps, c, prediction)
-    assert torch.equal(to_z0(output, z_t, c, prediction), z_0)
-    assert torch.equal(to_eps(output, z_t, c, prediction), eps)
+    z_0_hat, eps_hat = estimates(output, z_t, c, prediction)
+    assert torch.equal(z_0_hat, z_0)
+    assert torch.equal(eps_hat, eps)
 
 
 @pytest.mark.parametrize("schedule", [PLAIN, ZERO])

@@ -12,10 +12,9 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.pipeline import EmuEditPipeline
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.models.codec import PatchCodec
-from emu_edit.models.task_embedding import TaskEmbedding
+from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.tiny import TinyText
 from emu_edit.models.unet import UNetDenoiser
-from emu_edit.models.weights import EditNetworks
 from emu_edit.tasks import SIXTEEN
 
 SETTINGS = EditorSettings(image_size=16, num_steps=2, guidance=Guidance(text=2.0, image=1.2))

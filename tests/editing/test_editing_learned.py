@@ -14,7 +14,8 @@ from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.editing.session import EditSession, replay
 from emu_edit.editing.task_mix import TaskMix
 from emu_edit.errors import InputError
-from emu_edit.models.learned_task import LearnedTask, model_hash
+from emu_edit.models.fingerprints import model_hash
+from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.task_files import install_task
 from emu_edit.tasks import SIXTEEN, TaskTable
 from tests.editing.conftest import make_editor, make_pipeline, picture

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from emu_edit.errors import InputError
 from emu_edit.models.codec import PatchCodec
-from emu_edit.models.learned_task import LearnedTask, check_name, check_task_path, model_hash
+from emu_edit.models.fingerprints import model_hash
+from emu_edit.models.learned_task import LearnedTask, check_name, check_task_path
 from emu_edit.models.weights import load_networks, save_networks
 from tests.models.test_models_weights import (
     SCHEDULER,

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from emu_edit.errors import InputError
-from emu_edit.models.learned_task import LearnedTask, model_hash
+from emu_edit.models.fingerprints import model_hash
+from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.networks import EditNetworks
 from emu_edit.models.task_files import (
     LEARNED,

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from emu_edit.errors import InputError
 from emu_edit.models.codec import KLCodec
 from emu_edit.models.interfaces import Conditioning
+from emu_edit.models.networks import TaskEmbedding
 from emu_edit.models.sources import find_part, load_diffusers
-from emu_edit.models.task_embedding import TaskEmbedding
 from emu_edit.models.text import TransformersText
 from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser
 from tests.models.conftest import TASK_DIM, TEXT_DIM, small_denoiser, tiny_unet

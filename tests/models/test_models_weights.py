@@ -15,12 +15,12 @@ from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 from emu_edit.errors import InputError
 from emu_edit.models.codec import KLCodec, PatchCodec
 from emu_edit.models.interfaces import Conditioning, Denoiser, ImageCodec
+from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.sources import quiet_transformers
-from emu_edit.models.task_embedding import TaskEmbedding
 from emu_edit.models.text import TransformersText
 from emu_edit.models.tiny import TinyText
 from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser
-from emu_edit.models.weights import EditNetworks, load_networks, save_networks
+from emu_edit.models.weights import load_networks, save_networks
 from emu_edit.tasks import SIXTEEN, TaskTable
 
 SCHEDULER = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}

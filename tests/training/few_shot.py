@@ -9,11 +9,10 @@ from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.editing.editor import Editor
 from emu_edit.models.codec import PatchCodec
 from emu_edit.models.interfaces import Conditioning, Denoiser
+from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.surgery import freeze
-from emu_edit.models.task_embedding import TaskEmbedding
 from emu_edit.models.tiny import TinyText
 from emu_edit.models.unet import UNetDenoiser
-from emu_edit.models.weights import EditNetworks
 from emu_edit.tasks import TaskTable
 from emu_edit.training.few_shot import FewShotPair
 from emu_edit.training.inversion import InversionSettings

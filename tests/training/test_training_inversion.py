@@ -7,7 +7,7 @@ import torch
 
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.models.learned_task import model_hash
+from emu_edit.models.fingerprints import model_hash
 from emu_edit.training import inversion as inversion_file
 from emu_edit.training.draws import Phase
 from emu_edit.training.few_shot import batch_at, check_batches, names_of, split, views
