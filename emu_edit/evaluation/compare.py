@@ -60,18 +60,18 @@ def compare(results: Mapping[str, Any], published: Iterable[PublishedRow]) -> tu
         if row.benchmark == results["benchmark"]:
             key = (row.protocol, row.split, why_not(results, row))
             groups.setdefault(key, []).append(row)
-    made = [
+    found = [
         Group(
             protocol,
             split,
             why,
             {} if why else _own(results, split),
-            tuple(sorted(rows, key=_name)),
+            tuple(sorted(rows, key=lambda row: row.model.casefold())),
         )
         for (protocol, split, why), rows in groups.items()
     ]
     own = results["protocol"]["name"]
-    return tuple(sorted(made, key=lambda group: (bool(group.why_not), group.protocol != own)))
+    return tuple(sorted(found, key=lambda group: (bool(group.why_not), group.protocol != own)))
 
 
 def why_not(results: Mapping[str, Any], row: PublishedRow) -> str:
@@ -90,7 +90,7 @@ def why_not(results: Mapping[str, Any], row: PublishedRow) -> str:
 
 
 def compare_table(results: Mapping[str, Any], published: Path | None) -> str:
-    """Return the comparison as Markdown that also reads well as plain text, "" without a row.
+    """Write the comparison as Markdown that also reads well as plain text, "" without a row.
 
     Args:
         results: what results.json holds.
@@ -104,19 +104,17 @@ def compare_table(results: Mapping[str, Any], published: Path | None) -> str:
 
 
 def group_text(group: Group) -> str:
-    """Return one group as a heading and a table."""
+    """Write one group as a heading and a table."""
     head = ["model", *(str(metric(name)) for name in group.metrics), "source"]
     lines = [[OWN, *numbers(group, group.own), ""]] if group.own else []
-    lines += [[row.model, *numbers(group, row.values), _source(row)] for row in group.rows]
+    for row in group.rows:
+        source = f"{row.source} ({row.note})" if row.note else row.source
+        lines.append([row.model, *numbers(group, row.values), source])
     return f"## Published, {group.title} ({group.state})\n\n{markdown_table(head, lines)}"
 
 
-def _name(row: PublishedRow) -> str:
-    return row.model.casefold()
-
-
 def _block(results: Mapping[str, Any], split: str) -> Block | None:
-    """Return the run's block a published split belongs to."""
+    """Find the run's block that a published split belongs to."""
     blocks = {block.name: block for block in blocks_of(results)}
     if split in blocks:
         return blocks[split]
@@ -131,7 +129,7 @@ def _own(results: Mapping[str, Any], split: str) -> dict[str, float | None]:
 
 
 def numbers(group: Group, values: Mapping[str, float | None]) -> list[str]:
-    """Return a row's scores as texts, in the order of the group's metrics; "-" where unknown.
+    """Write a row's scores as texts, in the order of the group's metrics; "-" where unknown.
 
     All with the digits that the sources print: more would look more exact than they are.
     """
@@ -139,7 +137,3 @@ def numbers(group: Group, values: Mapping[str, float | None]) -> list[str]:
     digits = max(DIGITS, *(len(text.partition(".")[2]) for text in printed))
     found = [values.get(name) for name in group.metrics]
     return ["-" if value is None else f"{value:.{digits}f}" for value in found]
-
-
-def _source(row: PublishedRow) -> str:
-    return f"{row.source} ({row.note})" if row.note else row.source

@@ -11,37 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from emu_edit.errors import InputError
-from emu_edit.metrics.protocols import DIRECTIONS, TITLES
+from emu_edit.metrics.protocols import METRICS, Metric
 
 RESULTS, ITEMS = "results.json", "items.jsonl"
 MODEL, COPY, ORACLE = "model", "copy-input", "oracle"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown: its name, and whether more of it is better (None: not known)."""
-
-    label: str
-    is_up: bool | None
-    meaning: str = ""
-
-    def __str__(self) -> str:
-        return self.label + {True: " ↑", False: " ↓", None: ""}[self.is_up]
-
-
-MEANINGS = {
-    "clip_dir": "cosine between the change of the picture and the change of the caption, in CLIP",
-    "clip_im": "cosine of edited picture and input, in CLIP",
-    "clip_out": "cosine of edited picture and target caption, in CLIP",
-    "clip_i": "cosine of edited picture and ground truth, in CLIP",
-    "clip_t": "cosine of edited picture and its description, in CLIP",
-    "dino": "cosine of edited and reference picture, in DINO",
-    "l1": "mean absolute difference to the reference picture, in [0, 1]",
-    "l2": "mean squared difference to the reference picture, in [0, 1]",
-}
-METRICS = {
-    name: Metric(title, DIRECTIONS[name] == "up", MEANINGS[name]) for name, title in TITLES.items()
-}
 WORLD = {
     "success": Metric("success", True, "nearer the target inside the mask, untouched outside"),
     "relative_error": Metric("error/copy", False, "error inside relative to not editing"),
@@ -64,7 +39,7 @@ VISION = {  # of the world's tasks that can be measured otherwise
 
 
 def metric(name: str) -> Metric:
-    """Return how a metric is shown; one that is not known is shown by its name."""
+    """Look up how a metric is shown; one that is not known is shown by its name."""
     return {**WORLD, **VISION, **METRICS}.get(name, Metric(name, None))
 
 
@@ -118,7 +93,7 @@ class Block:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Return the content of results.json.
+    """Read results.json.
 
     Raises:
         InputError: if it is missing or not a JSON object.
@@ -136,14 +111,18 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def read_items(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of items.jsonl, none if there is no such file.
+    """Read the lines of items.jsonl, none if there is no such file.
 
     Raises:
         InputError: if a line is not a JSON object; a half line at the end too.
     """
     path = folder / ITEMS
+    if not path.is_file():
+        return []
+    # not splitlines(): an instruction may hold U+2028, which ends a line there but not in JSON
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     items: list[dict[str, Any]] = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines, 1):
         try:
             item = json.loads(line)
         except ValueError as error:
@@ -156,15 +135,13 @@ def read_items(folder: Path) -> list[dict[str, Any]]:
     return items
 
 
-def _lines(path: Path) -> list[str]:
-    # not splitlines(): an instruction may hold U+2028, which ends a line there but not in JSON
-    return path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.is_file() else []
-
-
 def blocks_of(results: Mapping[str, Any]) -> tuple[Block, ...]:
-    """Return the tables of results.json."""
+    """Take the tables out of results.json."""
     if "report" in results:
-        return (_world_block(results["report"]), *_vision_blocks(results["report"]))
+        report = results["report"]
+        rows = {editor: _world_row(summary) for editor, summary in report.items()}
+        block = Block("single edits", report[MODEL]["overall"]["count"], rows)
+        return (block, *_vision_blocks(report))
     return tuple(
         Block(name, block["items"], {editor: _row(row) for editor, row in block["rows"].items()})
         for name, block in results["blocks"].items()
@@ -186,27 +163,18 @@ def _figures(figures: Mapping[str, Mapping[str, Any]]) -> Figures:
     }
 
 
-def _world_block(report: Mapping[str, Any]) -> Block:
-    rows = {editor: _world_row(summary) for editor, summary in report.items()}
-    return Block("single edits", report[MODEL]["overall"]["count"], rows)
-
-
 def _vision_blocks(report: Mapping[str, Any]) -> tuple[Block, ...]:
-    """Return the table of the tasks that are measured otherwise, none where there are none."""
+    """Make the table of the tasks that are measured otherwise, where there are any."""
     overall, tasks = report[MODEL]["overall"], report[MODEL]["tasks"]
     names = [name for name in VISION if overall.get(name) is not None]
     if not names:
         return ()
     rows = {
-        editor: Row({name: _plain_figure(summary["overall"], name) for name in names})
-        for editor, summary in report.items()
+        editor: Row({name: Figure(row[name], None, None, row["count"]) for name in names})
+        for editor, row in ((editor, summary["overall"]) for editor, summary in report.items())
     }
     edits = sum(row["count"] for row in tasks if any(row[name] is not None for name in names))
     return (Block("vision tasks", edits, rows),)
-
-
-def _plain_figure(row: Mapping[str, Any], name: str) -> Figure:
-    return Figure(row[name], None, None, row["count"])
 
 
 def _world_row(summary: Mapping[str, Any]) -> Row:

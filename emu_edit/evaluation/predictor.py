@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from datamodules.world.predictor_texts import Instruction
 from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
 from emu_edit.editing.sheets import new_figure
-from emu_edit.metrics.bootstrap import confusion_matrix, expected_calibration_error
+from emu_edit.metrics.calibration import expected_calibration_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +88,7 @@ def score(predictor: TaskPredictor, instructions: list[Instruction]) -> Predicto
     )
     return PredictorScore(
         tasks=predictor.tasks.names,
-        confusion=confusion_matrix(asked, predicted, len(predictor.tasks)),
+        confusion=multiclass_confusion_matrix(predicted, asked, len(predictor.tasks)),
         calibration_error=expected_calibration_error(probabilities, asked),
         sure=float(is_sure.float().mean()),
         right_when_sure=float(is_right[is_sure].float().mean()) if is_sure.any() else 1.0,

@@ -10,25 +10,24 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem
 from emu_edit.errors import installed_version
 from emu_edit.evaluation.edits import item_line
-from emu_edit.evaluation.outputs import Inputs, ItemPictures, Output
-from emu_edit.evaluation.score import MODEL, Scores, Values
+from emu_edit.evaluation.figures import ITEMS, MODEL, RESULTS
+from emu_edit.evaluation.outputs import Inputs, Output
+from emu_edit.evaluation.score import Scores, Values
 from emu_edit.files import write_json, write_text
 from emu_edit.metrics.bootstrap import bootstrap_mean
-from emu_edit.metrics.protocols import DIRECTIONS, TITLES, Protocol
+from emu_edit.metrics.protocols import METRICS, Protocol
 from emu_edit.terminal import markdown_table
-
-__all__ = ["Evaluation", "ItemPictures"]
 
 FORMAT = 1
 SOME_FAILED = 1  # exit status when items failed, as `edit` has it for many pictures
-RESULTS, ITEMS, TABLE = "results.json", "items.jsonl", "table.md"
-ARROWS = {"up": "↑", "down": "↓"}
+TABLE = "table.md"
 PACKAGES = ("torch", "transformers", "pillow", "numpy")
 
 Cells = dict[str, dict[str, float | int | None]]  # by metric
@@ -67,7 +66,7 @@ class Evaluation:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return results.json."""
+        """Lay out results.json."""
         benchmark, failed = self.benchmark, self.failed()
         resampled = list(self.scores.resampled)
         return {
@@ -86,7 +85,9 @@ class Evaluation:
             "settings": dict(self.settings),
             "versions": versions(),
             "device": self.device,
-            "directions": {name: DIRECTIONS[name] for name in self.protocol.metrics},
+            "directions": {
+                name: "up" if METRICS[name].is_up else "down" for name in self.protocol.metrics
+            },
             "blocks": {
                 name: {"items": len(keys), "rows": self._rows(keys)}
                 for name, keys in benchmark.blocks.items()
@@ -100,7 +101,7 @@ class Evaluation:
         }
 
     def item_lines(self) -> list[dict[str, Any]]:
-        """Return the lines of items.jsonl, of items that are in a table."""
+        """Lay out the lines of items.jsonl, of items that are in a table."""
         blocks = {name: set(keys) for name, keys in self.benchmark.blocks.items()}
         return [
             {
@@ -112,7 +113,7 @@ class Evaluation:
         ]
 
     def failed(self) -> list[Output]:
-        """Return what failed; a turn in between that nobody gave us did not fail."""
+        """List what failed; a turn in between that nobody gave us did not fail."""
         scored = {item.key for item in self.benchmark.scored()}
         found = [self.outputs[item.key] for item in self.benchmark.items]
         return [
@@ -121,64 +122,54 @@ class Evaluation:
             if output.reason is not None and (output.key in scored or output.seed is not None)
         ]
 
-    def _rows(self, keys: Sequence[str]) -> dict[str, object]:
+    def _rows(self, keys: Sequence[str]) -> dict[str, dict[str, object]]:
         wanted = set(keys)
         items = [item for item in self.benchmark.items if item.key in wanted]
         has_tasks = any(item.task for item in items)
         has_turns = any(item.turn > 1 for item in items)
-        by_task = sorted(items, key=lambda item: item.task) if has_tasks else []
-        by_turn = sorted(items, key=lambda item: item.turn) if has_turns else []
+        parts = {
+            "by_task": _grouped(items, lambda item: item.task) if has_tasks else {},
+            "by_turn": _grouped(items, lambda item: item.turn) if has_turns else {},
+        }
         return {
             editor: {
                 "all": cells(items, values, self.protocol),
-                "by_task": self._parts(by_task, values, lambda item: item.task),
-                "by_turn": self._parts(by_turn, values, lambda item: f"{item.turn}"),
+                **{
+                    kind: {name: cells(part, values, self.protocol) for name, part in group.items()}
+                    for kind, group in parts.items()
+                },
             }
             for editor, values in self.scores.rows.items()
         }
 
-    def _parts(
-        self,
-        items: Sequence[BenchmarkItem],
-        values: Mapping[str, Values],
-        name_of: Callable[[BenchmarkItem], str],
-    ) -> dict[str, Cells]:
-        """Return the cells of each task or turn, in the order of `items`."""
-        parts: dict[str, list[BenchmarkItem]] = {}
-        for item in items:
-            parts.setdefault(name_of(item), []).append(item)
-        return {name: cells(part, values, self.protocol) for name, part in parts.items()}
+
+def _grouped(
+    items: Sequence[BenchmarkItem], key: Callable[[BenchmarkItem], str | int]
+) -> dict[str, list[BenchmarkItem]]:
+    """Sort items into groups of one key, in the order of the keys."""
+    return {str(name): list(group) for name, group in groupby(sorted(items, key=key), key)}
 
 
 def cells(
     items: Sequence[BenchmarkItem], values: Mapping[str, Values], protocol: Protocol
 ) -> Cells:
     """Average each metric over the items that have it; turns of a session are drawn together."""
-    made: Cells = {}
+    averages: Cells = {}
     for metric in protocol.metrics:
         defined = {
             item.key: value for item in items if (value := values[item.key][metric]) is not None
         }
+        groups = [item.session for item in items if item.key in defined]
         mean, low, high = (
-            bootstrap_mean(
-                list(defined.values()),
-                groups=[item.session for item in items if item.key in defined],
-            )
-            if defined
-            else (None, None, None)
+            bootstrap_mean(list(defined.values()), groups=groups) if defined else (None, None, None)
         )
-        made[metric] = {
-            "mean": mean,
-            "low": low,
-            "high": high,
-            "n": len(defined),
-            "undefined": len(items) - len(defined),
-        }
-    return made
+        counts = {"n": len(defined), "undefined": len(items) - len(defined)}
+        averages[metric] = {"mean": mean, "low": low, "high": high, **counts}
+    return averages
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes the numbers."""
+    """Name the versions of what computes the numbers."""
     return {
         "emu-edit": installed_version(),
         "python": platform.python_version(),
@@ -196,7 +187,7 @@ def write_evaluation(
 
 
 def table_of(results: Mapping[str, Any]) -> str:
-    """Return the tables of results.json as Markdown that also reads well as plain text."""
+    """Write the tables of results.json as Markdown that also reads well as plain text."""
     protocol, data = results["protocol"], results["data"]
     split = f", {data['split']}" if data["split"] else ""
     parts = [f"# {results['model']['name']}, {results['benchmark']}{split}, {protocol['name']}"]
@@ -207,7 +198,7 @@ def table_of(results: Mapping[str, Any]) -> str:
 
 
 def _block_table(block: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    head = ["", "edits", *(f"{TITLES[name]} {ARROWS[DIRECTIONS[name]]}" for name in metrics)]
+    head = ["", "edits", *(str(METRICS[name]) for name in metrics)]
     model = block["rows"][MODEL]
     turns = {f"turn {turn}": row for turn, row in model["by_turn"].items()}
     tasks = {name or "(no task)": row for name, row in model["by_task"].items()}
@@ -229,7 +220,7 @@ def _cell(cell: Mapping[str, Any]) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know besides, one sentence a line."""
+    """Say what a reader must know besides, one sentence a line."""
     data, resampled = results["data"], results["resampled"]["count"]
     notes = ["In brackets the 95 % bootstrap interval (turns of a session are drawn together)."]
     if data["items"] < data["of"]:
@@ -249,21 +240,21 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def _undefined_notes(results: Mapping[str, Any]) -> list[str]:
-    """Return a line for each metric that some edits of the model do not have."""
+    """Name each metric that some edits of the model do not have."""
     notes: list[str] = []
     for name, block in results["blocks"].items():
         for metric, cell in block["rows"][MODEL]["all"].items():
             if cell["undefined"]:
                 where = f" of {name}" if len(results["blocks"]) > 1 else ""
                 notes.append(
-                    f"{TITLES[metric]} is not defined for {cell['undefined']} edits{where}, whose "
-                    "captions are missing or do not differ; its mean is over the others."
+                    f"{METRICS[metric].label} is not defined for {cell['undefined']} edits{where}, "
+                    "whose captions are missing or do not differ; its mean is over the others."
                 )
     return notes
 
 
 def failed_note(failed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line about the edits that failed, none if none did."""
+    """Count the edits that failed and name the first; nothing if none did."""
     if not failed:
         return []
     first = failed[0]

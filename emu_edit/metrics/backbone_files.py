@@ -1,8 +1,8 @@
 """Where a benchmark's backbone lies: a directory, the hub's cache, or the hub.
 
-Its weights are model.safetensors, else pytorch_model.bin, the file as which some of the pinned
-backbones are published and passed on. `sources` refuses those; here nothing else may be to be had,
-and they are opened by torch's weights-only reader alone, which runs no code.
+Its weights are model.safetensors, else pytorch_model.bin, since some of the pinned backbones are
+published in no other file. An editor's own parts are never read from such a file
+(`models.sources`); here torch's weights-only reader opens it, which runs no code.
 """
 
 from contextlib import suppress
@@ -22,7 +22,7 @@ SMALL_FILES = ["config.json", "tokenizer*.json", "special_tokens_map.json", "voc
 
 
 def local_folder(name_or_path: str | Path, needed: Needed) -> Path:
-    """Return the local directory of a backbone, fetching it from the hub if need be.
+    """Find the local directory of a backbone, fetching it from the hub if need be.
 
     Args:
         name_or_path: a directory, or a hub name `owner/name`.
@@ -42,25 +42,24 @@ def local_folder(name_or_path: str | Path, needed: Needed) -> Path:
             f"no directory {name!r}, and it is no hub name; a backbone needs a model directory or "
             "owner/name"
         )
-    for choices in needed:
-        if not any((folder / choice).is_file() for choice in choices):
-            raise InputError(
-                f"{folder} has no {' or '.join(choices)}, needs a whole backbone; "
-                "copy or download all of its files"
-            )
+    if missing := _missing(folder, needed):
+        raise InputError(
+            f"{folder} has no {' or '.join(missing[0])}, needs a whole backbone; "
+            "copy or download all of its files"
+        )
     return folder
 
 
 def _from_hub(name: str, needed: Needed) -> Path:
-    """Return the snapshot in the hub's cache, complete already or after a download."""
+    """Find the snapshot among the hub's downloads, or download it."""
     for weights in WEIGHTS:
         with suppress(OSError, ValueError):  # not there
             folder = _snapshot(name, weights, local_files_only=True)
-            if _is_complete(folder, needed):
+            if not _missing(folder, needed):
                 return folder
     try:
         folder = _snapshot(name, WEIGHTS[0], local_files_only=False)
-        if not _is_complete(folder, needed):
+        if _missing(folder, needed):
             folder = _snapshot(name, WEIGHTS[1], local_files_only=False)
     except Exception as error:  # the HTTP library beneath changes, and with it the errors
         place = name.replace("/", "--")
@@ -76,10 +75,10 @@ def _snapshot(name: str, weights: str, *, local_files_only: bool) -> Path:
     return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only))
 
 
-def _is_complete(folder: Path, needed: Needed) -> bool:
-    return all(any((folder / choice).is_file() for choice in choices) for choices in needed)
+def _missing(folder: Path, needed: Needed) -> Needed:
+    return tuple(names for names in needed if not any((folder / name).is_file() for name in names))
 
 
 def weight_file(folder: Path) -> Path:
-    """Return the file that is loaded: safetensors wherever there is one."""
+    """Choose the file that is loaded: safetensors wherever there is one."""
     return next(folder / name for name in WEIGHTS if (folder / name).is_file())

@@ -1,10 +1,10 @@
 """The frozen networks that benchmarks measure with: CLIP and DINO, through transformers.
 
-Only the networks of transformers are used, not its image processors and not torchmetrics: what
-happens to a picture is in `Preprocess`, in sight, and the projected features are asked of the
-modules themselves, because `get_image_features` returned a tensor in transformers 4 and returns a
-record in 5. A text is tokenized as transformers' CLIP tokenizer does it; OpenAI's own also mends
-broken encodings (ftfy) and HTML entities.
+Only the networks of transformers are used, not its image processors: what happens to a picture is
+in `Preprocess`, in sight. (torchmetrics' CLIP score has a processor of its own, too, and clips the
+cosine at 0.) Projected features are asked of the modules themselves, because `get_image_features`
+returned a tensor in transformers 4 and returns a record in 5. A text is tokenized as transformers'
+CLIP tokenizer does it; OpenAI's own also mends broken encodings (ftfy) and HTML entities.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, UInt8
@@ -23,7 +23,6 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     ViTModel,
 )
@@ -31,20 +30,13 @@ from transformers.utils import logging
 
 from emu_edit.errors import InputError
 from emu_edit.files import sha256_of
-from emu_edit.metrics.backbone_files import (
-    CLIP_FILES,
-    DINO_FILES,
-    local_folder,
-    weight_file,
-)
+from emu_edit.metrics.backbone_files import CLIP_FILES, DINO_FILES, local_folder, weight_file
 from emu_edit.metrics.preprocess import Preprocess
 from emu_edit.models.sources import PartSource, first_line, quiet_transformers, refuse_missing
 from emu_edit.models.surgery import freeze
 from emu_edit.text_rules import MAX_CHARACTERS
 
 OLD_END_ID = 2  # of CLIP configs before transformers PR 24773: "the highest id ends the text"
-
-AnyNetwork = TypeVar("AnyNetwork", bound=PreTrainedModel)
 
 
 class ClipBackbone:
@@ -91,31 +83,26 @@ class ClipBackbone:
         model = cast(CLIPModel, _network(CLIPModel.from_pretrained, folder))
         vision = cast(CLIPVisionConfig, model.config.vision_config)
         _check_size(folder, vision.image_size, preprocess)
-        return ClipBackbone(
-            _placed(model, device, dtype),
-            _tokenizer(folder, _text_config(model)),
-            preprocess,
-            sha256=sha256_of(weight_file(folder)),
-        )
+        tokenizer = _tokenizer(folder, _text_config(model))
+        nn.Module.to(model, device=device, dtype=dtype)  # in place
+        return ClipBackbone(model, tokenizer, preprocess, sha256=sha256_of(weight_file(folder)))
 
     @torch.no_grad()
     def images(self, pictures: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "n d"]:
-        """Return the projected features, not normalised, on the CPU.
+        """Compute the projected features, not normalised, on the CPU.
 
         Raises:
             InputError: if the network returns NaN or infinity.
         """
-        return _rows(
-            [self._image(self._preprocess(picture)) for picture in pictures],
-            self._model.visual_projection.out_features,
-        )
+        dim = self._model.visual_projection.out_features
+        return _rows([self._image(self._preprocess(picture)) for picture in pictures], dim)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Return the projected features, not normalised, on the CPU.
+        """Compute the projected features, not normalised, on the CPU.
 
-        A text that is too long is read up to where it fits, as published evaluations do it; how
-        many there are tells `count_cut`.
+        A text that is too long is read up to where it fits, as published evaluations do it;
+        `count_cut` counts them.
 
         Raises:
             InputError: if a text is not Unicode, or the network returns NaN or infinity.
@@ -124,7 +111,7 @@ class ClipBackbone:
         return _rows([self._text(text) for text in texts], dim)
 
     def count_cut(self, texts: Sequence[str]) -> int:
-        """Return how many of the texts are longer than the model reads."""
+        """Count the texts that are longer than the model reads."""
         return sum(
             len(text) > MAX_CHARACTERS or len(self._tokens(text, cut=False)) > self.max_tokens
             for text in texts
@@ -193,23 +180,18 @@ class DinoBackbone:
         without_pooler = partial(ViTModel.from_pretrained, add_pooling_layer=False)
         model = cast(ViTModel, _network(without_pooler, folder))
         _check_size(folder, model.config.image_size, preprocess)
-        return DinoBackbone(
-            _placed(model, device, dtype),
-            preprocess,
-            sha256=sha256_of(weight_file(folder)),
-        )
+        nn.Module.to(model, device=device, dtype=dtype)  # in place
+        return DinoBackbone(model, preprocess, sha256=sha256_of(weight_file(folder)))
 
     @torch.no_grad()
     def images(self, pictures: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "n d"]:
-        """Return the class tokens after the last normalisation, on the CPU.
+        """Compute the class tokens after the last normalisation, on the CPU.
 
         Raises:
             InputError: if the network returns NaN or infinity.
         """
-        return _rows(
-            [self._image(self._preprocess(picture)) for picture in pictures],
-            self._model.config.hidden_size,
-        )
+        dim = self._model.config.hidden_size
+        return _rows([self._image(self._preprocess(picture)) for picture in pictures], dim)
 
     def _image(self, pixels: Tensor) -> Tensor:
         batch = pixels[None].to(device=self._model.device, dtype=self._model.dtype)
@@ -218,7 +200,7 @@ class DinoBackbone:
 
 
 def find_backbone(name: str, folder: Path | None) -> str | Path:
-    """Return `folder`/owner--name for the hub name owner/name, or without a folder the name.
+    """Find `folder`/owner--name for the hub name owner/name; without a folder it is the name.
 
     Raises:
         InputError: if the folder lacks it, saying how to get it.
@@ -255,11 +237,6 @@ def _network(from_pretrained: Callable[..., object], folder: Path) -> object:
         ) from error
     model, info = cast("tuple[object, dict[str, set[str]]]", loaded)
     refuse_missing(info["missing_keys"], PartSource(str(folder)))
-    return model
-
-
-def _placed(model: AnyNetwork, device: str | torch.device, dtype: torch.dtype) -> AnyNetwork:
-    nn.Module.to(model, device=device, dtype=dtype)  # in place
     return model
 
 

@@ -1,19 +1,13 @@
-"""Boxes and regions of many pictures: average precision and mean IoU.
+"""What edits of the vision tasks drew, read back from the picture and compared with the truth.
 
-One picture's marks are read in `marks`, depth and normals compared in `maps`.
-
-Reading marks back from a picture: the rectangle or the painted region that an edit drew.
-
-A pixel counts as marked when the edit moved it more than half of the way from its source colour to
-the stated colour. The rule has no colour threshold, so it is as fair to a soft mark on grey as to a
-hard one on black, and a picture that was not edited has no marked pixel.
-
-Errors of depth and normal maps that were coded as pictures.
+`detect` draws a rectangle and `segment` paints a region; a pixel counts as marked when the edit
+moved it more than half of the way from its source colour to the stated colour. The rule has no
+colour threshold, so it is as fair to a soft mark on grey as to a hard one on black, and a picture
+that was not edited has no marked pixel. `depth` and `normal` code a map as a picture.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Bool, Float64, Int64, UInt8
@@ -23,56 +17,7 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two exclus
 Rgb = tuple[int, int, int]  # 0..255
 
 HALF_WAY = 0.5
-
-
-def marked(
-    edited: UInt8[Tensor, "3 h w"], source: UInt8[Tensor, "3 h w"], rgb: Rgb
-) -> Bool[Tensor, "h w"]:
-    """Return where the edit drew in a colour.
-
-    |edited - rgb| < |source - rgb| / 2, Euclidean, per pixel
-
-    Source: ours.
-    """
-    colour = torch.tensor(rgb, dtype=torch.float64).view(3, 1, 1)
-    left = (edited.double() - colour).norm(dim=0)
-    way = (source.double() - colour).norm(dim=0)
-    return left < HALF_WAY * way
-
-
-def drawn_box(where: Bool[Tensor, "h w"]) -> Box | None:
-    """Return the smallest box around marked pixels, or None when there is no rectangle.
-
-    Rows and columns with a single marked pixel are stray: a rectangle has two sides in each.
-    """
-    rows = (where.sum(1) > 1).nonzero().flatten().tolist()
-    columns = (where.sum(0) > 1).nonzero().flatten().tolist()
-    if not rows or not columns:
-        return None
-    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-
-
-def box_iou(first: Box | None, second: Box) -> float:
-    """Return the shared area of two boxes over the area of their union; 0 without a first box."""
-    if first is None:
-        return 0.0
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(width, 0) * max(height, 0)
-    return shared / (_area(first) + _area(second) - shared)
-
-
-def region_iou(first: Bool[Tensor, "h w"], second: Bool[Tensor, "h w"]) -> float:
-    """Return the shared pixels of two regions over those of their union; 1 when both are empty."""
-    union = cast(int, (first | second).sum().item())
-    return cast(int, (first & second).sum().item()) / union if union else 1.0
-
-
-def _area(box: Box) -> int:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-THRESHOLD = 0.5  # PASCAL VOC's, Everingham et al. 2010
+HIT = 0.5  # IoU from which on a box is a hit; PASCAL VOC's, Everingham et al. 2010
 UNLABELLED = -1  # a pixel without a class: not judged in the truth, wrong in a prediction
 
 
@@ -98,9 +43,56 @@ class Overlap:
         parts = (painted & right, right & ~painted, painted & ~right)
         return Overlap(kind, *(int(part.sum()) for part in parts))
 
+    @property
+    def iou(self) -> float:
+        """The shared pixels over those in either; 1 when both regions are empty."""
+        union = self.shared + self.missed + self.wrong
+        return self.shared / union if union else 1.0
+
+
+def marked(
+    edited: UInt8[Tensor, "3 h w"], source: UInt8[Tensor, "3 h w"], rgb: Rgb
+) -> Bool[Tensor, "h w"]:
+    """Find where the edit drew in a colour.
+
+    |edited - rgb| < |source - rgb| / 2, Euclidean, per pixel
+
+    Source: ours.
+    """
+    colour = torch.tensor(rgb, dtype=torch.float64).view(3, 1, 1)
+    left = (edited.double() - colour).norm(dim=0)
+    way = (source.double() - colour).norm(dim=0)
+    return left < HALF_WAY * way
+
+
+def drawn_box(where: Bool[Tensor, "h w"]) -> Box | None:
+    """Find the smallest box around marked pixels; None when there is no rectangle.
+
+    Rows and columns with a single marked pixel are stray: a rectangle has two sides in each.
+    """
+    rows = (where.sum(1) > 1).nonzero().flatten().tolist()
+    columns = (where.sum(0) > 1).nonzero().flatten().tolist()
+    if not rows or not columns:
+        return None
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+def box_iou(first: Box | None, second: Box) -> float:
+    """Divide the shared area of two boxes by the area of their union; 0 without a first box."""
+    if first is None:
+        return 0.0
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / (_area(first) + _area(second) - shared)
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
 
 def matched_ious(predicted: Sequence[Box], truth: Sequence[Box]) -> list[float]:
-    """Return for each predicted box the IoU with the right box it is matched to, 0 without one.
+    """Match boxes with right ones; the IoU of each predicted box, 0 without a partner.
 
     One to one, the most alike first. (VOC and COCO let the most confident choose first; boxes that
     were painted into a picture have no confidence.) Ties go to the earlier box.
@@ -120,10 +112,8 @@ def matched_ious(predicted: Sequence[Box], truth: Sequence[Box]) -> list[float]:
     return ious
 
 
-def average_precision_at(
-    ious: Sequence[float], num_truth: int, *, threshold: float = THRESHOLD
-) -> float:
-    """Return the average precision of boxes that come without a confidence.
+def average_precision_at(ious: Sequence[float], num_truth: int, *, threshold: float = HIT) -> float:
+    """Average the precision of boxes that come without a confidence.
 
     AP = precision · recall = (hits / boxes) · (hits / num_truth)
 
@@ -163,18 +153,19 @@ def region_counts(
                 f"the {name} map has classes {int(labels.min())} to {int(labels.max())}, "
                 f"needs {UNLABELLED} to {num_classes - 1}"
             )
-    judged = truth != UNLABELLED
+    # imported here: it takes seconds, which only this function needs to wait for
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    taken_for = torch.where(predicted == UNLABELLED, num_classes, predicted)
     columns = num_classes + 1
-    taken_for = torch.where(predicted == UNLABELLED, num_classes, predicted)[judged]
-    flat = torch.bincount(truth[judged] * columns + taken_for, minlength=num_classes * columns)
-    return flat.reshape(num_classes, columns)
+    return multiclass_confusion_matrix(taken_for, truth, columns, ignore_index=UNLABELLED)[:-1]
 
 
 def kind_counts(overlaps: Sequence[Overlap]) -> tuple[Int64[Tensor, "n n_and_1"], int]:
-    """Return the counts of `region_counts` for pictures that each ask for one kind of thing.
+    """Count as `region_counts` does, in pictures that each ask for one kind of thing.
 
-    A class per kind and, last, one for the rest of the pictures; and the number of kinds. The rest
-    that was left alone is not counted: it would be a class that not editing has almost right.
+    Gives a class per kind and, last, one for the rest of the pictures; and the number of kinds. The
+    rest that was left alone is not counted: it would be a class that not editing has almost right.
     """
     kinds = sorted({overlap.kind for overlap in overlaps})
     rest = len(kinds)
@@ -188,7 +179,7 @@ def kind_counts(overlaps: Sequence[Overlap]) -> tuple[Int64[Tensor, "n n_and_1"]
 
 
 def mean_iou(counts: Int64[Tensor, "n n_and_1"], judged: int | None = None) -> float | None:
-    """Return the mean over classes of shared pixels over pixels that are in either.
+    """Average over classes: shared pixels over pixels that are in either.
 
     IoU_i = counts[i, i] / (of class i + taken for class i - counts[i, i])
 
@@ -229,44 +220,29 @@ class NormalErrors:
 
 
 def depth_rmse(edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"]) -> float:
-    """Return the root mean squared error of depth in [0, 1], coded as grey (the mean channel)."""
+    """Compute the root mean squared error of depth in [0, 1], coded as grey (the mean channel)."""
     difference = edited.double().mean(0) - target.double().mean(0)
     return (difference / 255).square().mean().sqrt().item()
 
 
-def normal_degrees(edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"]) -> float:
-    """Return the mean angle between two fields of normals, in degrees in [0, 180]."""
-    return normal_angles(edited, target).mean().item()
-
-
 def normal_errors(edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"]) -> NormalErrors:
-    """Return mean, median and shares below three limits of the angle between two fields.
+    """Sum up the angles between two fields of normals.
 
     Source: Fouhey et al. 2013, "Data-driven 3D primitives for single image understanding".
     """
     angles = normal_angles(edited, target)
-    within = [(angles < limit).double().mean().item() for limit in (11.25, 22.5, 30.0)]
-    return NormalErrors(
-        mean=angles.mean().item(),
-        median=angles.flatten().quantile(0.5).item(),
-        within_11=within[0],
-        within_22=within[1],
-        within_30=within[2],
-    )
+    within = ((angles < limit).double().mean().item() for limit in (11.25, 22.5, 30.0))
+    return NormalErrors(angles.mean().item(), angles.flatten().quantile(0.5).item(), *within)
 
 
 def normal_angles(
     edited: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"]
 ) -> Float64[Tensor, "h w"]:
-    """Return the angle between two fields of normals at each pixel, in degrees in [0, 180].
+    """Measure the angle between two fields of normals at each pixel, in degrees in [0, 180].
 
     angle = atan2(|a x b|, a · b), exact for equal normals where arccos(a · b) is not
     """
-    a, b = _normals(edited), _normals(target)
+    # colours are directions, n = 2 c / 255 - 1; their lengths do not matter
+    a, b = (picture.double() / 127.5 - 1 for picture in (edited, target))
     angle = torch.atan2(torch.linalg.cross(a, b, dim=0).norm(dim=0), (a * b).sum(0))
     return angle.rad2deg()
-
-
-def _normals(picture: UInt8[Tensor, "3 h w"]) -> Float64[Tensor, "3 h w"]:
-    """Decode colours as directions: n = 2 c / 255 - 1; their lengths do not matter."""
-    return picture.double() / 127.5 - 1

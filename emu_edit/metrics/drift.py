@@ -1,9 +1,9 @@
 """What several turns of editing do to a picture: errors outside the edits, success inside.
 
-A session's truth is known turn by turn (`TurnTruth`). Outside is what no mask has touched so far,
-compared with the first picture: there every difference is damage, whoever made it. Inside is judged
-turn by turn against the exact pictures before and after, although the editor started from its own
-last result: an earlier failure may cost later turns theirs. Pure functions of uint8 pictures.
+A session's truth is known turn by turn. Outside is what no mask has touched so far, compared with
+the first picture: there every difference is damage, whoever made it. Inside is judged turn by turn
+against the exact pictures before and after, although the editor started from its own last result:
+an earlier failure may cost later turns theirs.
 """
 
 import math
@@ -128,35 +128,31 @@ def drift_curve(sessions: Sequence[Sequence[TurnScore]]) -> list[DriftPoint]:
     """
     if not sessions:
         raise ValueError("a drift curve needs at least one session, got none")
-    return [
-        _average(number, turn) for number, turn in enumerate(zip(*sessions, strict=True), start=1)
-    ]
+    return [_average(turn, scores) for turn, scores in enumerate(zip(*sessions, strict=True), 1)]
 
 
-def _average(number: int, scores: Sequence[TurnScore]) -> DriftPoint:
-    edits = [float(score.is_success) for score in scores if score.is_success is not None]
+def _average(turn: int, scores: Sequence[TurnScore]) -> DriftPoint:
     return DriftPoint(
-        turn=number,
+        turn=turn,
         outside_l1=_mean([score.outside_l1 for score in scores]),
         outside_psnr=psnr(_mean([score.outside_mse for score in scores])),
         kept=_mean([score.kept for score in scores]),
-        success=_mean(edits) if edits else None,
+        success=_share(scores),
     )
 
 
 def success_share(sessions: Sequence[Sequence[TurnScore]]) -> float | None:
-    """Return the share of all edits of all sessions that succeeded; None if there were none."""
-    edits = [
-        float(score.is_success)
-        for scores in sessions
-        for score in scores
-        if score.is_success is not None
-    ]
+    """Average over all edits of all sessions which share succeeded; None if there were none."""
+    return _share([score for scores in sessions for score in scores])
+
+
+def _share(scores: Sequence[TurnScore]) -> float | None:
+    edits = [float(score.is_success) for score in scores if score.is_success is not None]
     return _mean(edits) if edits else None
 
 
 def psnr(mse: float) -> float | None:
-    """Return the peak signal-to-noise ratio in dB, 10 log10(1 / mse); None without any error."""
+    """Convert a mean squared error to dB, 10 log10(1 / mse); None without any error."""
     return None if mse == 0 else -10 * math.log10(mse)
 
 

@@ -54,7 +54,7 @@ class Preprocess:
             raise InputError(f"preprocess.std={self.std}, needs positive numbers")
 
     def __call__(self, picture: UInt8[Tensor, "3 _ _"]) -> Float64[Tensor, "3 crop crop"]:
-        """Return the normalised centre of the picture, in float64, on the CPU."""
+        """Normalise the centre of the picture, in float64, on the CPU."""
         centre = self.centre(picture).double() / 255
         mean, std = (
             torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
@@ -63,7 +63,7 @@ class Preprocess:
         return (centre - mean) / std
 
     def centre(self, picture: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 crop crop"]:
-        """Return the square that the backbone sees, before it is normalised.
+        """Cut the square that the backbone sees, not yet normalised.
 
         The long side is short_side * long / short rounded down; of an odd margin of 2k + 1 pixels
         round(k + 1/2), to even, is cut off above and to the left: the rules of torchvision's Resize

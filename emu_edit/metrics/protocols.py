@@ -7,32 +7,46 @@ resampled with, the arithmetic, which items are left out, and what a picture is 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emu_edit.errors import InputError, closest
 from emu_edit.metrics.preprocess import CLIP_PREPROCESS, DINO_PREPROCESS, Filter, Preprocess
 
 EMU_METRICS = ("clip_dir", "clip_im", "clip_out", "l1", "dino")
 MAGICBRUSH_METRICS = ("l1", "l2", "clip_i", "dino", "clip_t")
-DIRECTIONS = {
-    "clip_dir": "up",
-    "clip_im": "up",
-    "clip_out": "up",
-    "clip_i": "up",
-    "clip_t": "up",
-    "dino": "up",
-    "l1": "down",
-    "l2": "down",
-}
-TITLES = {
-    "clip_dir": "CLIPdir",
-    "clip_im": "CLIPim",
-    "clip_out": "CLIPout",
-    "clip_i": "CLIP-I",
-    "clip_t": "CLIP-T",
-    "dino": "DINO",
-    "l1": "L1",
-    "l2": "L2",
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    Attributes:
+        label: its name for people.
+        is_up: whether more of it is better; None where that is not known.
+        meaning: in one line.
+    """
+
+    label: str
+    is_up: bool | None
+    meaning: str = ""
+
+    def __str__(self) -> str:
+        return self.label + {True: " ↑", False: " ↓", None: ""}[self.is_up]
+
+
+METRICS = {
+    "clip_dir": Metric(
+        "CLIPdir",
+        True,
+        "cosine between the change of the picture and the change of the caption, in CLIP",
+    ),
+    "clip_im": Metric("CLIPim", True, "cosine of edited picture and input, in CLIP"),
+    "clip_out": Metric("CLIPout", True, "cosine of edited picture and target caption, in CLIP"),
+    "clip_i": Metric("CLIP-I", True, "cosine of edited picture and ground truth, in CLIP"),
+    "clip_t": Metric("CLIP-T", True, "cosine of edited picture and its description, in CLIP"),
+    "dino": Metric("DINO", True, "cosine of edited and reference picture, in DINO"),
+    "l1": Metric("L1", False, "mean absolute difference to the reference picture, in [0, 1]"),
+    "l2": Metric("L2", False, "mean squared difference to the reference picture, in [0, 1]"),
 }
 
 CLIP_B32 = "openai/clip-vit-base-patch32"
@@ -83,56 +97,46 @@ class Protocol:
     source: str
 
 
-def _emu(name: str, clip: str, caption_filter: str, source: str) -> Protocol:
-    return Protocol(
-        name=name,
-        metrics=EMU_METRICS,
-        clip=clip,
-        dino=DINO_S16,
-        clip_preprocess=CLIP_PREPROCESS,
-        dino_preprocess=DINO_PREPROCESS,
-        resize_filter="bicubic",
-        dtype="float32",
-        caption_filter=caption_filter,
-        captions="global",
-        reference=INPUT,
-        benchmarks=("emu-edit", "magicbrush"),
-        source=source,
-    )
-
-
-_ALL = (
-    _emu(
-        "emu-b32",
-        CLIP_B32,
-        NO_FILTER,
-        "metrics: Emu Edit, arXiv:2311.10089, which names no networks; networks as UltraEdit used "
-        "them (its issues 18 and 25); resize filter and float32: ours",
-    ),
-    _emu(
-        "emu-l14",
-        CLIP_L14,
-        NO_FILTER,
+_EMU_L14 = Protocol(
+    name="emu-l14",
+    metrics=EMU_METRICS,
+    clip=CLIP_L14,
+    dino=DINO_S16,
+    clip_preprocess=CLIP_PREPROCESS,
+    dino_preprocess=DINO_PREPROCESS,
+    resize_filter="bicubic",
+    dtype="float32",
+    caption_filter=NO_FILTER,
+    captions="global",
+    reference=INPUT,
+    benchmarks=("emu-edit", "magicbrush"),
+    source=(
         "metrics: Emu Edit, arXiv:2311.10089, which names no networks; CLIP ViT-L/14 and all "
-        "captions as OmniGen says (its issue 164); dino_vits16, resize filter and float32: ours",
+        "captions as OmniGen says (its issue 164); dino_vits16, resize filter and float32: ours"
     ),
-    _emu(
-        "emu-l14-filtered",
-        CLIP_L14,
-        KNOWN_BAD,
-        "as emu-l14, without the items whose two captions are equal, as ICEdit did (its issue 69), "
-        "and without the captions known to be wrong",
+)
+_ALL = (
+    replace(
+        _EMU_L14,
+        name="emu-b32",
+        clip=CLIP_B32,
+        source="metrics: Emu Edit, arXiv:2311.10089, which names no networks; networks as "
+        "UltraEdit used them (its issues 18 and 25); resize filter and float32: ours",
     ),
-    Protocol(
+    _EMU_L14,
+    replace(
+        _EMU_L14,
+        name="emu-l14-filtered",
+        caption_filter=KNOWN_BAD,
+        source="as emu-l14, without the items whose two captions are equal, as ICEdit did (its "
+        "issue 69), and without the captions known to be wrong",
+    ),
+    replace(
+        _EMU_L14,
         name="magicbrush",
         metrics=MAGICBRUSH_METRICS,
         clip=CLIP_B32,
-        dino=DINO_S16,
-        clip_preprocess=CLIP_PREPROCESS,
-        dino_preprocess=DINO_PREPROCESS,
-        resize_filter="bicubic",  # PIL's default
-        dtype="float32",  # the authors' script computes CLIP in float16 on a GPU
-        caption_filter=NO_FILTER,
+        # as the authors' script, but for its float16 of CLIP on a GPU; "bicubic" is PIL's default
         captions="local",
         reference=GROUND_TRUTH,
         benchmarks=("magicbrush",),
@@ -144,16 +148,15 @@ DEFAULTS = {"emu-edit": "emu-l14", "magicbrush": "magicbrush"}
 
 
 def protocol_for(benchmark: str, name: str | None) -> Protocol:
-    """Return the protocol of that name, or the benchmark's default.
+    """Find the protocol of that name, or the benchmark's default.
 
     Raises:
         InputError: if there is no such protocol, or it is not defined for the benchmark.
     """
     protocol = PROTOCOLS.get(DEFAULTS[benchmark] if name is None else name)
     if protocol is None:
-        known = list(PROTOCOLS)
-        hint = closest(str(name), known)
-        raise InputError(f"unknown protocol {name!r}; known protocols: {', '.join(known)}.{hint}")
+        known, hint = ", ".join(PROTOCOLS), closest(str(name), list(PROTOCOLS))
+        raise InputError(f"unknown protocol {name!r}; known protocols: {known}.{hint}")
     if benchmark not in protocol.benchmarks:
         fitting = ", ".join(p.name for p in _ALL if benchmark in p.benchmarks)
         needs = "has no ground truth" if protocol.reference == GROUND_TRUTH else "is another"

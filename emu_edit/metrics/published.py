@@ -11,7 +11,7 @@ text says in words what is known. `split` is "" and `items` null where the sourc
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -48,10 +48,6 @@ class PublishedRow:
     items: int | None = None
     note: str = ""
 
-    def to_dict(self) -> dict[str, object]:
-        """Return the row as the file holds it."""
-        return asdict(self)
-
 
 def load_published(choice: str | Path) -> tuple[PublishedRow, ...]:
     """Read the rows of a file, or of the packaged one for the word "published".
@@ -60,7 +56,7 @@ def load_published(choice: str | Path) -> tuple[PublishedRow, ...]:
         InputError: if there is no such file, or it is not a list of rows as above.
     """
     if str(choice) == PACKAGED:
-        return parse_published(files("emu_edit.metrics").joinpath(FILE).read_bytes(), FILE)
+        return _parsed(files("emu_edit.metrics").joinpath(FILE).read_bytes(), FILE)
     path = Path(choice)
     if not path.is_file():
         raise InputError(
@@ -71,30 +67,21 @@ def load_published(choice: str | Path) -> tuple[PublishedRow, ...]:
         raise InputError(
             f"{path} has more than {MOST_BYTES} bytes; published rows are a short list"
         )
-    return parse_published(path.read_bytes(), str(path))
+    return _parsed(path.read_bytes(), str(path))
 
 
-def parse_published(data: bytes, name: str) -> tuple[PublishedRow, ...]:
-    """Return the rows that `data` holds.
-
-    Raises:
-        InputError: with `name`, the row's number and what is wrong with it.
-    """
+def _parsed(data: bytes, name: str) -> tuple[PublishedRow, ...]:
     try:
         rows = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is not JSON ({error}); a list of published rows is") from error
     if not isinstance(rows, list):
         raise InputError(f"{name} holds a {type(rows).__name__}, needs a list of published rows")
-    return tuple(row_from(row, f"{name}, row {number}") for number, row in enumerate(rows, 1))
+    return tuple(_row(row, f"{name}, row {number}") for number, row in enumerate(rows, 1))
 
 
-def row_from(row: object, where: str) -> PublishedRow:
-    """Return one row, each field checked.
-
-    Raises:
-        InputError: with `where` and the field that is missing, unknown or of a wrong kind.
-    """
+def _row(row: object, where: str) -> PublishedRow:
+    """Check each field of a row; `where` names it in messages."""
     if not isinstance(row, dict):
         raise InputError(
             f"{where} is a {type(row).__name__}, needs an object with model, values, …"

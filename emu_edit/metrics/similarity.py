@@ -11,7 +11,7 @@ ROUNDING = 1e-6  # relative; what a network in float32 leaves between equal inpu
 
 
 def cosine(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-    """Return a · b / (|a| |b|) row by row; NaN where a or b is zero.
+    """Compute a · b / (|a| |b|) row by row; NaN where a or b is zero.
 
     CLIPim and CLIP-I of two pictures' features, CLIPout and CLIP-T of a picture's and a text's,
     DINO of two pictures'.
@@ -26,7 +26,7 @@ def clip_dir(
     text_in: Float[Tensor, "n d"],
     text_out: Float[Tensor, "n d"],
 ) -> Float64[Tensor, " n"]:
-    """Return whether pictures moved the way their captions did, row by row.
+    """Say whether pictures moved the way their captions did, row by row.
 
     cos(f(out) - f(in), g(caption_out) - g(caption_in)), of features of unit length
 
@@ -44,7 +44,7 @@ def clip_dir(
 
 
 def l1(a: UInt8[Tensor, "3 _ _"], b: UInt8[Tensor, "3 _ _"]) -> float:
-    """Return the mean absolute difference of two pictures with values in [0, 1].
+    """Average the absolute difference of two pictures with values in [0, 1].
 
     Raises:
         ValueError: if they differ in size.
@@ -53,7 +53,7 @@ def l1(a: UInt8[Tensor, "3 _ _"], b: UInt8[Tensor, "3 _ _"]) -> float:
 
 
 def l2(a: UInt8[Tensor, "3 _ _"], b: UInt8[Tensor, "3 _ _"]) -> float:
-    """Return the mean squared difference (no root) of two pictures with values in [0, 1].
+    """Average the squared difference (no root) of two pictures with values in [0, 1].
 
     Source: MagicBrush, arXiv:2306.10012, its evaluation.
 
@@ -64,7 +64,7 @@ def l2(a: UInt8[Tensor, "3 _ _"], b: UInt8[Tensor, "3 _ _"]) -> float:
 
 
 def _direction(start: Tensor, end: Tensor) -> Float64[Tensor, "n d"]:
-    """Return the step between unit vectors; one that is only rounding is zero."""
+    """Subtract unit vectors; a step that is only rounding is zero."""
     start, end = (x.double() / x.double().norm(dim=1, keepdim=True) for x in (start, end))
     step = end - start
     return step.masked_fill(step.norm(dim=1, keepdim=True) <= ROUNDING, 0.0)
@@ -72,11 +72,8 @@ def _direction(start: Tensor, end: Tensor) -> Float64[Tensor, "n d"]:
 
 def _difference(a: Tensor, b: Tensor) -> Float64[Tensor, "3 h w"]:
     if a.shape != b.shape:  # torch would stretch a side of one pixel without a word
+        first, second = (f"{picture.shape[-1]}x{picture.shape[-2]}" for picture in (a, b))
         raise ValueError(
-            f"pictures of {_size(a)} and {_size(b)} cannot be compared pixel by pixel; resample one"
+            f"pictures of {first} and {second} cannot be compared pixel by pixel; resample one"
         )
     return (a.double() - b.double()) / 255
-
-
-def _size(picture: Tensor) -> str:
-    return f"{picture.shape[-1]}x{picture.shape[-2]}"

@@ -38,7 +38,7 @@ class Row:
         relative_error: mean inside_l1 over mean copy_l1; below 1 beats not editing.
         detection_iou: see `EditScore`.
         detection_ap: average precision at IoU 0.5 of the rectangles, see `average_precision_at`.
-        segmentation_iou: see `EditScore`.
+        segmentation_iou: mean of `EditScore.overlap`'s IoU.
         segmentation_miou: mean IoU over kinds of things, pixels summed over all edits.
         depth_rmse: see `EditScore`.
         normal_degrees: see `EditScore`.
@@ -74,8 +74,8 @@ class Row:
 class Summary:
     """The rows of one editor."""
 
-    tasks: tuple[Row, ...]
-    families: tuple[Row, ...]
+    tasks: list[Row]
+    families: list[Row]
     overall: Row
 
 
@@ -88,8 +88,8 @@ class Report:
     oracle: Summary
 
     def to_dict(self) -> dict[str, object]:
-        """Return the report as JSON-able dicts, lists, strings and numbers."""
-        return {name: _plain(summary) for name, summary in self._named()}
+        """Give the report as results.json holds it."""
+        return {name: asdict(summary) for name, summary in self._named()}
 
     def _named(self) -> list[tuple[str, Summary]]:
         return [("model", self.model), ("copy-input", self.copy_input), ("oracle", self.oracle)]
@@ -122,16 +122,14 @@ def summarise(scores: Sequence[EditScore]) -> Summary:
     family = {task.name: task.family for task in TASKS}
     families = [f for f in Family if any(family.get(name) is f for name in tasks)]
     return Summary(
-        tasks=tuple(_row(name, [s for s in scores if s.task == name]) for name in tasks),
-        families=tuple(
-            _row(f.name, [s for s in scores if family.get(s.task) is f]) for f in families
-        ),
+        tasks=[_row(name, [s for s in scores if s.task == name]) for name in tasks],
+        families=[_row(f.name, [s for s in scores if family.get(s.task) is f]) for f in families],
         overall=_row("overall", scores),
     )
 
 
 def format_table(result: Report) -> str:
-    """Return the report as a markdown table that also reads well as plain text.
+    """Write the report as a Markdown table that also reads well as plain text.
 
     A row per task and family with the model's numbers, then model, copy-input and oracle over all.
     """
@@ -157,6 +155,7 @@ def _row(name: str, scores: Sequence[EditScore]) -> Row:
         [(s.l1, s.inside_l1, s.copy_l1) for s in scores], axis=0
     ).tolist()
     normals = [s.normals for s in scores if s.normals is not None]
+    overlaps = [s.overlap for s in scores if s.overlap is not None]
     return Row(
         name=name,
         count=len(scores),
@@ -170,8 +169,8 @@ def _row(name: str, scores: Sequence[EditScore]) -> Row:
         relative_error=inside_l1 / copy_l1,
         detection_iou=_mean(scores, lambda s: s.detection_iou),
         detection_ap=_detection_ap(scores),
-        segmentation_iou=_mean(scores, lambda s: s.segmentation_iou),
-        segmentation_miou=_segmentation_miou(scores),
+        segmentation_iou=_mean(overlaps, lambda o: o.iou),
+        segmentation_miou=mean_iou(*kind_counts(overlaps)),
         depth_rmse=_mean(scores, lambda s: s.depth_rmse),
         normal_degrees=_mean(normals, lambda n: n.mean),
         normal_median=_mean(normals, lambda n: n.median),
@@ -182,18 +181,10 @@ def _row(name: str, scores: Sequence[EditScore]) -> Row:
 
 
 def _detection_ap(scores: Sequence[EditScore]) -> float | None:
-    """Return the average precision of the rectangles; each edit asks for one and has at most one.
-
-    None if no edit asks for one.
-    """
+    """Score rectangles, of which an edit of `detect` asks for one; None without such an edit."""
     asked = [s for s in scores if s.detection_iou is not None]
     ious = [s.detection_iou for s in asked if s.detection_iou is not None and s.has_box]
     return average_precision_at(ious, len(asked)) if asked else None
-
-
-def _segmentation_miou(scores: Sequence[EditScore]) -> float | None:
-    """Return the mean IoU over kinds of things, None if no edit asks for a region."""
-    return mean_iou(*kind_counts([s.overlap for s in scores if s.overlap is not None]))
 
 
 def _mean(records: Sequence[Record], number: Callable[[Record], float | None]) -> float | None:
@@ -224,11 +215,3 @@ def _cells(name: str, row: Row) -> list[str]:
         f"{row.l1:.3f}",
         ", ".join(text.format(value) for text, value in measured.items() if value is not None),
     ]
-
-
-def _plain(summary: Summary) -> dict[str, object]:
-    return {
-        "tasks": [asdict(row) for row in summary.tasks],
-        "families": [asdict(row) for row in summary.families],
-        "overall": asdict(summary.overall),
-    }

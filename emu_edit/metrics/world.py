@@ -4,7 +4,7 @@ The three rows that are always printed (model, copy-input, oracle) come from the
 `score`, called with the edited picture, the source, and the target. Sets are summed up in `table`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,15 +23,12 @@ from emu_edit.metrics.detection import (
     drawn_box,
     marked,
     normal_errors,
-    region_iou,
 )
 
-UNTOUCHED = (
-    0.03  # ours: a mean change that is hard to see; Emu Edit's alpha for "unchanged" is 0.03
-)
-MARGIN = (
-    2  # ours: pixels around the mask that may soften, about one anti-aliased fringe on each side
-)
+# ours: a mean change that is hard to see; Emu Edit's alpha for "unchanged" is 0.03
+UNTOUCHED = 0.03
+# ours: pixels around the mask that may soften, about one anti-aliased fringe on each side
+MARGIN = 2
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,8 @@ class Truth:
     ) -> "Truth":
         """Take a pair as the world makes it.
 
-        Of `extra`, direction, box, mark_rgb and thing are read; the kind of a thing is the last
-        word of its name ("red circle").
+        From `extra` come direction, box, mark_rgb and thing, whose last word is its kind ("red
+        circle").
         """
         direction = extra.get("direction")
         return Truth(
@@ -119,8 +116,7 @@ class EditScore:
         is_closer: inside the mask the edited picture is nearer to the target than to the source.
         detection_iou: of the drawn rectangle with the right one; `detect` only.
         has_box: whether there is a rectangle at all; `detect` only.
-        segmentation_iou: of the painted region with the right one; `segment` only.
-        overlap: the same in pixels; `segment` only.
+        overlap: of the painted region with the right one; `segment` only.
         depth_rmse: `depth`, picture to map only.
         normals: angular errors; `normal`, picture to map only.
     """
@@ -134,15 +130,9 @@ class EditScore:
     is_closer: bool
     detection_iou: float | None = None
     has_box: bool | None = None
-    segmentation_iou: float | None = None
     overlap: Overlap | None = None
     depth_rmse: float | None = None
     normals: NormalErrors | None = None
-
-    @property
-    def normal_degrees(self) -> float | None:
-        """The mean angular error of `normals`."""
-        return None if self.normals is None else self.normals.mean
 
     @property
     def relative_error(self) -> float:
@@ -166,12 +156,9 @@ def score(edited: UInt8[Tensor, "3 h w"], truth: Truth) -> EditScore:
     Source: ours; the definitions are in `EditScore`.
     """
     source, target, mask = truth.source, truth.target, truth.mask
-    to_map = truth.direction == "to_map"
     outside = ~dilated(mask, MARGIN)
     inside_l1 = _l1(edited, target, mask)
-    box = _drawn_box(edited, truth) if truth.task == "detect" else None
-    regions = _regions(edited, truth) if truth.task == "segment" else None
-    return EditScore(
+    scored = EditScore(
         key=truth.key,
         task=truth.task,
         l1=_l1(edited, target, torch.ones_like(mask)),
@@ -179,49 +166,39 @@ def score(edited: UInt8[Tensor, "3 h w"], truth: Truth) -> EditScore:
         copy_l1=_l1(source, target, mask),
         outside_l1=_l1(edited, source, outside) if outside.any() else None,
         is_closer=inside_l1 < _l1(edited, source, mask),
-        detection_iou=_detection_iou(box, truth) if truth.task == "detect" else None,
-        has_box=box is not None if truth.task == "detect" else None,
-        segmentation_iou=None if regions is None else region_iou(*regions),
-        overlap=None if regions is None else Overlap.of(truth.kind, *regions),
-        depth_rmse=depth_rmse(edited, target) if truth.task == "depth" and to_map else None,
-        normals=normal_errors(edited, target) if truth.task == "normal" and to_map else None,
     )
+    match truth.task:
+        case "detect":
+            assert truth.mark_rgb is not None  # checked by Truth
+            assert truth.box is not None  # by Truth, too
+            box = drawn_box(marked(edited, source, truth.mark_rgb))
+            iou = box_iou(box, truth.box)
+            return replace(scored, detection_iou=iou, has_box=box is not None)
+        case "segment":
+            assert truth.mark_rgb is not None  # checked by Truth
+            # the right region is the one that the target paints, by the same rule
+            regions = (marked(picture, source, truth.mark_rgb) for picture in (edited, target))
+            return replace(scored, overlap=Overlap.of(truth.kind, *regions))
+        case "depth" if truth.direction == "to_map":
+            return replace(scored, depth_rmse=depth_rmse(edited, target))
+        case "normal" if truth.direction == "to_map":
+            return replace(scored, normals=normal_errors(edited, target))
+    return scored
 
 
 def dilated(mask: Bool[Tensor, "h w"], radius: int) -> Bool[Tensor, "h w"]:
-    """Return the pixels at most `radius` rows and columns away from the mask."""
+    """Grow a mask by the pixels at most `radius` rows and columns away from it."""
     grown = F.max_pool2d(mask[None].float(), 2 * radius + 1, stride=1, padding=radius)
     return grown[0] > 0
 
 
 def _l1(a: Tensor, b: Tensor, where: Tensor) -> float:
-    """Return the mean absolute difference over pixels and channels, in [0, 1]."""
+    """Average the absolute difference over pixels and channels, in [0, 1]."""
     return (a[:, where].double() - b[:, where].double()).abs().mean().item() / 255
 
 
-def _drawn_box(edited: Tensor, truth: Truth) -> Box | None:
-    """Return the rectangle one can see."""
-    assert truth.mark_rgb is not None  # checked by Truth
-    return drawn_box(marked(edited, truth.source, truth.mark_rgb))
-
-
-def _detection_iou(box: Box | None, truth: Truth) -> float:
-    """Compare the rectangle one can see with the right one."""
-    assert truth.box is not None  # checked by Truth
-    return box_iou(box, truth.box)
-
-
-def _regions(edited: Tensor, truth: Truth) -> tuple[Bool[Tensor, "h w"], Bool[Tensor, "h w"]]:
-    """Return the painted region and the one the target paints, by the same rule."""
-    assert truth.mark_rgb is not None  # checked by Truth
-    return (
-        marked(edited, truth.source, truth.mark_rgb),
-        marked(truth.target, truth.source, truth.mark_rgb),
-    )
-
-
 def _integers(key: str, name: str, extra: dict[str, object], number: int):
-    """Return a list of whole numbers from a pair's extra as a tuple, None when it is not there."""
+    """Read whole numbers of a pair's extra as a tuple; None when they are not there."""
     values = extra.get(name)
     if values is None:
         return None

@@ -29,7 +29,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.errors import InputError
-from emu_edit.metrics.bootstrap import expected_calibration_error, nll_temperature
+from emu_edit.metrics.calibration import expected_calibration_error, nll_temperature
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.tiny import TinyText
 from emu_edit.randomness import keyed_generator

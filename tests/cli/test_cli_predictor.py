@@ -195,3 +195,13 @@ def test_the_help_pages_answer(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             main(["predictor", command, "--help"])
         assert stop.value.code == 0
+
+
+def test_rows_of_the_confusion_matrix_are_what_was_asked(workplace: Path) -> None:
+    predictor = TaskPredictor.from_pretrained(save_predictor(workplace / "p"))
+    predictor.head.bias[0] = 9.0
+    result = score(predictor, [("a", "local"), ("b", "add"), ("c", "add")])
+    local, add = (predictor.tasks.index(task) for task in ("local", "add"))
+    assert result.confusion[:, local].nonzero().flatten().tolist() == sorted([local, add])
+    assert result.confusion[[local, add], local].tolist() == [1, 2]
+    assert result.num_texts == 3

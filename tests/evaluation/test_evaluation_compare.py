@@ -1,6 +1,7 @@
 """Published rows stand beside one's own only under the same protocol; they are never ranked."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_the_text_marks_what_cannot_be_compared():
 
 def test_a_bar_in_a_name_does_not_end_its_cell(tmp_path: Path):
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([published("a|b").to_dict()]), encoding="utf-8")
+    path.write_text(json.dumps([asdict(published("a|b"))]), encoding="utf-8")
     table = [line for line in compare_table(emu_results(), path).splitlines() if line[:1] == "|"]
     assert len({line.count("|") for line in table}) == 1
     with pytest.raises(InputError, match="there is no file"):

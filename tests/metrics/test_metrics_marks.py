@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from emu_edit.metrics.detection import (
+    Overlap,
     box_iou,
     depth_rmse,
     drawn_box,
     marked,
     normal_angles,
-    normal_degrees,
     normal_errors,
-    region_iou,
 )
 
 LIME = (0, 255, 0)
@@ -87,11 +86,11 @@ def test_box_overlap_is_shared_over_union(first, second, expected):
 
 def test_region_overlap_is_shared_over_union():
     first, second = (torch.zeros(4, 4, dtype=torch.bool) for _ in range(2))
-    assert region_iou(first, second) == 1
+    assert Overlap.of("", first, second).iou == 1
     first[:2] = True
-    assert region_iou(first, second) == 0
+    assert Overlap.of("", first, second).iou == 0
     second[1:4] = True
-    assert region_iou(first, second) == 4 / 16
+    assert Overlap.of("", first, second).iou == 4 / 16
 
 
 def test_depth_error_is_the_root_mean_square_of_grey_in_the_unit_interval():
@@ -122,16 +121,16 @@ def directions(*rgb: int) -> torch.Tensor:
 )
 def test_normal_error_is_the_angle_between_directions(edited, target, degrees):
     # byte 128 is 0.004 off zero: up to 0.64 degrees between opposite directions
-    angle = normal_degrees(directions(*edited), directions(*target))
+    angle = normal_angles(directions(*edited), directions(*target)).mean().item()
     assert angle == pytest.approx(degrees, abs=0.7)
 
 
 def test_normal_error_ignores_lengths_and_averages_pixels():
     target = directions(255, 255, 255).clone()
     edited = directions(200, 200, 200).clone()
-    assert normal_degrees(edited, target) == pytest.approx(0, abs=1e-12)
+    assert normal_angles(edited, target).mean().item() == pytest.approx(0, abs=1e-12)
     edited[:, :2] = 0  # the opposite direction in half of the pixels
-    assert normal_degrees(edited, target) == pytest.approx(90, abs=1e-12)
+    assert normal_angles(edited, target).mean().item() == pytest.approx(90, abs=1e-12)
 
 
 def tilted(*degrees: float) -> torch.Tensor:
@@ -147,7 +146,7 @@ def test_normal_errors_are_summed_up_by_mean_median_and_shares():
     errors = normal_errors(tilted(*tilts), facing)
     # colours of 8 bits keep a direction to within half a degree
     assert normal_angles(tilted(*tilts), facing)[0].tolist() == pytest.approx(tilts, abs=0.5)
-    assert errors.mean == normal_degrees(tilted(*tilts), facing)
+    assert errors.mean == normal_angles(tilted(*tilts), facing).mean().item()
     assert errors.mean == pytest.approx(17, abs=0.5)
     assert errors.median == pytest.approx(16, abs=0.5)
     assert (errors.within_11, errors.within_22, errors.within_30) == (2 / 6, 4 / 6, 5 / 6)

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from emu_edit.errors import InputError
-from emu_edit.metrics.protocols import DIRECTIONS, PROTOCOLS
+from emu_edit.metrics.protocols import METRICS, PROTOCOLS
 from emu_edit.metrics.published import PACKAGED, load_published
 
 ROW = {
@@ -50,7 +51,7 @@ def test_packaged_rows_are_named_once_and_in_our_metrics():
     rows = load_published(PACKAGED)
     names = Counter((row.model, row.benchmark, row.split, row.protocol) for row in rows)
     assert max(names.values()) == 1
-    assert {name for row in rows for name in row.values} <= DIRECTIONS.keys()
+    assert {name for row in rows for name in row.values} <= METRICS.keys()
     assert {row.benchmark for row in rows} == {"emu-edit", "magicbrush"}
 
 
@@ -64,7 +65,7 @@ def test_no_published_row_of_the_emu_edit_set_claims_one_of_our_protocols():
 def test_a_file_of_ones_own_is_read(tmp_path: Path):
     (row,) = load_published(written(tmp_path, [{**ROW, "split": "test", "items": 7}]))
     assert (row.model, row.split, row.items, row.values) == ("mine", "test", 7, {"l1": 0.1})
-    assert load_published(written(tmp_path, [row.to_dict()])) == (row,)
+    assert load_published(written(tmp_path, [asdict(row)])) == (row,)
 
 
 @pytest.mark.parametrize(
