@@ -2,8 +2,8 @@
 
 OUT/index.html opens without a server and loads nothing: style, script and pictures are in it, and
 its content policy forbids the rest. `page.html` lays out what is computed here. Instructions,
-captions and names are strangers' texts: the template escapes all texts, and only the page's own
-script may run.
+captions and names are strangers' texts: the template escapes them, and only the page's own script
+may run.
 """
 
 import base64
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 
 from emu_edit.evaluation import gallery
 from emu_edit.evaluation.compare import OWN, compare, numbers
@@ -73,7 +72,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table of scores.
 
     Attributes:
@@ -114,7 +113,7 @@ class Table:
 
     kind: str
     scales: Mapping[str, Scale]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
 
 
 def write_page(
@@ -144,8 +143,8 @@ def write_page(
     chosen = gallery.choose(items, by, MOST_ITEMS)
     page = _template().render(
         policy=_policy(),
-        style=Markup(_asset("css")),
-        script=Markup(_asset("js")),
+        style=_asset("css"),
+        script=_asset("js"),
         name=_name(results["model"]),
         results=results,
         blocks=[(block, list(tables(block))) for block in blocks],
@@ -221,7 +220,7 @@ def edits_text(count: int) -> str:
 def tables(block: Block) -> Iterator[Table]:
     """Lay out the overall table, then one for each kind that has at least two parts."""
     whole = [
-        Row(*EDITORS.get(editor, (editor, "")), row.all, is_own=editor == MODEL)
+        TableRow(*EDITORS.get(editor, (editor, "")), row.all, is_own=editor == MODEL)
         for editor, row in block.rows.items()
     ]
     yield Table("overall", _scales(block, [row.figures for row in whole]), whole)
@@ -230,7 +229,7 @@ def tables(block: Block) -> Iterator[Table]:
         own = parts.pop(MODEL)
         if len(own) > 1:
             rows = [
-                Row(
+                TableRow(
                     name or "none given",
                     edits_text(max((one.n + one.undefined for one in figures.values()), default=0)),
                     figures,

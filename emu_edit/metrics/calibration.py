@@ -1,4 +1,4 @@
-"""Whether a classifier's probabilities mean what they say, and how to make them.
+"""Whether a classifier's probabilities mean what they say, and the temperature that makes them.
 
 A classifier is calibrated when, of all answers it gives with confidence 0.9, nine in ten are right.
 """
