@@ -23,7 +23,8 @@ from callbacks.durable import Checkpoints, is_accumulating
 from callbacks.ema import Ema
 from callbacks.preemption import Preemption, stopped
 from datamodules.edit import EditDataModule
-from datamodules.shards.writer import PairRecord, write_manifest, write_task_shards
+from datamodules.shards.manifest import write_manifest
+from datamodules.shards.writer import PairRecord, write_task_shards
 from emu_edit.batch import EditBatch
 from emu_edit.errors import ExitStatus
 from emu_edit.runs.lock import RunLock

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from datamodules.convert import control, folder
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, read_pair
+from datamodules.convert.pair import RawPair, Reason, RefusedPairError, SkippedPair, read_pair
 from datamodules.shards.manifest import MANIFEST, read_manifest
 from datamodules.stream.reader import OpenShard, decode_pair
 from datamodules.stream.transforms import SquareCrop
@@ -118,7 +118,7 @@ def read_few_shot(
     is_shards = (source.path / MANIFEST).is_file()
     found = list(_of_shards(source) if is_shards else _of_folder(source))
     pairs = [item for item in found if isinstance(item, _FoundPair)]
-    skipped = [item for item in found if isinstance(item, Skipped)]
+    skipped = [item for item in found if isinstance(item, SkippedPair)]
     if skipped:
         raise _refusal(source, skipped, len(found))
     if all(torch.equal(pair.source, pair.target) for pair in pairs):
@@ -141,7 +141,7 @@ def _squares(pair: _FoundPair, crop: SquareCrop, crops: int) -> Iterator[FewShot
         yield FewShotPair(source, target, pair.instruction, pair.name)
 
 
-def _of_shards(source: FewShotSource) -> Iterator[_FoundPair | Skipped]:
+def _of_shards(source: FewShotSource) -> Iterator[_FoundPair | SkippedPair]:
     manifest = read_manifest(source.path)
     entries = manifest.of_task(_task_to_take(source, manifest.tasks))
     places = [(entry, sample) for entry in entries for sample in range(entry.samples)]
@@ -151,7 +151,7 @@ def _of_shards(source: FewShotSource) -> Iterator[_FoundPair | Skipped]:
         before, after, mask = decode_pair(shard, sample)
         # an empty mask says that nothing may change: such a pair is meant
         if torch.equal(before, after) and (mask is None or bool(mask.any())):
-            yield Skipped(shard.key(sample), Reason.identical_pair, SAME)
+            yield SkippedPair(shard.key(sample), Reason.identical_pair, SAME)
         else:
             text = shard.text(sample)["instruction"]
             yield _FoundPair(shard.key(sample), before, after, text)
@@ -169,9 +169,9 @@ def _task_to_take(source: FewShotSource, tasks: Sequence[str]) -> str:
     return tasks[0]
 
 
-def _of_folder(source: FewShotSource) -> Iterator[_FoundPair | Skipped]:
+def _of_folder(source: FewShotSource) -> Iterator[_FoundPair | SkippedPair]:
     listed = list(_listing(source))
-    skipped = [item for item in listed if isinstance(item, Skipped)]
+    skipped = [item for item in listed if isinstance(item, SkippedPair)]
     if skipped:
         raise _refusal(source, skipped, len(listed))
     files = [item for item in listed if isinstance(item, RawPair)]
@@ -183,7 +183,7 @@ def _of_folder(source: FewShotSource) -> Iterator[_FoundPair | Skipped]:
         try:
             record = read_pair(pair, _task(pair, source))
         except RefusedPairError as error:
-            yield Skipped(pair.name, error.reason, str(error))
+            yield SkippedPair(pair.name, error.reason, str(error))
         else:
             before, after = _pixels(record.source), _pixels(record.target)
             yield _FoundPair(pair.name, before, after, record.instruction)
@@ -193,7 +193,7 @@ def _task(pair: RawPair, source: FewShotSource) -> str:
     return pair.raw_task or source.task
 
 
-def _listing(source: FewShotSource) -> Iterator[RawPair | Skipped]:
+def _listing(source: FewShotSource) -> Iterator[RawPair | SkippedPair]:
     """List the pairs of whichever layout is there."""
     path = source.path
     if path.suffix == ".jsonl" or (path / folder.LINES).is_file():
@@ -216,7 +216,7 @@ def _pixels(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
 
 
-def _refusal(source: FewShotSource, skipped: Sequence[Skipped], count: int) -> InputError:
+def _refusal(source: FewShotSource, skipped: Sequence[SkippedPair], count: int) -> InputError:
     """Word what is wrong with the first of the pairs that cannot be used."""
     first = skipped[0]
     advice = "mend or remove them"

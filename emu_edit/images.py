@@ -3,10 +3,7 @@
 Outside networks a picture is uint8 "3 h w" RGB, inside it is float in [-1, 1]. Files of strangers
 are read here under fixed rules: three formats, chosen by content and never by name; size limits
 checked on the header, before a single pixel is decoded; every odd mode brought to RGB in a stated
-way, or refused by name. What a picture means, how it is cropped and what a network wants is not
-known here. Metadata never leaves: what is written holds pixels only.
-
-What size a picture may have for a model, and what size a smaller copy gets; numbers only.
+way, or refused by name. Metadata never leaves: what is written holds pixels only.
 """
 
 import io
@@ -26,15 +23,16 @@ from emu_edit.errors import BadImageError, InputError
 from emu_edit.files import atomic_file
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = (
-    64 * 2**20
-)  # 64 megapixels: 192 MiB as uint8 RGB, above any camera photo in the public edit sets
+MAX_PIXELS = 64 * 2**20  # 192 MiB as uint8 RGB, above any camera photo in the public edit sets
 MAX_SIDE = 16384  # WebP's own limit is 16383
 MAX_ASPECT = 20  # a strip thinner than 1:20 survives no crop or resize
 MIN_SIDE = 8  # one latent pixel of an 8x codec
 MAX_BYTES = 256 * 2**20  # a 64-megapixel picture stored without any compression still fits
 WHITE = (255, 255, 255)
 BLACK = (0, 0, 0)
+# a side this many times the training pictures' shows the network nothing it knows, and takes
+# minutes: time grows with the fourth power
+MOST_TIMES_LARGER = 16
 
 JPEG_QUALITY = 95
 EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -53,15 +51,8 @@ _TRANSPOSE = {
 # Pillow lets faults in its readers out as they are. OSError, ValueError and SyntaxError were seen
 # in 150,000 damaged files; IndexError, TypeError and struct.error are what Image.open expects.
 _READER_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    IndexError,
-    TypeError,
-    struct.error,
-    EOFError,
-    OverflowError,
-    MemoryError,
+    *(OSError, ValueError, SyntaxError, IndexError, TypeError),
+    *(struct.error, EOFError, OverflowError, MemoryError),
 )
 
 # first bytes of what people give most often by mistake, so that the message can say what came
@@ -273,6 +264,17 @@ def resize(images: UInt8[Tensor, "... 3 _ _"], size: tuple[int, int]) -> UInt8[T
     return torch.stack(resampled).reshape(*images.shape[:-2], height, width)
 
 
+def with_shorter_side(size: int, *, height: int, width: int) -> tuple[int, int]:
+    """Return height and width in the same proportion, the shorter of them `size`."""
+    shorter = min(height, width)
+    return round(height * size / shorter), round(width * size / shorter)
+
+
+def is_far_larger(trained: int, *, height: int, width: int, times: int = MOST_TIMES_LARGER) -> bool:
+    """Tell whether a side is more than `times` that of the training pictures."""
+    return max(height, width) > times * trained
+
+
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
     """Turn whatever a decoder raises into BadImageError; keep Pillow's warnings in here."""
@@ -388,19 +390,3 @@ def _printable(text: str) -> str:
 
 def _bad(where: str, what: str) -> BadImageError:
     return BadImageError(_printable(f"{where}: {what}" if where else f"the picture {what}"))
-
-
-# a side this many times the training pictures' shows the network nothing it knows, and takes
-# minutes: time grows with the fourth power
-MOST_TIMES_LARGER = 16
-
-
-def with_shorter_side(size: int, *, height: int, width: int) -> tuple[int, int]:
-    """Return height and width in the same proportion, the shorter of them `size`."""
-    shorter = min(height, width)
-    return round(height * size / shorter), round(width * size / shorter)
-
-
-def is_far_larger(trained: int, *, height: int, width: int, times: int = MOST_TIMES_LARGER) -> bool:
-    """Whether a side is more than `times` that of the training pictures."""
-    return max(height, width) > times * trained

@@ -27,18 +27,14 @@ def uniforms(
     seed: int, purpose: str, positions: Int64[Tensor, " b"], n: int
 ) -> Float[Tensor, "b n"]:
     """Draw n numbers in [0, 1) for each position (float32, CPU)."""
-    rows = [
-        keyed_generator(seed, purpose, p).random(n, dtype=np.float32) for p in positions.tolist()
-    ]
-    return torch.from_numpy(np.stack(rows))
+    generators = (keyed_generator(seed, purpose, position) for position in positions.tolist())
+    return torch.from_numpy(np.stack([g.random(n, dtype=np.float32) for g in generators]))
 
 
 def normals(
     seed: int, purpose: str, positions: Int64[Tensor, " b"], shape: tuple[int, ...]
 ) -> Float[Tensor, "b ..."]:
     """Draw a standard normal tensor of `shape` for each position (float32, CPU)."""
-    rows = [
-        keyed_generator(seed, purpose, p).standard_normal(shape, dtype=np.float32)
-        for p in positions.tolist()
-    ]
+    generators = (keyed_generator(seed, purpose, position) for position in positions.tolist())
+    rows = [g.standard_normal(shape, dtype=np.float32) for g in generators]
     return torch.from_numpy(np.stack(rows))

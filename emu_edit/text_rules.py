@@ -30,7 +30,7 @@ def clean_instruction(text: str, where: str = "", *, what: str = "instruction") 
     # length first: normalizing a long run of combining marks takes quadratic time
     text = text.strip(f" {_SPACES}")
     if len(text) > 2 * MAX_CHARACTERS:
-        raise InputError(_too_long(place, len(text)))
+        raise _too_long(place, len(text))
     for position, character in enumerate(text):
         kind = unicodedata.category(character)
         if (kind == "Cc" and character not in _SPACES) or kind == "Cs":
@@ -42,10 +42,10 @@ def clean_instruction(text: str, where: str = "", *, what: str = "instruction") 
     if all(unicodedata.category(character) in _INVISIBLE for character in cleaned):
         raise InputError(f"{place} is empty; say what to change, e.g. 'make the sky red'")
     if len(cleaned) > MAX_CHARACTERS:
-        raise InputError(_too_long(place, len(cleaned)))
+        raise _too_long(place, len(cleaned))
     return cleaned
 
 
-def _too_long(place: str, length: int) -> str:
+def _too_long(place: str, length: int) -> InputError:
     limit = f"at most {MAX_CHARACTERS} are allowed; shorten it"
-    return f"{place} has {length} characters, {limit}"
+    return InputError(f"{place} has {length} characters, {limit}")

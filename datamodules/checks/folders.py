@@ -3,7 +3,7 @@
 Indexing reads bytes and texts; here every picture is decoded as training will decode it, and what
 no reader refuses but no training wants is looked for, too: the same pair twice, a target equal to
 its source, black or transparent pictures, pictures of a benchmark. One finding does not hide the
-next. In a cache (`datamodules.encoded.reader`) latents are read in place of pictures.
+next. In an encoder cache (`datamodules.encoded.reader`) latents are read in place of pictures.
 """
 
 import io
@@ -24,7 +24,6 @@ from datamodules.checks.report import (
     Problem,
     TaskSummary,
     hash_of,
-    summarize,
 )
 from datamodules.encoded.reader import Cache, CacheHeader, open_caches, read_encoded
 from datamodules.remote.address import parse_place
@@ -39,8 +38,6 @@ from emu_edit.errors import InputError, ShardError, closest
 from emu_edit.images import BLACK, FORMATS, decode_rgb
 from emu_edit.tasks import SIXTEEN, TaskTable
 
-__all__ = ["CheckReport", "Problem", "check_folder", "check_folders", "summarize"]
-
 _BLACKEST = 8  # of 255; JPEG leaves a black picture a little above 0
 _PAIR = [ROLES.index(role) for role in ("source", "target")]
 
@@ -54,11 +51,7 @@ def check_folder(
     table: TaskTable = SIXTEEN,
     guard: LeakGuard | None = None,
 ) -> CheckReport:
-    """Read everything in a shard folder and report all findings: `check_folders` of one.
-
-    Raises:
-        ShardError: if there is no manifest to start from, or it is damaged.
-    """
+    """Read everything in one shard folder and report all findings, as `check_folders` does."""
     return check_folders([folder], progress, table=table, guard=guard)
 
 

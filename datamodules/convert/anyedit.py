@@ -13,25 +13,35 @@ Yu et al. 2024, arXiv:2411.15738.
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from datamodules.convert.gates import Gates
-from datamodules.convert.heldout import held_out_tables, left_out
 from datamodules.convert.pair import (
     Converter,
     RawPair,
     Reason,
     RefusedPairError,
-    Skipped,
+    SkippedPair,
     read_pair,
 )
-from datamodules.convert.rows import Row, Table, find_tables, pairs_of, read_rows
+from datamodules.convert.rows import (
+    Row,
+    Table,
+    find_tables,
+    held_out_tables,
+    left_out,
+    pairs_of,
+    read_rows,
+)
 
 TABLE = Table(
     "AnyEdit",
-    needs=(("edit_instruction", "edit"), ("image_file",), ("edited_file",)),
-    pictures=("image_file", "edited_file"),
+    source=("image_file",),
+    target=("edited_file",),
+    instruction=("edit_instruction", "edit"),
+    captions=("input", "output"),
 )
 # image_field.md §5 and the examples of the authors' README. "tune_transfer" is a misspelling found
 # in files ("Change the season to autumn").
@@ -75,7 +85,7 @@ _SEARCHED = 512  # rows, for local edits among them
 _THIRD_PICTURE = re.compile(r"\[v\*?\]", re.IGNORECASE)
 
 
-def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
+def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
     """Yield the pairs of a file or folder.
 
     Raises:
@@ -88,45 +98,38 @@ def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
             yield from _of_file(path, file)
 
 
-def _of_file(path: Path, file: Path) -> Iterator[RawPair | Skipped]:
+def _of_file(path: Path, file: Path) -> Iterator[RawPair | SkippedPair]:
     why = _misaligned(read_rows(path, TABLE, is_wanted=file.__eq__), file)
-    for item in pairs_of(
-        read_rows(path, TABLE, is_wanted=file.__eq__), lambda row: _pair(row, file)
-    ):
-        if why is None or isinstance(item, Skipped):
+    for item in pairs_of(read_rows(path, TABLE, is_wanted=file.__eq__), _of_row):
+        if why is None or isinstance(item, SkippedPair):
             yield item
         else:
-            yield Skipped(item.name, Reason.unlike_pair, why)
+            yield SkippedPair(item.name, Reason.unlike_pair, why)
 
 
-def _pair(row: Row, file: Path) -> Iterator[RawPair]:
-    instruction = row.text(row.first("edit_instruction", "edit"))
-    if _THIRD_PICTURE.search(instruction) and not _type(row, file).startswith("visual"):
-        detail = f"{row.where}: {instruction[:80]!r} speaks of a third picture"
+def _of_row(row: Row) -> Iterator[RawPair]:
+    edit_type = _type(row)
+    pair = row.pair(TABLE)
+    text, edited = str(pair.instruction), row.fields.get("edited object")
+    if _THIRD_PICTURE.search(text) and not edit_type.startswith("visual"):
+        detail = f"{row.where}: {text[:80]!r} speaks of a third picture"
         raise RefusedPairError(Reason.bad_instruction, detail)
-    edited = row.fields.get("edited object")
-    yield RawPair(
-        name=row.where,
-        identity=row.place,
-        source=row.picture("image_file"),
-        target=row.picture("edited_file"),
-        instruction=instruction,
-        raw_task=_type(row, file),
-        likeness=LIKENESS if _is_local(_type(row, file)) else None,
-        source_caption=row.text("input"),
-        target_caption=row.text("output"),
+    yield replace(
+        pair,
+        raw_task=edit_type,
+        likeness=LIKENESS if _is_local(edit_type) else None,
         group=row.text("image_id"),
         extra={"edited_object": edited} if isinstance(edited, str) else {},
     )
 
 
-def _type(row: Row, file: Path) -> str:
+def _type(row: Row) -> str:
     """Return the edit type; where there is no such column, the file's name begins with it.
 
     In the hub's own copies as parquet, `default/add/0000.parquet`, its folder has the name.
     """
-    name = file.stem.split("-")[0]
-    return row.text("edit_type") or (file.parent.name if name.isdecimal() else name)
+    name = row.file.stem.split("-")[0]
+    return row.text("edit_type") or (row.file.parent.name if name.isdecimal() else name)
 
 
 def _is_local(edit_type: str) -> bool:
@@ -135,7 +138,7 @@ def _is_local(edit_type: str) -> bool:
 
 def _misaligned(rows: Iterator[Row], file: Path) -> str | None:
     """Say why a file's targets belong to other rows, None if they seem to belong to theirs."""
-    listed = pairs_of(islice(rows, _SEARCHED), lambda row: _pair(row, file))
+    listed = pairs_of(islice(rows, _SEARCHED), _of_row)
     local = (item for item in listed if isinstance(item, RawPair) and _is_local(item.raw_task))
     read = unlike = 0
     for pair in islice(local, PROBED):

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.convert.pair import Converter, RawPair, Reason, Skipped, is_safe_name
+from datamodules.convert.pair import Converter, RawPair, Reason, SkippedPair, is_safe_name
 from datamodules.convert.picture import Picture
 from emu_edit.errors import InputError
 from emu_edit.images import EXTENSIONS
@@ -24,7 +24,7 @@ _REFUSED = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jfif"}
 
 def list_pairs(
     path: Path, *, sides: tuple[str, str] = (TARGETS, SOURCES)
-) -> Iterator[RawPair | Skipped]:
+) -> Iterator[RawPair | SkippedPair]:
     """Yield the pairs of the folder, sorted by name.
 
     Args:
@@ -60,11 +60,11 @@ def _by_stem(folder: Path) -> dict[str, list[str]]:
 
 def _pair(
     root: Path, stem: str, suffixes_of: list[list[str]], sides: tuple[str, str]
-) -> RawPair | Skipped:
+) -> RawPair | SkippedPair:
     (of_target, of_source), (target_side, source_side) = suffixes_of, sides
     name = f"{target_side}/{stem}"
     if not is_safe_name(stem):
-        return Skipped(repr(name), Reason.unsafe_name, "a name needs printable characters")
+        return SkippedPair(repr(name), Reason.unsafe_name, "a name needs printable characters")
     files = {}
     for side, suffixes, missing in (
         (target_side, of_target, Reason.missing_target),
@@ -74,12 +74,12 @@ def _pair(
         refused = [suffix for suffix in suffixes if suffix.lower() in _REFUSED]
         if len(pictures) > 1:
             detail = f"{side}/{stem} exists as {' and '.join(pictures)}"
-            return Skipped(name, Reason.ambiguous_name, detail)
+            return SkippedPair(name, Reason.ambiguous_name, detail)
         if not pictures and refused:
             detail = f"{side}/{stem}{refused[0]} needs to be one of {', '.join(EXTENSIONS)}"
-            return Skipped(name, Reason.refused_format, detail)
+            return SkippedPair(name, Reason.refused_format, detail)
         if not pictures:
-            return Skipped(name, missing, f"{side}/{stem} has no picture")
+            return SkippedPair(name, missing, f"{side}/{stem} has no picture")
         files[side] = root / side / f"{stem}{pictures[0]}"
     texts = [suffix for suffix in of_target if suffix.lower() == ".txt"] or [".txt"]
     return RawPair(

@@ -10,7 +10,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.convert.pair import Converter, RawPair, Reason, Skipped, is_safe_name, white_mask
+from datamodules.convert.pair import (
+    Converter,
+    RawPair,
+    Reason,
+    SkippedPair,
+    is_safe_name,
+    white_mask,
+)
 from datamodules.convert.picture import Picture
 from datamodules.shards.evaluation_only import refuse_columns
 from emu_edit.errors import InputError
@@ -23,7 +30,7 @@ _TEXTS = (
 )
 
 
-def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
+def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
     """Yield the pairs of a folder, or of a .jsonl file, in the order of the lines.
 
     Raises:
@@ -40,7 +47,7 @@ def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
                 name = f"{lines.name}:{number}"
                 fields = _fields(line, name)
                 if isinstance(fields, str):
-                    yield Skipped(name, Reason.bad_line, fields)
+                    yield SkippedPair(name, Reason.bad_line, fields)
                 else:
                     yield _pair(lines.parent, name, fields)
 
@@ -71,14 +78,14 @@ def _fields(line: bytes, where: str) -> dict[str, str] | str:
     return fields
 
 
-def _pair(root: Path, name: str, fields: dict[str, str]) -> RawPair | Skipped:
+def _pair(root: Path, name: str, fields: dict[str, str]) -> RawPair | SkippedPair:
     names = {side: fields.get(side, fields.get("file", "")) for side in ("source", "target")}
     if "mask" in fields:
         names["mask"] = fields["mask"]
     for side, value in names.items():
         if not is_safe_name(value):
             detail = f"{side} {value!r} must be a relative name inside the folder, without '..'"
-            return Skipped(name, Reason.unsafe_name, detail)
+            return SkippedPair(name, Reason.unsafe_name, detail)
     mask = _find(root, "mask", names["mask"]) if "mask" in names else _mask_beside(root, fields)
     return RawPair(
         name=name,

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from datamodules.convert.imgedit_files import Samples, task_in
 from datamodules.convert.imgedit_masks import Region
-from datamodules.convert.pair import Converter, RawPair, Reason, RefusedPairError, Skipped
+from datamodules.convert.pair import Converter, RawPair, Reason, RefusedPairError, SkippedPair
 from datamodules.convert.rows import Row, Table, find_tables, pairs_of, read_rows
 
-TABLE = Table("ImgEdit", needs=(("input_images", "data"),), pictures=())
+TABLE = Table("ImgEdit", source=("input_images", "data"))  # lists: read here, row by row
 # image_field.md §5; the names are those of the tables on the hub and of the archives
 TASKS: dict[str, str | None] = {
     "add": "add",
@@ -47,7 +47,7 @@ TASKS: dict[str, str | None] = {
 }
 
 
-def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
+def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
     """Yield the pairs of a table or of a folder with tables and pictures.
 
     Raises:
@@ -60,7 +60,7 @@ def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
         yield from pairs_of(read_rows(table, TABLE), partial(_pairs, samples, table))
 
 
-def _pairs(samples: Samples, table: Path, row: Row) -> Iterator[RawPair | Skipped]:
+def _pairs(samples: Samples, table: Path, row: Row) -> Iterator[RawPair | SkippedPair]:
     if "data" not in row.fields:
         yield _turn(samples, table, row, dict(row.fields), 0)
         return
@@ -71,7 +71,7 @@ def _pairs(samples: Samples, table: Path, row: Row) -> Iterator[RawPair | Skippe
         try:
             yield _turn(samples, table, row, fields, number)
         except RefusedPairError as error:
-            yield Skipped(f"{row.where}, turn {number}", error.reason, str(error))
+            yield SkippedPair(f"{row.where}, turn {number}", error.reason, str(error))
 
 
 def _turn(samples: Samples, table: Path, row: Row, fields: dict, number: int) -> RawPair:

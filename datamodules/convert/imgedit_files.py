@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from datamodules.convert.pair import Reason, RefusedPairError, is_safe_name
+from datamodules.convert.pair import check_name
 from datamodules.convert.picture import MissingPictureError, Picture
 from emu_edit.errors import InputError
 from emu_edit.images import read_image_bytes
@@ -47,14 +47,8 @@ class Samples:
         return PurePosixPath(name).parent.name or name
 
     def picture(self, table: Path, name: str) -> Picture:
-        """Return the picture that a table names; it is looked for when it is fetched.
-
-        Raises:
-            RefusedPairError: if the name leaves the folder.
-        """
-        if not is_safe_name(name):
-            detail = f"{table.name}: {name!r} must be a relative name without '..'"
-            raise RefusedPairError(Reason.unsafe_name, detail)
+        """Return the picture that a table names; it is looked for when it is fetched."""
+        check_name(name, f"{table.name}:")
         return Picture(name, partial(self._fetch, table, name))
 
     def find(self, table: Path, name: str) -> Path:

@@ -14,79 +14,59 @@ fewer of each). Source: Brooks et al. 2023, arXiv:2211.09800, and its `edit_data
 """
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from datamodules.convert.pair import Converter, RawPair, Reason, Skipped, is_safe_name
+from datamodules.convert.pair import Converter, RawPair, Reason, SkippedPair, is_safe_name
 from datamodules.convert.picture import Picture
-from datamodules.convert.rows import Row, Table, pairs_of, read_rows
-from emu_edit.errors import InputError
+from datamodules.convert.rows import Table, finite, list_rows, read_json
 
 SEEDS, PROMPT, METADATA = "seeds.json", "prompt.json", "metadata.jsonl"
 TABLE = Table(
     "InstructPix2Pix",
-    needs=(("original_image", "input_image"), ("edit_prompt",), ("edited_image",)),
-    pictures=("original_image", "input_image", "edited_image"),
+    source=("original_image", "input_image"),
+    target=("edited_image",),
+    instruction=("edit_prompt",),
+    captions=("original_prompt", "edited_prompt"),
 )
 _SCORES = ("clip_sim_0", "clip_sim_1", "clip_sim_dir", "clip_sim_image")
 
 
-def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
+def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
     """Yield the pairs of either layout.
 
     Raises:
         InputError: if it is neither, or seeds.json is not as described above.
     """
     if (path / SEEDS).is_file():
-        for index, entry in enumerate(_seeds(path / SEEDS)):
+        entries = read_json(path / SEEDS, list, "[[folder, [seed, ...]]]")
+        for index, entry in enumerate(entries):
             yield from _of_prompt(path, f"{SEEDS}, entry {index}", entry)
     else:
-        yield from pairs_of(read_rows(path, TABLE), _of_row)
+        yield from list_rows(TABLE, lambda row: [row.pair(TABLE)])(path)
 
 
 CONVERTER = Converter("instruct-pix2pix", list_pairs, tasks={})
 
 
-def _of_row(row: Row) -> Iterator[RawPair]:
-    yield RawPair(
-        name=row.where,
-        identity=row.place,
-        source=row.picture(row.first("original_image", "input_image")),
-        target=row.picture("edited_image"),
-        instruction=row.text("edit_prompt"),
-        source_caption=row.text("original_prompt"),
-        target_caption=row.text("edited_prompt"),
-    )
-
-
-def _seeds(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON ({error}); download it again") from error
-    if not isinstance(entries, list):
-        raise InputError(f"{path}: holds {type(entries).__name__}, needs [[folder, [seed, ...]]]")
-    return entries
-
-
-def _of_prompt(root: Path, where: str, entry: object) -> Iterator[RawPair | Skipped]:
+def _of_prompt(root: Path, where: str, entry: object) -> Iterator[RawPair | SkippedPair]:
     match entry:
         case [str(folder), list(seeds)] if all(str(seed).isdecimal() for seed in seeds):
             pass
         case _:
-            yield Skipped(where, Reason.bad_line, f"is {entry!r:.60}, needs [folder, [seed, ...]]")
+            yield SkippedPair(
+                where, Reason.bad_line, f"is {entry!r:.60}, needs [folder, [seed, ...]]"
+            )
             return
     if not is_safe_name(folder):
-        yield Skipped(where, Reason.unsafe_name, f"{folder!r} must be a name inside the folder")
+        yield SkippedPair(where, Reason.unsafe_name, f"{folder!r} must be a name inside the folder")
         return
     prompt = _prompt(root / folder / PROMPT)
     scores = _scores(root / folder / METADATA)
     for seed in seeds:
         name = f"{folder}/{seed}"
         if isinstance(prompt, str):
-            yield Skipped(name, Reason.missing_instruction, f"{folder}/{PROMPT} {prompt}")
+            yield SkippedPair(name, Reason.missing_instruction, f"{folder}/{PROMPT} {prompt}")
             continue
         yield RawPair(
             name=name,
@@ -114,10 +94,6 @@ def _prompt(path: Path) -> dict[str, str] | str:
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def _finite(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
 def _scores(path: Path) -> dict[str, dict[str, float | None]]:
     """Return the scores by seed; older copies have none, which is no reason to refuse a pair."""
     found: dict[str, dict[str, float | None]] = {}
@@ -128,8 +104,6 @@ def _scores(path: Path) -> dict[str, dict[str, float | None]]:
             except (ValueError, RecursionError):
                 row = None  # a torn line: its pair has no scores, and a gate on them refuses it
             if isinstance(row, dict):
-                values = {name: row.get(name) for name in _SCORES if name in row}
-                found[str(row.get("seed"))] = {
-                    name: _finite(value) for name, value in values.items()
-                }
+                scores = {name: finite(row[name]) for name in _SCORES if name in row}
+                found[str(row.get("seed"))] = scores
     return found

@@ -18,28 +18,35 @@ the source with that region blanked. In the second form, white things of the pho
 region: of its white pixels those count that lie in the rectangle of pixels that were blanked.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from datamodules.convert.heldout import held_out_tables, left_out
 from datamodules.convert.pair import (
     Converter,
     Mask,
     RawPair,
     Reason,
     RefusedPairError,
-    Skipped,
+    SkippedPair,
     is_safe_name,
 )
 from datamodules.convert.picture import MissingPictureError, Picture
-from datamodules.convert.rows import Row, Table, pairs_of, read_rows
+from datamodules.convert.rows import (
+    Row,
+    Table,
+    finite,
+    held_out_tables,
+    left_out,
+    pairs_of,
+    read_json,
+    read_rows,
+)
 from datamodules.shards.evaluation_only import refusal_of_magicbrush
 from emu_edit.errors import InputError
 from emu_edit.images import BLACK, decode_rgb
@@ -47,21 +54,18 @@ from emu_edit.images import BLACK, decode_rgb
 SESSIONS, TURNS, IMAGES = "edit_sessions.json", "edit_turns.json", "images"
 TABLE = Table(
     "MagicBrush",
-    needs=(
-        ("img_id",),
-        ("turn_index",),
-        ("instruction",),
-        ("source_img", "input_img"),
-        ("target_img", "output_img"),
-    ),
-    pictures=("source_img", "input_img", "target_img", "output_img", "mask_img"),
+    source=("source_img", "input_img"),
+    target=("target_img", "output_img"),
+    instruction=("instruction",),
+    needs=(("img_id",), ("turn_index",)),
+    pictures=("mask_img",),
 )
 _FIELDS = ("input", "output", "instruction")
 _WHITE = 250  # of 255: what was blanked
 _BLANKED = 24  # levels a blanked pixel has to differ from the source, more than JPEG does
 
 
-def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
+def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
     """Yield the turns of either layout.
 
     Raises:
@@ -70,10 +74,10 @@ def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
     if path.name == "test" or path.stem.startswith("test-"):
         raise refusal_of_magicbrush(str(path))
     if (path / SESSIONS).is_file():
-        for session, turns in _json(path / SESSIONS, dict).items():
+        for session, turns in read_json(path / SESSIONS, dict, "dict").items():
             yield from _of_session(path, session, turns)
     elif (path / TURNS).is_file():
-        for index, turn in enumerate(_json(path / TURNS, list)):
+        for index, turn in enumerate(read_json(path / TURNS, list, "list")):
             yield _of_turn(path, f"{TURNS}, turn {index}", turn)
     else:
         _refuse_root(path)
@@ -138,17 +142,14 @@ def _is_wanted(file: Path, held_out: list[Path]) -> bool:
 
 
 def _of_row(row: Row) -> Iterator[RawPair]:
-    session, turn = row.text("img_id"), row.number("turn_index")
+    session, turn = row.text("img_id"), finite(row.fields.get("turn_index"))
     if not session or turn is None:
         detail = f"{row.where}: img_id is {session!r} and turn_index {turn}, needs both"
         raise RefusedPairError(Reason.bad_line, detail)
-    yield RawPair(
-        name=row.where,
+    yield replace(
+        row.pair(TABLE),
         identity=f"{session}-{int(turn)}",
-        source=row.picture(row.first("source_img", "input_img")),
-        target=row.picture(row.first("target_img", "output_img")),
         mask=_mask(row),
-        instruction=row.text("instruction"),
         group=session,
         extra={"session": session, "turn": int(turn)},
     )
@@ -161,20 +162,12 @@ def _mask(row: Row) -> Mask | None:
     return partial(read, row.picture("mask_img"))
 
 
-def _json(path: Path, kind: type) -> Any:
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON ({error}); download it again") from error
-    if not isinstance(values, kind):
-        raise InputError(f"{path}: holds {type(values).__name__}, needs {kind.__name__}")
-    return values
-
-
-def _of_session(root: Path, session: str, turns: object) -> Iterator[RawPair | Skipped]:
+def _of_session(root: Path, session: str, turns: object) -> Iterator[RawPair | SkippedPair]:
     where = f"{SESSIONS}, session {session}"
     if not isinstance(turns, list):
-        yield Skipped(where, Reason.bad_line, f"{where}: needs a list of turns, got {turns!r:.60}")
+        yield SkippedPair(
+            where, Reason.bad_line, f"{where}: needs a list of turns, got {turns!r:.60}"
+        )
         return
     before = ""
     for number, turn in enumerate(turns, 1):
@@ -182,28 +175,28 @@ def _of_session(root: Path, session: str, turns: object) -> Iterator[RawPair | S
         pair = _of_turn(root, place, turn)
         if isinstance(pair, RawPair) and before and turn["input"] != before:
             detail = f"{place}: begins with {turn['input']}, the turn before ended with {before}"
-            pair = Skipped(place, Reason.bad_line, detail)
+            pair = SkippedPair(place, Reason.bad_line, detail)
         # a turn without words is no pair, but still what the next begins with
         output = turn.get("output") if isinstance(turn, dict) else None
         before = output if isinstance(output, str) else ""
         yield pair
 
 
-def _of_turn(root: Path, where: str, turn: object) -> RawPair | Skipped:
+def _of_turn(root: Path, where: str, turn: object) -> RawPair | SkippedPair:
     fields = defaultdict(str, turn) if isinstance(turn, dict) else defaultdict(str)
     wrong = [name for name in _FIELDS if not isinstance(fields.get(name), str)]
     if wrong:
-        return Skipped(where, Reason.bad_line, f"{where}: has no text {', '.join(wrong)}")
+        return SkippedPair(where, Reason.bad_line, f"{where}: has no text {', '.join(wrong)}")
     mask = fields["mask"] if isinstance(fields["mask"], str) else ""
     for name in filter(None, (fields["input"], fields["output"], mask)):
         if not is_safe_name(name) or "/" in name:
             detail = f"{where}: {name!r} must be the name of a file"
-            return Skipped(where, Reason.unsafe_name, detail)
+            return SkippedPair(where, Reason.unsafe_name, detail)
     session, _, last = Path(fields["output"]).stem.rpartition("-")
     number = last.removeprefix("output")
     if not session or not number.isdecimal():
         detail = f"{where}: output is {fields['output']!r}, needs SESSION-outputTURN.png"
-        return Skipped(where, Reason.bad_line, detail)
+        return SkippedPair(where, Reason.bad_line, detail)
     folder = root / IMAGES / session
     return RawPair(
         name=where,

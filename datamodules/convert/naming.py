@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datamodules.convert.pair import Converter, RawPair, Reason, RefusedPairError, Skipped
+from datamodules.convert.pair import Converter, RawPair, Reason, RefusedPairError, SkippedPair
 from emu_edit.errors import InputError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable
 
@@ -105,7 +105,7 @@ class Survey:
 
 
 def survey(
-    listing: Iterable[RawPair | Skipped], namer: Namer, known: TaskTable, path: Path
+    listing: Iterable[RawPair | SkippedPair], namer: Namer, known: TaskTable, path: Path
 ) -> Survey:
     """Count what is listed.
 
@@ -119,7 +119,7 @@ def survey(
     scores: set[str] = set()
     for item in listing:
         listed += 1
-        if isinstance(item, Skipped):
+        if isinstance(item, SkippedPair):
             continue
         pairs += 1
         scores.update(item.scores)

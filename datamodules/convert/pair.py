@@ -1,20 +1,9 @@
-"""The reading of one pair: bytes of a stranger in, a checked `PairRecord` or a reason out.
+"""One pair on its way from somebody's data to a shard, and what a converter is.
 
-All layouts and data sets meet here, so that the same pair is judged the same way wherever it came
-from; what is judged beyond that a pair can be read at all is in `datamodules.convert.gates`.
-Pictures keep their size (the reader of shards crops); within a pair the sizes must agree, after
-EXIF rotation.
-
-One part of a data set, so that no source picture is in two: training and held-out pairs.
-
-A pair's group (its session, prompt or, where the data name none, its source picture) is mapped to a
-number by SHA-256, so the same pairs fall into the same part on every machine, in any order, and
-nothing has to be remembered.
-
-What a converter is: it lists the pairs of one data set or layout, and knows its task names.
-
-Reading, judging, naming tasks and writing are the run's (`datamodules.convert.run`) and the same
-for all.
+A `Converter` lists the pairs of one data set or layout and knows its task names; all else is the
+same for all. `read_pair` reads one: bytes of a stranger in, a checked `PairRecord` or a reason out;
+whether a readable pair is worth training on is for `datamodules.convert.gates`. Pictures keep their
+size (the reader of shards crops); within a pair the sizes must agree, after EXIF rotation.
 """
 
 import hashlib
@@ -40,6 +29,7 @@ MAX_TEXT_BYTES = 65536  # of an instruction file; 2,000 characters of UTF-8 need
 _LONGEST_PART = 255  # bytes of one file name on every common file system
 _LONGEST_NAME = 1000
 _LONGEST_STEM = 40  # of the readable part of a key
+TRAIN, HELD_OUT = "train", "heldout"
 # what tables hold where they hold nothing: Python's, JSON's, pandas' and people's words for it
 _NOTHING = {"none", "null", "nan", "n/a", "<na>"}
 
@@ -81,8 +71,8 @@ class Reason(Enum):
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """One pair left out: its place in the user's data, the reason, and the exact finding."""
+class SkippedPair:
+    """A pair left out: its place in the user's data, the reason, and the exact finding."""
 
     name: str
     reason: Reason
@@ -192,12 +182,15 @@ def is_safe_name(name: str) -> bool:
     )
 
 
-def _check_provenance(pair: RawPair) -> None:
-    """Refuse what travels with a sample if its json could not hold it: one row would end the run.
+def check_name(name: str, what: str) -> None:
+    """Refuse the pair if a file it names may lie outside its folder."""
+    if not is_safe_name(name):
+        detail = f"{what} {name!r} must be a relative name without '..'"
+        raise RefusedPairError(Reason.unsafe_name, detail)
 
-    Raises:
-        RefusedPairError: for bytes that were no text, numbers that are none, dates and the like.
-    """
+
+def _check_provenance(pair: RawPair) -> None:
+    """Refuse bytes, dates and NaN among what travels with a sample: json could not hold them."""
     travels = {**pair.extra, "raw_task": pair.raw_task, "group": pair.group, "origin": pair.name}
     for name, value in travels.items():
         try:
@@ -299,16 +292,13 @@ def _mask(mask: Mask, source: UInt8[np.ndarray, "h w 3"], name: str) -> np.ndarr
     return region
 
 
-TRAIN, HELD_OUT = "train", "heldout"
-
-
 @dataclass(frozen=True)
 class Part:
-    """A part: its name and the share of the groups that is held out.
+    """One part of a data set, "train" or "heldout"; no source picture is in both.
 
-    Attributes:
-        name: "train" or "heldout".
-        held_out: share of the groups, above 0 and below 1.
+    A pair's group (its session, prompt or, where the data name none, its source picture) is mapped
+    to a number by SHA-256, so the same pairs fall into the same part on every machine, in any
+    order. `held_out` is the share of the groups that is held out, above 0 and below 1.
     """
 
     name: str
@@ -330,7 +320,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Converter:
-    """What a converter says of itself.
+    """What is peculiar to one data set or layout.
 
     Attributes:
         name: as on the command line.
@@ -343,5 +333,5 @@ class Converter:
     """
 
     name: str
-    list_pairs: Callable[[Path], Iterator[RawPair | Skipped]]
+    list_pairs: Callable[[Path], Iterator[RawPair | SkippedPair]]
     tasks: Mapping[str, str | None] | None = None

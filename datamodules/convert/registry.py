@@ -1,8 +1,8 @@
 """The list of converters: one for each layout of a user's own pairs and for each public set.
 
 Only names and lines of help are here, so that `shards convert --help` need not import what reads
-pictures. A new converter is a module with a `CONVERTER` (`datamodules.convert.pair`), and a
-line in this table.
+pictures. A new converter is a `Converter` (`datamodules.convert.pair`) in some module, and a line
+in this table; for a set whose rows are pairs see `datamodules.convert.parquet_sets`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """Where a converter is, its line of help, and its name in the module."""
+    """A converter: its module, its line of help, and its name in the module."""
 
     module: str
     summary: str
@@ -36,14 +36,20 @@ KINDS = {
     "magicbrush": Kind(
         "magicbrush", "MagicBrush train and dev: parquet, or edit_turns.json folder"
     ),
-    "ultraedit": Kind("ultraedit", "UltraEdit, free-form and region-based with masks: parquet"),
-    "hq-edit": Kind("hq_edit", "HQ-Edit with its inverse edits (pairs are not aligned): parquet"),
-    "promptfix": Kind("promptfix", "PromptFix, restoration (colour, haze, watermarks): parquet"),
+    "ultraedit": Kind(
+        "parquet_sets", "UltraEdit, free-form and region-based with masks: parquet", "ULTRAEDIT"
+    ),
+    "hq-edit": Kind(
+        "parquet_sets", "HQ-Edit with its inverse edits (pairs are not aligned): parquet", "HQ_EDIT"
+    ),
+    "promptfix": Kind(
+        "parquet_sets", "PromptFix, restoration (colour, haze, watermarks): parquet", "PROMPTFIX"
+    ),
     "anyedit": Kind("anyedit", "AnyEdit, 25 edit types, whole or split by type: parquet"),
     "seed-data-edit": Kind(
         "seed_data_edit", "SEED-Data-Edit, three parts, sessions by turn: jsonl"
     ),
-    "omniedit": Kind("omniedit", "OmniEdit, scores and several wordings: parquet"),
+    "omniedit": Kind("parquet_sets", "OmniEdit, scores and several wordings: parquet", "OMNIEDIT"),
     "imgedit": Kind("imgedit", "ImgEdit, task in the table's name, masks: parquet, unpacked tars"),
 }
 

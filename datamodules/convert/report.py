@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from datamodules.convert.pair import Skipped
+from datamodules.convert.pair import SkippedPair
 
 QUARANTINE = "quarantine.jsonl"
 _LONGEST_EXAMPLE = 90  # characters of a finding in the table
@@ -84,7 +84,7 @@ class Tally:
         if self.on_step is not None:
             self.on_step(self.done, self.total)
 
-    def skip(self, item: Skipped) -> None:
+    def skip(self, item: SkippedPair) -> None:
         """Count and list a pair that is left out."""
         reason = item.reason.value
         self.skipped[reason] += 1
@@ -93,6 +93,6 @@ class Tally:
         self.file.write(json.dumps(row) + "\n")
 
 
-def _example(item: Skipped) -> str:
+def _example(item: SkippedPair) -> str:
     detail = item.detail if item.name in item.detail else f"{item.name}: {item.detail}"
     return detail if len(detail) <= _LONGEST_EXAMPLE else f"{detail[: _LONGEST_EXAMPLE - 1]}…"

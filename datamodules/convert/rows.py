@@ -1,7 +1,8 @@
 """Rows of the tables public sets are released as: parquet with pictures inside, or JSON lines.
 
 One file or a folder of them is read in the order of the names, a batch of rows at a time. In JSON
-lines, and in parquet columns of text, a picture is the name of a file beside the table.
+lines, and in parquet columns of text, a picture is the name of a file beside the table. A `Table`
+says which column holds what, so that a converter of a set whose rows are pairs is little more.
 """
 
 import json
@@ -9,29 +10,58 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, Skipped, is_safe_name
+from datamodules.convert.pair import (
+    RawPair,
+    Reason,
+    RefusedPairError,
+    SkippedPair,
+    check_name,
+)
 from datamodules.convert.parquet import read_parquet
 from datamodules.convert.picture import MissingPictureError, Picture
 from datamodules.shards.evaluation_only import refuse_columns, refuse_name
 from emu_edit.errors import InputError
 
 SUFFIXES = (".parquet", ".jsonl")
+_HELD_OUT = {
+    "dev",
+    "val",
+    "valid",
+    "validation",
+    "test",
+}  # names of tables that are not for training
+T = TypeVar("T", list, dict)
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a data set's tables have.
+    """The columns of a data set's tables; names that changed with time stand side by side.
 
     Attributes:
         what: the data set, for messages.
-        needs: groups of columns, old and new names of the same; of each group one has to be there.
-        pictures: the columns that may hold pictures.
+        source: the picture before.
+        target: the picture after.
+        instruction: the text.
+        task: the edit's type in the set's words, "" where it has none.
+        captions: what source and target show, "" where it does not say.
+        scores: of the pair's quality.
+        extra: what else travels with the sample, where a row has it.
+        needs: other columns that have to be there.
+        pictures: other columns that may hold pictures.
     """
 
     what: str
-    needs: tuple[tuple[str, ...], ...]
-    pictures: tuple[str, ...]
+    source: tuple[str, ...]
+    target: tuple[str, ...] = ()
+    instruction: tuple[str, ...] = ()
+    task: str = ""
+    captions: tuple[str, str] = ("", "")
+    scores: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    needs: tuple[tuple[str, ...], ...] = ()
+    pictures: tuple[str, ...] = ()
 
     def check(self, columns: Sequence[str], where: str) -> None:
         """Refuse a table that is another's.
@@ -40,7 +70,8 @@ class Table:
             InputError: naming the columns that are missing and those that came.
         """
         refuse_columns(columns, where)
-        missing = [" or ".join(names) for names in self.needs if not set(names) & set(columns)]
+        needs = (self.source, self.target, self.instruction, *self.needs)
+        missing = [" or ".join(n) for n in needs if n and not set(n) & set(columns)]
         if missing:
             raise InputError(
                 f"{where}: a table of {self.what} has the columns {', '.join(missing)}, this one "
@@ -58,29 +89,25 @@ class Row:
         place: the same in the form that decides keys.
         fields: values by column, without the pictures.
         pictures: those inside the table, not yet read.
-        folder: where files that the row names lie.
+        file: the table; files that the row names lie beside it.
     """
 
     where: str
     place: str
     fields: Mapping[str, object]
     pictures: Mapping[str, Picture]
-    folder: Path
+    file: Path
 
     def has(self, column: str) -> bool:
         """Tell whether the row has such a column with something in it."""
         return column in self.pictures or self.fields.get(column) is not None
 
-    def first(self, *columns: str) -> str:
-        """Return the first of the columns that is there, else the last: names change with time."""
+    def first(self, columns: Sequence[str]) -> str:
+        """Return the first of the columns that is there, else the last."""
         return next((column for column in columns if self.has(column)), columns[-1])
 
     def text(self, column: str) -> str:
-        """Return a text, "" for an empty cell.
-
-        Raises:
-            RefusedPairError: if it is something else.
-        """
+        """Return a text, "" for an empty cell; refuse the pair if it is something else."""
         value = self.fields.get(column)
         if value is not None and not isinstance(value, str):
             detail = f"{self.where}: {column} is {type(value).__name__}, needs text"
@@ -88,11 +115,7 @@ class Row:
         return value or ""
 
     def texts(self, column: str) -> list[str]:
-        """Return a list of texts, empty for an empty cell.
-
-        Raises:
-            RefusedPairError: if it is something else.
-        """
+        """Return a list of texts, empty for an empty cell; refuse the pair if it is no list."""
         value = self.fields.get(column)
         if value is None:
             return []
@@ -101,31 +124,55 @@ class Row:
             raise RefusedPairError(Reason.bad_line, detail)
         return value
 
-    def number(self, column: str) -> float | None:
-        """Return a finite number; None for an empty cell or one that is no such number."""
-        value = self.fields.get(column)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        try:
-            return float(value) if math.isfinite(value) else None
-        except OverflowError:  # an integer of hundreds of digits
-            return None
-
     def picture(self, column: str) -> Picture:
-        """Return a picture; one that is not there says so when it is fetched.
-
-        Raises:
-            RefusedPairError: if the row names a file outside its folder.
-        """
+        """Return a picture; one that is not there says so when it is fetched."""
         if column in self.pictures:
             return self.pictures[column]
         name = self.text(column)
         if not name:
             return _missing(f"{self.where}: {column} is empty")
-        if not is_safe_name(name):
-            detail = f"{self.where}: {column} {name!r} must be a relative name without '..'"
-            raise RefusedPairError(Reason.unsafe_name, detail)
-        return Picture.at(self.folder / name)
+        check_name(name, f"{self.where}: {column}")
+        return Picture.at(self.file.parent / name)
+
+    def pair(self, table: Table, instruction: str | None = None) -> RawPair:
+        """Return the pair of the row as the table's columns say."""
+        if instruction is None:
+            instruction = self.text(self.first(table.instruction))
+        return RawPair(
+            name=self.where,
+            identity=self.place,
+            source=self.picture(self.first(table.source)),
+            target=self.picture(self.first(table.target)),
+            instruction=instruction,
+            raw_task=self.text(table.task),
+            source_caption=self.text(table.captions[0]),
+            target_caption=self.text(table.captions[1]),
+            scores={s: finite(self.fields[s]) for s in table.scores if s in self.fields},
+            extra={name: self.fields[name] for name in table.extra if self.has(name)},
+        )
+
+
+def list_rows(
+    table: Table,
+    pairs_of_row: Callable[[Row], Iterable[RawPair | SkippedPair]],
+    *,
+    is_parted: bool = False,
+) -> Callable[[Path], Iterator[RawPair | SkippedPair]]:
+    """Return the lister of a set whose rows are pairs.
+
+    Args:
+        table: its columns.
+        pairs_of_row: the pairs of a row.
+        is_parted: the set has validation tables, which are left out of a folder that has others.
+    """
+
+    def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
+        held_out = held_out_tables(path, table.what) if is_parted else []
+        yield from left_out(held_out)
+        rows = read_rows(path, table, is_wanted=lambda file: file not in held_out)
+        yield from pairs_of(rows, pairs_of_row)
+
+    return list_pairs
 
 
 def read_rows(
@@ -148,20 +195,22 @@ def read_rows(
         refuse_name(file)  # one of many sets below a folder
         name = file.relative_to(root).as_posix()
         if file.suffix == ".parquet":
-            yield from _of_parquet(file, name, table)
+            images = (*table.source, *table.target, *table.pictures)
+            for number, fields, pictures in read_parquet(file, name, images, table.check):
+                yield Row(f"{name}, row {number}", f"{name} {number}", fields, pictures, file)
         else:
             yield from _of_lines(file, name, table)
 
 
 def pairs_of(
-    rows: Iterable[Row], make: Callable[[Row], Iterable[RawPair | Skipped]]
-) -> Iterator[RawPair | Skipped]:
+    rows: Iterable[Row], make: Callable[[Row], Iterable[RawPair | SkippedPair]]
+) -> Iterator[RawPair | SkippedPair]:
     """Yield what `make` makes of each row; a row that it refuses is left out with its reason."""
     for row in rows:
         try:
             made = list(make(row))
         except RefusedPairError as error:
-            yield Skipped(row.where, error.reason, str(error))
+            yield SkippedPair(row.where, error.reason, str(error))
         else:
             yield from made
 
@@ -191,23 +240,67 @@ def find_tables(path: Path, what: str) -> list[Path]:
     return files
 
 
-def _of_parquet(file: Path, name: str, table: Table) -> Iterator[Row]:
-    for number, fields, pictures in read_parquet(file, name, table.pictures, table.check):
-        place = f"{name} {number}"
-        yield Row(f"{name}, row {number}", place, fields, pictures, file.parent)
+def held_out_tables(path: Path, what: str) -> list[Path]:
+    """Return the validation tables of a folder, none of a folder that has no others.
+
+    A hub data set is one folder with `data/train-00000-of-…` and `data/validation-…` or
+    `data/dev-…`; in the hub's own copies as parquet the split is a folder,
+    `default/validation/0000.parquet`.
+    """
+
+    def is_held_out(file: Path) -> bool:
+        inside = file.relative_to(path)
+        names = (*inside.parts[:-1], inside.stem.split("-")[0])
+        return any(name.lower() in _HELD_OUT for name in names)
+
+    files = find_tables(path, what)
+    held_out = [file for file in files if is_held_out(file)]
+    return held_out if len(held_out) < len(files) else []
+
+
+def left_out(files: Iterable[Path]) -> Iterator[SkippedPair]:
+    """Say of each table that it was not converted, and how it would be."""
+    for file in files:
+        detail = f"{file}: a validation split; to convert it, give the file itself as SRC"
+        yield SkippedPair(file.name, Reason.validation_table, detail)
+
+
+def read_json(path: Path, kind: type[T], needed: str) -> T:
+    """Read a JSON file of a data set.
+
+    Raises:
+        InputError: if it is not JSON or holds something else than `kind`, in words `needed`.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON ({error}); download it again") from error
+    if not isinstance(values, kind):
+        raise InputError(f"{path}: holds {type(values).__name__}, needs {needed}")
+    return values
+
+
+def finite(value: object) -> float | None:
+    """Return a finite number; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def _of_lines(file: Path, name: str, table: Table) -> Iterator[Row]:
+    is_checked = False
     with file.open("rb") as lines:
-        is_checked = False
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            fields = _object(line, f"{name}:{number}")
-            if not is_checked:
-                table.check(list(fields), f"{name}:{number}")
-                is_checked = True
-            yield Row(f"{name}:{number}", f"{name}:{number}", fields, {}, file.parent)
+            if line.strip():
+                where = f"{name}:{number}"
+                fields = _object(line, where)
+                if not is_checked:
+                    table.check(list(fields), where)
+                    is_checked = True
+                yield Row(where, where, fields, {}, file)
 
 
 def _object(line: bytes, where: str) -> dict[str, object]:

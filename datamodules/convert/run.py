@@ -18,20 +18,21 @@ from datamodules.convert.pair import (
     RawPair,
     Reason,
     RefusedPairError,
-    Skipped,
+    SkippedPair,
     read_pair,
 )
 from datamodules.convert.registry import load_converter
 from datamodules.convert.report import QUARANTINE, ConvertReport, Tally, counted
 from datamodules.shards.evaluation_only import refuse_kind, refuse_output, refuse_path
-from datamodules.shards.writer import Guard, PairRecord, ShardEntry, ShardWriter, write_manifest
+from datamodules.shards.manifest import ShardEntry, write_manifest
+from datamodules.shards.writer import Guard, PairRecord, ShardWriter
 from emu_edit.errors import BadDataError, InputError
 
 _LISTING_STEP = 1000  # entries between two signs of life
 
 
 @dataclass(frozen=True)
-class Settings:
+class ConvertSettings:
     """How to convert.
 
     Attributes:
@@ -56,7 +57,7 @@ def convert(
     kind: str,
     source: Path,
     out: Path,
-    settings: Settings | None = None,
+    settings: ConvertSettings | None = None,
     *,
     on_listed: Callable[[int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -78,7 +79,7 @@ def convert(
         BadDataError: if no pair is left. A broken pair raises nothing: it is counted and listed in
             `out`/quarantine.jsonl.
     """
-    settings = settings or Settings()
+    settings = settings or ConvertSettings()
     refuse_kind(kind)
     converter = load_converter(kind)
     if not source.exists():
@@ -106,22 +107,22 @@ def convert(
 class Judge:
     """Reads pairs and decides which are written; counts and lists the others."""
 
-    settings: Settings
+    settings: ConvertSettings
     namer: Namer
     tally: Tally
     duplicates: Duplicates = field(default_factory=Duplicates)
     taken: Counter[int] = field(default_factory=Counter)  # of each group, by its digest
 
-    def accept(self, item: RawPair | Skipped, dataset: str) -> PairRecord | None:
+    def accept(self, item: RawPair | SkippedPair, dataset: str) -> PairRecord | None:
         """Return the pair to write, None if it is left out."""
         self.tally.step()
-        if isinstance(item, Skipped):
+        if isinstance(item, SkippedPair):
             self.tally.skip(item)
             return None
         try:
             record = self._read(item)
         except RefusedPairError as error:
-            self.tally.skip(Skipped(item.name, error.reason, str(error)))
+            self.tally.skip(SkippedPair(item.name, error.reason, str(error)))
             return None
         if record is None:
             self.tally.other_part += 1
@@ -167,8 +168,8 @@ def _provenance(pair: RawPair) -> dict[str, object]:
 
 
 def _counted(
-    listing: Iterator[RawPair | Skipped], on_listed: Callable[[int], None] | None
-) -> Iterator[RawPair | Skipped]:
+    listing: Iterator[RawPair | SkippedPair], on_listed: Callable[[int], None] | None
+) -> Iterator[RawPair | SkippedPair]:
     for number, item in enumerate(listing, 1):
         yield item
         if on_listed is not None and number % _LISTING_STEP == 0:
@@ -209,7 +210,7 @@ def _finish(
     return ConvertReport(tally.done, written, skipped, tally.examples, tally.other_part, path)
 
 
-def _made_by(converter: Converter, source: Path, settings: Settings) -> dict[str, object]:
+def _made_by(converter: Converter, source: Path, settings: ConvertSettings) -> dict[str, object]:
     gates = asdict(settings.gates)
     gates["excluded"] = len(settings.gates.excluded)
     part = None if settings.part is None else asdict(settings.part)

@@ -21,16 +21,17 @@ from datamodules.convert.pair import (
     RawPair,
     Reason,
     RefusedPairError,
-    Skipped,
-    is_safe_name,
+    SkippedPair,
+    check_name,
 )
 from datamodules.convert.picture import MissingPictureError, Picture
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
 
 TABLE = Table(
     "SEED-Data-Edit",
-    needs=(("source_image",), ("target_image", "edit_image_1"), ("instruction", "instruction_1")),
-    pictures=(),
+    source=("source_image",),
+    target=("target_image", "edit_image_1"),
+    instruction=("instruction", "instruction_1"),
 )
 # where the archives unpack to, seen from the folder of the annotations or the one above it
 _PLACES = (
@@ -50,7 +51,7 @@ _BAD = re.compile(r"(^|/)20240330_315P_1323turns/Data/(208|209|210|211|212)(/|_|
 _TURN = re.compile(r"(edit_image|instruction)_([1-9]\d?)")
 
 
-def list_pairs(path: Path) -> Iterator[RawPair | Skipped]:
+def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
     """Yield the pairs of a .jsonl file or a folder.
 
     Raises:
@@ -72,23 +73,19 @@ class _Pictures:
         self._last = {"source": "", "target": ""}
 
     def at(self, row: Row, column: str) -> Picture:
-        """Return the picture that a row names; it is looked for when it is fetched.
-
-        Raises:
-            RefusedPairError: if the name is none or leaves the folder, or is known to be bad.
-        """
+        """Return the picture that a row names; it is looked for when it is fetched."""
         name = row.text(column)
         if not name:
             detail = f"{row.where}: there is no {column}"
-            raise RefusedPairError(_missing(column), detail)
-        if not is_safe_name(name):
-            detail = f"{row.where}: {column} {name!r} must be a relative name without '..'"
-            raise RefusedPairError(Reason.unsafe_name, detail)
+            is_source = column == "source_image"
+            missing = Reason.missing_source if is_source else Reason.missing_target
+            raise RefusedPairError(missing, detail)
+        check_name(name, f"{row.where}: {column}")
         if _BAD.search(name):
             detail = f"{row.where}: {name} is one of the set's broken folders"
             raise RefusedPairError(Reason.listed_bad, detail)
         kind = "source" if column == "source_image" else "target"
-        return Picture(name, partial(self._fetch, row.folder, name, kind))
+        return Picture(name, partial(self._fetch, row.file.parent, name, kind))
 
     def _fetch(self, folder: Path, name: str, kind: str) -> bytes:
         last, others = self._last[kind], _OTHERS_FOLDER[kind]
@@ -104,11 +101,7 @@ class _Pictures:
         )
 
 
-def _missing(column: str) -> Reason:
-    return Reason.missing_source if column == "source_image" else Reason.missing_target
-
-
-def _pairs(pictures: _Pictures, row: Row) -> Iterator[RawPair | Skipped]:
+def _pairs(pictures: _Pictures, row: Row) -> Iterator[RawPair | SkippedPair]:
     if row.has("target_image") or not _turns(row):
         yield _single(pictures, row)
     else:
@@ -133,7 +126,7 @@ def _single(pictures: _Pictures, row: Row) -> RawPair:
     )
 
 
-def _session(pictures: _Pictures, row: Row) -> Iterator[RawPair | Skipped]:
+def _session(pictures: _Pictures, row: Row) -> Iterator[RawPair | SkippedPair]:
     turns = _turns(row)
     columns = ["source_image", *(f"edit_image_{turn}" for turn in range(1, turns + 1))]
     for turn in range(1, turns + 1):
@@ -150,7 +143,7 @@ def _session(pictures: _Pictures, row: Row) -> Iterator[RawPair | Skipped]:
                 extra=_of_turn(row, turn),
             )
         except RefusedPairError as error:
-            yield Skipped(name, error.reason, str(error))
+            yield SkippedPair(name, error.reason, str(error))
 
 
 def _of_turn(row: Row, turn: int) -> dict[str, object]:

@@ -1,1 +1,1 @@
-"""NEW."""
+"""Shards: tars of pairs with their index and the folder's manifest, written and read."""

@@ -5,7 +5,7 @@ sample without its target comes out as half a sample, members of one key that ar
 become two samples. Here each of these is an error with its reason, found before training, and
 training then reads members by offset. A shard holds the samples of one task; a sample is the
 adjacent members `<key>.source.png`, `<key>.target.png`, `<key>.json` and, optionally,
-`<key>.mask.png` (pictures may also be jpg, jpeg or webp). In a cache of encoder outputs
+`<key>.mask.png` (pictures may also be jpg, jpeg or webp). In an encoder cache
 (`datamodules.encoded.reader`) the pair is latents: `<key>.source.safetensors` and
 `<key>.target.safetensors`.
 """
@@ -21,21 +21,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datamodules.shards.manifest import MAKE_AGAIN, Manifest, ShardEntry, read_manifest
+from datamodules.shards.manifest import MAKE_AGAIN, ShardEntry
 from emu_edit.errors import InputError, ShardError
 from emu_edit.files import atomic_file
 from emu_edit.text_rules import clean_instruction
-
-__all__ = [
-    "Manifest",
-    "ShardEntry",
-    "check_text",
-    "index_path",
-    "index_shard",
-    "load_index",
-    "read_manifest",
-    "save_index",
-]
 
 ROLES = ("source", "target", "json", "mask")
 REQUIRED = ("source", "target", "json")
@@ -265,8 +254,7 @@ def _split(path: Path, info: tarfile.TarInfo) -> tuple[str, str]:
     if not stem or role is None:
         raise ShardError(
             f"{path}: member {name!r} is unknown; a sample has KEY.source.png, KEY.target.png, "
-            "KEY.json and optionally "
-            "KEY.mask.png (or jpg, jpeg, webp)"
+            "KEY.json and optionally KEY.mask.png (or jpg, jpeg, webp)"
         )
     return (f"{folder}/{stem}" if folder else stem), role
 

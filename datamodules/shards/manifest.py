@@ -144,8 +144,7 @@ def verify_size(path: Path, entry: ShardEntry) -> None:
     if size != entry.bytes:
         raise ShardError(
             f"{path} changed since the manifest was written: it has {size} bytes, the manifest "
-            f"says {entry.bytes}; "
-            f"restore the file, or {MAKE_AGAIN}"
+            f"says {entry.bytes}; restore the file, or {MAKE_AGAIN}"
         )
 
 

@@ -24,11 +24,9 @@ from webdataset.writer import TarWriter
 
 from datamodules.shards.evaluation_only import refuse_declared, refuse_output
 from datamodules.shards.index import index_shard, save_index
-from datamodules.shards.manifest import Manifest, ShardEntry, write_manifest
+from datamodules.shards.manifest import ShardEntry
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file, sha256_of
-
-__all__ = ["Manifest", "PairRecord", "ShardEntry", "write_manifest", "write_task_shards"]
 
 # webdataset splits a name at its first dot, and a key becomes part of names: letters, digits, _ and
 # - are safe
@@ -56,20 +54,17 @@ class PairRecord:
         if not _KEY.fullmatch(self.key) or len(self.key.encode()) > _LONGEST_KEY:
             raise InputError(
                 f"sample key {self.key!r} cannot be stored; a key is at most {_LONGEST_KEY} bytes "
-                "of letters, digits, "
-                "'_' and '-', with '/' between folders"
+                "of letters, digits, '_' and '-', with '/' between folders"
             )
         if self.source.shape != self.target.shape:
             raise InputError(
                 f"{self.key}: source is {self.source.shape[:2]} and target "
-                f"{self.target.shape[:2]} (height, width); "
-                "both need the same size"
+                f"{self.target.shape[:2]} (height, width); both need the same size"
             )
         if self.mask is not None and self.mask.shape != self.source.shape[:2]:
             raise InputError(
                 f"{self.key}: mask is {self.mask.shape} and the pictures {self.source.shape[:2]} "
-                "(height, width); "
-                "they need the same size"
+                "(height, width); they need the same size"
             )
 
 

@@ -1,9 +1,4 @@
-"""`emu-edit shards world | convert | cache | check`: make, encode and check training data.
-
-`emu-edit shards cache FOLDER -o OUT`: run the frozen networks over training data once.
-
-`emu-edit shards check`: read every byte of some folders of shards and list what is wrong.
-"""
+"""`emu-edit shards world | convert | cache | check`: make, encode and check training data."""
 
 import argparse
 import json
@@ -26,9 +21,19 @@ from emu_edit.cli.shards_convert import run_convert
 from emu_edit.errors import ExitStatus, InputError
 
 if TYPE_CHECKING:
-    from datamodules.checks.leaks import LeakGuard
     from datamodules.checks.report import CheckReport, Problem
     from emu_edit.models.networks import EditNetworks
+
+DTYPES = ("float32", "bfloat16", "float16")
+PROBLEMS = "problems.jsonl"
+# of a recipe only the networks are wanted, whatever it trains on
+NO_TRAINER = (
+    "--trainer.logger=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+)
 
 
 def run(arguments: list[str]) -> int:
@@ -108,10 +113,7 @@ def run_world(arguments: list[str]) -> int:
     return 0
 
 
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-def parser() -> ArgumentParser:
+def cache_parser() -> ArgumentParser:
     """Build the parser of `shards cache`."""
     made = ArgumentParser(
         prog="emu-edit shards cache",
@@ -145,12 +147,12 @@ def parser() -> ArgumentParser:
 
 
 def run_cache(arguments: list[str]) -> int:
-    """Write a cache.
+    """Write an encoder cache.
 
     Raises:
         InputError: if folder, output, networks or sizes do not go together.
     """
-    options = parser().parse(arguments)
+    options = cache_parser().parse(arguments)
     from datamodules.encoded.writer import EncodingSettings, write_cache
     from datamodules.remote.folder import open_folder
     from emu_edit.editing.devices import choose_device
@@ -183,9 +185,6 @@ def _networks(options: argparse.Namespace) -> "tuple[EditNetworks, int]":
 
     module = untrained_module(options.config)
     return module.networks, module.editor_settings.image_size
-
-
-PROBLEMS = "problems.jsonl"
 
 
 def check_parser() -> ArgumentParser:
@@ -224,11 +223,16 @@ def run_check(arguments: list[str]) -> int:
         InputError: if there is no such folder, or the list cannot be written.
     """
     options = check_parser().parse(arguments)
-    from datamodules.checks.folders import check_folders, summarize
+    from datamodules.checks.folders import check_folders
+    from datamodules.checks.leaks import LeakGuard
+    from datamodules.checks.report import summarize
     from datamodules.remote.address import parse_place
     from emu_edit.terminal import aligned, step_bar
 
-    guard = None if options.against is None else read_guard(options.against)
+    guard = None
+    if options.against is not None:
+        with step_bar("reading evaluation pictures", "pictures") as on_step:
+            guard = LeakGuard.of(options.against, lambda count: on_step(count, None))
     folders = list(dict.fromkeys(options.folders))
     elsewhere = [place for place in folders if not isinstance(parse_place(place), Path)]
     if elsewhere and options.list is None:
@@ -248,26 +252,10 @@ def run_check(arguments: list[str]) -> int:
     return ExitStatus.done if report.is_good else ExitStatus.bad_data
 
 
-def read_guard(paths: Sequence[Path]) -> "LeakGuard":
-    """Read the evaluation pictures, with a bar.
-
-    Raises:
-        InputError: if there are none, or one cannot be read.
-    """
-    from datamodules.checks.leaks import LeakGuard
-    from emu_edit.terminal import step_bar
-
-    with step_bar("reading evaluation pictures", "pictures") as on_step:
-        return LeakGuard.of(paths, lambda count: on_step(count, None))
-
-
 def write_lists(report: "CheckReport", file: Path | None) -> list[Path]:
     """Write all problems to one file, or those of each folder into it; return the files.
 
     Without a file, the list of an earlier check goes when there is nothing left to list.
-
-    Raises:
-        InputError: if a list cannot be written.
     """
     if file is not None:
         _write(file, report.problems)

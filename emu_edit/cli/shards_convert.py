@@ -13,7 +13,7 @@ from emu_edit.terminal import aligned
 
 if TYPE_CHECKING:
     from datamodules.convert.gates import Gates
-    from datamodules.convert.run import Settings
+    from datamodules.convert.run import ConvertSettings
 
 GATES = {
     "min_side": "pixels both sides need (off)",
@@ -140,17 +140,17 @@ def run_convert(arguments: list[str]) -> int:
     return 0
 
 
-def _settings(options: argparse.Namespace) -> "Settings":
+def _settings(options: argparse.Namespace) -> "ConvertSettings":
     from datamodules.checks.leaks import LeakGuard
     from datamodules.convert.naming import NO_TASK, TaskNaming
     from datamodules.convert.pair import Part
-    from datamodules.convert.run import Settings
+    from datamodules.convert.run import ConvertSettings
 
     if options.held_out is not None and options.part is None:
         raise InputError("--held-out says how to part the data; say which part: --part train")
     given = {raw: None if task == NO_TASK else task for raw, task in options.map}
     held_out = 0.02 if options.held_out is None else options.held_out
-    return Settings(
+    return ConvertSettings(
         naming=TaskNaming(options.task, by_words=options.task_by_words, given=given),
         gates=_gates(options),
         part=None if options.part is None else Part(options.part, held_out),

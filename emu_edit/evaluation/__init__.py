@@ -1,1 +1,1 @@
-"""NEW."""
+"""Benchmarks end to end: what to edit, the edited pictures, their scores, tables and page."""

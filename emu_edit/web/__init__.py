@@ -1,1 +1,1 @@
-"""NEW."""
+"""The web page for editing in several turns, with undo."""

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from datamodules.fewshot import FewShotSource, read_few_shot, usual_instruction
-from datamodules.shards.writer import PairRecord, write_manifest, write_task_shards
+from datamodules.shards.manifest import write_manifest
+from datamodules.shards.writer import PairRecord, write_task_shards
 from emu_edit.errors import InputError, ShardError
 from tests.datamodules.toy_shards import make_folder
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from datamodules.checks.folders import CheckReport, check_folder
 from datamodules.shards.index import index_shard, save_index
-from datamodules.shards.manifest import Manifest, ShardEntry
-from datamodules.shards.writer import PairRecord, write_manifest, write_task_shards
+from datamodules.shards.manifest import Manifest, ShardEntry, write_manifest
+from datamodules.shards.writer import PairRecord, write_task_shards
 from emu_edit.files import sha256_of
 
 SIZE = 16

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.checks.folders import CheckReport, check_folder, check_folders, summarize
+from datamodules.checks.folders import CheckReport, check_folder, check_folders
 from datamodules.checks.leaks import LeakGuard
-from datamodules.checks.report import Doubles, hash_of
+from datamodules.checks.report import Doubles, hash_of, summarize
 from datamodules.shards.index import index_path, load_index, save_index
 from emu_edit.errors import ShardError
 from emu_edit.tasks import TaskTable

@@ -5,12 +5,12 @@ from pathlib import Path
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from datamodules.convert.naming import TaskNaming
-from datamodules.convert.run import Settings
+from datamodules.convert.run import ConvertSettings
 
 
-def of_task(name: str) -> Settings:
+def of_task(name: str) -> ConvertSettings:
     """Return the settings that give a task to pairs that name none."""
-    return Settings(naming=TaskNaming(name))
+    return ConvertSettings(naming=TaskNaming(name))
 
 
 def read_back(folder: Path) -> list[dict]:

@@ -9,7 +9,7 @@ import pytest
 from datamodules.convert.anyedit import PROBED, TASKS, list_pairs
 from datamodules.convert.pair import Part, RawPair
 from datamodules.convert.parquet import PICTURE_ROWS, PictureColumn
-from datamodules.convert.run import Settings, convert
+from datamodules.convert.run import ConvertSettings, convert
 from emu_edit.errors import InputError
 from tests.datamodules.convert.released import (
     PICTURE,
@@ -141,7 +141,7 @@ def test_an_unknown_type_stops_the_run_with_its_count(tmp_path):
 def test_missing_columns_are_named(tmp_path):
     write_parquet(tmp_path / "in" / "a.parquet", [("input_image", PICTURE)], [{}])
     wanted = (
-        "AnyEdit has the columns edit_instruction or edit, image_file, edited_file, this one has"
+        "AnyEdit has the columns image_file, edited_file, edit_instruction or edit, this one has"
     )
     with pytest.raises(InputError, match=wanted):
         convert("anyedit", tmp_path / "in", tmp_path / "out")
@@ -199,7 +199,7 @@ def test_what_no_json_can_hold_costs_its_row_and_not_the_run(tmp_path):
     line = {"edit": "x", "edit_type": "style_change", "image_file": "0.png", "edited_file": "1.png"}
     bad = {"edited object": "\ud800"}, {"image_id": "\ud800"}
     write_lines(tmp_path / "in" / "a.jsonl", *({**line, **fields} for fields in bad), line)
-    settings = Settings(part=Part("train", 1e-6))  # which hashes the group
+    settings = ConvertSettings(part=Part("train", 1e-6))  # which hashes the group
     report = convert("anyedit", tmp_path / "in", tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"style": 1}, {"bad line": 2})
     details = [detail for _, _, detail in quarantine(tmp_path / "out")]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datamodules.convert.pair import is_safe_name, key_of
-from datamodules.convert.run import Settings, convert
+from datamodules.convert.run import ConvertSettings, convert
 from datamodules.shards.manifest import read_manifest
 from emu_edit.errors import InputError
 from emu_edit.images import decode_mask, decode_rgb
@@ -62,7 +62,7 @@ def test_every_pair_comes_back_with_its_exact_pixels_and_texts(folder, tmp_path)
 
 
 def test_the_manifest_says_what_was_made(folder, tmp_path):
-    convert("folder", folder, tmp_path / "out", Settings(pairs_per_shard=2))
+    convert("folder", folder, tmp_path / "out", ConvertSettings(pairs_per_shard=2))
     manifest = read_manifest(tmp_path / "out")
     assert [(entry.file, entry.samples) for entry in manifest.entries] == [
         ("local-000000.tar", 2),

@@ -13,7 +13,7 @@ from datamodules.convert.gates import Gates, kept_share
 from datamodules.convert.naming import TaskNaming
 from datamodules.convert.pair import Part, RawPair, RefusedPairError, key_of, read_pair
 from datamodules.convert.picture import Picture
-from datamodules.convert.run import Settings, convert
+from datamodules.convert.run import ConvertSettings, convert
 from datamodules.shards.manifest import read_manifest
 from datamodules.shards.writer import PairRecord
 from emu_edit.errors import InputError
@@ -58,7 +58,7 @@ def outcome(
     """Convert a good pair and the given one; return what was left out."""
     good = (before(1), after(1), {})
     root = write_pairs(tmp_path / "in", {"good": good, "other": (source, target, fields)})
-    settings = Settings(naming=TaskNaming("local"), gates=gates)
+    settings = ConvertSettings(naming=TaskNaming("local"), gates=gates)
     report = convert("folder", root, tmp_path / name, settings)
     assert report.written == {"local": 2 - sum(report.skipped.values())}
     return report.skipped
@@ -196,7 +196,7 @@ def test_the_same_pictures_and_words_count_once_whatever_they_are_called(tmp_pat
             "d": (pair[1], pair[0], {"instruction": "make it red"}),
         },
     )
-    settings = Settings(naming=TaskNaming("local"))
+    settings = ConvertSettings(naming=TaskNaming("local"))
     report = convert("folder", root, tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"local": 3}, {"duplicate": 1})
     assert quarantine(tmp_path / "out")[0]["name"] == "instructions.jsonl:2"
@@ -217,7 +217,7 @@ def test_two_pairs_of_one_identity_are_a_duplicate_even_with_the_gate_off(tmp_pa
         for seed in range(2)
     ]
     write_parquet(tmp_path / "a.parquet", rows)
-    settings = Settings(naming=TaskNaming("local"), gates=Gates(duplicates=False))
+    settings = ConvertSettings(naming=TaskNaming("local"), gates=Gates(duplicates=False))
     report = convert("magicbrush", tmp_path / "a.parquet", tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"local": 1}, {"duplicate": 1})
     assert "the data name this pair twice" in quarantine(tmp_path / "out")[0]["detail"]
@@ -226,14 +226,14 @@ def test_two_pairs_of_one_identity_are_a_duplicate_even_with_the_gate_off(tmp_pa
 def test_pairs_that_are_listed_as_bad_are_left_out_by_name_or_key(tmp_path: Path) -> None:
     root = write_pairs(tmp_path / "in", {str(n): (before(n), after(n), {}) for n in range(4)})
     listed = {"instructions.jsonl:2", key_of("instructions.jsonl:4 3.png 3.png")}
-    settings = Settings(naming=TaskNaming("local"), gates=Gates(excluded=frozenset(listed)))
+    settings = ConvertSettings(naming=TaskNaming("local"), gates=Gates(excluded=frozenset(listed)))
     report = convert("folder", root, tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"local": 2}, {"listed as bad": 2})
 
 
 def test_a_guard_keeps_pictures_of_evaluation_sets_out(tmp_path: Path) -> None:
     root = write_pairs(tmp_path / "in", {str(n): (before(n), after(n), {}) for n in range(3)})
-    settings = Settings(
+    settings = ConvertSettings(
         naming=TaskNaming("local"),
         guard=lambda record: "is known" if np.array_equal(record.source, before(1)) else None,
     )
@@ -251,7 +251,7 @@ def test_no_source_is_in_both_parts_and_every_pair_is_in_one(tmp_path: Path) -> 
     root = write_pairs(tmp_path / "in", pairs)
     sources = {}
     for name in ("train", "heldout"):
-        settings = Settings(naming=TaskNaming("local"), part=Part(name, 0.25))
+        settings = ConvertSettings(naming=TaskNaming("local"), part=Part(name, 0.25))
         report = convert("folder", root, tmp_path / name, settings)
         found = samples(tmp_path / name)
         assert report.other_part == 80 - len(found)
@@ -288,7 +288,7 @@ def test_the_report_is_a_table_with_the_first_finding_of_each_reason(tmp_path: P
     pairs["flat"] = (before(5), flat(0), {})
     pairs["good"] = (before(6), after(6), {})
     root = write_pairs(tmp_path / "in", pairs)
-    report = convert("folder", root, tmp_path / "out", Settings(naming=TaskNaming("local")))
+    report = convert("folder", root, tmp_path / "out", ConvertSettings(naming=TaskNaming("local")))
     head, *rows = report.rows()
     assert head == ("left out because", "pairs", "share", "the first of them")
     first = "instructions.jsonl:1: source and target have the same pixels"

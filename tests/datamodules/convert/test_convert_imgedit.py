@@ -11,7 +11,7 @@ from datamodules.convert.imgedit import TASKS, list_pairs
 from datamodules.convert.imgedit_files import task_in
 from datamodules.convert.naming import TaskNaming
 from datamodules.convert.pair import RawPair
-from datamodules.convert.run import Settings, convert
+from datamodules.convert.run import ConvertSettings, convert
 from emu_edit.errors import BadDataError, InputError
 from tests.datamodules.convert.released import (
     edited,
@@ -218,7 +218,7 @@ def test_sessions_are_none_of_our_tasks_unless_one_is_given(tmp_path):
         save(root / prefix / SAMPLE / f"result_{turn}.png", edited(scene(turn)))
     with pytest.raises(BadDataError, match="3 left out: 3 no task of ours"):
         convert("imgedit", root, tmp_path / "none")
-    settings = Settings(naming=TaskNaming(given={"content_memory": "local"}))
+    settings = ConvertSettings(naming=TaskNaming(given={"content_memory": "local"}))
     assert convert("imgedit", root, tmp_path / "out", settings).written == {"local": 3}
     found = sources(tmp_path / "out")
     assert all(np.array_equal(found[f"turn {turn}"], scene(turn)) for turn in range(3))

@@ -8,7 +8,7 @@ import pytest
 
 from datamodules.convert.gates import Gates
 from datamodules.convert.naming import TaskNaming
-from datamodules.convert.run import Settings, convert
+from datamodules.convert.run import ConvertSettings, convert
 from emu_edit.errors import InputError
 from tests.datamodules.convert.sets import (
     after,
@@ -103,7 +103,7 @@ def test_every_seed_of_a_prompt_is_a_sample_of_its_group(tmp_path: Path) -> None
 
 def test_of_each_prompt_so_many_pairs_as_asked_are_taken(tmp_path: Path) -> None:
     write_seeds(tmp_path / "in", seeds=3)
-    settings = Settings(naming=TaskNaming("add"), per_group=1)
+    settings = ConvertSettings(naming=TaskNaming("add"), per_group=1)
     report = convert("instruct-pix2pix", tmp_path / "in", tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"add": 2}, {"enough of its group": 4})
     assert [s.text["origin"] for s in samples(tmp_path / "out")] == ["0000000/0", "0000001/1000"]
@@ -113,7 +113,7 @@ def test_the_pairs_of_a_prompt_are_counted_wherever_they_stand(tmp_path: Path) -
     root = write_seeds(tmp_path / "in")
     entries = [["0000000", ["0"]], ["0000001", ["1000"]], ["0000000", ["1"]]]
     (root / "seeds.json").write_text(json.dumps(entries))
-    settings = Settings(naming=TaskNaming("add"), per_group=1)
+    settings = ConvertSettings(naming=TaskNaming("add"), per_group=1)
     report = convert("instruct-pix2pix", root, tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"add": 2}, {"enough of its group": 1})
     detail = quarantine(tmp_path / "out")[0]["detail"]
@@ -122,7 +122,7 @@ def test_the_pairs_of_a_prompt_are_counted_wherever_they_stand(tmp_path: Path) -
 
 def test_so_many_of_each_group_of_a_table_without_groups_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [row(0)])
-    settings = Settings(naming=TaskNaming("add"), per_group=1)
+    settings = ConvertSettings(naming=TaskNaming("add"), per_group=1)
     message = "a.parquet: no pair says which prompt, session or picture it is of, so at most 1 of"
     with pytest.raises(InputError, match=message):
         convert("instruct-pix2pix", tmp_path / "a.parquet", tmp_path / "out", settings)
@@ -133,7 +133,9 @@ def test_a_score_gates_pairs_and_a_pair_without_it_is_left_out(tmp_path: Path) -
     root = write_seeds(tmp_path / "in")
     lines = '{"seed": 0, "clip_sim_dir": 0.5}\n{"seed": 1, "clip_sim_dir": NaN}\n{torn'
     (root / "0000000" / "metadata.jsonl").write_text(lines)
-    settings = Settings(naming=TaskNaming("add"), gates=Gates(scores={"clip_sim_dir": 0.20005}))
+    settings = ConvertSettings(
+        naming=TaskNaming("add"), gates=Gates(scores={"clip_sim_dir": 0.20005})
+    )
     report = convert("instruct-pix2pix", root, tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"add": 2}, {"low score": 2})
     details = [item["detail"] for item in quarantine(tmp_path / "out")]
@@ -145,7 +147,7 @@ def test_a_score_gates_pairs_and_a_pair_without_it_is_left_out(tmp_path: Path) -
 
 def test_a_score_that_no_pair_has_is_refused(tmp_path: Path) -> None:
     root = write_seeds(tmp_path / "in")
-    settings = Settings(naming=TaskNaming("add"), gates=Gates(scores={"o_score": 5.0}))
+    settings = ConvertSettings(naming=TaskNaming("add"), gates=Gates(scores={"o_score": 5.0}))
     with pytest.raises(InputError, match="no pair has a score o_score; there are: clip_sim_dir"):
         convert("instruct-pix2pix", root, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
@@ -189,7 +191,7 @@ def test_a_table_of_another_set_is_refused_with_its_columns(tmp_path: Path) -> N
     write_parquet(tmp_path / "in" / "a.parquet", [{"input_img": cell(before(0)), "task_id": "x"}])
     message = (
         "a.parquet: a table of InstructPix2Pix has the columns original_image or input_image, "
-        "edit_prompt, edited_image, this one has input_img, task_id; give the folder of"
+        "edited_image, edit_prompt, this one has input_img, task_id; give the folder of"
     )
     with pytest.raises(InputError, match=message):
         convert("instruct-pix2pix", tmp_path / "in", tmp_path / "out", of_task("add"))

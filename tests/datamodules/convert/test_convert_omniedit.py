@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from datamodules.convert.gates import Gates
-from datamodules.convert.omniedit import TASKS
-from datamodules.convert.run import Settings, convert
+from datamodules.convert.parquet_sets import OMNIEDIT_TASKS as TASKS
+from datamodules.convert.run import ConvertSettings, convert
 from emu_edit.errors import InputError
 from tests.datamodules.convert.released import (
     PICTURE,
@@ -82,7 +82,7 @@ def test_the_key_is_the_sets_own_name_wherever_the_row_stands(tmp_path):
 def test_scores_are_gates(tmp_path):
     rows = [row(0), row(1, o_score=3.0), row(2, o_score=None)]
     write_parquet(tmp_path / "in" / "a.parquet", SCHEMA, rows)
-    settings = Settings(gates=Gates(scores={"o_score": 7.0}))
+    settings = ConvertSettings(gates=Gates(scores={"o_score": 7.0}))
     report = convert("omniedit", tmp_path / "in", tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"local": 1}, {"low score": 2})
 
@@ -95,7 +95,7 @@ def test_a_score_that_is_no_finite_number_is_none(tmp_path, score):
         json.loads(sample["json"])["scores"]["o_score"] for sample in read_back(tmp_path / "all")
     ]
     assert scores == [8.5, None]
-    settings = Settings(gates=Gates(scores={"o_score": 7.0}))
+    settings = ConvertSettings(gates=Gates(scores={"o_score": 7.0}))
     assert convert("omniedit", tmp_path / "in", tmp_path / "out", settings).skipped == {
         "low score": 1
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datamodules.convert.naming import TaskNaming
-from datamodules.convert.run import Settings, convert
+from datamodules.convert.run import ConvertSettings, convert
 from datamodules.shards.manifest import read_manifest
 from emu_edit.errors import InputError
 from tests.datamodules.convert.sets import after, before, cell, quarantine, samples, write_parquet
@@ -70,7 +70,7 @@ def test_a_map_names_the_unknown_overrules_the_table_and_leaves_out(tmp_path: Pa
     names = ["Deblur", "derain", "dehaze"]
     write_parquet(tmp_path / "a.parquet", [row(seed, name) for seed, name in enumerate(names)])
     given = {"derain": "global", "DEBLUR": "local", "dehaze": None}
-    settings = Settings(naming=TaskNaming(given=given))
+    settings = ConvertSettings(naming=TaskNaming(given=given))
     report = convert("promptfix", tmp_path / "a.parquet", tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"local": 1, "global": 1}, {"no task of ours": 1})
     detail = quarantine(tmp_path / "out")[0]["detail"]

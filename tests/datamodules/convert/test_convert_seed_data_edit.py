@@ -8,7 +8,7 @@ import pytest
 from datamodules.convert.naming import TaskNaming
 from datamodules.convert.pair import RawPair
 from datamodules.convert.picture import MissingPictureError
-from datamodules.convert.run import Settings, convert
+from datamodules.convert.run import ConvertSettings, convert
 from datamodules.convert.seed_data_edit import list_pairs
 from emu_edit.errors import InputError
 from tests.datamodules.convert.released import edited, pixels, quarantine, save, scene, write_lines
@@ -214,7 +214,7 @@ def test_no_task_is_named_so_one_is_needed(folder, tmp_path):
     lines = folder / "annotations" / "split_0001.jsonl"
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     write_lines(lines, {**rows[0], "instruction": "remove the cat"}, *rows[1:])
-    settings = Settings(naming=TaskNaming("local", by_words=True))
+    settings = ConvertSettings(naming=TaskNaming("local", by_words=True))
     report = convert("seed-data-edit", folder, tmp_path / "out", settings)
     assert report.written == {"local": 2, "remove": 1}
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import datamodules.convert.parquet
-from datamodules.convert import ultraedit
 from datamodules.convert.pair import RawPair, key_of
 from datamodules.convert.parquet import PICTURE_ROWS, TEXT_ROWS, PictureColumn
+from datamodules.convert.parquet_sets import ULTRAEDIT
 from datamodules.convert.run import convert
 from datamodules.shards.writer import ShardWriter
 from emu_edit.errors import InputError, ShardError
@@ -83,7 +83,7 @@ def test_counting_reads_no_picture_and_converting_each_batch_once(
             return super().iter_batches(batch_size, row_groups, columns)
 
     monkeypatch.setattr(parquet, "ParquetFile", Watched)
-    listed = list(ultraedit.list_pairs(tmp_path / "a.parquet"))
+    listed = list(ULTRAEDIT.list_pairs(tmp_path / "a.parquet"))
     assert len(listed) == count
     assert asked == [("edit_prompt",)]
     asked.clear()
@@ -94,7 +94,7 @@ def test_counting_reads_no_picture_and_converting_each_batch_once(
 def test_texts_are_read_in_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path / "a.parquet", rows(30), group=30)
     monkeypatch.setattr(datamodules.convert.parquet, "TEXT_ROWS", 4)
-    pairs = ultraedit.list_pairs(tmp_path / "a.parquet")
+    pairs = ULTRAEDIT.list_pairs(tmp_path / "a.parquet")
     words = [pair.instruction for pair in pairs if isinstance(pair, RawPair)]
     assert words == [f"turn it over {index}" for index in range(30)]
     assert TEXT_ROWS == 1024
@@ -102,7 +102,7 @@ def test_texts_are_read_in_batches_too(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_pictures_may_be_fetched_in_any_order_and_twice(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", rows(3 * PICTURE_ROWS), group=2 * PICTURE_ROWS)
-    listed = list(ultraedit.list_pairs(tmp_path / "a.parquet"))
+    listed = list(ULTRAEDIT.list_pairs(tmp_path / "a.parquet"))
     pairs = [pair for pair in listed if isinstance(pair, RawPair)]
     for index in (40, 3, 17, 3, 31, 0, 47):
         assert pairs[index].source.fetch() == png(before(index % 8))

@@ -8,7 +8,7 @@ import pytest
 
 from datamodules.convert.gates import Gates
 from datamodules.convert.naming import TaskNaming
-from datamodules.convert.run import Settings, convert
+from datamodules.convert.run import ConvertSettings, convert
 from emu_edit.errors import InputError
 from tests.datamodules.convert.sets import (
     HEIGHT,
@@ -122,7 +122,9 @@ def test_numbers_beyond_all_floats_are_no_scores(tmp_path: Path) -> None:
 
 def test_a_score_gates_rows(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [row(seed) for seed in range(4)])
-    settings = Settings(naming=TaskNaming("local"), gates=Gates(scores={"clip_sim_dir": 0.215}))
+    settings = ConvertSettings(
+        naming=TaskNaming("local"), gates=Gates(scores={"clip_sim_dir": 0.215})
+    )
     report = convert("ultraedit", tmp_path / "a.parquet", tmp_path / "out", settings)
     assert (report.written, report.skipped) == ({"local": 2}, {"low score": 2})
 
@@ -131,11 +133,11 @@ def test_words_decide_tasks_where_asked(tmp_path: Path) -> None:
     texts = ["remove the dog", "add a hat to the cat", "xyz"]
     rows = [row(seed) | {"edit_prompt": text} for seed, text in enumerate(texts)]
     write_parquet(tmp_path / "a.parquet", rows)
-    settings = Settings(naming=TaskNaming(by_words=True))
+    settings = ConvertSettings(naming=TaskNaming(by_words=True))
     report = convert("ultraedit", tmp_path / "a.parquet", tmp_path / "words", settings)
     assert (report.written, report.skipped) == ({"remove": 1, "add": 1}, {"no task of ours": 1})
     assert "no rule fits the words 'xyz'" in quarantine(tmp_path / "words")[0]["detail"]
-    settings = Settings(naming=TaskNaming("style", by_words=True))
+    settings = ConvertSettings(naming=TaskNaming("style", by_words=True))
     report = convert("ultraedit", tmp_path / "a.parquet", tmp_path / "both", settings)
     assert report.written == {"remove": 1, "add": 1, "style": 1}
 
