@@ -38,7 +38,7 @@ from datamodules.shards.folder import LocalFolder
 from datamodules.shards.index import index_path, index_shard, save_index
 from datamodules.shards.manifest import MANIFEST, ShardEntry, read_manifest, write_manifest
 from datamodules.stream.lanes import DataSet, lanes_of
-from datamodules.stream.reader import InOrder, OpenShard, ShardDataset
+from datamodules.stream.reader import InOrder, OpenShard, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import EditSample
 from emu_edit.errors import InputError
@@ -201,7 +201,7 @@ def _describe(folder: Path, path: Path) -> int:
 def _data_set(folder: Path) -> ShardDataset:
     lanes = lanes_of([DataSet("", LocalFolder(folder, read_manifest(folder)))])
     order = InOrder([lane.sizes for lane in lanes])
-    return ShardDataset(lanes, order=order, tasks=SIXTEEN, crop=SquareCrop(SIDE))
+    return ShardDataset(lanes, order=order, tasks=SIXTEEN, decode=PictureDecoder(SquareCrop(SIDE)))
 
 
 def _samples(folder: Path) -> Iterator[EditSample]:

@@ -243,7 +243,14 @@ def _training_step() -> Callable[[], None]:
     pictures = torch.randint(0, 256, (2, BATCH, 3, 64, 64), dtype=torch.uint8)
     text = "make the red circle blue"
     samples = [
-        EditSample(str(i), pictures[0, i], pictures[1, i], text, task=i, position=i)
+        EditSample(
+            key=str(i),
+            source=pictures[0, i],
+            target=pictures[1, i],
+            instruction=text,
+            task=i,
+            position=i,
+        )
         for i in range(BATCH)
     ]
     batch = EditBatch.collate(samples)

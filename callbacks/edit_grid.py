@@ -9,7 +9,6 @@ source and target.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from callbacks.ema import Ema
-from emu_edit.batch import EditBatch
+from emu_edit.batch import EditBatch, EditSample
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
 from emu_edit.training.loggers import WandbLogger
@@ -46,7 +45,7 @@ class EditGrid(Callback):
         self.every = every
         self.per_task = per_task
         self.seed = seed
-        self._pairs: list[EditBatch] = []
+        self._pairs: list[EditSample] = []
         self._drawn_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,41 +102,43 @@ class EditGrid(Callback):
 
 def first_of_each_task(
     batches: Iterable[EditBatch], num_tasks: int, per_task: int
-) -> list[EditBatch]:
-    """Return the first pairs of every task, in order of task, as batches of one."""
-    found: dict[int, list[EditBatch]] = {task: [] for task in range(num_tasks)}
+) -> list[EditSample]:
+    """Return the first pairs of every task, in order of task."""
+    found: dict[int, list[EditSample]] = {task: [] for task in range(num_tasks)}
     for batch in batches:
         for i, task in enumerate(batch.task.tolist()):
             if len(found[task]) < per_task:
-                found[task].append(row_of(batch, i))
+                found[task].append(pair_at(batch, i))
         if all(len(pairs) == per_task for pairs in found.values()):
             break
     return [pair for task in sorted(found) for pair in found[task]]
 
 
-def row_of(batch: EditBatch, i: int) -> EditBatch:
-    """Return sample i as a batch of one."""
-    return EditBatch(**{
-        field.name: getattr(batch, field.name)[i : i + 1]
-        for field in fields(EditBatch)
-        if not field.kw_only  # those are not needed for a picture
-    })
+def pair_at(batch: EditBatch, i: int) -> EditSample:
+    """Take pair i out of a batch."""
+    return EditSample(
+        key=batch.key[i],
+        source=batch.source[i],
+        target=batch.target[i],
+        instruction=batch.instruction[i],
+        task=int(batch.task[i]),
+    )
 
 
-def edited_rows(module: EditModule, pairs: list[EditBatch], seed: int) -> list[GridRow]:
+def edited_rows(module: EditModule, pairs: list[EditSample], seed: int) -> list[GridRow]:
     """Edit the pairs, a few at a time; pair i always meets the noise of seed + i."""
     editor = module.make_editor()
     names = module.networks.tasks.names
     rows: list[GridRow] = []
     for start in range(0, len(pairs), EDITS_AT_ONCE):
         part = pairs[start : start + EDITS_AT_ONCE]
-        instructions = [pair.instruction[0] for pair in part]
-        tasks = [names[int(pair.task)] for pair in part]
-        source = torch.cat([pair.source for pair in part])
+        instructions = [pair.instruction for pair in part]
+        tasks = [names[pair.task] for pair in part]
+        source = torch.stack([pair.source for pair in part])
         seeds = [seed + start + i for i in range(len(part))]
         edited = editor.edit_batch(source, instructions, tasks, seeds)
         rows += [
-            GridRow(pair.source[0], picture, pair.target[0], text, task)
+            GridRow(pair.source, picture, pair.target, text, task)
             for pair, picture, text, task in zip(part, edited, instructions, tasks, strict=True)
         ]
     return rows

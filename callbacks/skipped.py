@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from callbacks.all_ranks import from_all_ranks
 from callbacks.skip_counts import SkipCounts, SkipLimits, TooManySkippedError
-from emu_edit.batch import BadSample, EditBatch
+from emu_edit.batch import BadSample, Batch
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file
 from emu_edit.training.draws import DrawnBatch
@@ -90,7 +90,7 @@ class Skipped(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        batch: EditBatch | DrawnBatch,
+        batch: Batch | DrawnBatch,
         batch_idx: int,
     ) -> None:
         """Take note of a batch; at the first one, forget lines from here on."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from datamodules.encoded.reader import evaluation_set, training_set
+from datamodules.encoded.reader import evaluation_decoder, training_decoder
 from datamodules.remote.ahead import fetch_ahead, refuse_small_cache, retry_metrics
 from datamodules.remote.folder import CacheSettings, open_folder
 from datamodules.stream.lanes import DataSet, Lane, lanes_of
@@ -47,7 +47,7 @@ from datamodules.stream.sampler import (
     refuse_trainer,
 )
 from datamodules.stream.transforms import Noops, SquareCrop, Substitutes, Wordings
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch
 from emu_edit.errors import InputError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable
 
@@ -202,12 +202,16 @@ class EditDataModule(LightningDataModule):
         self, lanes: Sequence[Lane], order: Callable[[int], Position], *, is_training: bool
     ) -> ShardDataset:
         """Return the samples of some lanes as training, or as evaluation is to see them."""
-        data_set = training_set(lanes, self._crop) if is_training else evaluation_set(lanes)
-        return data_set(
+        decode = (
+            training_decoder(lanes, self._crop)
+            if is_training
+            else evaluation_decoder(lanes, self._val_crop)
+        )
+        return ShardDataset(
             lanes,
             order=order,
             tasks=self.table,
-            crop=self._crop if is_training else self._val_crop,
+            decode=decode,
             noops=self._noops if is_training else None,
             wordings=Wordings(self._seed) if is_training else None,
             substitutes=Substitutes(self._seed) if is_training else None,
@@ -239,7 +243,7 @@ class EditDataModule(LightningDataModule):
         )
         self._consumed = state.consumed
 
-    def on_before_batch_transfer(self, batch: EditBatch, dataloader_idx: int) -> EditBatch:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Check that the batch about to be trained on is the one that is due."""
         del dataloader_idx
         if self.trainer is not None and self.trainer.training:

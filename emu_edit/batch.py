@@ -1,38 +1,65 @@
 """The records that flow from the data plane to training: one sample, and a stacked batch.
 
-Pictures are uint8 here, lossless and a quarter of the traffic; strings stay strings, so the data
-plane knows no tokenizer. `position` is the sample's place in the global stream: all randomness of
-training (timestep, noise, dropout, flips) is drawn from it, so that ranks, workers and restarts
-cannot change what a sample meets. Samples of a cache carry latents in place of pictures, which are
-then 0x0.
-
-What frozen encoders made of a pair, kept so that training need not make it again.
-
-A codec and a text encoder that never learn say the same of a pair in every epoch. The record holds
-what they said, of one pair or of a stacked batch, and the fingerprints of the networks that said
-it. It keeps the target's posterior and not a draw from it, so that sampling stays fresh, and the
-features of "" beside those of the instruction, so that dropout stays live.
+A sample is a pair of pictures, or what frozen encoders made of one: a codec and a text encoder that
+never learn give the same of a pair in every epoch, so it can be read from disk instead. Pictures
+are uint8 here, lossless and a quarter of the traffic; strings stay strings, so the data plane knows
+no tokenizer. `position` is the sample's place in the global stream: all randomness of training
+(timestep, noise, dropout, flips) is drawn from it, so that ranks, workers and restarts cannot
+change what a sample meets.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-OnTensor = Callable[[Tensor], Tensor]
+Record = TypeVar("Record", bound="TensorRecord")
 
 
 @dataclass(frozen=True)
-class EncodedText:
+class TensorRecord:
+    """A record whose tensors move together, those of records in it, too."""
+
+    def map(self: Record, function: Callable[[Tensor], Tensor]) -> Record:
+        """Apply `function` to each tensor."""
+        changed = {}
+        for name, value in vars(self).items():
+            match value:
+                case Tensor():
+                    changed[name] = function(value)
+                case TensorRecord():
+                    changed[name] = value.map(function)
+        return replace(self, **changed)
+
+    def to(self: Record, device: torch.device | str, non_blocking: bool = False) -> Record:
+        """Move the tensors to `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: Record) -> Record:
+        """Copy the tensors to page-locked memory."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def share_memory(self: Record) -> Record:
+        """Move the tensors to memory that other processes can map.
+
+        Raises:
+            RuntimeError: if the system has no more of it.
+        """
+        return self.map(lambda tensor: tensor.share_memory_())
+
+
+@dataclass(frozen=True)
+class EncodedText(TensorRecord):
     """Features of an instruction and of the empty text; l tokens, of which `mask` are real.
 
     Attributes:
         tokens: features of the instruction.
         mask: True where a token is attended.
-        null_tokens: features of "".
+        null_tokens: features of "", kept so that the text can still be dropped.
         null_mask: its mask.
         encoder: fingerprint of the text encoder.
     """
@@ -48,79 +75,20 @@ class EncodedText:
         """Stack texts, padded to the longest, the empty one too; what is added is masked."""
         first = texts[0]
         longest = max(len(first.null_mask), *(len(text.mask) for text in texts))
+
+        def longer(tokens: Tensor) -> Tensor:
+            return pad(tokens, (0, 0, 0, longest - len(tokens)))
+
+        def masked(mask: Tensor) -> Tensor:
+            return pad(mask, (0, longest - len(mask)))
+
         return EncodedText(
-            tokens=torch.stack([_longer(text.tokens, longest) for text in texts]),
-            mask=torch.stack([_masked(text.mask, longest) for text in texts]),
-            null_tokens=_longer(first.null_tokens, longest),
-            null_mask=_masked(first.null_mask, longest),
+            tokens=torch.stack([longer(text.tokens) for text in texts]),
+            mask=torch.stack([masked(text.mask) for text in texts]),
+            null_tokens=longer(first.null_tokens),
+            null_mask=masked(first.null_mask),
             encoder=first.encoder,
         )
-
-    def map(self, function: OnTensor) -> "EncodedText":
-        """Return the record with `function` applied to each tensor."""
-        return replace(
-            self,
-            tokens=function(self.tokens),
-            mask=function(self.mask),
-            null_tokens=function(self.null_tokens),
-            null_mask=function(self.null_mask),
-        )
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Latents of a pair, scaled as the codec scales them, and its text where that was frozen, too.
-
-    Attributes:
-        source: mean of the source's posterior; a condition is never sampled.
-        target: mean of the target's posterior.
-        target_std: its deviation; zeros for a codec that is sure.
-        text: None where the text encoder learns.
-        codec: fingerprint of the codec.
-    """
-
-    source: Float[Tensor, "... c h w"]
-    target: Float[Tensor, "... c h w"]
-    target_std: Float[Tensor, "... c h w"]
-    text: EncodedText | None
-    codec: str
-
-    @staticmethod
-    def collate(pairs: "list[Encoded]") -> "Encoded":
-        """Stack pairs.
-
-        Raises:
-            ValueError: if they were not all encoded by the same networks.
-        """
-        makers = {(pair.codec, pair.text and pair.text.encoder) for pair in pairs}
-        if len(makers) != 1:
-            raise ValueError(f"one batch holds the latents of one codec, got {sorted(makers)}")
-        texts = [pair.text for pair in pairs if pair.text is not None]
-        return Encoded(
-            source=torch.stack([pair.source for pair in pairs]),
-            target=torch.stack([pair.target for pair in pairs]),
-            target_std=torch.stack([pair.target_std for pair in pairs]),
-            text=EncodedText.collate(texts) if texts else None,
-            codec=pairs[0].codec,
-        )
-
-    def map(self, function: OnTensor) -> "Encoded":
-        """Return the record with `function` applied to each tensor."""
-        return replace(
-            self,
-            source=function(self.source),
-            target=function(self.target),
-            target_std=function(self.target_std),
-            text=None if self.text is None else self.text.map(function),
-        )
-
-
-def _longer(tokens: Float[Tensor, "l d"], length: int) -> Float[Tensor, "m d"]:
-    return pad(tokens, (0, 0, 0, length - len(tokens)))
-
-
-def _masked(mask: Bool[Tensor, " l"], length: int) -> Bool[Tensor, " m"]:
-    return pad(mask, (0, length - len(mask)))
 
 
 @dataclass(frozen=True)
@@ -148,37 +116,63 @@ class BadSample:
     reason: str
 
 
-@dataclass(frozen=True)
-class EditSample:
-    """One pair. `mask` is True where the edit may change pixels; None if there is no mask.
+@dataclass(frozen=True, kw_only=True)
+class PairSample:
+    """What every sample says of its pair.
 
-    `bad` are the samples that should have been here, the last of them replaced by this one.
+    Attributes:
+        mask: True where the edit may change pixels; None if there is no mask.
+        bad: the samples that should have been here, the last of them replaced by this one.
     """
 
     key: str
-    source: UInt8[Tensor, "3 h w"]
-    target: UInt8[Tensor, "3 h w"]
     instruction: str
     task: int
     mask: Bool[Tensor, "mh mw"] | None = None
     source_caption: str = ""
     target_caption: str = ""
     position: int = 0
-    encoded: Encoded | None = None
     bad: tuple[BadSample, ...] = ()
 
 
-@dataclass(frozen=True)
-class EditBatch:
-    """Samples of one size, stacked.
+@dataclass(frozen=True, kw_only=True)
+class EditSample(PairSample):
+    """A pair of pictures."""
+
+    source: UInt8[Tensor, "3 h w"]
+    target: UInt8[Tensor, "3 h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample(PairSample):
+    """What frozen encoders made of a pair; latents are scaled as the codec scales them.
+
+    The target's posterior is kept and not a draw from it, so that every epoch draws afresh.
+
+    Attributes:
+        source: mean of the source's posterior; a condition is never sampled.
+        target: mean of the target's posterior.
+        target_std: its deviation; zeros for a codec that is sure.
+        text: None where the text encoder learns.
+        codec: fingerprint of the codec.
+    """
+
+    source: Float[Tensor, "c h w"]
+    target: Float[Tensor, "c h w"]
+    target_std: Float[Tensor, "c h w"]
+    text: EncodedText | None
+    codec: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBatch(TensorRecord):
+    """What every batch says of its pairs.
 
     Rows of `mask` whose `has_mask` is False are all True and mean nothing. `bad` are the samples in
     whose place others came, of all rows.
     """
 
     key: tuple[str, ...]
-    source: UInt8[Tensor, "b 3 h w"]
-    target: UInt8[Tensor, "b 3 h w"]
     instruction: tuple[str, ...]
     task: Int64[Tensor, " b"]
     mask: Bool[Tensor, "b mh mw"]
@@ -186,15 +180,21 @@ class EditBatch:
     source_caption: tuple[str, ...]
     target_caption: tuple[str, ...]
     position: Int64[Tensor, " b"]
-    # keyword only: a batch with more fields can follow (`DrawnBatch`)
-    encoded: Encoded | None = field(default=None, kw_only=True)
-    bad: tuple[BadSample, ...] = field(default=(), kw_only=True)
+    bad: tuple[BadSample, ...] = ()
 
     def __len__(self) -> int:
         return len(self.key)
 
+
+@dataclass(frozen=True, kw_only=True)
+class EditBatch(PairBatch):
+    """Pairs of pictures of one size, stacked."""
+
+    source: UInt8[Tensor, "b 3 h w"]
+    target: UInt8[Tensor, "b 3 h w"]
+
     @staticmethod
-    def collate(samples: "list[EditSample]") -> "EditBatch":
+    def collate(samples: list[EditSample]) -> "EditBatch":
         """Stack samples; all must have the size of the first.
 
         Raises:
@@ -213,46 +213,60 @@ class EditBatch:
                     f"{sample.key} is {tuple(sample.source.shape[1:])} -> "
                     f"{tuple(sample.target.shape[1:])}"
                 )
-        # the size of the pictures, which samples of a cache do not have
-        masks = [s.mask for s in samples if s.mask is not None]
-        everywhere = torch.ones_like(masks[0] if masks else first.source[0], dtype=torch.bool)
-        encoded = [s.encoded for s in samples if s.encoded is not None]
         return EditBatch(
-            key=tuple(s.key for s in samples),
-            source=torch.stack([s.source for s in samples]),
-            target=torch.stack([s.target for s in samples]),
-            instruction=tuple(s.instruction for s in samples),
-            task=torch.tensor([s.task for s in samples]),
-            mask=torch.stack([everywhere if s.mask is None else s.mask for s in samples]),
-            has_mask=torch.tensor([s.mask is not None for s in samples]),
-            source_caption=tuple(s.source_caption for s in samples),
-            target_caption=tuple(s.target_caption for s in samples),
-            position=torch.tensor([s.position for s in samples]),
-            encoded=Encoded.collate(encoded) if encoded else None,
-            bad=tuple(bad for s in samples for bad in s.bad),
+            source=torch.stack([sample.source for sample in samples]),
+            target=torch.stack([sample.target for sample in samples]),
+            **_stacked(samples, mask_size=first.source.shape[1:]),
         )
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "EditBatch":
-        """Return the batch with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "EditBatch":
-        """Return the batch with its tensors in page-locked memory."""
-        return self._map(lambda tensor: tensor.pin_memory())
+@dataclass(frozen=True, kw_only=True)
+class EncodedBatch(PairBatch):
+    """Encoded pairs, stacked; fields as in `EncodedSample`. Without any mask, `mask` is 0x0."""
 
-    def share_memory(self) -> "EditBatch":
-        """Return the batch with its tensors in memory that other processes can map.
+    source: Float[Tensor, "b c h w"]
+    target: Float[Tensor, "b c h w"]
+    target_std: Float[Tensor, "b c h w"]
+    text: EncodedText | None
+    codec: str
+
+    @staticmethod
+    def collate(samples: list[EncodedSample]) -> "EncodedBatch":
+        """Stack samples.
 
         Raises:
-            RuntimeError: if the system has no more of it.
+            ValueError: if they were not all encoded by the same networks.
         """
-        return self._map(lambda tensor: tensor.share_memory_())
+        makers = {(sample.codec, sample.text and sample.text.encoder) for sample in samples}
+        if len(makers) != 1:
+            raise ValueError(f"one batch holds the latents of one codec, got {sorted(makers)}")
+        texts = [sample.text for sample in samples if sample.text is not None]
+        return EncodedBatch(
+            source=torch.stack([sample.source for sample in samples]),
+            target=torch.stack([sample.target for sample in samples]),
+            target_std=torch.stack([sample.target_std for sample in samples]),
+            text=EncodedText.collate(texts) if texts else None,
+            codec=samples[0].codec,
+            **_stacked(samples, mask_size=(0, 0)),
+        )
 
-    def _map(self, function) -> "EditBatch":
-        tensors = {
-            name: function(value)
-            for name in (entry.name for entry in fields(self))
-            if isinstance(value := getattr(self, name), Tensor)
-        }
-        encoded = None if self.encoded is None else self.encoded.map(function)
-        return replace(self, **tensors, encoded=encoded)
+
+Sample = EditSample | EncodedSample
+Batch = EditBatch | EncodedBatch
+
+
+def _stacked(samples: Sequence[PairSample], mask_size: Sequence[int]) -> dict[str, Any]:
+    """Stack what samples say; where none has a mask, the one that means nothing has `mask_size`."""
+    masks = [s.mask for s in samples if s.mask is not None]
+    everywhere = torch.ones(masks[0].shape if masks else tuple(mask_size), dtype=torch.bool)
+    return {
+        "key": tuple(s.key for s in samples),
+        "instruction": tuple(s.instruction for s in samples),
+        "task": torch.tensor([s.task for s in samples]),
+        "mask": torch.stack([everywhere if s.mask is None else s.mask for s in samples]),
+        "has_mask": torch.tensor([s.mask is not None for s in samples]),
+        "source_caption": tuple(s.source_caption for s in samples),
+        "target_caption": tuple(s.target_caption for s in samples),
+        "position": torch.tensor([s.position for s in samples]),
+        "bad": tuple(bad for s in samples for bad in s.bad),
+    }

@@ -260,7 +260,13 @@ class _Stream(Sequence[EditSample]):
 
     def __getitem__(self, index: int) -> EditSample:  # type: ignore[override]
         pair = self.pair(int(index))
-        return EditSample(pair.name, pair.source, pair.target, pair.instruction, task=self._new)
+        return EditSample(
+            key=pair.name,
+            source=pair.source,
+            target=pair.target,
+            instruction=pair.instruction,
+            task=self._new,
+        )
 
     def pair(self, index: int) -> FewShotPair:
         """Return one pair, also beyond the stream's end."""

@@ -25,7 +25,7 @@ from datamodules.checks.report import (
     TaskSummary,
     hash_of,
 )
-from datamodules.encoded.reader import Cache, CacheHeader, open_caches, read_encoded
+from datamodules.encoded.reader import Cache, CacheHeader, open_caches
 from datamodules.remote.address import parse_place
 from datamodules.remote.folder import open_folder
 from datamodules.shards.folder import LocalFolder, ShardFolder
@@ -126,7 +126,7 @@ class _Check:
                 if cache is None:
                     self._look_at(shard, sample)
                 else:
-                    read_encoded(shard, sample, cache)
+                    cache.decode(shard, sample)
             except InputError as error:
                 self._add(shard.key(sample), str(error))
             self._advance(1)

@@ -29,13 +29,11 @@ from torch import Tensor
 from datamodules.shards.folder import ShardFolder
 from datamodules.shards.manifest import MANIFEST, Manifest, load_manifest
 from datamodules.stream.lanes import Lane
-from datamodules.stream.order import Position
-from datamodules.stream.reader import Content, OpenShard, ShardDataset
-from datamodules.stream.transforms import Noops, SquareCrop, Substitutes, Wordings
-from emu_edit.batch import Encoded, EncodedText
+from datamodules.stream.reader import Decode, OpenShard, PictureDecoder
+from datamodules.stream.transforms import SquareCrop
+from emu_edit.batch import EncodedSample, EncodedText, Sample
 from emu_edit.errors import BadImageError, BadSampleError, InputError, ShardError
 from emu_edit.images import decode_mask
-from emu_edit.tasks import TaskTable
 
 CACHE = "cache"  # entry of a manifest's `made_by` that makes its folder a cache
 CACHED_FROM = "cached_from"  # entry of a sample's json
@@ -119,122 +117,70 @@ class Cache:
     null_tokens: Float[Tensor, "n d"] | None
     null_mask: Bool[Tensor, " n"] | None
 
-
-class CachedDataset(ShardDataset):
-    """Read samples of caches by their position in an order.
-
-    Args:
-        cache: what the samples share.
-        lanes: the tasks of the data sets, in the order in which `order` counts them.
-        order: what position means which sample.
-        tasks: gives each task its index.
-        crop: that of the training; the cache has done it already.
-        noops: which pairs are shown as already edited; by default none.
-        wordings: which wording is read where there are several; by default the first.
-        substitutes: what is read in place of a bad sample; by default nothing, it is an error.
-    """
-
-    def __init__(
-        self,
-        cache: Cache,
-        lanes: Sequence[Lane],
-        *,
-        order: Callable[[int], Position],
-        tasks: TaskTable,
-        crop: SquareCrop,
-        noops: Noops | None = None,
-        wordings: Wordings | None = None,
-        substitutes: Substitutes | None = None,
-    ) -> None:
-        super().__init__(
-            lanes,
-            order=order,
-            tasks=tasks,
-            crop=crop,
-            noops=noops,
-            wordings=wordings,
-            substitutes=substitutes,
-        )
-        self._cache = cache
-
-    def content(
+    def decode(
         self,
         shard: OpenShard,
         sample: int,
-        position: int,  # noqa: ARG002
-        wording: int,
-    ) -> Content:
-        """Return the latents and features of a sample; its pictures are 0x0.
+        position: int = 0,  # noqa: ARG002  the crop is done
+        wording: int = 0,
+    ) -> Callable[..., Sample]:
+        """Read latents, mask, and the features of one of the wordings, in float32.
 
         Raises:
-            BadSampleError: if the cache has no latents of it.
+            BadSampleError: naming shard and key, if the cache has no latents of the sample.
+            ShardError: if its bytes are not those that were indexed.
         """
-        encoded, mask = read_encoded(shard, sample, self._cache, wording)
-        nothing = torch.zeros(3, 0, 0, dtype=torch.uint8)
-        return Content(nothing, nothing, mask, encoded)
+        where = shard.where(sample)
+        origin = shard.text(sample).get(CACHED_FROM, {})
+        if BROKEN in origin:
+            raise BadSampleError(
+                f"{where}: had no usable pictures when it was cached ({origin[BROKEN]})",
+                kind=origin[KIND],
+            )
+        try:
+            source = load(shard.member(sample, "source") or b"")
+            target = load(shard.member(sample, "target") or b"")
+            data = shard.member(sample, "mask")
+            mean = target[MEAN].float()
+            return partial(
+                EncodedSample,
+                source=source[MEAN].float(),
+                target=mean,
+                target_std=target[STD].float() if STD in target else torch.zeros_like(mean),
+                text=self._text(source, wording),
+                codec=self.header.codec,
+                mask=None if data is None else decode_mask(data, where="mask"),
+            )
+        except (SafetensorError, KeyError, BadImageError) as error:
+            raise BadSampleError(
+                f"{where}: is no sample of a cache ({error}); {AGAIN}", "latents_unreadable"
+            ) from error
 
-
-def read_encoded(
-    shard: OpenShard, sample: int, cache: Cache, wording: int = 0
-) -> tuple[Encoded, Bool[Tensor, "h w"] | None]:
-    """Return what a cache holds of a sample in one of its wordings, in float32, and its mask.
-
-    Raises:
-        BadSampleError: naming shard and key, if the cache has no latents of it.
-        ShardError: if its bytes are not those that were indexed.
-    """
-    where = shard.where(sample)
-    origin = shard.text(sample).get(CACHED_FROM, {})
-    if BROKEN in origin:
-        raise BadSampleError(
-            f"{where}: had no usable pictures when it was cached ({origin[BROKEN]})",
-            kind=origin[KIND],
+    def _text(self, features: dict[str, Tensor], wording: int) -> EncodedText | None:
+        if self.null_tokens is None or self.null_mask is None:
+            return None
+        return EncodedText(
+            tokens=features[of_wording(TOKENS, wording)].float(),
+            mask=features[of_wording(MASK, wording)],
+            null_tokens=self.null_tokens,
+            null_mask=self.null_mask,
+            encoder=self.header.text_encoder,
         )
-    try:
-        told = load(shard.member(sample, "source") or b"")
-        asked = load(shard.member(sample, "target") or b"")
-        data = shard.member(sample, "mask")
-        mask = None if data is None else decode_mask(data, where="mask")
-        target = asked[MEAN].float()
-        encoded = Encoded(
-            source=told[MEAN].float(),
-            target=target,
-            target_std=asked[STD].float() if STD in asked else torch.zeros_like(target),
-            text=_text(told, cache, wording),
-            codec=cache.header.codec,
-        )
-    except (SafetensorError, KeyError, BadImageError) as error:
-        raise BadSampleError(
-            f"{where}: is no sample of a cache ({error}); {AGAIN}", "latents_unreadable"
-        ) from error
-    return encoded, mask
 
 
 def of_wording(name: str, wording: int) -> str:
-    """Return the name under which a cache keeps `tokens` or `text_mask` of a wording."""
+    """Return the name under which a cache keeps `tokens` or `mask` of a wording."""
     return f"{name}.{wording}" if wording else name
 
 
-def _text(told: dict[str, Tensor], cache: Cache, wording: int) -> EncodedText | None:
-    if cache.null_tokens is None or cache.null_mask is None:
-        return None
-    return EncodedText(
-        tokens=told[of_wording(TOKENS, wording)].float(),
-        mask=told[of_wording(MASK, wording)],
-        null_tokens=cache.null_tokens,
-        null_mask=cache.null_mask,
-        encoder=cache.header.text_encoder,
-    )
-
-
-def training_set(lanes: Sequence[Lane], crop: SquareCrop) -> Callable[..., ShardDataset]:
-    """Return the kind of data set to train on: `CachedDataset` if the folders are caches.
+def training_decoder(lanes: Sequence[Lane], crop: SquareCrop) -> Decode:
+    """Return what makes samples to train on: of pictures, or of latents if the folders are caches.
 
     Raises:
         InputError: as `open_caches`.
     """
     cache = open_caches(lanes, crop)
-    return ShardDataset if cache is None else partial(CachedDataset, cache)
+    return PictureDecoder(crop) if cache is None else cache.decode
 
 
 def open_caches(lanes: Sequence[Lane], crop: SquareCrop) -> Cache | None:
@@ -268,8 +214,8 @@ def open_caches(lanes: Sequence[Lane], crop: SquareCrop) -> Cache | None:
     return _with_null_text(first_folder, first)
 
 
-def evaluation_set(lanes: Sequence[Lane]) -> type[ShardDataset]:
-    """Return the kind of data set to evaluate on: of pictures, edits of which are looked at.
+def evaluation_decoder(lanes: Sequence[Lane], crop: SquareCrop) -> Decode:
+    """Return what makes samples to evaluate on: of pictures, edits of which are looked at.
 
     Raises:
         InputError: if a folder is a cache.
@@ -280,7 +226,7 @@ def evaluation_set(lanes: Sequence[Lane]) -> type[ShardDataset]:
                 f"data.val={folder} is a cache and has no pictures to edit; give the folder it "
                 "was made from"
             )
-    return ShardDataset
+    return PictureDecoder(crop)
 
 
 def _refuse_settings(folder: ShardFolder, header: CacheHeader, crop: SquareCrop) -> None:

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datamodules.stream.reader import ShardDataset
 from datamodules.stream.sampler import GlobalBatchSampler
-from emu_edit.batch import EditBatch, EditSample
+from emu_edit.batch import Batch, EditBatch, EncodedBatch, EncodedSample, Sample
 from emu_edit.errors import InputError, StorageError
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -44,15 +44,15 @@ class LoaderError(StorageError):
     """The loader's processes died, ran out of memory, or give nothing any more."""
 
 
-class _ErrorsAsValues(Dataset[EditSample]):
+class _ErrorsAsValues(Dataset[Sample]):
     def __init__(self, samples: ShardDataset, ahead: Callable[[int], None] | None) -> None:
         self._samples = samples
         self._ahead = ahead
 
-    def __getitem__(self, position: int) -> EditSample:
+    def __getitem__(self, position: int) -> Sample:
         return self._samples[position]
 
-    def __getitems__(self, positions: list[int]) -> list[EditSample] | InputError:
+    def __getitems__(self, positions: list[int]) -> list[Sample] | InputError:
         """Read one micro-batch; torch's loader prefers this method when there is one."""
         if self._ahead is not None and get_worker_info() is not None:
             self._ahead(positions[0])
@@ -64,10 +64,12 @@ class _ErrorsAsValues(Dataset[EditSample]):
             return LoaderError(f"no memory was left to read a batch; {_MEMORY}")
 
 
-def _collate(samples: list[EditSample] | InputError) -> EditBatch | InputError:
+def _collate(samples: list[Any] | InputError) -> Batch | InputError:
     if isinstance(samples, InputError):
         return samples
-    batch = EditBatch.collate(samples)
+    # a batch is of one kind: `open_caches` refuses caches beside pictures
+    kind = EncodedBatch if isinstance(samples[0], EncodedSample) else EditBatch
+    batch = kind.collate(samples)
     if get_worker_info() is None:
         return batch
     try:
@@ -105,7 +107,7 @@ class _Dealt(Sampler[list[int]]):
         return self._due[0] if self._due else []
 
 
-class PositionLoader(DataLoader[EditSample]):
+class PositionLoader(DataLoader[Sample]):
     """Load micro-batches of positions, in order, whatever the number of workers.
 
     `state_dict` and `load_state_dict` tell Lightning that resuming mid-epoch is taken care of; the
@@ -144,7 +146,7 @@ class PositionLoader(DataLoader[EditSample]):
             timeout=timeout if num_workers else 0.0,  # torch refuses one without workers
         )
 
-    def __iter__(self) -> Iterator[EditBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # workers start now, not at the first batch
         batches = super().__iter__()
         _word_deaths()
@@ -157,7 +159,7 @@ class PositionLoader(DataLoader[EditSample]):
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Take nothing."""
 
-    def _checked(self, batches: Iterator[Any]) -> Iterator[EditBatch]:
+    def _checked(self, batches: Iterator[Any]) -> Iterator[Batch]:
         while True:
             try:
                 batch = next(batches)

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from datamodules.shards.manifest import ShardEntry
 from datamodules.stream.lanes import Lane
 from datamodules.stream.order import Position
 from datamodules.stream.transforms import MAX_ATTEMPTS, Noops, SquareCrop, Substitutes, Wordings
-from emu_edit.batch import BadSample, EditSample, Encoded
+from emu_edit.batch import BadSample, EditSample, Sample
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
 from emu_edit.images import decode_mask, decode_rgb
 from emu_edit.tasks import TaskTable
@@ -157,34 +158,50 @@ def _decoded(decode: Callable[..., Tensor], data: bytes, where: str, role: str) 
         raise BadSampleError(f"{where}: {error}", f"{role}_unreadable") from error
 
 
+Decode = Callable[[OpenShard, int, int, int], Callable[..., Sample]]
+"""From (shard, sample, position, wording) to a sample that lacks what the json says of it."""
+
+
 @dataclass(frozen=True)
-class Content:
-    """What a sample shows: pictures, or what encoders have made of them, and the mask."""
+class PictureDecoder:
+    """Decode pictures and bring them to the training size."""
 
-    source: Tensor
-    target: Tensor
-    mask: Tensor | None
-    encoded: Encoded | None = None
+    crop: SquareCrop
 
-    def already_edited(self) -> "Content":
-        """Return the pair that asks for what its source already shows: nothing may change."""
-        encoded = self.encoded
-        return Content(
-            source=self.target,
-            target=self.target,
-            mask=None if self.mask is None else torch.zeros_like(self.mask),
-            encoded=None if encoded is None else replace(encoded, source=encoded.target),
-        )
+    def __call__(
+        self,
+        shard: OpenShard,
+        sample: int,
+        position: int,
+        wording: int,  # noqa: ARG002  pictures have no words
+    ) -> Callable[..., Sample]:
+        """Decode source, target and mask of a sample.
+
+        Raises:
+            BadSampleError: if they cannot be used.
+        """
+        source, target, mask = self.crop(*decode_pair(shard, sample), position)
+        return partial(EditSample, source=source, target=target, mask=mask)
 
 
-class ShardDataset(Dataset[EditSample]):
+def already_edited(sample: Sample) -> Sample:
+    """Show the target as source, too: what the instruction asks for holds, nothing may change."""
+    return replace(
+        sample,
+        source=sample.target,
+        source_caption=sample.target_caption,
+        mask=None if sample.mask is None else torch.zeros_like(sample.mask),
+    )
+
+
+class ShardDataset(Dataset[Sample]):
     """Read samples by their position in an order.
 
     Args:
         lanes: the tasks of the data sets, in the order in which `order` counts them.
         order: what position means which sample.
         tasks: gives each task its index.
-        crop: brings the pictures to the training size.
+        decode: makes a sample of the members of a shard.
         noops: which pairs are shown as already edited; by default none.
         wordings: which wording is read where there are several; by default the first.
         substitutes: what is read in place of a bad sample; by default nothing, it is an error.
@@ -196,7 +213,7 @@ class ShardDataset(Dataset[EditSample]):
         *,
         order: Callable[[int], Position],
         tasks: TaskTable,
-        crop: SquareCrop,
+        decode: Decode,
         noops: Noops | None = None,
         wordings: Wordings | None = None,
         substitutes: Substitutes | None = None,
@@ -204,7 +221,7 @@ class ShardDataset(Dataset[EditSample]):
         self._lanes = lanes
         self._order = order
         self._tasks = tasks
-        self._crop = crop
+        self._decode = decode
         self._noops = Noops() if noops is None else noops
         self._wordings = wordings
         self._substitutes = substitutes
@@ -214,7 +231,7 @@ class ShardDataset(Dataset[EditSample]):
         # a spawned worker opens its own files
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def __getitem__(self, position: int) -> EditSample:
+    def __getitem__(self, position: int) -> Sample:
         """Read the sample of a position, or a substitute of the same lane that names the bad ones.
 
         Raises:
@@ -241,7 +258,7 @@ class ShardDataset(Dataset[EditSample]):
             "folder with `emu-edit shards check`"
         )
 
-    def read(self, where: Position, position: int) -> EditSample:
+    def read(self, where: Position, position: int) -> Sample:
         """Read the sample at a place in the shards, for a position of the stream.
 
         Raises:
@@ -251,41 +268,19 @@ class ShardDataset(Dataset[EditSample]):
         lane = self._lanes[where.task]
         shard = self._shard(lane, lane.shards[where.shard])
         text = shard.text(where.sample)
-        target_caption = text.get("target_caption", "")
-        source_caption = text.get("source_caption", "")
         wordings = wordings_of(text)
         wording = 0
         if self._wordings is not None and len(wordings) > 1:
             wording = self._wordings(len(wordings), position)
-        content = self.content(shard, where.sample, position, wording)
-        if self._noops(shard.task, position):
-            content, source_caption = content.already_edited(), target_caption
-        return EditSample(
+        sample = self._decode(shard, where.sample, position, wording)(
             key=shard.key(where.sample),
-            source=content.source,
-            target=content.target,
             instruction=wordings[wording],
             task=self._tasks.index(shard.task),
-            mask=content.mask,
-            source_caption=source_caption,
-            target_caption=target_caption,
+            source_caption=text.get("source_caption", ""),
+            target_caption=text.get("target_caption", ""),
             position=position,
-            encoded=content.encoded,
         )
-
-    def content(
-        self,
-        shard: OpenShard,
-        sample: int,
-        position: int,
-        wording: int,  # noqa: ARG002
-    ) -> Content:
-        """Return the pictures of a sample, at the training size; they have no words.
-
-        Raises:
-            BadSampleError: if they cannot be used.
-        """
-        return Content(*self._crop(*decode_pair(shard, sample), position))
+        return already_edited(sample) if self._noops(shard.task, position) else sample
 
     def place(self, position: int) -> str:
         """Return shard and task of a position, for messages: "local-000001.tar (local)"."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch, TensorRecord
 from emu_edit.randomness import normals, uniforms
 
 
@@ -25,7 +25,7 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
-class DrawnBatch:
+class DrawnBatch(TensorRecord):
     """A batch with its random numbers.
 
     Attributes:
@@ -36,7 +36,7 @@ class DrawnBatch:
         eps_posterior: the noise with which the codec's posterior is sampled.
     """
 
-    batch: EditBatch
+    batch: Batch
     u: Float[Tensor, "b 3"]
     eps: Float[Tensor, "b c lh lw"]
     eps_posterior: Float[Tensor, "b c lh lw"]
@@ -44,18 +44,9 @@ class DrawnBatch:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "DrawnBatch":
-        """Return the batch with its tensors on `device`."""
-        return DrawnBatch(
-            self.batch.to(device, non_blocking),
-            u=self.u.to(device, non_blocking=non_blocking),
-            eps=self.eps.to(device, non_blocking=non_blocking),
-            eps_posterior=self.eps_posterior.to(device, non_blocking=non_blocking),
-        )
-
 
 def draw(
-    batch: EditBatch, *, seed: int, phase: Phase, latent_shape: tuple[int, int, int]
+    batch: Batch, *, seed: int, phase: Phase, latent_shape: tuple[int, int, int]
 ) -> DrawnBatch:
     """Draw the numbers of a batch that is still on the CPU; elsewhere it waits for the device."""
     position = batch.position.cpu()

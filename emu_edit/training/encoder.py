@@ -1,8 +1,8 @@
 """From pictures and words to what the loss needs: z_0, the conditioning, and the null text.
 
 The border between the data plane and the networks: uint8 becomes float here (through
-`emu_edit.images`), strings become features, task indices become vectors. What a cache has kept of
-frozen networks is taken from it instead. It knows no schedule and draws nothing.
+`emu_edit.images`), strings become features, task indices become vectors. What frozen
+networks made of a pair earlier is taken as it is. This knows no schedule and draws nothing.
 """
 
 from functools import cached_property
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emu_edit.batch import EditBatch, Encoded, EncodedText
+from emu_edit.batch import EditBatch, EncodedBatch, EncodedText
 from emu_edit.errors import InputError
 from emu_edit.images import to_float
 from emu_edit.models.fingerprints import codec_fingerprint, text_fingerprint
@@ -47,58 +47,54 @@ class BatchEncoder:
         null_text the encoding of "" (b = 1).
 
         Raises:
-            InputError: if the batch comes from a cache that other networks have written.
+            InputError: if the batch was encoded by other networks.
         """
-        mean, std, z_source = self._latents(drawn.batch)
-        z_0 = mean + std * drawn.eps_posterior
-        text, null_text = self._text(drawn.batch)
-        v_task = self.networks.task_embedding(drawn.batch.task)
-        return z_0, Conditioning(text=text, z_source=z_source, v_task=v_task), null_text
+        networks, batch = self.networks, drawn.batch
+        match batch:
+            case EditBatch():
+                with torch.no_grad():
+                    mean, std = networks.codec.posterior(to_float(batch.target))
+                    z_source = networks.codec.encode_condition(to_float(batch.source))
+                text, null_text = networks.encode_text(list(batch.instruction))
+            case EncodedBatch():
+                self._check_codec(batch.codec)
+                mean, std = batch.target, batch.target_std
+                with torch.no_grad():
+                    z_source = networks.codec.as_condition(batch.source)
+                text, null_text = self._text(batch)
+        z_0 = mean.float() + std.float() * drawn.eps_posterior
+        v_task = networks.task_embedding(batch.task)
+        return z_0, Conditioning(text=text, z_source=z_source.float(), v_task=v_task), null_text
 
-    @torch.no_grad()
-    def _latents(
-        self, batch: EditBatch
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """Return mean and deviation of the target's posterior, and z_source."""
-        codec = self.networks.codec
-        if batch.encoded is None:
-            mean, std = codec.posterior(to_float(batch.target))
-            z_source = codec.encode_condition(to_float(batch.source))
-        else:
-            self._check_codec(batch.encoded)
-            mean, std = batch.encoded.target, batch.encoded.target_std
-            z_source = codec.as_condition(batch.encoded.source)
-        return mean.float(), std.float(), z_source.float()
-
-    def _text(self, batch: EditBatch) -> tuple[TextFeatures, TextFeatures]:
-        if batch.encoded is None or (kept := batch.encoded.text) is None:
+    def _text(self, batch: EncodedBatch) -> tuple[TextFeatures, TextFeatures]:
+        if batch.text is None:
             return self.networks.encode_text(list(batch.instruction))
-        self._check_text(kept)
+        self._check_text(batch.text)
         return (
-            TextFeatures(tokens=kept.tokens, mask=kept.mask),
-            TextFeatures(tokens=kept.null_tokens[None], mask=kept.null_mask[None]),
+            TextFeatures(tokens=batch.text.tokens, mask=batch.text.mask),
+            TextFeatures(tokens=batch.text.null_tokens[None], mask=batch.text.null_mask[None]),
         )
 
-    def _check_codec(self, kept: Encoded) -> None:
-        if kept.codec != self._codec_fingerprint:
+    def _check_codec(self, codec: str) -> None:
+        if codec != self._codec_fingerprint:
             raise InputError(
-                f"data.train holds latents of the codec {kept.codec[:SHOWN]}, model.codec is "
+                f"data.train holds latents of the codec {codec[:SHOWN]}, model.codec is "
                 f"{self._codec_fingerprint[:SHOWN]}; {CACHE_AGAIN}"
             )
 
-    def _check_text(self, kept: EncodedText) -> None:
+    def _check_text(self, text: EncodedText) -> None:
         if learns(self.networks.text_encoder):
             raise InputError(
                 "data.train holds text features, which model.text_encoder would learn to make "
                 f"otherwise; freeze it (trainable: false), or {CACHE_AGAIN}"
             )
-        if kept.encoder != self._text_fingerprint:
+        if text.encoder != self._text_fingerprint:
             raise InputError(
-                f"data.train holds features of the text encoder {kept.encoder[:SHOWN]}, "
+                f"data.train holds features of the text encoder {text.encoder[:SHOWN]}, "
                 f"model.text_encoder is {self._text_fingerprint[:SHOWN]}; {CACHE_AGAIN}"
             )
 
-    # frozen networks, and needed with a cache only: once, when it first comes
+    # of frozen networks, and needed for encoded batches only: once, when the first comes
     @cached_property
     def _codec_fingerprint(self) -> str:
         return codec_fingerprint(self.networks.codec)

@@ -80,7 +80,15 @@ def views(pairs: Sequence[FewShotPair], *, flip: bool = False) -> list[EditSampl
             if mirrored:
                 source, target = source.flip(-1), target.flip(-1)
             key = f"{pair.name}/{number}{'/mirrored' if mirrored else ''}"
-            samples.append(EditSample(key, source, target, pair.instruction, task=0))
+            samples.append(
+                EditSample(
+                    key=key,
+                    source=source,
+                    target=target,
+                    instruction=pair.instruction,
+                    task=0,
+                )
+            )
     return samples
 
 

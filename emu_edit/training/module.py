@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch, EditBatch
 from emu_edit.diffusion.prediction import Prediction, check
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.diffusion.weighting import Weighting
@@ -124,23 +124,17 @@ class EditModule(LightningModule):
         if compile:
             self.networks.denoiser.compile()
 
-    def drawn(self, batch: EditBatch, phase: Phase) -> DrawnBatch:
+    def drawn(self, batch: Batch, phase: Phase) -> DrawnBatch:
         """Return the batch, still on the CPU, with its random numbers."""
         codec = self.networks.codec
-        if batch.encoded is None:
-            height, width = (side // codec.factor for side in batch.target.shape[-2:])
-        else:
-            height, width = batch.encoded.target.shape[-2:]
-        return draw(
-            batch,
-            seed=self.seed,
-            phase=phase,
-            latent_shape=(codec.latent_channels, height, width),
-        )
+        pixels = codec.factor if isinstance(batch, EditBatch) else 1
+        height, width = (side // pixels for side in batch.target.shape[-2:])
+        shape = (codec.latent_channels, height, width)
+        return draw(batch, seed=self.seed, phase=phase, latent_shape=shape)
 
     def transfer_batch_to_device(
         self,
-        batch: EditBatch,
+        batch: Batch,
         device: torch.device,
         dataloader_idx: int,  # noqa: ARG002
     ) -> DrawnBatch:

@@ -89,6 +89,7 @@ class NewTask(nn.Module):
         self, batch: DrawnBatch, vector: Float[Tensor, " k"]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Tensor]:
         """Return each sample's error with a task vector, how much it counts, and its timestep."""
+        assert isinstance(batch.batch, EditBatch)  # few pairs are never encoded beforehand
         pairs = self._encoded(batch.batch)
         z_0 = torch.stack([p.mean for p in pairs])
         z_0 = z_0 + torch.stack([p.std for p in pairs]) * batch.eps_posterior

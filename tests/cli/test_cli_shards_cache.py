@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from emu_edit.batch import EncodedBatch
 from emu_edit.cli.main import main
 from emu_edit.cli.shards import DTYPES
 from emu_edit.errors import InputError
@@ -53,7 +54,7 @@ def test_a_recipe_encodes_with_the_networks_it_starts_from(pictures, tmp_path, c
     assert main(["shards", "cache", str(pictures), "-o", str(tmp_path / "cache"), *options]) == 0
     assert "at 16 px in bfloat16" in capsys.readouterr().out
     (batch, *_) = batches(tmp_path / "cache")
-    assert batch.encoded is not None
-    assert batch.encoded.target.shape == (8, 48, 4, 4)
+    assert isinstance(batch, EncodedBatch)
+    assert batch.target.shape == (8, 48, 4, 4)
     with pytest.raises(InputError, match=r"data\.image_size=32"):
         batches(tmp_path / "cache", image_size=32)

@@ -10,7 +10,7 @@ from torch import Tensor
 from datamodules.edit import EditDataModule
 from datamodules.encoded.writer import CacheReport, EncodingSettings, write_cache
 from datamodules.remote.folder import open_folder
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch
 from emu_edit.models.codec import KLCodec, PatchCodec
 from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.interfaces import ImageCodec, TextEncoder
@@ -72,7 +72,7 @@ def cache(module: EditModule, folder: Path, output: Path, **changes: Any) -> Cac
     return write_cache(open_folder(folder), output, module.networks, settings)
 
 
-def batches(folder: Path | str, **options: Any) -> list[EditBatch]:
+def batches(folder: Path | str, **options: Any) -> list[Batch]:
     """Return the first training batches of a folder, of pictures or of latents."""
     settings: dict[str, Any] = {"global_batch": 8, "steps_per_epoch": 3, "image_size": SIZE}
     data = EditDataModule(str(folder), **(settings | options))
@@ -81,11 +81,11 @@ def batches(folder: Path | str, **options: Any) -> list[EditBatch]:
 
 
 @torch.no_grad()
-def steps(module: EditModule, of: list[EditBatch]) -> list[StepOutput]:
+def steps(module: EditModule, of: list[Batch]) -> list[StepOutput]:
     """Return what training steps say of batches; the weights stay."""
     return [module.step(module.drawn(b, Phase.train), dropout=module.dropout) for b in of]
 
 
-def losses(module: EditModule, of: list[EditBatch]) -> Tensor:
+def losses(module: EditModule, of: list[Batch]) -> Tensor:
     """Return the training loss of each batch."""
     return torch.stack([output["loss"] for output in steps(module, of)])

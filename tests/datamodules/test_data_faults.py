@@ -15,9 +15,9 @@ from datamodules.shards import index as index_module
 from datamodules.shards.index import index_shard, save_index
 from datamodules.shards.manifest import ShardEntry, write_manifest
 from datamodules.stream.lanes import DataSet, lanes_of
-from datamodules.stream.reader import InOrder, ShardDataset
+from datamodules.stream.reader import InOrder, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import SquareCrop, Substitutes
-from emu_edit.batch import EditSample
+from emu_edit.batch import Sample
 from emu_edit.files import sha256_of
 from emu_edit.tasks import SIXTEEN
 from tests.datamodules.toy_shards import sample, text, write_tar
@@ -27,7 +27,7 @@ from tests.images.pictures import png as header
 ODD = 1  # the position of the odd sample, between two good ones
 
 
-def read(folder: Path, **members: bytes) -> EditSample:
+def read(folder: Path, **members: bytes) -> Sample:
     """Read what training gets at the position of a sample with these members."""
     path = write_tar(
         folder / "local-000000.tar", [*sample("a"), *sample("odd", **members), *sample("c")]
@@ -40,7 +40,7 @@ def read(folder: Path, **members: bytes) -> EditSample:
         lanes,
         order=InOrder([lane.sizes for lane in lanes]),
         tasks=SIXTEEN,
-        crop=SquareCrop(16),
+        decode=PictureDecoder(SquareCrop(16)),
         substitutes=Substitutes(0),
     )
     return data[ODD]

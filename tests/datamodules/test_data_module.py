@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from datamodules.edit import EditDataModule, refuse_trainer
 from datamodules.stream.sampler import Layout
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch
 from emu_edit.errors import InputError, ShardError
 from emu_edit.tasks import SIXTEEN
 from tests.datamodules.toy import Toy, fit, make_trainer
@@ -38,7 +38,7 @@ def make(tmp_path: Path) -> Make:
     return make_data
 
 
-def first_epoch(data: EditDataModule) -> list[EditBatch]:
+def first_epoch(data: EditDataModule) -> list[Batch]:
     data.setup("fit")
     return list(data.train_dataloader())
 

@@ -16,7 +16,7 @@ from datamodules.encoded.writer import EncodingSettings, write_cache
 from datamodules.remote.folder import CacheSettings, open_folder
 from datamodules.shards.manifest import load_manifest, write_manifest
 from datamodules.shards.writer import PairRecord, write_task_shards
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch, EncodedBatch
 from emu_edit.images import to_float
 from emu_edit.models.codec import PatchCodec
 from emu_edit.models.interfaces import ImageCodec
@@ -68,7 +68,7 @@ def codec_of(name: str, folder: Path) -> ImageCodec:
     return PatchCodec() if name == "patches" else kl_codec(folder, scale_condition=True)
 
 
-def assert_same_training(module: EditModule, a: list[EditBatch], b: list[EditBatch]) -> None:
+def assert_same_training(module: EditModule, a: list[Batch], b: list[Batch]) -> None:
     for left, right in zip(steps(module, a), steps(module, b), strict=True):
         assert torch.equal(left["t"], right["t"])
         for name in ("error", "loss"):
@@ -77,8 +77,8 @@ def assert_same_training(module: EditModule, a: list[EditBatch], b: list[EditBat
 
 def test_a_cache_gives_the_losses_of_the_pictures(module, pictures, cached):
     plain, latents = batches(pictures), batches(cached)
-    assert latents[0].encoded is not None
-    assert latents[0].encoded.text is not None
+    assert isinstance(latents[0], EncodedBatch)
+    assert latents[0].text is not None
     assert_same_training(module, plain, latents)
 
 
@@ -87,8 +87,8 @@ def test_a_text_encoder_that_learns_stays_live_and_gets_its_gradients(name, pict
     module = make_module(codec_of(name, tmp_path), tiny_text(is_frozen=False))
     cache(module, pictures, tmp_path / "cache")
     plain, latents = batches(pictures), batches(tmp_path / "cache")
-    assert latents[0].encoded is not None
-    assert latents[0].encoded.text is None
+    assert isinstance(latents[0], EncodedBatch)
+    assert latents[0].text is None
     assert_same_training(module, plain, latents)
     module.step(module.drawn(latents[0], Phase.train), dropout=None)["loss"].backward()
     assert all(p.grad is not None for p in module.networks.text_encoder.parameters())
@@ -115,11 +115,11 @@ def test_every_latent_is_that_of_its_own_picture_with_workers_too(module, pictur
     for plain, latents in zip(
         batches(pictures, num_workers=2), batches(cached, num_workers=2), strict=True
     ):
-        assert latents.encoded is not None
+        assert isinstance(latents, EncodedBatch)
         mean, std = codec.posterior(to_float(plain.target))
-        assert_close(latents.encoded.target, mean, rtol=1e-5, atol=1e-5)
-        assert_close(latents.encoded.target_std, std, rtol=1e-5, atol=1e-5)
-        source = codec.as_condition(latents.encoded.source)
+        assert_close(latents.target, mean, rtol=1e-5, atol=1e-5)
+        assert_close(latents.target_std, std, rtol=1e-5, atol=1e-5)
+        source = codec.as_condition(latents.source)
         expected = codec.encode_condition(to_float(plain.source))
         assert_close(source, expected, rtol=1e-5, atol=1e-5)
         # a pair in the place of another would be far away
@@ -129,16 +129,16 @@ def test_every_latent_is_that_of_its_own_picture_with_workers_too(module, pictur
 def test_pairs_shown_as_already_edited_are_so_in_latents(module, pictures, cached):
     noops = {"local": 1.0, "add": 1.0, "depth": 1.0}
     plain, latents = batches(pictures, noops=noops), batches(cached, noops=noops)
-    assert latents[0].encoded is not None
-    assert torch.equal(latents[0].encoded.source, latents[0].encoded.target)
+    assert isinstance(latents[0], EncodedBatch)
+    assert torch.equal(latents[0].source, latents[0].target)
     assert_same_training(module, plain, latents)
 
 
 def test_the_posterior_is_sampled_afresh_at_every_position(module, cached):
     """10 epochs of one task: the draws of a sample have the cached mean and deviation."""
     of = batches(cached, weights={"depth": 1.0}, global_batch=40, steps_per_epoch=10)
-    draws, keys, first = [], [], of[0].encoded
-    assert first is not None
+    draws, keys, first = [], [], of[0]
+    assert isinstance(first, EncodedBatch)
     with torch.no_grad():
         for batch in of:
             z_0, _, _ = module.encoder(module.drawn(batch, Phase.train))
@@ -181,9 +181,7 @@ def test_the_halves_are_half_the_size_and_round_once(
     report = cache(module, pictures, tmp_path / "cache", dtype=dtype)
     size = sum(entry.bytes for entry in load_manifest(cached).entries)
     assert sum(entry.bytes for entry in report.manifest.entries) < 0.8 * size  # tar headers stay
-    full, half = batches(cached)[0].encoded, batches(tmp_path / "cache")[0].encoded
-    assert full is not None
-    assert half is not None
+    full, half = batches(cached)[0], batches(tmp_path / "cache")[0]
     for name in ("source", "target", "target_std"):
         assert_close(getattr(half, name), getattr(full, name), rtol=step, atol=1e-6)
         assert not torch.equal(getattr(half, name), getattr(full, name))
@@ -211,10 +209,10 @@ def test_of_wide_pictures_the_centre_is_kept_and_said(module, tmp_path):
     assert report.cut == 1
     assert "1 pairs are not square: only their centre is in the cache" in report.summary()
     (batch,) = batches(tmp_path / "cache", global_batch=1, steps_per_epoch=1)
-    assert batch.encoded is not None
+    assert isinstance(batch, EncodedBatch)
     centre = torch.from_numpy(source).permute(2, 0, 1)[None, :, :, 4:20]
     mean, _ = module.networks.codec.posterior(to_float(centre))
-    assert_close(batch.encoded.source, mean, rtol=1e-5, atol=1e-5)
+    assert_close(batch.source, mean, rtol=1e-5, atol=1e-5)
 
 
 def test_the_manifest_says_what_the_cache_is_of(pictures, cached):
@@ -278,9 +276,9 @@ def test_a_cache_is_read_from_a_server_and_written_from_one(module, pictures, ca
         remote = batches(site.url, cache=node)
     for a, b in zip(batches(cached), remote, strict=True):
         assert a.key == b.key
-        assert a.encoded is not None
-        assert b.encoded is not None
-        assert torch.equal(a.encoded.target, b.encoded.target)
+        assert isinstance(a, EncodedBatch)
+        assert isinstance(b, EncodedBatch)
+        assert torch.equal(a.target, b.target)
     with serve(pictures) as site:
         folder = open_folder(site.url, node)
         write_cache(folder, tmp_path / "cache", module.networks, EncodingSettings(16, batch_size=3))

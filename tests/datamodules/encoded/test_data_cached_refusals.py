@@ -15,7 +15,7 @@ from datamodules.encoded.reader import NULL_TEXT
 from datamodules.encoded.writer import WORK, EncodingSettings
 from datamodules.shards.index import index_shard, save_index
 from datamodules.shards.manifest import ShardEntry, load_manifest, write_manifest
-from emu_edit.batch import Encoded
+from emu_edit.batch import EncodedBatch, EncodedSample
 from emu_edit.errors import InputError, ShardError
 from emu_edit.files import sha256_of
 from emu_edit.models.codec import PatchCodec
@@ -259,8 +259,16 @@ def test_a_broken_pair_keeps_its_place_and_gets_the_same_substitute(module, tmp_
 
 def test_samples_of_two_codecs_cannot_be_one_batch(cached):
     (batch, *_) = batches(cached, global_batch=2)
-    assert batch.encoded is not None
-    one = batch.encoded.map(lambda tensor: tensor[0] if tensor.ndim == 4 else tensor)
-    one = replace(one, text=None)
+    assert isinstance(batch, EncodedBatch)
+    one = EncodedSample(
+        key="a",
+        instruction="b",
+        task=0,
+        source=batch.source[0],
+        target=batch.target[0],
+        target_std=batch.target_std[0],
+        text=None,
+        codec=batch.codec,
+    )
     with pytest.raises(ValueError, match="latents of one codec"):
-        Encoded.collate([one, replace(one, codec="other")])
+        EncodedBatch.collate([one, replace(one, codec="other")])

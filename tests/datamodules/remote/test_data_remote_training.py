@@ -19,9 +19,9 @@ from datamodules.shards.manifest import load_manifest
 from datamodules.stream.lanes import DataSet, lanes_of
 from datamodules.stream.loader import PositionLoader
 from datamodules.stream.order import Order, OrderSpec, TaskOrder
-from datamodules.stream.reader import ShardDataset
+from datamodules.stream.reader import PictureDecoder, ShardDataset
 from datamodules.stream.transforms import SquareCrop
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch
 from emu_edit.errors import InputError, ShardError, StorageError
 from emu_edit.tasks import SIXTEEN
 from tests.datamodules import loopback
@@ -57,7 +57,12 @@ def dataset(place: str | Path, cache: CacheSettings | None = None) -> ShardDatas
     lanes = lanes_of([DataSet("", open_folder(place, cache))])
     tasks = tuple(TaskOrder(lane.name, 8, lane.sizes) for lane in lanes)
     order = Order(OrderSpec(0, tasks, window=2))
-    return ShardDataset(lanes, order=order, tasks=SIXTEEN, crop=SquareCrop(8, seed=0, flip=True))
+    return ShardDataset(
+        lanes,
+        order=order,
+        tasks=SIXTEEN,
+        decode=PictureDecoder(SquareCrop(8, seed=0, flip=True)),
+    )
 
 
 def folder_of(samples: ShardDataset) -> RemoteFolder:
@@ -66,12 +71,12 @@ def folder_of(samples: ShardDataset) -> RemoteFolder:
     return folder
 
 
-def batches(samples: ShardDataset, count: int = 24, **options: Any) -> list[EditBatch]:
+def batches(samples: ShardDataset, count: int = 24, **options: Any) -> list[Batch]:
     plan = [list(range(i, i + 3)) for i in range(0, count, 3)]
     return list(PositionLoader(samples, plan, **options))
 
 
-def assert_equal(first: list[EditBatch], second: list[EditBatch]) -> None:
+def assert_equal(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
         assert (a.key, a.instruction, a.bad) == (b.key, b.instruction, b.bad)

@@ -14,9 +14,9 @@ from datamodules.remote.folder import open_folder
 from datamodules.stream.lanes import DataSet, lanes_of
 from datamodules.stream.loader import LoaderError, PositionLoader
 from datamodules.stream.order import Position
-from datamodules.stream.reader import InOrder, ShardDataset
+from datamodules.stream.reader import InOrder, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import SquareCrop
-from emu_edit.batch import EditSample
+from emu_edit.batch import Sample
 from emu_edit.errors import ExitStatus, InputError
 from emu_edit.tasks import SIXTEEN
 from tests.datamodules.toy_shards import make_folder
@@ -30,7 +30,7 @@ class Fateful(ShardDataset):
     def fate(self) -> None:
         raise NotImplementedError
 
-    def read(self, where: Position, position: int) -> EditSample:
+    def read(self, where: Position, position: int) -> Sample:
         if position == FATE_AT and get_worker_info() is not None:
             self.fate()
         return super().read(where, position)
@@ -71,7 +71,7 @@ def loader(folder: Path, kind: type[ShardDataset], *, timeout: float = 0.0) -> P
         make_folder(folder, {"local": 12})
     lanes = lanes_of([DataSet("", open_folder(folder))])
     order = InOrder([lane.sizes for lane in lanes])
-    samples = kind(lanes, order=order, tasks=SIXTEEN, crop=SquareCrop(16))
+    samples = kind(lanes, order=order, tasks=SIXTEEN, decode=PictureDecoder(SquareCrop(16)))
     plan = [[i, i + 1] for i in range(0, 12, 2)]
     return PositionLoader(samples, plan, num_workers=1, timeout=timeout)
 

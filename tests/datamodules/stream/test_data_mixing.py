@@ -19,7 +19,7 @@ from datamodules.stream.lanes import DataSet, Lane, lanes_of
 from datamodules.stream.mixing import mixture_of, named_folders
 from datamodules.stream.order import PERIOD, Order
 from datamodules.stream.resume import changes
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch
 from emu_edit.errors import InputError
 from tests.datamodules.toy import SaveEverything, Toy, fit, make_trainer
 from tests.datamodules.toy_shards import make_named_folder
@@ -65,7 +65,7 @@ def shares(weights: dict[str, float] | None, counts: dict[str, dict[str, int]] =
     return {lane.name: quota for lane, quota in zip(mixture.lanes, mixture.quotas, strict=True)}
 
 
-def first_epoch(data: EditDataModule) -> list[EditBatch]:
+def first_epoch(data: EditDataModule) -> list[Batch]:
     data.setup("fit")
     return list(data.train_dataloader())
 

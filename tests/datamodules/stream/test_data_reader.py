@@ -16,9 +16,9 @@ from datamodules.shards.writer import write_task_shards
 from datamodules.stream.lanes import DataSet, Lane, lanes_of
 from datamodules.stream.loader import PositionLoader
 from datamodules.stream.order import Order, OrderSpec, Position, TaskOrder
-from datamodules.stream.reader import MAX_OPEN_SHARDS, InOrder, ShardDataset
+from datamodules.stream.reader import MAX_OPEN_SHARDS, InOrder, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import Noops, SquareCrop, Wordings
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch
 from emu_edit.errors import BadSampleError, InputError, ShardError
 from emu_edit.files import sha256_of
 from emu_edit.tasks import SIXTEEN
@@ -34,7 +34,9 @@ def lanes_in(folder: Path) -> list[Lane]:
 def in_order(folder: Path, *, crop: SquareCrop | None = None) -> ShardDataset:
     lanes = lanes_in(folder)
     order = InOrder([lane.sizes for lane in lanes])
-    return ShardDataset(lanes, order=order, tasks=SIXTEEN, crop=crop or SquareCrop(SIZE))
+    return ShardDataset(
+        lanes, order=order, tasks=SIXTEEN, decode=PictureDecoder(crop or SquareCrop(SIZE))
+    )
 
 
 def shuffled(folder: Path) -> ShardDataset:
@@ -44,7 +46,7 @@ def shuffled(folder: Path) -> ShardDataset:
         lanes,
         order=Order(OrderSpec(0, tasks, window=2)),
         tasks=SIXTEEN,
-        crop=SquareCrop(8, seed=0, flip=True),
+        decode=PictureDecoder(SquareCrop(8, seed=0, flip=True)),
     )
 
 
@@ -164,14 +166,14 @@ def test_a_shard_that_vanished_after_the_start_is_refused(tmp_path: Path):
         data[0]
 
 
-def batches_of(folder: Path, workers: int, start_method: str | None = None) -> list[EditBatch]:
+def batches_of(folder: Path, workers: int, start_method: str | None = None) -> list[Batch]:
     plan = [list(range(i, i + 3)) for i in range(0, 12, 3)]
     return list(
         PositionLoader(shuffled(folder), plan, num_workers=workers, start_method=start_method)
     )
 
 
-def assert_equal_batches(first: list[EditBatch], second: list[EditBatch]) -> None:
+def assert_equal_batches(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
         assert (a.key, a.instruction) == (b.key, b.instruction)
@@ -289,7 +291,7 @@ def test_a_no_op_shows_the_target_as_source_and_may_change_nothing(tmp_path: Pat
             lanes_in(tmp_path),
             order=order,
             tasks=SIXTEEN,
-            crop=SquareCrop(SIZE),
+            decode=PictureDecoder(SquareCrop(SIZE)),
             noops=Noops({"local": rate}),
         )
         for rate in (0.0, 1.0)
@@ -327,7 +329,7 @@ def test_every_wording_is_drawn_as_often_in_training_and_the_first_in_evaluation
             lanes,
             order=lambda position: Position(0, 0, 0, position % 2),
             tasks=SIXTEEN,
-            crop=SquareCrop(SIZE),
+            decode=PictureDecoder(SquareCrop(SIZE)),
             wordings=Wordings(seed),
         )
         return [data[position].instruction for position in range(3000)]

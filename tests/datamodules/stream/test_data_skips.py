@@ -11,9 +11,9 @@ from datamodules.stream import reader
 from datamodules.stream.lanes import DataSet, lanes_of
 from datamodules.stream.loader import LoaderError, PositionLoader
 from datamodules.stream.order import Order, OrderSpec, Position, TaskOrder
-from datamodules.stream.reader import ShardDataset
+from datamodules.stream.reader import PictureDecoder, ShardDataset
 from datamodules.stream.transforms import ATTEMPTS_NEARBY, MAX_ATTEMPTS, SquareCrop, Substitutes
-from emu_edit.batch import EditBatch
+from emu_edit.batch import Batch
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
 from emu_edit.tasks import SIXTEEN
 from tests.datamodules.bad_shards import spoil
@@ -29,11 +29,15 @@ def stream(folder: Path, substitutes: Substitutes | None) -> ShardDataset:
     tasks = tuple(TaskOrder(lane.name, 8, lane.sizes) for lane in lanes)
     order = Order(OrderSpec(0, tasks, window=2))
     return ShardDataset(
-        lanes, order=order, tasks=SIXTEEN, crop=SquareCrop(16), substitutes=substitutes
+        lanes,
+        order=order,
+        tasks=SIXTEEN,
+        decode=PictureDecoder(SquareCrop(16)),
+        substitutes=substitutes,
     )
 
 
-def assert_equal(first: EditBatch, second: EditBatch) -> None:
+def assert_equal(first: Batch, second: Batch) -> None:
     assert (first.key, first.instruction, first.bad) == (second.key, second.instruction, second.bad)
     for name in ("source", "target", "mask", "has_mask", "task", "position"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
