@@ -37,7 +37,7 @@ from datamodules.checks.folders import check_folder
 from datamodules.shards.folder import LocalFolder
 from datamodules.shards.index import index_path, index_shard, save_index
 from datamodules.shards.manifest import MANIFEST, ShardEntry, read_manifest, write_manifest
-from datamodules.stream.lanes import DataSet, lanes_of
+from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.reader import InOrder, OpenShard, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import EditSample

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from datamodules.edit import EditDataModule
 from datamodules.shards.manifest import read_manifest, write_manifest
 from datamodules.shards.writer import PairRecord, write_task_shards
-from datamodules.stream.order import Order, OrderSpec, TaskOrder, quotas
+from datamodules.stream.order import LaneOrder, Order, OrderSpec, quotas
 from datamodules.world.write import write_world
 from emu_edit.batch import EditBatch, EditSample
 from emu_edit.randomness import keyed_generator
@@ -209,8 +209,8 @@ def measure_order(turns: int) -> Measured:
     """Compare the order of a batch, of 16 tasks with 1000 shards each, and a training step."""
     weights = {f"task{t}": 1.0 + t % 3 for t in range(16)}
     in_period = quotas(weights)
-    tasks = tuple(TaskOrder(name, in_period[name], (1000,) * 1000) for name in weights)
-    order, step = Order(OrderSpec(0, tasks)), _training_step()
+    lanes = tuple(LaneOrder(name, in_period[name], (1000,) * 1000) for name in weights)
+    order, step = Order(OrderSpec(0, lanes)), _training_step()
     step()
     shares, orders, steps = [], [], []
     with step_bar("ordering", "turns") as on_step:

@@ -6,7 +6,6 @@ and read once. What the report says is gathered from all ranks when the flag is 
 """
 
 # the arguments of hooks are Lightning's, used or not
-# ruff: noqa: ARG002
 
 import json
 import logging
@@ -14,24 +13,24 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.all_ranks import from_all_ranks
 from emu_edit.errors import InputError, NonFiniteError
 from emu_edit.files import write_json
 from emu_edit.training.draws import DrawnBatch
-from emu_edit.training.module import EditModule
+from emu_edit.training.module import EditModule, StepOutput, StepWatcher
 
 FILE = "nonfinite.json"
 NUM_NAMED = 8  # samples or tensors named; the rest is counted
 
 logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class StepSample:
         return f"{self.key} (task {self.task}, t={self.t}, error {error}, position {self.position})"
 
 
-class Finite(Callback):
+class Finite(StepWatcher):
     """Keep what is not finite out of the weights, on all ranks together.
 
     A step whose errors or gradients are not finite is described in `nonfinite.json` in the run's
@@ -81,32 +80,18 @@ class Finite(Callback):
             raise InputError(f"Finite.max_skips must be at least 0, got {max_skips}")
         self.max_skips = max_skips
         self.num_skipped = 0
-        self._batch: DrawnBatch | None = None
         self._window: list[MicroBatch] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with an empty window."""
-        self._batch, self._window = None, []
+        super().on_train_start(trainer, pl_module)
+        self._window = []
 
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: DrawnBatch,
-        batch_idx: int,
-    ) -> None:
-        """Remember which samples the next step is made of."""
-        self._batch = batch
-
-    def on_before_backward(
-        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
-    ) -> None:
+    def on_training_step(self, drawn: DrawnBatch, output: StepOutput) -> None:
         """Keep the errors of the micro-batch; nothing is read from the device."""
-        if not isinstance(pl_module, EditModule) or self._batch is None:
-            raise TypeError("the Finite callback watches an EditModule in training")
-        latest, batch = pl_module.latest, self._batch.batch
+        batch = drawn.batch
         self._window.append(
-            MicroBatch(batch.key, batch.task, batch.position, latest["t"], latest["error"])
+            MicroBatch(batch.key, batch.task, batch.position, output["t"], output["error"])
         )
 
     def on_before_optimizer_step(
@@ -198,6 +183,15 @@ class Finite(Callback):
             write_json(path, events)
         except (OSError, ValueError) as error:  # on this rank only; the others would wait
             logger.warning("%s: cannot be written (%s)", path, error)
+
+
+def from_all_ranks(value: Value) -> list[Value]:
+    """Return the value each rank gave, rank 0 first; every rank must call it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
 
 
 def _file(trainer: Trainer) -> Path:

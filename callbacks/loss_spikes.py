@@ -17,20 +17,20 @@ from statistics import median
 
 import torch
 from jaxtyping import Float
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from emu_edit.errors import InputError
 from emu_edit.training.draws import DrawnBatch
-from emu_edit.training.module import EditModule
+from emu_edit.training.module import StepOutput, StepWatcher
 
 NUM_NAMED = 4  # samples, the worst first
 
 logger = logging.getLogger(__name__)
 
 
-class LossSpikes(Callback):
+class LossSpikes(StepWatcher):
     """Log a warning for each optimizer step whose error stands out; training goes on.
 
     Args:
@@ -54,21 +54,13 @@ class LossSpikes(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with an empty step."""
+        super().on_train_start(trainer, pl_module)
         self._keys, self._errors = [], []
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: DrawnBatch, batch_idx: int
-    ) -> None:
-        """Remember which samples the next step is made of."""
-        self._keys += batch.batch.key
-
-    def on_before_backward(
-        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
-    ) -> None:
+    def on_training_step(self, drawn: DrawnBatch, output: StepOutput) -> None:
         """Keep the errors of the micro-batch; nothing is read from the device."""
-        if not isinstance(pl_module, EditModule):
-            raise TypeError("the LossSpikes callback watches an EditModule in training")
-        self._errors.append(pl_module.latest["error"])
+        self._keys += drawn.batch.key
+        self._errors.append(output["error"])
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -8,7 +8,6 @@ predictions.
 # the arguments of hooks are Lightning's, used or not
 # ruff: noqa: ARG002
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -18,27 +17,36 @@ from jaxtyping import Float, Int64
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
+from torchmetrics import Metric
 
 from emu_edit.errors import InputError
+from emu_edit.files import write_json
 from emu_edit.training.draws import DrawnBatch
 from emu_edit.training.module import EditModule
 
 NUM_LEVELS = 4
 
+Rows = dict[str, dict[str, dict[str, float]]]
+"""{task: {"t0-250": {"mean", "count"}, …, "all": …}}, without empty cells."""
 
-class ErrorTable:
-    """Mean errors by task and noise level, accumulated on the device.
+
+class ErrorTable(Metric):
+    """Mean errors by task and noise level, accumulated on the device, computed over all ranks.
 
     Level k holds the timesteps from k T / 4 up to (k + 1) T / 4.
     """
 
-    def __init__(self, tasks: tuple[str, ...], num_steps: int, device: torch.device) -> None:
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, tasks: tuple[str, ...], num_steps: int) -> None:
+        super().__init__()
         self.tasks = tasks
         self.num_steps = num_steps
-        self.sums = torch.zeros(len(tasks), NUM_LEVELS, device=device)
-        self.counts = torch.zeros(len(tasks), NUM_LEVELS, device=device)
+        for name in ("sums", "counts"):
+            self.add_state(name, torch.zeros(len(tasks), NUM_LEVELS), dist_reduce_fx="sum")
 
-    def add(
+    def update(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, task: Int64[Tensor, " b"], t: Int64[Tensor, " b"], error: Float[Tensor, " b"]
     ) -> None:
         """Count the samples of one batch."""
@@ -46,31 +54,8 @@ class ErrorTable:
         self.sums.view(-1).index_add_(0, cell, error.float())
         self.counts.view(-1).index_add_(0, cell, torch.ones_like(error, dtype=torch.float32))
 
-    def reduced(self, trainer: Trainer) -> "ErrorTable":
-        """Return the table summed over all ranks; every rank must call it."""
-        total = ErrorTable(self.tasks, self.num_steps, self.sums.device)
-        both = trainer.strategy.reduce(torch.stack([self.sums, self.counts]), reduce_op="sum")
-        total.sums, total.counts = both.unbind(0)
-        return total
-
-    def scalars(self, prefix: str) -> dict[str, float]:
-        """Return `prefix/task/t0-250` and so on for every cell that has samples."""
-        return {
-            f"{prefix}/{task}/{level}": cell["mean"]
-            for task, levels in self.rows().items()
-            for level, cell in levels.items()
-            if level != "all"
-        }
-
-    def task_means(self, prefix: str) -> dict[str, float]:
-        """Return `prefix/task` for every task that has samples."""
-        return {f"{prefix}/{task}": levels["all"]["mean"] for task, levels in self.rows().items()}
-
-    def rows(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Return {task: {"t0-250": {"mean", "count"}, …, "all": …}}, without empty cells.
-
-        Waits for the device.
-        """
+    def compute(self) -> Rows:
+        """Return the means and counts; waits for the device, and for the other ranks."""
         sums, counts = torch.stack([self.sums, self.counts]).tolist()
         edges = [k * self.num_steps // NUM_LEVELS for k in range(NUM_LEVELS + 1)]
         names = [f"t{low}-{high}" for low, high in pairwise(edges)]
@@ -88,6 +73,19 @@ class ErrorTable:
             if row:
                 table[task] = row
         return table
+
+    def scalars(self, prefix: str) -> dict[str, float]:
+        """Return `prefix/task/t0-250` and so on for every cell that has samples."""
+        return {
+            f"{prefix}/{task}/{level}": cell["mean"]
+            for task, levels in self.compute().items()
+            for level, cell in levels.items()
+            if level != "all"
+        }
+
+    def task_means(self, prefix: str) -> dict[str, float]:
+        """Return `prefix/task` for every task that has samples."""
+        return {f"{prefix}/{task}": row["all"]["mean"] for task, row in self.compute().items()}
 
 
 class TaskLoss(Callback):
@@ -110,7 +108,7 @@ class TaskLoss(Callback):
         self._logged_step = 0
         self._train: ErrorTable | None = None
         self._val: ErrorTable | None = None
-        self._tables: dict[str, Mapping] = {"train": {}, "val": {}}
+        self._rows: dict[str, Rows] = {"train": {}, "val": {}}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty table."""
@@ -128,10 +126,10 @@ class TaskLoss(Callback):
         """Count a batch; every so many optimizer steps, log."""
         if self._train is None:
             return
-        self._train.add(batch.batch.task, *t_and_error(outputs))
+        self._train.update(batch.batch.task, *t_and_error(outputs))
         if trainer.global_step - self._logged_step >= self.every:
             self._logged_step = trainer.global_step
-            self._log_training(trainer, pl_module)
+            self._log_training(trainer, self._train)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty table."""
@@ -148,32 +146,28 @@ class TaskLoss(Callback):
     ) -> None:
         """Count a batch."""
         if self._val is not None:
-            self._val.add(batch.batch.task, *t_and_error(outputs))
+            self._val.update(batch.batch.task, *t_and_error(outputs))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean error of each task."""
         if self._val is None or trainer.sanity_checking:
             return
-        table = self._val.reduced(trainer)
-        _log(trainer, table.task_means("val"))
-        self._tables["val"] = table.rows()
+        _log(trainer, self._val.task_means("val"))
+        self._rows["val"] = self._val.compute()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the tables."""
-        if self._train is not None and not self._tables["train"]:
-            self._log_training(trainer, pl_module)
+        if self._train is not None and self._train.update_called and not self._rows["train"]:
+            self._log_training(trainer, self._train)
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "task_loss.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"step": trainer.global_step, **self._tables}
-            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            write_json(path, {"step": trainer.global_step, **self._rows})
 
-    def _log_training(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._train is not None:
-            table = self._train.reduced(trainer)
-            _log(trainer, table.scalars("loss"))
-            self._tables["train"] = table.rows()
-            self._train = _empty_table(module)
+    def _log_training(self, trainer: Trainer, table: ErrorTable) -> None:
+        _log(trainer, table.scalars("loss"))
+        self._rows["train"] = table.compute()
+        table.reset()
 
 
 def t_and_error(outputs: STEP_OUTPUT) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
@@ -186,7 +180,7 @@ def t_and_error(outputs: STEP_OUTPUT) -> tuple[Int64[Tensor, " b"], Float[Tensor
 def _empty_table(module: LightningModule) -> ErrorTable:
     if not isinstance(module, EditModule):
         raise TypeError(f"the TaskLoss callback watches an EditModule, got {type(module).__name__}")
-    return ErrorTable(module.networks.tasks.names, module.schedule.num_steps, module.device)
+    return ErrorTable(module.networks.tasks.names, module.schedule.num_steps).to(module.device)
 
 
 def _log(trainer: Trainer, values: dict[str, float]) -> None:

@@ -15,15 +15,17 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from datamodules.encoded.reader import evaluation_decoder, training_decoder
 from datamodules.remote.ahead import fetch_ahead, refuse_small_cache, retry_metrics
 from datamodules.remote.folder import CacheSettings, open_folder
-from datamodules.stream.lanes import DataSet, Lane, lanes_of
 from datamodules.stream.loader import PositionLoader
 from datamodules.stream.mixing import (
+    DataSet,
+    Lane,
     LaneCount,
     Mixture,
     check_named,
     count_lanes,
     lane_metrics,
     lane_table,
+    lanes_of,
     mixture_of,
     named_folders,
     repeated_often,

@@ -31,7 +31,7 @@ from datamodules.remote.folder import open_folder
 from datamodules.shards.folder import LocalFolder, ShardFolder
 from datamodules.shards.index import ROLES, index_shard, load_index
 from datamodules.shards.manifest import ShardEntry, load_manifest, verify_hash, verify_size
-from datamodules.stream.lanes import DataSet, lanes_of
+from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.reader import OpenShard, decode_pair
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.errors import InputError, ShardError, closest

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from datamodules.shards.folder import ShardFolder
 from datamodules.shards.manifest import MANIFEST, Manifest, load_manifest
-from datamodules.stream.lanes import Lane
+from datamodules.stream.mixing import Lane
 from datamodules.stream.reader import Decode, OpenShard, PictureDecoder
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import EncodedSample, EncodedText, Sample

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from datamodules.remote.folder import RemoteFolder
 from datamodules.remote.node_cache import GIB
-from datamodules.stream.lanes import Lane
+from datamodules.stream.mixing import Lane
 from datamodules.stream.order import Position
 from emu_edit.errors import InputError
 
@@ -56,10 +56,10 @@ class FetchAhead:
         seen: set[tuple[int, int]] = set()
         for position in range(begin, end, STRIDE):
             where = self._order(position)
-            if (where.task, where.shard) in seen:
+            if (where.lane, where.shard) in seen:
                 continue
-            seen.add((where.task, where.shard))
-            lane = self._lanes[where.task]
+            seen.add((where.lane, where.shard))
+            lane = self._lanes[where.lane]
             if not isinstance(lane.folder, RemoteFolder):
                 continue
             try:

@@ -1,30 +1,78 @@
-"""From weights to quotas: which tasks of which data sets training draws from, and how often.
+"""From weights to quotas: which lanes training draws from, how often, and how often it has.
 
 A weight is of a task (`local`) or of one task of one data set (`magic/local`). That of a task is
 shared out over the data sets that have it by their numbers of samples, as if these lay in one
 folder: a further data set adds to its tasks and leaves the mixture of tasks as it was. Without
-weights all tasks come equally often.
-
-What the mixture has come to: how often each lane was drawn, and how often it was gone through.
-
-Counted from the position alone: the order function says how often it drew from each lane before
-it, and what takes the place of a bad sample is of the same lane.
+weights all tasks come equally often. What was drawn is counted from the position alone; what takes
+the place of a bad sample is of the same lane.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from datamodules.stream.lanes import Lane
-from datamodules.stream.order import Order, OrderSpec, TaskOrder, quotas, refuse_not_positive
+from datamodules.shards.folder import ShardFolder
+from datamodules.shards.manifest import ShardEntry
+from datamodules.stream.order import LaneOrder, Order, OrderSpec, quotas, refuse_not_positive
 from datamodules.stream.resume import data_hash
 from emu_edit.errors import InputError, closest
 from emu_edit.terminal import aligned
 
 _NAME = re.compile(r"[\w.-]*")  # a part of names in weights and logs
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A shard folder under the name it is mixed by; the name is empty for a folder alone."""
+
+    name: str
+    folder: ShardFolder
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The samples of one task in one data set, the unit in which training is mixed.
+
+    A lane has draws and epochs of its own, however many others there are.
+
+    Args:
+        data_set: name of the data set, empty for a folder alone.
+        task: what all its samples are pairs of.
+        folder: where the shards lie.
+        shards: in the order in which the order function counts them.
+    """
+
+    data_set: str
+    task: str
+    folder: ShardFolder
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def name(self) -> str:
+        """`task`, or `dataset/task`: the name in weights, checkpoints and logs."""
+        return f"{self.data_set}/{self.task}" if self.data_set else self.task
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of samples of each shard."""
+        return tuple(entry.samples for entry in self.shards)
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples in all shards."""
+        return sum(self.sizes)
+
+
+def lanes_of(data_sets: Iterable[DataSet]) -> list[Lane]:
+    """Return the lanes of some data sets: by name of the set, then as its manifest lists them."""
+    return [
+        Lane(data.name, task, data.folder, data.folder.manifest.of_task(task))
+        for data in sorted(data_sets, key=lambda data: data.name)
+        for task in data.folder.manifest.tasks
+    ]
 
 
 @dataclass(frozen=True)
@@ -46,11 +94,11 @@ class Mixture:
             drawn: draws of each lane before `start`, by name; none for those it lacks.
         """
         before = drawn or {}
-        tasks = (
-            TaskOrder(lane.name, quota, lane.sizes, before.get(lane.name, 0))
+        lanes = (
+            LaneOrder(lane.name, quota, lane.sizes, before.get(lane.name, 0))
             for lane, quota in zip(self.lanes, self.quotas, strict=True)
         )
-        return OrderSpec(seed, tuple(tasks), window=window, start=start)
+        return OrderSpec(seed, tuple(lanes), window=window, start=start)
 
     def hashes(self) -> dict[str, str]:
         """Return a hash of the shards of each lane."""
@@ -221,9 +269,9 @@ def count_lanes(mixture: Mixture, spec: OrderSpec, position: int) -> list[LaneCo
     drawn = Order(spec).drawn_before(position)
     since = position - spec.start
     counts = []
-    for lane, task in zip(mixture.lanes, spec.tasks, strict=True):
-        wanted = task.quota / spec.period
-        share = (drawn[lane.name] - task.drawn) / since if since else wanted
+    for lane, ordered in zip(mixture.lanes, spec.lanes, strict=True):
+        wanted = ordered.quota / spec.period
+        share = (drawn[lane.name] - ordered.drawn) / since if since else wanted
         counts.append(LaneCount(lane.name, lane.num_samples, drawn[lane.name], wanted, share))
     return counts
 

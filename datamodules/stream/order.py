@@ -1,18 +1,18 @@
-"""The order of training as a pure function: position g of the stream -> (task, epoch, sample).
+"""The order of training as a pure function: position g of the stream -> (lane, epoch, sample).
 
 Nothing is shuffled in memory and nothing is remembered. Rank, worker, batch size and history do not
 enter, so the state of the data plane is one integer, and a resume costs the same at step 1 and at
 step 10^9. Three parts:
 
-  pattern      stream is cut into periods of P draws; in each, task t has exactly q_t draws, spread
-               evenly: draw j of task t lies at (j + u) / q_t, u uniform in [0, 1); sort by place
-  epoch        draw k of task t belongs to epoch e and place p: e, p = divmod(k, N_t)
+  pattern      stream is cut into periods of P draws; in each, lane t has exactly q_t draws, spread
+               evenly: draw j of lane t lies at (j + u) / q_t, u uniform in [0, 1); sort by place
+  epoch        draw k of lane t belongs to epoch e and place p: e, p = divmod(k, N_t)
   permutation  order of the shards in (t, e), then one shuffle over each window of w neighbouring
                shards; both are keyed bijections evaluated at one point
 
-So each epoch of each task is an exact permutation of its samples, and the realised mixture differs
-from the weights by less than 1 + T q_t / P draws in every prefix of the stream. It is the same on
-every machine: integer arithmetic, and the raw 64-bit words of Philox.
+A lane is one task of one data set. Each of its epochs is an exact permutation of its samples, and
+the realised mixture differs from the weights by less than 1 + T q_t / P draws in every prefix of
+the stream. It is the same on every machine: integer arithmetic, and the raw 64-bit words of Philox.
 
 Source: ours; the idea of a stream as a function is that of MosaicML Streaming and Grain.
 """
@@ -39,23 +39,23 @@ _NUM_ROUNDS = 6  # Feistel rounds; Luby and Rackoff 1988 need 4 for strong pseud
 
 
 class Position(NamedTuple):
-    """Where draw g of the stream is: indices of task, of its shard, and of the sample in it."""
+    """Where draw g of the stream is: indices of lane, of its shard, and of the sample in it."""
 
-    task: int
+    lane: int
     epoch: int
     shard: int
     sample: int
 
 
 @dataclass(frozen=True)
-class TaskOrder:
-    """What the order needs to know of a task.
+class LaneOrder:
+    """What the order needs to know of a lane.
 
     Args:
-        name: keys the task's permutations, so another task more or less leaves them as they are.
+        name: keys the lane's permutations, so another lane more or less leaves them as they are.
         quota: draws per period.
         shard_sizes: number of samples of each shard.
-        drawn: draws of this task before the spec's `start`.
+        drawn: draws of this lane before the spec's `start`.
     """
 
     name: str
@@ -78,20 +78,20 @@ class OrderSpec:
 
     Args:
         seed: another seed, another order.
-        tasks: their quotas sum to the period.
+        lanes: their quotas sum to the period.
         window: number of neighbouring shards whose samples are mixed; larger shuffles better and
             reads more files at a time.
         start: the position from which this definition holds (a changed mixture starts a new one).
     """
 
     seed: int
-    tasks: tuple[TaskOrder, ...]
+    lanes: tuple[LaneOrder, ...]
     window: int = 8
     start: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what has no order."""
-        if not self.tasks:
+        if not self.lanes:
             raise InputError("an order needs at least one task, got none")
         if self.window < 1:
             raise InputError(f"data.window={self.window} must be at least 1 shard")
@@ -99,7 +99,7 @@ class OrderSpec:
     @property
     def period(self) -> int:
         """The number of draws after which the quotas are exact."""
-        return sum(task.quota for task in self.tasks)
+        return sum(lane.quota for lane in self.lanes)
 
 
 def refuse_not_positive(weights: Mapping[str, float | Fraction]) -> None:
@@ -186,7 +186,7 @@ class Permutation:
 
 
 class _Epoch:
-    """The order of one epoch of one task: its shards permuted, then cut into windows."""
+    """The order of one epoch of one lane: its shards permuted, then cut into windows."""
 
     def __init__(self, sizes: Sequence[int], window: int, key: int) -> None:
         permutation = Permutation(len(sizes), _key(key, 0))
@@ -210,11 +210,11 @@ class Order:
 
     def __init__(self, spec: OrderSpec) -> None:
         self.spec = spec
-        self._sizes = [sum(task.shard_sizes) for task in spec.tasks]
-        self._names = [zlib.crc32(task.name.encode()) for task in spec.tasks]
+        self._sizes = [sum(lane.shard_sizes) for lane in spec.lanes]
+        self._names = [zlib.crc32(lane.name.encode()) for lane in spec.lanes]
         self._block = -1
         self._pattern: tuple[list[int], list[int]] = ([], [])
-        self._epochs: dict[int, dict[int, _Epoch]] = {t: {} for t in range(len(spec.tasks))}
+        self._epochs: dict[int, dict[int, _Epoch]] = {t: {} for t in range(len(spec.lanes))}
 
     def __call__(self, g: int) -> Position:
         """Return what is drawn at position g of the stream.
@@ -225,19 +225,19 @@ class Order:
         if g < self.spec.start:
             raise IndexError(f"position {g} lies before the order's start {self.spec.start}")
         block, draw = divmod(g - self.spec.start, self._period)
-        tasks, ranks = self._pattern_of(block)
-        t = tasks[draw]
-        task = self.spec.tasks[t]
-        epoch, place = divmod(task.drawn + block * task.quota + ranks[draw], self._sizes[t])
+        lanes, ranks = self._pattern_of(block)
+        t = lanes[draw]
+        lane = self.spec.lanes[t]
+        epoch, place = divmod(lane.drawn + block * lane.quota + ranks[draw], self._sizes[t])
         return Position(t, epoch, *self._epoch_of(t, epoch)(place))
 
     def drawn_before(self, g: int) -> dict[str, int]:
-        """Return how often each task was drawn before position g, since the start of training."""
+        """Return how often each lane was drawn before position g, since the start of training."""
         block, draw = divmod(g - self.spec.start, self._period)
-        tasks, _ = self._pattern_of(block)
+        lanes, _ = self._pattern_of(block)
         return {
-            task.name: task.drawn + block * task.quota + tasks[:draw].count(t)
-            for t, task in enumerate(self.spec.tasks)
+            lane.name: lane.drawn + block * lane.quota + lanes[:draw].count(t)
+            for t, lane in enumerate(self.spec.lanes)
         }
 
     @cached_property
@@ -245,18 +245,18 @@ class Order:
         return self.spec.period
 
     def _pattern_of(self, block: int) -> tuple[list[int], list[int]]:
-        """Return task and rank within its task for each draw of a period."""
+        """Return lane and rank within its lane for each draw of a period."""
         if block != self._block:
             first = self.spec.start + block * self._period
             words = keyed_generator(self.spec.seed, "order", first).bit_generator.random_raw(
                 self._period
             )
             u = (words >> np.uint64(11)) * 2.0**-53
-            quota = np.array([task.quota for task in self.spec.tasks])
-            tasks = np.repeat(np.arange(len(quota)), quota)
+            quota = np.array([lane.quota for lane in self.spec.lanes])
+            lanes = np.repeat(np.arange(len(quota)), quota)
             ranks = np.concatenate([np.arange(q) for q in quota])
-            by_place = np.argsort((ranks + u) / quota[tasks], kind="stable")
-            self._pattern = (tasks[by_place].tolist(), ranks[by_place].tolist())
+            by_place = np.argsort((ranks + u) / quota[lanes], kind="stable")
+            self._pattern = (lanes[by_place].tolist(), ranks[by_place].tolist())
             self._block = block
         return self._pattern
 
@@ -266,6 +266,6 @@ class Order:
             if len(cache) == 2:  # the prefetch of one epoch overlaps the end of another
                 del cache[min(cache)]
             key = _key(self.spec.seed, self._names[t], epoch)
-            sizes = self.spec.tasks[t].shard_sizes
+            sizes = self.spec.lanes[t].shard_sizes
             cache[epoch] = _Epoch(sizes, self.spec.window, key)
         return cache[epoch]

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from datamodules.shards.folder import CacheFullError, ShardFolder
 from datamodules.shards.index import ROLES, check_text, load_index
 from datamodules.shards.manifest import ShardEntry
-from datamodules.stream.lanes import Lane
+from datamodules.stream.mixing import Lane
 from datamodules.stream.order import Position
 from datamodules.stream.transforms import MAX_ATTEMPTS, Noops, SquareCrop, Substitutes, Wordings
 from emu_edit.batch import BadSample, EditSample, Sample
@@ -38,7 +38,7 @@ MAX_OPEN_SHARDS = 64  # per process; each holds a file descriptor and the map of
 
 
 class InOrder:
-    """The order of evaluation: tasks one after another, each shard from its first sample on."""
+    """The order of evaluation: lanes one after another, each shard from its first sample on."""
 
     def __init__(self, shard_sizes: Sequence[Sequence[int]]) -> None:
         self._places = [(t, s) for t, sizes in enumerate(shard_sizes) for s in range(len(sizes))]
@@ -52,8 +52,8 @@ class InOrder:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
         i = bisect_right(self._ends, index)
-        task, shard = self._places[i]
-        return Position(task, 0, shard, index - (self._ends[i - 1] if i else 0))
+        lane, shard = self._places[i]
+        return Position(lane, 0, shard, index - (self._ends[i - 1] if i else 0))
 
 
 class OpenShard:
@@ -198,7 +198,7 @@ class ShardDataset(Dataset[Sample]):
     """Read samples by their position in an order.
 
     Args:
-        lanes: the tasks of the data sets, in the order in which `order` counts them.
+        lanes: in the order in which `order` counts them.
         order: what position means which sample.
         tasks: gives each task its index.
         decode: makes a sample of the members of a shard.
@@ -240,7 +240,7 @@ class ShardDataset(Dataset[Sample]):
             ShardError: if a shard changed since it was indexed; nothing takes its place.
         """
         where = place = self._order(position)
-        lane = self._lanes[where.task]
+        lane = self._lanes[where.lane]
         bad: list[BadSample] = []
         for attempt in range(1, MAX_ATTEMPTS + 2):
             try:
@@ -265,7 +265,7 @@ class ShardDataset(Dataset[Sample]):
             BadSampleError: if its pictures or text cannot be used.
             ShardError: if its shard changed since it was indexed.
         """
-        lane = self._lanes[where.task]
+        lane = self._lanes[where.lane]
         shard = self._shard(lane, lane.shards[where.shard])
         text = shard.text(where.sample)
         wordings = wordings_of(text)
@@ -285,11 +285,11 @@ class ShardDataset(Dataset[Sample]):
     def place(self, position: int) -> str:
         """Return shard and task of a position, for messages: "local-000001.tar (local)"."""
         where = self._order(position)
-        lane = self._lanes[where.task]
+        lane = self._lanes[where.lane]
         return f"{lane.shards[where.shard].file} ({lane.name})"
 
     def _bad(self, where: Position, position: int, error: BadSampleError) -> BadSample:
-        lane = self._lanes[where.task]
+        lane = self._lanes[where.lane]
         entry = lane.shards[where.shard]
         shard = self._shard(lane, entry)
         return BadSample(

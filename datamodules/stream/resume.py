@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules.shards.manifest import ShardEntry
-from datamodules.stream.order import ORDER_VERSION, Order, OrderSpec, TaskOrder
+from datamodules.stream.order import ORDER_VERSION, LaneOrder, Order, OrderSpec
 from emu_edit.errors import InputError
 
 STATE_VERSION = 1
@@ -35,7 +35,7 @@ class StreamState:
         consumed: samples trained on so far, always a multiple of the global batch.
         accumulate: micro-batches per optimizer step in the run that wrote this.
         start: the position from which the current order holds; 0 unless the data were changed.
-        drawn: draws of each task before `start`.
+        drawn: draws of each lane before `start`.
         fingerprint: what the order and the pictures were made of.
     """
 
@@ -67,7 +67,7 @@ class StreamState:
 
 
 def data_hash(entries: tuple[ShardEntry, ...]) -> str:
-    """Return a hash of the shards of one task, in their order."""
+    """Return a hash of the shards of one lane, in their order."""
     rows = [[entry.file, entry.bytes, entry.sha256, entry.samples] for entry in entries]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
@@ -94,8 +94,8 @@ def continued(old: StreamState, new: Fingerprint, *, allow_change: bool) -> tupl
     """Return `start` and `drawn` of the order with which to go on from a checkpoint.
 
     Unchanged data go on with the order they had. After an allowed change of the order, a new one
-    starts at the checkpoint's position; every task goes on where its own draws ended, so a change
-    of weights neither repeats nor skips a sample. (If a task's shards changed, its current epoch
+    starts at the checkpoint's position; every lane goes on where its own draws ended, so a change
+    of weights neither repeats nor skips a sample. (If a lane's shards changed, its current epoch
     is permuted anew.)
 
     Raises:
@@ -121,12 +121,12 @@ def continued(old: StreamState, new: Fingerprint, *, allow_change: bool) -> tupl
 
 
 def _drawn_at_end(old: StreamState) -> dict[str, int]:
-    tasks = tuple(
-        # how often a task is drawn does not depend on its shards
-        TaskOrder(name, quota, shard_sizes=(1,), drawn=old.drawn.get(name, 0))
+    lanes = tuple(
+        # how often a lane is drawn does not depend on its shards
+        LaneOrder(name, quota, shard_sizes=(1,), drawn=old.drawn.get(name, 0))
         for name, quota in old.fingerprint["quotas"].items()
     )
-    spec = OrderSpec(old.fingerprint["seed"], tasks, start=old.start)
+    spec = OrderSpec(old.fingerprint["seed"], lanes, start=old.start)
     return Order(spec).drawn_before(old.consumed)
 
 
@@ -217,7 +217,7 @@ def fingerprint_of(
         "order_version": ORDER_VERSION,
         "seed": spec.seed,
         "window": spec.window,
-        "quotas": {task.name: task.quota for task in spec.tasks},
+        "quotas": {lane.name: lane.quota for lane in spec.lanes},
         "data": data,
         **settings,
     }

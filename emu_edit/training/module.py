@@ -9,7 +9,7 @@ timesteps go out with the loss, so that callbacks can split them by task and noi
 from functools import partial
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
@@ -36,6 +36,22 @@ from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_sche
 
 StepOutput = dict[str, Tensor]
 """What a step gives to Lightning and the callbacks: `loss`, and per sample `error` and `t`."""
+
+
+class StepWatcher(Callback):
+    """A callback that sees what each training step of an `EditModule` gives before its gradient is.
+
+    Lightning hands a step's output to callbacks only after the optimizer step it is part of.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Refuse to watch what shows nothing."""
+        if not isinstance(pl_module, EditModule):
+            raise TypeError(f"{type(self).__name__} watches an EditModule, got {type(pl_module)}")
+
+    def on_training_step(self, drawn: DrawnBatch, output: StepOutput) -> None:
+        """Look at a micro-batch and its output; reading values would wait for the device."""
+        raise NotImplementedError
 
 
 class EditModule(LightningModule):
@@ -117,7 +133,6 @@ class EditModule(LightningModule):
             tasks=table,
         )
         self.encoder = BatchEncoder(self.networks)
-        self.latest: StepOutput = {}
         self.strict_loading = (
             False  # frozen parts are absent by design; `on_load_checkpoint` checks the rest
         )
@@ -159,13 +174,15 @@ class EditModule(LightningModule):
             prediction=self.prediction,
             region=self.objective.region(drawn.batch.mask, drawn.batch.has_mask, like=z_0),
         )
-        loss = (weight * error).mean()
-        self.latest = {"loss": loss.detach(), "error": error.detach(), "t": t}
-        return {**self.latest, "loss": loss}
+        return {"loss": (weight * error).mean(), "error": error.detach(), "t": t}
 
     def training_step(self, batch: DrawnBatch, batch_idx: int) -> StepOutput:  # noqa: ARG002
         """Average the weighted denoising error of a batch."""
         output = self.step(batch, dropout=self.dropout)
+        callbacks: list[Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        for callback in callbacks:
+            if isinstance(callback, StepWatcher):
+                callback.on_training_step(batch, output)
         self.log("train/loss", output["loss"].detach(), prog_bar=True, batch_size=len(batch))
         return output
 

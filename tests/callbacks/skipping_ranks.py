@@ -11,8 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 
-from callbacks.skip_counts import TooManySkippedError
-from callbacks.skipped import Skipped
+from callbacks.skipped import Skipped, TooManySkippedError
 from datamodules.edit import EditDataModule
 from tests.datamodules.toy import SaveEverything, Toy
 

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
 
 
 def table_of(task: list[int], t: list[int], error: list[float]) -> ErrorTable:
-    table = ErrorTable(("add", "style"), 1000, torch.device("cpu"))
-    table.add(torch.tensor(task), torch.tensor(t), torch.tensor(error))
+    table = ErrorTable(("add", "style"), 1000)
+    table.update(torch.tensor(task), torch.tensor(t), torch.tensor(error))
     return table
 
 
@@ -40,8 +40,8 @@ def test_errors_are_averaged_by_task_and_quarter_of_the_noise_levels():
 
 def test_tables_add_up_over_batches_and_tasks_without_samples_are_left_out():
     table = table_of([0], [10], [1.0])
-    table.add(torch.tensor([0]), torch.tensor([20]), torch.tensor([2.0]))
-    assert table.rows() == {
+    table.update(torch.tensor([0]), torch.tensor([20]), torch.tensor([2.0]))
+    assert table.compute() == {
         "add": {"t0-250": {"mean": 1.5, "count": 2.0}, "all": {"mean": 1.5, "count": 2.0}}
     }
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks.skip_counts import SkipCounts
-from callbacks.skipped import FILE
+from callbacks.skipped import FILE, SkipCounts
 from tests.callbacks.test_callbacks_skipped import FAULTS, module, train
 from tests.datamodules.bad_shards import spoil
 from tests.datamodules.toy_shards import make_folder

@@ -14,7 +14,7 @@ from datamodules.remote.folder import open_folder
 from datamodules.shards import index as index_module
 from datamodules.shards.index import index_shard, save_index
 from datamodules.shards.manifest import ShardEntry, write_manifest
-from datamodules.stream.lanes import DataSet, lanes_of
+from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.reader import InOrder, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import SquareCrop, Substitutes
 from emu_edit.batch import Sample

@@ -16,9 +16,9 @@ from datamodules.remote.ahead import FetchAhead, fetch_ahead, retry_metrics
 from datamodules.remote.folder import CacheSettings, RemoteFolder, open_folder
 from datamodules.remote.node_cache import GIB
 from datamodules.shards.manifest import load_manifest
-from datamodules.stream.lanes import DataSet, lanes_of
 from datamodules.stream.loader import PositionLoader
-from datamodules.stream.order import Order, OrderSpec, TaskOrder
+from datamodules.stream.mixing import DataSet, lanes_of
+from datamodules.stream.order import LaneOrder, Order, OrderSpec
 from datamodules.stream.reader import PictureDecoder, ShardDataset
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import Batch
@@ -55,7 +55,7 @@ def settings(site: Site, *, shards: float = 100) -> CacheSettings:
 
 def dataset(place: str | Path, cache: CacheSettings | None = None) -> ShardDataset:
     lanes = lanes_of([DataSet("", open_folder(place, cache))])
-    tasks = tuple(TaskOrder(lane.name, 8, lane.sizes) for lane in lanes)
+    tasks = tuple(LaneOrder(lane.name, 8, lane.sizes) for lane in lanes)
     order = Order(OrderSpec(0, tasks, window=2))
     return ShardDataset(
         lanes,

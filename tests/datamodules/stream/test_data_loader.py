@@ -11,8 +11,8 @@ from torch.utils.data import get_worker_info
 
 from datamodules.edit import EditDataModule
 from datamodules.remote.folder import open_folder
-from datamodules.stream.lanes import DataSet, lanes_of
 from datamodules.stream.loader import LoaderError, PositionLoader
+from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.order import Position
 from datamodules.stream.reader import InOrder, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import SquareCrop

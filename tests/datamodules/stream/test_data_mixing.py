@@ -15,8 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from datamodules.edit import EditDataModule
 from datamodules.shards.folder import LocalFolder
 from datamodules.shards.manifest import Manifest, ShardEntry
-from datamodules.stream.lanes import DataSet, Lane, lanes_of
-from datamodules.stream.mixing import mixture_of, named_folders
+from datamodules.stream.mixing import DataSet, Lane, lanes_of, mixture_of, named_folders
 from datamodules.stream.order import PERIOD, Order
 from datamodules.stream.resume import changes
 from emu_edit.batch import Batch
@@ -128,7 +127,7 @@ def test_the_set_without_a_name_can_be_weighed_too():
 def test_quotas_of_all_lanes_are_exact_in_every_period():
     mixture = mixture_of(lanes(), {"local": 3.0, "add": 1.5, "new/depth": 0.7})
     order = Order(mixture.spec(seed=5, window=2))
-    drawn = Counter(order(g).task for g in range(7 * PERIOD, 8 * PERIOD))
+    drawn = Counter(order(g).lane for g in range(7 * PERIOD, 8 * PERIOD))
     assert [drawn[i] for i in range(4)] == list(mixture.quotas)
 
 

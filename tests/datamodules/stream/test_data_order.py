@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.stream.order import Order, OrderSpec, Permutation, TaskOrder, quotas
+from datamodules.stream.order import LaneOrder, Order, OrderSpec, Permutation, quotas
 from emu_edit.errors import InputError
 
 GOLDEN = "9ef6241e3ec5293cc5756388b000f0f16eb3d1a46254717a5bd58ffcbe86194b"
@@ -17,7 +17,7 @@ GOLDEN = "9ef6241e3ec5293cc5756388b000f0f16eb3d1a46254717a5bd58ffcbe86194b"
 def spec_of(
     sizes: dict[str, tuple[int, ...]], draws: dict[str, int], *, seed: int = 0, window: int = 3
 ) -> OrderSpec:
-    tasks = tuple(TaskOrder(name, draws[name], sizes[name]) for name in sizes)
+    tasks = tuple(LaneOrder(name, draws[name], sizes[name]) for name in sizes)
     return OrderSpec(seed, tasks, window=window)
 
 
@@ -39,7 +39,7 @@ RawSpec = tuple[list[tuple[int, list[int]]], int, int]
 
 def build(raw: RawSpec) -> OrderSpec:
     tasks = tuple(
-        TaskOrder(f"task{t}", quota, tuple(sizes)) for t, (quota, sizes) in enumerate(raw[0])
+        LaneOrder(f"task{t}", quota, tuple(sizes)) for t, (quota, sizes) in enumerate(raw[0])
     )
     return OrderSpec(raw[1], tasks, window=raw[2])
 
@@ -86,7 +86,7 @@ def test_a_permutation_refuses_an_index_outside(index: int):
 def test_every_epoch_of_every_task_is_a_permutation(raw: RawSpec, start_epoch: int):
     spec = build(raw)
     order = Order(spec)
-    for t, task in enumerate(spec.tasks):
+    for t, task in enumerate(spec.lanes):
         total = sum(task.shard_sizes)
         everything = {(s, i) for s, size in enumerate(task.shard_sizes) for i in range(size)}
         # enough periods to hold the epoch, wherever its draws lie in them
@@ -95,7 +95,7 @@ def test_every_epoch_of_every_task_is_a_permutation(raw: RawSpec, start_epoch: i
         drawn = [
             (where.shard, where.sample)
             for where in map(order, range(first, last))
-            if where.task == t and where.epoch == start_epoch
+            if where.lane == t and where.epoch == start_epoch
         ]
         assert len(drawn) == total
         assert set(drawn) == everything
@@ -106,19 +106,19 @@ def test_every_epoch_of_every_task_is_a_permutation(raw: RawSpec, start_epoch: i
 def test_quotas_are_exact_in_every_period(raw: RawSpec, block: int):
     spec = build(raw)
     order, period = Order(spec), spec.period
-    counts = Counter(order(g).task for g in range(block * period, (block + 1) * period))
-    assert counts == {t: task.quota for t, task in enumerate(spec.tasks)}
+    counts = Counter(order(g).lane for g in range(block * period, (block + 1) * period))
+    assert counts == {t: task.quota for t, task in enumerate(spec.lanes)}
 
 
 @given(raw=RAW)
 @settings(max_examples=20, deadline=None)
 def test_no_prefix_departs_from_the_mixture_by_more_than_the_bound(raw: RawSpec):
     spec = build(raw)
-    order, num_tasks = Order(spec), len(spec.tasks)
+    order, num_tasks = Order(spec), len(spec.lanes)
     counts = [0] * num_tasks
     for g in range(2 * spec.period):
-        counts[order(g).task] += 1
-        for t, task in enumerate(spec.tasks):
+        counts[order(g).lane] += 1
+        for t, task in enumerate(spec.lanes):
             share = task.quota / spec.period
             assert abs(counts[t] - (g + 1) * share) <= 1 + num_tasks * share
 
@@ -128,7 +128,7 @@ def test_sixteen_equal_tasks_stay_within_two_draws_of_their_share():
     order = Order(spec_of(dict.fromkeys(draws, (100,)), draws))
     counts = [0] * 16
     for g in range(10_000):
-        counts[order(g).task] += 1
+        counts[order(g).lane] += 1
         assert max(abs(count - (g + 1) / 16) for count in counts) < 2
 
 
@@ -136,8 +136,8 @@ def test_draws_before_a_position_are_what_was_drawn():
     order = Order(MIXED)
     counts = Counter()
     for g in range(100):
-        assert order.drawn_before(g) == {task.name: counts[t] for t, task in enumerate(MIXED.tasks)}
-        counts[order(g).task] += 1
+        assert order.drawn_before(g) == {task.name: counts[t] for t, task in enumerate(MIXED.lanes)}
+        counts[order(g).lane] += 1
 
 
 def test_a_new_mixture_goes_on_where_each_task_was():
@@ -145,11 +145,11 @@ def test_a_new_mixture_goes_on_where_each_task_was():
     drawn = old.drawn_before(37)
     sizes = {"local": (5, 1, 7, 3, 4), "add": (1,), "depth": (2, 2, 2)}
     new_draws = {"local": 1, "add": 1, "depth": 9}
-    tasks = tuple(TaskOrder(n, new_draws[n], sizes[n], drawn=drawn[n]) for n in sizes)
+    tasks = tuple(LaneOrder(n, new_draws[n], sizes[n], drawn=drawn[n]) for n in sizes)
     new = Order(OrderSpec(0, tasks, window=3, start=37))
     seen = [old(g) for g in range(37)] + [new(g) for g in range(37, 400)]
     for t, task in enumerate(tasks):
-        places = [where for where in seen if where.task == t]
+        places = [where for where in seen if where.lane == t]
         total = sum(task.shard_sizes)
         for epoch in range(len(places) // total):
             of_epoch = places[epoch * total : (epoch + 1) * total]
@@ -158,7 +158,7 @@ def test_a_new_mixture_goes_on_where_each_task_was():
 
 
 def test_a_position_before_the_start_is_refused():
-    spec = OrderSpec(0, MIXED.tasks, start=10)
+    spec = OrderSpec(0, MIXED.lanes, start=10)
     with pytest.raises(IndexError, match="position 9 lies before the order's start 10"):
         Order(spec)(9)
 
@@ -173,12 +173,12 @@ def test_another_task_leaves_the_permutations_of_the_others():
     sizes = {"local": (5, 1, 7), "add": (9,)}
     both = Order(spec_of(sizes, {"local": 3, "add": 1}))
     alone = Order(spec_of({"local": sizes["local"]}, {"local": 3}))
-    of_local = [where for where in map(both, range(80)) if where.task == 0]
+    of_local = [where for where in map(both, range(80)) if where.lane == 0]
     assert of_local == [alone(g) for g in range(len(of_local))]
 
 
 def test_seed_window_and_start_of_the_stream_matter():
-    tasks = MIXED.tasks
+    tasks = MIXED.lanes
     base = [Order(OrderSpec(0, tasks, window=3))(g) for g in range(50)]
     assert base != [Order(OrderSpec(1, tasks, window=3))(g) for g in range(50)]
     assert base != [Order(OrderSpec(0, tasks, window=1))(g) for g in range(50)]
@@ -268,8 +268,8 @@ def test_an_order_without_tasks_window_or_samples_is_refused():
     with pytest.raises(InputError, match="at least one task"):
         OrderSpec(0, ())
     with pytest.raises(InputError, match=r"data\.window=0 must be at least 1"):
-        OrderSpec(0, MIXED.tasks, window=0)
+        OrderSpec(0, MIXED.lanes, window=0)
     with pytest.raises(InputError, match="task 'a' has quota 0"):
-        TaskOrder("a", 0, (1,))
+        LaneOrder("a", 0, (1,))
     with pytest.raises(InputError, match="all of them must be at least 1"):
-        TaskOrder("a", 1, (1, 0))
+        LaneOrder("a", 1, (1, 0))

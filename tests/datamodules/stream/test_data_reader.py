@@ -13,9 +13,9 @@ from datamodules.remote.folder import open_folder
 from datamodules.shards.index import index_shard, save_index
 from datamodules.shards.manifest import ShardEntry, write_manifest
 from datamodules.shards.writer import write_task_shards
-from datamodules.stream.lanes import DataSet, Lane, lanes_of
 from datamodules.stream.loader import PositionLoader
-from datamodules.stream.order import Order, OrderSpec, Position, TaskOrder
+from datamodules.stream.mixing import DataSet, Lane, lanes_of
+from datamodules.stream.order import LaneOrder, Order, OrderSpec, Position
 from datamodules.stream.reader import MAX_OPEN_SHARDS, InOrder, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import Noops, SquareCrop, Wordings
 from emu_edit.batch import Batch
@@ -41,7 +41,7 @@ def in_order(folder: Path, *, crop: SquareCrop | None = None) -> ShardDataset:
 
 def shuffled(folder: Path) -> ShardDataset:
     lanes = lanes_in(folder)
-    tasks = tuple(TaskOrder(lane.name, 8, lane.sizes) for lane in lanes)
+    tasks = tuple(LaneOrder(lane.name, 8, lane.sizes) for lane in lanes)
     return ShardDataset(
         lanes,
         order=Order(OrderSpec(0, tasks, window=2)),

@@ -8,9 +8,9 @@ import torch
 from datamodules.edit import EditDataModule
 from datamodules.remote.folder import open_folder
 from datamodules.stream import reader
-from datamodules.stream.lanes import DataSet, lanes_of
 from datamodules.stream.loader import LoaderError, PositionLoader
-from datamodules.stream.order import Order, OrderSpec, Position, TaskOrder
+from datamodules.stream.mixing import DataSet, lanes_of
+from datamodules.stream.order import LaneOrder, Order, OrderSpec, Position
 from datamodules.stream.reader import PictureDecoder, ShardDataset
 from datamodules.stream.transforms import ATTEMPTS_NEARBY, MAX_ATTEMPTS, SquareCrop, Substitutes
 from emu_edit.batch import Batch
@@ -26,7 +26,7 @@ FAULTS = {"local_00003": "source", "add_00001": "mask", "add_00004": "target"}
 
 def stream(folder: Path, substitutes: Substitutes | None) -> ShardDataset:
     lanes = lanes_of([DataSet("", open_folder(folder))])
-    tasks = tuple(TaskOrder(lane.name, 8, lane.sizes) for lane in lanes)
+    tasks = tuple(LaneOrder(lane.name, 8, lane.sizes) for lane in lanes)
     order = Order(OrderSpec(0, tasks, window=2))
     return ShardDataset(
         lanes,
@@ -56,7 +56,7 @@ def test_a_substitute_is_a_function_of_seed_position_and_attempt():
 
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
-    assert {(place.task, place.epoch) for place in drawn(0)} == {(2, 5)}
+    assert {(place.lane, place.epoch) for place in drawn(0)} == {(2, 5)}
     # frozen: a resumed training must find the substitutes it had with an older version
     assert [(place.shard, place.sample) for place in drawn(0)[:8]] == FROZEN
 
