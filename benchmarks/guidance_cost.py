@@ -21,9 +21,8 @@ from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance, guided
 from emu_edit.diffusion.prediction import with_source
-from emu_edit.editing.devices import choose_device
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.find import find_model
+from emu_edit.editing.find import choose_device, find_model
 from emu_edit.models.conditioning import branches
 from emu_edit.models.interfaces import Conditioning
 from emu_edit.terminal import step_bar

@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +18,7 @@ from typing import BinaryIO
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that appears under `path` only when the block ends without an error."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")  # any `path.name` fits, long ones too
+    part = _part_of(path)
     try:
         with part.open("xb") as stream:
             yield stream
@@ -27,6 +27,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: none of them appears before all are on the disk."""
+    parts = {path: _part_of(path) for path in files}
+    with ExitStack() as stack:
+        for path, part in parts.items():
+            stack.callback(part.unlink, missing_ok=True)
+            with part.open("xb") as stream:
+                stream.write(files[path])
+                stream.flush()
+                os.fsync(stream.fileno())
+        for path, part in parts.items():
+            part.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,3 +74,7 @@ def sha256_of(path: Path, *, from_disk: bool = False) -> str:
         if from_disk and hasattr(os, "posix_fadvise"):  # not on macOS
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{secrets.token_hex(8)}.part")  # any `path.name` fits, long ones too

@@ -25,8 +25,7 @@ from benchmarks.inversion.methods import EXPERT, METHODS, check_methods
 from benchmarks.inversion.shared import make_cells
 from datamodules.world.backgrounds import Photos
 from datamodules.world.new_tasks import NEW_TASKS
-from emu_edit.editing.devices import choose_device
-from emu_edit.editing.find import find_model
+from emu_edit.editing.find import choose_device, find_model
 from emu_edit.errors import InputError
 
 

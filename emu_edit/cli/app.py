@@ -1,26 +1,16 @@
 """`emu-edit app`: a web page for editing, on this computer only unless told otherwise."""
 
 import argparse
-import errno
-import logging
-import os
-import signal
-import socket
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, positive_or_zero
-from emu_edit.editing.find import find_model
+from emu_edit.editing.find import choose_device, find_model
 from emu_edit.errors import InputError
-from emu_edit.web.limits import MEBI, Limits
+from emu_edit.web.guard import MEBI, Limits
+from emu_edit.web.server import LOOPBACK, free_port, serve
 
-if TYPE_CHECKING:
-    from emu_edit.editing.editor import Editor
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT = Limits()
 
 
@@ -77,30 +67,19 @@ def run(arguments: list[str]) -> int:
     model = find_model(options.model)
     if find_spec("gradio") is None:
         raise InputError("the web page needs gradio; install it with pip install 'emu-edit[app]'")
-    port = free_port(options.host, options.port)
-    limits = limits_from(options)
+    port, limits = free_port(options.host, options.port), limits_of(options)
     if sys.stderr.isatty():  # it may take a while, and a log needs no line about that
         sys.stderr.write(f"loading {model} …\n")
     # everything above answers in an instant; only now is torch needed
-    from emu_edit.editing.devices import choose_device
     from emu_edit.editing.editor import Editor
 
     editor = Editor.from_pretrained(model, device=choose_device(options.device))
-    if options.host not in LOOPBACK:
-        sys.stderr.write(
-            f"emu-edit: warning: listening on {options.host}: whoever can reach this computer can "
-            "use the page; there is no password and no encryption\n"
-        )
-    # a service is stopped with SIGTERM; like Ctrl-C, so that the temporary files go
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="emu-edit-app-") as folder:
-        prepare_environment(Path(folder))
-        serve(editor, limits, Path(folder), options.host, port)
+    serve(editor, limits, options.host, port)
     return 0
 
 
-def limits_from(options: argparse.Namespace) -> Limits:
-    """Return the limits with what the command line says."""
+def limits_of(options: argparse.Namespace) -> Limits:
+    """Read the limits from the command line."""
     return Limits(
         upload_bytes=options.max_upload_mib * MEBI,
         edited_pixels=options.max_pixels,
@@ -109,98 +88,3 @@ def limits_from(options: argparse.Namespace) -> Limits:
         turns=options.max_turns,
         queue=options.max_queue,
     )
-
-
-def free_port(host: str, port: int) -> int:
-    """Return the port, or a free one for 0, after trying to listen on it.
-
-    Raises:
-        InputError: if the port is taken or not allowed, or the host is not one of this computer's.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as tried:
-            # as the server does: a port closed a moment ago is free
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind(address)
-            return tried.getsockname()[1]
-    except socket.gaierror as error:
-        raise InputError(f"--host {host}: {error.strerror}; try --host 127.0.0.1") from error
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(
-                f"--host {host} is no address of this computer; try --host 127.0.0.1"
-            ) from error
-        raise InputError(
-            f"cannot listen on {host}:{port} ({error.strerror}); try another --port, or --port 0"
-        ) from error
-
-
-def prepare_environment(folder: Path) -> None:
-    """Say before gradio is imported, which reads it then: no telemetry, files in `folder`."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    # its client asks the model hub nothing either
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
-
-def serve(editor: "Editor", limits: Limits, folder: Path, host: str, port: int) -> None:
-    """Serve the page until it is interrupted."""
-    from emu_edit.web.handlers import CSS, Handlers, page_theme
-    from emu_edit.web.page import build_page
-
-    # one line for each request would bury what matters
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    page = build_page(Handlers(editor, limits, folder))
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            show_error=False,  # unexpected errors stay on this side
-            prevent_thread_lock=True,
-            inbrowser=False,
-            ssr_mode=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            run_history=False,
-            pwa=False,
-            footer_links=[],
-            max_file_size=limits.upload_bytes,
-            state_session_capacity=limits.visitors,
-            app_kwargs=server_options(limits, folder, host),
-            theme=page_theme(),
-            css=CSS,
-        )
-        sys.stdout.write(f"the page is at http://{host}:{port} (Ctrl-C ends it)\n")
-        sys.stdout.flush()
-        signal.pause()
-    except KeyboardInterrupt:
-        sys.stderr.write("emu-edit: the page is closed\n")
-    finally:
-        page.close(verbose=False)
-
-
-def server_options(limits: Limits, folder: Path, host: str) -> dict[str, Any]:
-    """Return what FastAPI is made with: the guard, and no pages about the interface."""
-    from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
-    from starlette.middleware.trustedhost import (  # pyright: ignore[reportMissingImports]
-        TrustedHostMiddleware,
-    )
-
-    from emu_edit.web.guard import RequestGuard
-
-    # a name that other sites let point to this computer must not reach the page (DNS rebinding)
-    hosts = ["127.0.0.1", "localhost", "[::1]"] if host in LOOPBACK else ["*"]
-    return {
-        "middleware": [
-            Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
-            Middleware(RequestGuard, limits=limits, folder=folder),
-        ],
-        "docs_url": None,
-        "redoc_url": None,
-        "openapi_url": None,
-    }

@@ -1,6 +1,6 @@
-"""Argument parsing whose complaints look like all errors of the program: one line, exit 2.
+"""Argument parsing for all verbs, also those that consist of commands (`emu-edit shards world`).
 
-Verbs that consist of commands, `emu-edit shards world` say: finds the command and runs it.
+Complaints look like all errors of the program: one line, exit status 2.
 """
 
 import argparse

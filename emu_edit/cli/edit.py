@@ -1,15 +1,23 @@
 """`emu-edit edit IMAGE "turn 1" ["turn 2" …] -o OUT`: edit pictures by instruction.
 
-Parses and checks what needs neither torch nor a model, so that a slip is answered in an instant;
-`edit_run.py` does the work.
+Reads the command line into an `EditRequest` and checks what needs neither torch nor a model, so
+that a slip is answered in an instant. `edit_places.py` finds sources and results, `edit_run.py`
+does the work, `edit_files.py` writes it down.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, seed_int
+from emu_edit.cli.arguments import (
+    ArgumentParser,
+    add_sampling,
+    positive_int,
+    sampling_of,
+    seed_int,
+)
 from emu_edit.cli.edit_places import (
     STREAM,
     SUFFIXES,
@@ -25,6 +33,9 @@ from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import check_task_files, is_task_file
 from emu_edit.tasks import TASKS
 from emu_edit.text_rules import clean_instruction
+
+if TYPE_CHECKING:
+    from emu_edit.editing.session import TurnSettings
 
 EPILOG = """\
 IMAGE is a picture (JPEG, PNG, WebP), '-' for standard input, or, to edit many alike, a folder or
@@ -49,12 +60,7 @@ class TurnParser(ArgumentParser):
     """Takes options before, between and after the instructions."""
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse all of `arguments`.
-
-        Raises:
-            InputError: for an unknown option (the nearest known one is named), a missing or a
-                malformed argument.
-        """
+        """Parse all of `arguments`; an unknown option is refused with the nearest known one."""
         parsed, unknown = self.parse_known_intermixed_args(arguments)
         # only options can be unknown, the instructions take all the rest; the usual way names them
         return super().parse([parsed.image, "-o", parsed.output, *unknown]) if unknown else parsed
@@ -138,35 +144,66 @@ def run(arguments: list[str]) -> int:
         InputError: if picture, instruction, task, manifest, model or output cannot be used.
     """
     options = parser().parse(arguments)
-    turns = asked_turns(options)
+    instructions, tasks = asked_turns(options)
     sources, passed_over = find_sources(options.image)
     extras = {"sheet": options.sheet, "manifest": options.manifest}
     if is_many(options.image):
-        places = places_for_many(options.output, sources, turns=len(turns), **extras)
+        places = places_for_many(options.output, sources, turns=len(instructions), **extras)
     else:
         places = [place_for_one(options.output, sources[0], **extras)]
         if places[0].folder is not None and options.replay is None:
-            check_session_folder(places[0].folder, len(turns))
-    options.model = find_model(options.model)
-    if any(task is None for _, task in turns) and not has_predictor(options.model):
+            check_session_folder(places[0].folder, len(instructions))
+    model = find_model(options.model)
+    if None in tasks and not has_predictor(model):
         raise InputError(
-            f"the model {options.model} has no task predictor; name the task with --task, or train "
-            f"one with 'emu-edit predictor fit {options.model}'"
+            f"the model {model} has no task predictor; name the task with --task, or train one "
+            f"with 'emu-edit predictor fit {model}'"
         )
     # everything above answers in an instant; only now is torch needed
-    from emu_edit.cli.edit_run import edit_many, edit_one, replay_one
+    from emu_edit.cli.edit_run import EditRequest, edit_many, edit_one, replay_one
 
+    request = EditRequest(
+        model=model,
+        device=options.device,
+        instructions=instructions,
+        tasks=tasks,
+        settings=settings_of(options),
+        seed=options.seed,
+        chain_latents=options.chain_latents,
+        size=options.size,
+        allow_mismatch=options.allow_mismatch,
+        is_json=options.json,
+    )
     if options.replay is not None:
-        return replay_one(options, sources[0], places[0])
+        return replay_one(request, options.replay, sources[0], places[0])
     if is_many(options.image):
         if passed_over:
             sys.stderr.write(f"left alone, no picture by name: {', '.join(passed_over)}\n")
-        return edit_many(options, turns, sources, places)
-    return edit_one(options, turns, sources[0], places[0])
+        return edit_many(request, sources, places)
+    return edit_one(request, sources[0], places[0])
 
 
-def asked_turns(options: argparse.Namespace) -> list[tuple[str, str | None]]:
-    """Return each turn's instruction and task, None where the predictor shall decide.
+def settings_of(options: argparse.Namespace) -> "TurnSettings":
+    """Read what all turns have in common.
+
+    Raises:
+        InputError: for an unknown sampler, or a scale or threshold that is out of range.
+    """
+    from emu_edit.editing.session import TurnSettings
+    from emu_edit.editing.threshold import Threshold
+
+    threshold = Threshold.default if options.threshold is None else options.threshold
+    return TurnSettings(
+        negative=options.negative,
+        sampling=sampling_of(options),
+        threshold=None if options.no_threshold else threshold,
+    )
+
+
+def asked_turns(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
+    """Read the instruction and the `--task` of each turn; None lets the predictor decide.
+
+    A replay has no instructions, and only tasks that are files.
 
     Raises:
         InputError: if an instruction is missing, empty, too long, not text or the name of a
@@ -181,24 +218,23 @@ def asked_turns(options: argparse.Namespace) -> list[tuple[str, str | None]]:
             )
     count, tasks = len(options.instructions), options.task
     check_task_files(tasks, allow_mismatch=options.allow_mismatch)
-    if len(tasks) not in {0, 1, count} and options.replay is None:
-        raise InputError(
-            f"{count} turns with {len(tasks)} tasks; give --task once, once per turn, or not at all"
-        )
-    told = tasks if len(tasks) == count else (tasks or [None]) * count
+    if options.replay is None:
+        if len(tasks) not in {0, 1, count}:
+            raise InputError(
+                f"{count} turns with {len(tasks)} tasks; give --task once, once per turn, or not "
+                "at all"
+            )
+        tasks = tasks if len(tasks) == count else (tasks or [None]) * count
     where = "turn {}" if count > 1 else ""
-    return [
-        (clean_instruction(text, where.format(number)), task)
-        for number, (text, task) in enumerate(zip(options.instructions, told, strict=True), start=1)
+    instructions = [
+        clean_instruction(text, where.format(number))
+        for number, text in enumerate(options.instructions, start=1)
     ]
+    return tuple(instructions), tuple(tasks)
 
 
 def check_combination(options: argparse.Namespace) -> None:
-    """Refuse options that exclude each other.
-
-    Raises:
-        InputError: naming the two.
-    """
+    """Refuse options that exclude each other, naming the two."""
     if not options.image or not options.output:
         raise InputError("IMAGE and OUT must not be empty; an unset variable in a script, perhaps?")
     if options.threshold is not None and options.no_threshold:
@@ -209,12 +245,12 @@ def check_combination(options: argparse.Namespace) -> None:
         if not options.instructions:
             raise InputError('say what to change: emu-edit edit IMAGE "make the sky red" -o OUT')
         return
-    usual = parser().parse([options.image, "-o", options.output])
+    usual = vars(parser().parse([options.image, "-o", options.output]))
     kept = {"image", "output", "model", "size", "device", "json", "sheet", "manifest", "replay"}
     if all(map(is_task_file, options.task)):  # the manifest says which task, a file is the task
         kept |= {"task", "allow_mismatch"}
     for name, value in vars(options).items():
-        if name not in kept and value != getattr(usual, name):
+        if name not in kept and value != usual[name]:
             raise InputError(
                 f"--replay takes the turns from the manifest; leave {name.replace('_', '-')} out"
             )

@@ -2,31 +2,25 @@
 
 The command line has been checked as far as names go (`edit.py`, `edit_places.py`) before this
 module, and with it torch, is imported.
-
-From what `edit` was pointed at to pixels of a size the model can work on.
 """
 
-import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxtyping import UInt8
 from torch import Tensor
 
-from emu_edit.cli.arguments import sampling_of
 from emu_edit.cli.edit_files import Report, save_session
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
-from emu_edit.editing.devices import choose_device
 from emu_edit.editing.editor import Editor, OnStep
-from emu_edit.editing.find import model_name, shown_path
+from emu_edit.editing.find import choose_device, model_name, shown_path
 from emu_edit.editing.manifest import Manifest, parse_manifest
 from emu_edit.editing.predictor import TaskPrediction
-from emu_edit.editing.session import EditSession, replay
+from emu_edit.editing.session import EditSession, TurnSettings, replay
 from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task, task_names
-from emu_edit.editing.threshold import Threshold, check_alpha
 from emu_edit.errors import InputError
 from emu_edit.images import (
     MAX_BYTES,
@@ -46,119 +40,128 @@ MAX_MANIFEST = 16 * 2**20  # bytes; a thousand turns of the longest text take 9 
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is done to every picture, with the model loaded.
+class EditRequest:
+    """What the command line asks for, the same for every picture.
 
     Attributes:
-        editor: the model.
-        name: its name, for people and files.
-        instructions: what to change, turn by turn.
-        tasks: what the model is told at each turn.
-        options: the command line.
-        report: where results are told.
+        model: the model's directory.
+        device: where to compute; None chooses.
+        instructions: what to change, turn by turn; none for a replay.
+        tasks: the `--task` of each turn, None where the predictor decides; for a replay the files
+            of learned tasks.
+        settings: what all turns have in common.
+        seed: of the session.
+        chain_latents: as `EditSession.start` takes it.
+        size: what a picture's shorter side becomes first, in pixels; None leaves it alone.
+        allow_mismatch: take a task's file that was learnt with another model.
+        is_json: report in JSON instead of words.
     """
 
+    model: Path
+    device: str | None
+    instructions: tuple[str, ...]
+    tasks: tuple[str | None, ...]
+    settings: TurnSettings
+    seed: int
+    chain_latents: bool
+    size: int | None
+    allow_mismatch: bool
+    is_json: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with its model loaded and its tasks decided."""
+
+    request: EditRequest
     editor: Editor
-    name: str
-    instructions: Sequence[str]
     tasks: Sequence[TaskChoice]
-    options: argparse.Namespace
     report: Report
 
-    def edit(self, image: UInt8[Tensor, "3 h w"], on_step: OnStep) -> EditSession:
-        """Edit a picture in all turns; `on_step` counts the steps of all of them."""
-        options = self.options
+    def edit(
+        self,
+        image: UInt8[Tensor, "3 h w"],
+        source: Source,
+        place: Place,
+        *,
+        start: float,
+        on_step: OnStep,
+    ) -> None:
+        """Edit a picture in all turns, write the results and report them.
+
+        Args:
+            image: the picture.
+            source: where it is from.
+            place: where the results go.
+            start: time at which the work on it began, by `time.monotonic`.
+            on_step: counts the steps of all turns.
+        """
+        request = self.request
         session = EditSession.start(
-            self.editor, image, seed=options.seed, chain_latents=options.chain_latents
+            self.editor, image, seed=request.seed, chain_latents=request.chain_latents
         )
-        sampling, count = sampling_of(options), len(self.tasks)
-        guidance = sampling.guidance(self.editor.settings.guidance)
-        for turn, (instruction, task) in enumerate(zip(self.instructions, self.tasks, strict=True)):
-            session = session.edit(
-                instruction,
-                task=task,
-                negative=options.negative,
-                guidance=guidance,
-                num_steps=sampling.num_steps,
-                sampler=sampling.sampler,
-                threshold=asked_threshold(options),
-                on_step=_shifted(on_step, turn, count),
-            )
-        return session
+        for turn, (text, task) in enumerate(zip(request.instructions, self.tasks, strict=True)):
+            settings = replace(request.settings, task=task)
+            session = session.edit(text, settings, part_of(on_step, turn, len(self.tasks)))
+        save_session(session, place, model_name(request.model))
+        self.report.edited(source, place, session, time.monotonic() - start)
 
 
-def edit_one(
-    options: argparse.Namespace,
-    turns: Sequence[tuple[str, str | None]],
-    source: Source,
-    place: Place,
-) -> int:
+def edit_one(request: EditRequest, source: Source, place: Place) -> int:
     """Edit one picture; return the exit status.
 
     Raises:
-        InputError: if picture, task, model, a number or the output cannot be used.
+        InputError: if picture, task, model or output cannot be used.
     """
     start = time.monotonic()
-    check_numbers(options)
     image = read_source(source)
-    job = load_job(options, turns)
-    image = fit_size(image, options.size, job.editor, source)
-    job.report.predicted()
+    job = load_job(request)
+    image = fit_size(image, request.size, job.editor, source)
     with step_bar("editing") as on_step:
-        session = job.edit(image, on_step)
-    save_session(session, place, job.name)
-    job.report.edited(source, place, session, time.monotonic() - start)
+        job.edit(image, source, place, start=start, on_step=on_step)
     return 0
 
 
-def edit_many(
-    options: argparse.Namespace,
-    turns: Sequence[tuple[str, str | None]],
-    sources: Sequence[Source],
-    places: Sequence[Place],
-) -> int:
+def edit_many(request: EditRequest, sources: Sequence[Source], places: Sequence[Place]) -> int:
     """Edit each picture; one that cannot be read is named, counted and left out.
 
     Raises:
-        InputError: if task, model, a number or the output cannot be used: what would hold for all.
+        InputError: if task, model or output cannot be used: what would hold for all.
     """
-    check_numbers(options)
-    job = load_job(options, turns)
-    job.report.predicted()
+    job = load_job(request)
     refused = 0
     with step_bar("editing") as on_step:
         for number, (source, place) in enumerate(zip(sources, places, strict=True)):
             start = time.monotonic()
             try:
-                image = fit_size(read_source(source), options.size, job.editor, source)
+                image = fit_size(read_source(source), request.size, job.editor, source)
             except InputError as error:
                 refused += 1
                 job.report.refused(source, str(error))
                 continue
-            session = job.edit(image, _shifted(on_step, number, len(sources)))
-            save_session(session, place, job.name)
-            job.report.edited(source, place, session, time.monotonic() - start)
+            steps = part_of(on_step, number, len(sources))
+            job.edit(image, source, place, start=start, on_step=steps)
     sys.stderr.write(f"edited {len(sources) - refused} of {len(sources)} pictures\n")
     return SOME_FAILED if refused else 0
 
 
-def replay_one(options: argparse.Namespace, source: Source, place: Place) -> int:
+def replay_one(request: EditRequest, manifest: Path, source: Source, place: Place) -> int:
     """Make a session again from its manifest; return the exit status.
 
     Raises:
         InputError: if the manifest is malformed, or of another version, model or picture.
     """
     start = time.monotonic()
-    wanted = read_manifest(options.replay)
+    wanted = read_manifest(manifest)
     if place.folder is not None:
         check_session_folder(place.folder, len(wanted.turns))
     image = read_source(source)
-    editor, _ = load_editor(options)
-    image = fit_size(image, options.size, editor, source)
+    editor, _ = load_editor(request)
+    image = fit_size(image, request.size, editor, source)
     with step_bar("replaying", "turns") as on_turn:
         session = replay(editor, image, wanted.to_dict(), on_turn)
-    save_session(session, place, model_name(options.model))
-    report = Report(shown_path(options.model), options.json, is_quiet=place.is_stream)
+    save_session(session, place, model_name(request.model))
+    report = Report(shown_path(request.model), is_json=request.is_json)
     report.edited(source, place, session, time.monotonic() - start)
     made = Manifest.from_dict(session.manifest()).results
     for number, (is_hash, was_hash) in enumerate(zip(made, wanted.results, strict=True), start=1):
@@ -190,35 +193,33 @@ def read_manifest(path: Path) -> Manifest:
     return wanted
 
 
-def load_job(options: argparse.Namespace, turns: Sequence[tuple[str, str | None]]) -> Job:
-    """Load the model, ask its predictor where no task is named, and check the tasks' names.
+def load_job(request: EditRequest) -> Job:
+    """Load the model, let its predictor choose where no task is named, and say what it chose.
 
     Raises:
-        InputError: if the model cannot be loaded, has no predictor but needs one, or does not know
-            a task.
+        InputError: if the model cannot be loaded or does not know a task.
     """
-    for _, task in turns:  # a slip is answered before the model is loaded
+    for task in request.tasks:  # a slip is answered before the model is loaded
         asked_task(task, {})
-    editor, names = load_editor(options)
-    named = [asked_task(task, names) for _, task in turns]
+    editor, names = load_editor(request)
     tasks: list[TaskChoice] = []
     predictions: list[TaskPrediction | None] = []
-    instructions = [instruction for instruction, _ in turns]
-    for instruction, task in zip(instructions, named, strict=True):
+    for instruction, text in zip(request.instructions, request.tasks, strict=True):
+        task, prediction = asked_task(text, names), None
         if task is None:
             prediction = editor.predict_tasks([instruction])[0]
-            predictions.append(prediction)
-            tasks.append(prediction.task)
-        else:
-            check_task(task, editor)
-            predictions.append(None)
-            tasks.append(task)
-    report = Report(shown_path(options.model), options.json, options.output == "-", predictions)
-    return Job(editor, model_name(options.model), instructions, tasks, options, report)
+            task = prediction.task
+        for name in task_names(task):
+            editor.networks.tasks.index(name)  # refuses an unknown one with the nearest
+        tasks.append(task)
+        predictions.append(prediction)
+    report = Report(shown_path(request.model), predictions, is_json=request.is_json)
+    report.predicted()
+    return Job(request, editor, tasks, report)
 
 
 def asked_task(task: str | None, names: dict[str, str]) -> TaskChoice | None:
-    """Return what a `--task` means, with the names of tasks in place of their files.
+    """Read a `--task`; names of learned tasks take the place of their files.
 
     Args:
         task: a name, a mix, or a file; None where the predictor decides.
@@ -236,53 +237,25 @@ def asked_task(task: str | None, names: dict[str, str]) -> TaskChoice | None:
     return TaskMix(first, second, choice.share)
 
 
-def load_editor(options: argparse.Namespace) -> tuple[Editor, dict[str, str]]:
+def load_editor(request: EditRequest) -> tuple[Editor, dict[str, str]]:
     """Load the model, with the learned tasks given as files; return it and their names by file.
 
     Raises:
         InputError: if the model or a file cannot be loaded, or a task was learnt with another one.
     """
-    files = read_task_files(options.task)
-    editor = Editor.from_pretrained(options.model, device=choose_device(options.device))
-    add_task_files(editor, files, allow_mismatch=options.allow_mismatch)
+    files = read_task_files(request.tasks)
+    editor = Editor.from_pretrained(request.model, device=choose_device(request.device))
+    add_task_files(editor, files, allow_mismatch=request.allow_mismatch)
     return editor, {file: task.name for file, task in files.items()}
 
 
-def check_task(task: TaskChoice, editor: Editor) -> None:
-    """Refuse a task that the model does not know.
+def part_of(on_step: OnStep, part: int, parts: int) -> OnStep:
+    """Count the progress of one of `parts` equal parts as progress of the whole."""
 
-    Raises:
-        InputError: with the known tasks and the nearest of them.
-    """
-    for name in task_names(task):
-        editor.networks.tasks.index(name)
-
-
-def check_numbers(options: argparse.Namespace) -> None:
-    """Refuse, before anything is loaded, numbers and names that no model takes.
-
-    Raises:
-        InputError: for an unknown sampler, or a scale or threshold that is out of range.
-    """
-    sampling_of(options)
-    if options.threshold is not None:
-        check_alpha(options.threshold)
-
-
-def asked_threshold(options: argparse.Namespace) -> float | Threshold | None:
-    """Return the threshold of every turn: a number, none at all, or what the session decides."""
-    if options.no_threshold:
-        return None
-    return Threshold.default if options.threshold is None else options.threshold
-
-
-def _shifted(on_step: OnStep, part: int, parts: int) -> Callable[[int, int], None]:
-    """Return the progress of one part of `parts` equal ones, told as progress of the whole."""
-
-    def told(done: int, total: int) -> None:
+    def count(done: int, total: int) -> None:
         on_step(part * total + done, parts * total)
 
-    return told
+    return count
 
 
 def read_source(source: Source) -> UInt8[Tensor, "3 h w"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
-from emu_edit.editing.find import find_model
+from emu_edit.editing.find import choose_device, find_model
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import model_to_change
 
@@ -103,7 +103,6 @@ def run(arguments: list[str]) -> int:
     options = parser().parse(arguments)
     model = find_model(options.model)
     output = checked_output(options, model)
-    from emu_edit.editing.devices import choose_device
     from emu_edit.editing.editor import Editor
     from emu_edit.runs.inversion import NewTaskReport, write_new_task
     from emu_edit.terminal import step_bar

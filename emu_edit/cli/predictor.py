@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, Command, positive_int, run_command, seed_int
-from emu_edit.editing.find import RELEASED, RUNS, find_model, newest_model
+from emu_edit.editing.find import RELEASED, RUNS, choose_device, find_model, newest_model
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import teach_again
 
@@ -68,7 +68,6 @@ def run_fit(arguments: list[str]) -> int:
         raise InputError("--freeze needs --encoder: a small encoder of our own has to be trained")
     output: Path | None = options.output
     model = model_to_extend(options.model, output)
-    from emu_edit.editing.devices import choose_device
     from emu_edit.editing.predictor import INDEX, PREDICTOR
     from emu_edit.models.directory import refuse_another_kind
     from emu_edit.models.task_files import read_base_tasks
@@ -139,7 +138,6 @@ def run_evaluate(arguments: list[str]) -> int:
     options = evaluate_parser().parse(arguments)
     directory = predictor_directory(options.model)
     from datamodules.world.predictor_texts import shard_instructions, world_instructions
-    from emu_edit.editing.devices import choose_device
     from emu_edit.editing.predictor import TaskPredictor
     from emu_edit.evaluation.predictor import format_score, score, write_score
     from emu_edit.terminal import step_bar

@@ -18,6 +18,7 @@ from emu_edit.cli.arguments import (
     seed_int,
 )
 from emu_edit.cli.shards_convert import run_convert
+from emu_edit.editing.find import choose_device, find_model
 from emu_edit.errors import ExitStatus, InputError
 
 if TYPE_CHECKING:
@@ -155,7 +156,6 @@ def run_cache(arguments: list[str]) -> int:
     options = cache_parser().parse(arguments)
     from datamodules.encoded.writer import EncodingSettings, write_cache
     from datamodules.remote.folder import open_folder
-    from emu_edit.editing.devices import choose_device
     from emu_edit.terminal import step_bar
 
     device = choose_device(options.device)
@@ -177,7 +177,6 @@ def _networks(options: argparse.Namespace) -> "tuple[EditNetworks, int]":
     """Return the networks and the size of the pictures they are usually trained on."""
     if options.model is not None:
         from emu_edit.editing.editor import Editor
-        from emu_edit.editing.find import find_model
 
         editor = Editor.from_pretrained(find_model(options.model))
         return editor.networks, editor.settings.image_size

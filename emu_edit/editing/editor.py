@@ -1,13 +1,12 @@
 """The editor: a picture and an instruction in, the edited picture out.
 
 It joins what training keeps apart: the networks (which know no schedule), the schedule and samplers
-(which know no network) and the pixels (which cross the uint8 border here, twice). It knows no data
-set and no Lightning; the training callbacks, the benchmark and the command line all edit through
-it, so they cannot disagree about an edit.
+(which know no network), the pixels (which cross the uint8 border here, twice) and the words (which
+are cleaned here, once). It knows no data set and no Lightning; the training callbacks, the
+benchmarks and the command line all edit through it, so they cannot disagree about an edit.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,18 +15,18 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from emu_edit.diffusion.guidance import Guidance, guided
-from emu_edit.diffusion.prediction import Predict, Prediction, check, with_source
-from emu_edit.diffusion.samplers import Sampler, StepEnd, sample
+from emu_edit.diffusion.guidance import guided
+from emu_edit.diffusion.prediction import Prediction, check, with_source
+from emu_edit.diffusion.samplers import StepEnd, sample
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.editing.predictor import PREDICTOR, TaskPrediction, TaskPredictor
-from emu_edit.editing.settings import EditorSettings, choice
+from emu_edit.editing.settings import EditorSettings, Sampling, choice
 from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import InputError
 from emu_edit.images import from_pil, to_float, to_uint8
 from emu_edit.models.conditioning import branches
 from emu_edit.models.fingerprints import model_hash
-from emu_edit.models.interfaces import Conditioning, TextFeatures
+from emu_edit.models.interfaces import Conditioning
 from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.networks import EditNetworks
 from emu_edit.models.task_files import check_base
@@ -70,8 +69,7 @@ class Editor:
         (see `emu_edit.training.objective`); editing only keeps it.
 
         Raises:
-            InputError: if `prediction` cannot be sampled with `schedule` (eps at zero terminal
-                SNR).
+            InputError: if `prediction` cannot be sampled with `schedule` (eps, zero terminal SNR).
         """
         check(prediction, schedule)
         self.networks = networks
@@ -83,13 +81,10 @@ class Editor:
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "cpu") -> "Editor":
-        """Load a model directory written by `save_pretrained` (or `emu-edit export`).
-
-        Its task predictor is loaded when it has one.
+        """Load a model directory written by `save_pretrained` or `emu-edit export`.
 
         Raises:
-            InputError: if `path` is not such a directory, or a part of it is missing or of another
-                model.
+            InputError: if it is no such directory, or a part is missing or of another model.
         """
         networks, scheduler_config, values = load_networks(Path(path), device)
         predictor = _load_predictor(Path(path).expanduser() / PREDICTOR, networks)
@@ -137,8 +132,7 @@ class Editor:
             allow_mismatch: take a task that was learnt with another model, too.
 
         Raises:
-            InputError: if it was learnt with another model, has another width, or bears the name of
-                a task the model was trained with.
+            InputError: if its model, width or name does not fit this model.
         """
         base = model_hash(self.networks)
         self.networks.add_task(check_base(task, base, allow_mismatch=allow_mismatch))
@@ -166,12 +160,10 @@ class Editor:
         task: TaskChoice | None = None,
         seed: int = 0,
         negative: str = "",
-        guidance: Guidance | None = None,
-        num_steps: int | None = None,
-        sampler: Sampler | None = None,
+        sampling: Sampling = Sampling(),
         on_step: OnStep | None = None,
     ) -> UInt8[Tensor, "3 h w"]:
-        """Edit one picture; the result has its size, and None keeps what `settings` says.
+        """Edit one picture; the result has its size.
 
         Pictures much larger than `settings.image_size` cost more time than they gain: the network
         has never seen structures of that size. Resizing is the caller's decision, never silent.
@@ -184,21 +176,14 @@ class Editor:
             seed: same seed, same pixels.
             negative: what the picture should not show; stands where guidance has no text, so it
                 needs a text guidance other than 1.
-            guidance: strength of text and of source picture.
-            num_steps: sampler steps.
-            sampler: how to step.
+            sampling: steps, guidance and sampler where they are not to be the model's.
             on_step: called with (steps done, steps in all), for progress bars.
 
         Raises:
             InputError: for an unknown task, or an instruction that is empty, too long or not text.
         """
         pixels = from_pil(image) if isinstance(image, Image.Image) else image
-        settings = replace(
-            self.settings,
-            guidance=self.settings.guidance if guidance is None else guidance,
-            num_steps=self.settings.num_steps if num_steps is None else num_steps,
-            sampler=self.settings.sampler if sampler is None else sampler,
-        )
+        settings = sampling.applied(self.settings)
         return self.edit_batch(
             pixels[None],
             [instruction],
@@ -215,14 +200,8 @@ class Editor:
         Raises:
             InputError: if the model has none, or an instruction is empty, too long or not text.
         """
-        if self.predictor is None:
-            raise InputError(
-                "this model has no task predictor; name the task (--task), or train one with "
-                "'emu-edit predictor fit MODEL'"
-            )
-        return self.predictor.predict([clean_instruction(text) for text in instructions])
+        return self._guess([clean_instruction(text) for text in instructions])
 
-    @torch.no_grad()
     def edit_batch(
         self,
         images: UInt8[Tensor, "b 3 h w"],
@@ -243,21 +222,28 @@ class Editor:
             InputError: for an unknown task, or an instruction that is empty, too long or not text.
             ValueError: if the four sequences differ in length.
         """
-        texts = [clean_instruction(text) for text in instructions]  # refused before encoding
+        counts = (len(images), len(instructions), len(tasks), len(seeds))
+        if len(set(counts)) != 1:
+            raise ValueError(
+                f"an edit needs as many instructions, tasks and seeds as images, got {counts}"
+            )
+        texts = [clean_instruction(text) for text in instructions]
+        unnamed = [text for text, task in zip(texts, tasks, strict=True) if task is None]
+        guesses = iter(self._guess(unnamed) if unnamed else [])
         latents = self.edit_latents(
             self.encode(images),
             texts,
-            tasks,
+            [next(guesses).task if task is None else task for task in tasks],
             seeds,
-            negative=negative,
-            settings=settings,
+            negative=clean_instruction(negative, what="negative text") if negative else "",
+            settings=self.settings if settings is None else settings,
             on_step=on_step,
         )
         return self.decode(latents, images.shape[-2:])
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
-        """Return the latents of pictures as `edit_latents` takes and gives them.
+        """Turn pictures into the latents that `edit_latents` takes and gives.
 
         Scaled, the posterior's mean; sides are padded by reflection to a multiple of `multiple`.
         """
@@ -268,7 +254,7 @@ class Editor:
     def decode(
         self, latents: Float[Tensor, "b c lh lw"], size: Sequence[int]
     ) -> UInt8[Tensor, "b 3 h w"]:
-        """Return the pictures of latents, cut to (height, width), on the CPU."""
+        """Turn latents into pictures, cut to (height, width), on the CPU."""
         height, width = size
         return to_uint8(self.networks.codec.decode(latents)).cpu()[..., :height, :width]
 
@@ -276,57 +262,44 @@ class Editor:
     def edit_latents(
         self,
         latents: Float[Tensor, "b c lh lw"],
-        instructions: Sequence[str],
-        tasks: Sequence[TaskChoice | None],
+        texts: Sequence[str],
+        tasks: Sequence[TaskChoice],
         seeds: Sequence[Seed],
         *,
-        negative: str = "",
-        settings: EditorSettings | None = None,
-        on_step: StepEnd | None = None,
-    ) -> Float[Tensor, "b c lh lw"]:
-        """Edit as `edit_batch` does, from latents to latents: turns without a decoder in between.
-
-        Raises:
-            InputError: for an unknown task, or an instruction that is empty, too long or not text.
-            ValueError: if the four sequences differ in length.
-        """
-        settings = self.settings if settings is None else settings
-        counts = (len(latents), len(instructions), len(tasks), len(seeds))
-        if len(set(counts)) != 1:
-            raise ValueError(
-                f"an edit needs as many instructions, tasks and seeds as images, got {counts}"
-            )
-        texts = [clean_instruction(text) for text in instructions]
-        if negative:
-            negative = clean_instruction(negative, what="negative text")
-            if settings.guidance.text == 1:
-                raise InputError(
-                    "negative text has no effect at text guidance 1; give a higher one, e.g. 3"
-                )
-        v_task = task_vectors(self.networks, self._chosen(texts, tasks))
-        text, null_text = self.networks.encode_text(texts, negative)
-        z_source = self.networks.codec.as_condition(latents.to(self.device))
-        cond = Conditioning(text=text, z_source=z_source, v_task=v_task)
-        return self._sample(cond, null_text, seeds, settings, on_step)
-
-    def _chosen(self, texts: list[str], tasks: Sequence[TaskChoice | None]) -> list[TaskChoice]:
-        unnamed = [text for text, task in zip(texts, tasks, strict=True) if task is None]
-        predicted = iter(self.predict_tasks(unnamed) if unnamed else [])
-        return [next(predicted).task if task is None else task for task in tasks]
-
-    def _sample(
-        self,
-        cond: Conditioning,
-        null_text: TextFeatures,
-        seeds: Sequence[Seed],
+        negative: str,
         settings: EditorSettings,
         on_step: StepEnd | None,
-    ) -> Float[Tensor, "b c h w"]:
-        told = branches(cond, null_text, settings.guidance.needed)
-        generators = [_generator(seed) for seed in seeds]
+    ) -> Float[Tensor, "b c lh lw"]:
+        """Edit from latents to latents, so that turns need no decoder in between.
+
+        `edit_batch` and `EditSession` come here with everything decided: texts as
+        `clean_instruction` returns them, tasks named, one of each for every row.
+
+        Raises:
+            InputError: for an unknown task, or a negative text that guidance would ignore.
+        """
+        if negative and settings.guidance.text == 1:
+            raise InputError(
+                "negative text has no effect at text guidance 1; give a higher one, e.g. 3"
+            )
+        v_task = task_vectors(self.networks, tasks)
+        text, null_text = self.networks.encode_text(list(texts), negative)
+        z_source = self.networks.codec.as_condition(latents.to(self.device))
+        stacked = branches(
+            Conditioning(text=text, z_source=z_source, v_task=v_task),
+            null_text,
+            settings.guidance.needed,
+        )
+        denoiser = partial(self.networks.denoiser, cond=stacked)
+        predict = with_source(denoiser, stacked.z_source, self.prediction)
+        generators = [
+            seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+            for seed in seeds
+        ]
+        noise = [torch.randn(z_source.shape[1:], generator=generator) for generator in generators]
         return sample(
-            guided(self._predictor(told), settings.guidance),
-            _noise(generators, cond.z_source),
+            guided(predict, settings.guidance),
+            torch.stack(noise).to(z_source),
             schedule=self.schedule,
             prediction=self.prediction,
             num_steps=settings.num_steps,
@@ -335,14 +308,17 @@ class Editor:
             on_step=on_step,
         )
 
-    def _predictor(self, cond: Conditioning) -> Predict:
-        return with_source(
-            partial(self.networks.denoiser, cond=cond), cond.z_source, self.prediction
-        )
+    def _guess(self, texts: list[str]) -> list[TaskPrediction]:
+        if self.predictor is None:
+            raise InputError(
+                "this model has no task predictor; name the task (--task), or train one with "
+                "'emu-edit predictor fit MODEL'"
+            )
+        return self.predictor.predict(texts)
 
 
 def _load_predictor(folder: Path, networks: EditNetworks) -> TaskPredictor | None:
-    """Return the predictor of a model, which knows the learned tasks that tell it how."""
+    """Load a model's predictor, which also names the learned tasks that have a row for it."""
     if not folder.exists():
         return None
     predictor = TaskPredictor.from_pretrained(folder, tasks=networks.base_tasks)
@@ -352,14 +328,14 @@ def _load_predictor(folder: Path, networks: EditNetworks) -> TaskPredictor | Non
 
 
 def progress(on_step: OnStep | None, num_steps: int) -> StepEnd | None:
-    """Return what tells `on_step` of the sampler's steps and leaves the latents alone."""
+    """Let `on_step` count the sampler's steps; it leaves the latents alone."""
     if on_step is None:
         return None
 
-    def told(i: int, _t: int, _z_t: Tensor) -> None:
+    def count(i: int, _t: int, _z_t: Tensor) -> None:
         on_step(i + 1, num_steps)
 
-    return told
+    return count
 
 
 def reflect_to_multiple(
@@ -376,18 +352,7 @@ def reflect_to_multiple(
 
 
 def _reflected(length: int, padded: int) -> Int64[Tensor, " n"]:
-    """Return 0 … length-1, then back and forth, `padded` indices in all."""
+    """Count 0 … length-1, then back and forth, `padded` indices in all."""
     period = max(2 * (length - 1), 1)
     index = torch.arange(padded) % period
     return torch.where(index < length, index, period - index)
-
-
-def _generator(seed: Seed) -> torch.Generator:
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-
-
-def _noise(
-    generators: list[torch.Generator], like: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b c h w"]:
-    rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
-    return torch.stack(rows).to(like)

@@ -1,6 +1,8 @@
-"""Where a model is: a directory, a run's folder, the newest run here, or the released one.
+"""Which model is meant, and which device it runs on.
 
-The released model is package data: without any training `edit` edits, and without network.
+A model is a directory, in a run's folder or by itself; without one, the newest run here or the
+released model, which is package data: `edit` edits without any training and without network. The
+command line imports this file for its help pages, so torch is imported only to choose a device.
 """
 
 from pathlib import Path
@@ -9,13 +11,14 @@ from emu_edit.errors import InputError
 
 RUNS = Path("runs")
 MODEL = "model"  # the exported model directory inside a run folder
+CONFIG = "config.yaml"  # what a run was started with, in its folder
 INDEX = "model_index.json"  # diffusers' name; what makes a directory a model directory
 RELEASED = Path(__file__).parents[1] / "released"  # the model that is installed with the package
 RELEASED_NAME = "released"  # what it is called on the command line
 
 
 def find_model(path: Path | None) -> Path:
-    """Return the model directory meant by `path`.
+    """Find the model directory that `path` means.
 
     None means the newest run of this folder, and the released model where there is no run; the word
     `released` means that model, unless something here is called so.
@@ -42,7 +45,7 @@ def find_model(path: Path | None) -> Path:
 
 
 def newest_model(runs: Path) -> Path:
-    """Return the model directory of the run that was exported last: one of the user's own.
+    """Find the model of the run that was exported last: one of the user's own.
 
     Raises:
         InputError: if no run has one.
@@ -57,7 +60,7 @@ def newest_model(runs: Path) -> Path:
 
 
 def runs_with_model(runs: Path) -> list[Path]:
-    """Return the model directories of all runs, the one exported last at the end."""
+    """List the model directories of all runs, the one exported last at the end."""
     found = sorted(runs.glob(f"*/{MODEL}/{INDEX}"), key=lambda index: index.stat().st_mtime)
     return [index.parent for index in found]
 
@@ -68,15 +71,29 @@ def is_released() -> bool:
 
 
 def shown_path(model: Path) -> str:
-    """Return where a model is, in words: its path, or that it is the released one."""
+    """Say where a model is: its path, or that it is the released one."""
     return RELEASED_NAME if model == RELEASED else str(model)
 
 
 def model_name(model: Path) -> str:
-    """Return what to call a model in files: its folder, or its run's, without the way to it."""
+    """Name a model in files: by its folder or its run's, without the way to it."""
     path = model.resolve()
     in_run = path.name == MODEL and path.parent.parent.name == RUNS.name
     return path.parent.name if in_run else path.name
 
 
-CONFIG = "config.yaml"
+def choose_device(name: str | None) -> str:
+    """Check that torch can use a device; None takes an accelerator if there is one, else the CPU.
+
+    Raises:
+        InputError: if this machine has no such device.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch uses both, e.g. without CUDA
+        raise InputError(f"device {name!r} cannot be used here; try --device cpu") from error
+    return name

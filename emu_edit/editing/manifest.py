@@ -8,18 +8,20 @@ name.
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance
-from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.settings import sampler_named
 from emu_edit.editing.task_mix import parse_task
 from emu_edit.editing.threshold import check_alpha
-from emu_edit.errors import InputError, closest
+from emu_edit.errors import InputError
 from emu_edit.models.fingerprints import codec_numbers, hash_of
 from emu_edit.models.learned_task import check_name
 from emu_edit.text_rules import clean_instruction
@@ -28,6 +30,16 @@ VERSION = 1
 SEEDS = 2**63  # a seed is at least 0 and below this, as on the command line
 MOST_TURNS = 1000
 MOST_STEPS = 1000  # the schedule has no more
+MOST_NUMBER = 1e300
+NEEDED: dict[type, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a JSON object",
+    list: f"a list of at most {MOST_TURNS} entries",
+}
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -35,15 +47,15 @@ class Turn:
     """One edit with everything that decides its result; nothing is left to a default.
 
     Attributes:
-        instruction: what was asked for.
-        task: what the model was told, as `parse_task` reads it.
+        instruction: what to change, in words.
+        task: name of a task or a mix, as `parse_task` reads it.
         seed: of the noise.
         negative: what the picture should not show; "" for nothing.
         guidance_text: strength of the instruction.
         guidance_image: strength of the source picture.
         num_steps: sampler steps.
         sampler: name of the sampler.
-        threshold: alpha of `keep_unchanged`; None when the result was taken as it came.
+        threshold: alpha of `keep_unchanged`; None takes the result as it comes.
 
     Raises:
         InputError: if an entry is out of its range.
@@ -60,26 +72,23 @@ class Turn:
     threshold: float | None
 
     def __post_init__(self) -> None:
-        """Refuse what no edit could have been made with."""
+        """Clean the texts, once for all that read them; refuse what no edit can be made with."""
         if self.negative:
-            clean_instruction(self.negative, what="negative text")
-        clean_instruction(self.instruction)
+            negative = clean_instruction(self.negative, what="negative text")
+            object.__setattr__(self, "negative", negative)
+        object.__setattr__(self, "instruction", clean_instruction(self.instruction))
         parse_task(self.task)
         Guidance(self.guidance_text, self.guidance_image)
         if not 0 <= self.seed < SEEDS:
             raise InputError(f"a seed must be at least 0 and below 2^63, got {self.seed}")
         if not 1 <= self.num_steps <= MOST_STEPS:
             raise InputError(f"num_steps must be 1 to {MOST_STEPS}, got {self.num_steps}")
-        if self.sampler not in (names := [sampler.name for sampler in Sampler]):
-            raise InputError(
-                f"unknown sampler {self.sampler!r}; known samplers: {', '.join(names)}."
-                f"{closest(self.sampler, names)}"
-            )
+        sampler_named(self.sampler)
         if self.threshold is not None:
             check_alpha(self.threshold)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the turn as JSON-ready primitives."""
+        """Give the turn as JSON-ready primitives."""
         return asdict(self)
 
     @staticmethod
@@ -90,7 +99,7 @@ class Turn:
             InputError: if an entry is missing, unknown, of another kind or out of its range.
         """
         if not isinstance(values, dict):
-            raise InputError(f"{where} must be a JSON object, got {_kind(values)}")
+            raise InputError(f"{where} must be a JSON object, got {_describe(values)}")
         names = [entry.name for entry in fields(Turn)]
         if odd := sorted(set(names) ^ set(values), key=str):
             what = "has no" if odd[0] in names else "has an unknown entry"
@@ -98,15 +107,15 @@ class Turn:
         threshold = values["threshold"]
         try:
             return Turn(
-                instruction=_text(values, "instruction"),
-                task=_text(values, "task"),
-                seed=_whole(values, "seed"),
-                negative=_text(values, "negative"),
-                guidance_text=_number(values, "guidance_text"),
-                guidance_image=_number(values, "guidance_image"),
-                num_steps=_whole(values, "num_steps"),
-                sampler=_text(values, "sampler"),
-                threshold=None if threshold is None else _number(values, "threshold"),
+                instruction=_read(values, "instruction", str),
+                task=_read(values, "task", str),
+                seed=_read(values, "seed", int),
+                negative=_read(values, "negative", str),
+                guidance_text=_read(values, "guidance_text", float),
+                guidance_image=_read(values, "guidance_image", float),
+                num_steps=_read(values, "num_steps", int),
+                sampler=_read(values, "sampler", str),
+                threshold=None if threshold is None else _read(values, "threshold", float),
             )
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
@@ -140,7 +149,7 @@ class Manifest:
     learned_tasks: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the manifest as JSON-ready primitives."""
+        """Give the manifest as JSON-ready primitives."""
         return {
             "version": VERSION,
             "original": {"width": self.width, "height": self.height, "sha256": self.original},
@@ -169,25 +178,27 @@ class Manifest:
                 f"the manifest has version {values['version']!r}, this program reads {VERSION}; "
                 "replay it with the program that wrote it"
             )
-        original, model = _object(values, "original"), _object(values, "model")
-        turns, results = _list(values, "turns"), _list(values, "results")
+        original, model = _read(values, "original", dict), _read(values, "model", dict)
+        turns, results = _read(values, "turns", list), _read(values, "results", list)
         # manifests from before there were learned tasks have no such entry
-        learned = _object({"learned_tasks": {}, **values}, "learned_tasks")
+        learned = _read({"learned_tasks": {}, **values}, "learned_tasks", dict)
+        for name in learned:
+            check_name(str(name))
         if len(turns) != len(results):
             raise InputError(f"the manifest has {len(turns)} turns and {len(results)} results")
         return Manifest(
-            seed=_whole(values, "seed"),
-            width=_whole(original, "width"),
-            height=_whole(original, "height"),
-            original=_hash(original, "sha256"),
-            model=_hash(model, "sha256"),
-            chain_latents=_flag(values, "chain_latents"),
+            seed=_read(values, "seed", int),
+            width=_read(original, "width", int),
+            height=_read(original, "height", int),
+            original=_read_hash(original, "sha256"),
+            model=_read_hash(model, "sha256"),
+            chain_latents=_read(values, "chain_latents", bool),
             turns=tuple(
                 Turn.from_dict(turn, where=f"turn {number}")
                 for number, turn in enumerate(turns, start=1)
             ),
-            results=tuple(_hash({"results": result}, "results") for result in results),
-            learned_tasks={_task_name(name): _hash(learned, name) for name in learned},
+            results=tuple(_read_hash({"results": result}, "results") for result in results),
+            learned_tasks={name: _read_hash(learned, name) for name in learned},
         )
 
 
@@ -205,7 +216,7 @@ def parse_manifest(text: str | bytes) -> Manifest:
 
 
 def pixel_hash(image: UInt8[Tensor, "3 h w"]) -> str:
-    """Return the SHA-256 of a picture's size and pixels, independent of any file format."""
+    """Hash a picture's size and pixels (SHA-256), independent of any file format."""
     height, width = image.shape[-2:]
     digest = hashlib.sha256(f"{width}x{height} RGB ".encode())
     digest.update(image.cpu().permute(1, 2, 0).contiguous().numpy().data)
@@ -214,7 +225,7 @@ def pixel_hash(image: UInt8[Tensor, "3 h w"]) -> str:
 
 @torch.no_grad()
 def fingerprint(editor: Editor) -> str:
-    """Return a SHA-256 of what decides the pixels in a model: weights, codec, schedule, tasks.
+    """Hash what decides the pixels in a model (SHA-256): weights, codec, schedule, tasks.
 
     Settings are left out, because a turn states its own, and so are predictor and device; learned
     tasks too, because a manifest names those that its turns use. Each tensor enters with name, kind
@@ -233,63 +244,29 @@ def fingerprint(editor: Editor) -> str:
     return hash_of(about, sorted(tensors.items()))
 
 
-def _kind(value: object) -> str:
+def _read(values: dict, name: str, kind: type[Kind]) -> Kind:
+    """Read an entry of one of the kinds that JSON has."""
+    value = values.get(name)
+    if not _fits(value, kind):
+        raise InputError(f"{name} must be {NEEDED[kind]}, got {_describe(value)}")
+    return cast("Kind", float(value) if kind is float else value)
+
+
+def _fits(value: Any, kind: type) -> bool:
+    # by type itself: to isinstance, true would be a whole number
+    if kind is float:
+        # NaN passes here and is refused by its name later
+        return type(value) in {int, float} and not abs(value) > MOST_NUMBER
+    return type(value) is kind and not (kind is list and len(value) > MOST_TURNS)
+
+
+def _read_hash(values: dict, name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        needed = "a SHA-256 of 64 hexadecimal digits"
+        raise InputError(f"{name} must be {needed}, got {_describe(value)}")
+    return value
+
+
+def _describe(value: object) -> str:
     return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
-
-
-def _refuse(name: str, needed: str, value: object) -> InputError:
-    return InputError(f"{name} must be {needed}, got {_kind(value)}")
-
-
-def _text(values: dict, name: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str):
-        raise _refuse(name, "text", value)
-    return value
-
-
-def _whole(values: dict, name: str) -> int:
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _refuse(name, "a whole number", value)
-    return value
-
-
-def _number(values: dict, name: str) -> float:
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
-        raise _refuse(name, "a number", value)
-    return float(value)
-
-
-def _flag(values: dict, name: str) -> bool:
-    value = values.get(name)
-    if not isinstance(value, bool):
-        raise _refuse(name, "true or false", value)
-    return value
-
-
-def _hash(values: dict, name: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-        raise _refuse(name, "a SHA-256 of 64 hexadecimal digits", value)
-    return value
-
-
-def _task_name(name: object) -> str:
-    check_name(str(name))
-    return str(name)
-
-
-def _object(values: dict, name: str) -> dict:
-    value = values.get(name)
-    if not isinstance(value, dict):
-        raise _refuse(name, "a JSON object", value)
-    return value
-
-
-def _list(values: dict, name: str) -> list:
-    value = values.get(name)
-    if not isinstance(value, list) or len(value) > MOST_TURNS:
-        raise _refuse(name, f"a list of at most {MOST_TURNS} entries", value)
-    return value

@@ -8,7 +8,6 @@ Source of the argument names: diffusers, StableDiffusionInstructPix2PixPipeline.
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -20,10 +19,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import StepEnd
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.settings import EditorSettings
+from emu_edit.editing.settings import Sampling
 from emu_edit.editing.task_mix import TaskChoice, parse_task
 from emu_edit.errors import InputError, closest
 from emu_edit.images import from_pil, to_float, to_pil, to_uint8
@@ -141,7 +139,8 @@ class EmuEditPipeline(DiffusionPipeline):
         names = _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         _check_call(output_type, num_images_per_prompt)
         prompts, pictures, tasks = _rows(prompt, image, task, num_images_per_prompt)
-        settings = self._settings(num_inference_steps, guidance_scale, image_guidance_scale)
+        sampling = Sampling(num_inference_steps, guidance_scale, image_guidance_scale)
+        settings = sampling.applied(self.editor.settings)
         # torch.compiler.disable hides the arguments of diffusers' method
         with self.progress_bar(total=settings.num_steps) as bar:  # pyright: ignore[reportCallIssue]
             edited = self.editor.edit_batch(
@@ -160,7 +159,7 @@ class EmuEditPipeline(DiffusionPipeline):
     def _step_end(
         self, callback: Callback | None, names: Sequence[str], advance: Callable[[], object]
     ) -> StepEnd:
-        """Return what asks the callback for other latents and moves the progress bar."""
+        """Ask the callback for other latents and move the progress bar, at each step."""
 
         def on_step(step: int, timestep: int, latents: Tensor) -> Tensor | None:
             answer = None
@@ -170,19 +169,6 @@ class EmuEditPipeline(DiffusionPipeline):
             return None if answer is None else _replacement(answer, latents)
 
         return on_step
-
-    def _settings(
-        self, num_steps: int | None, text: float | None, image: float | None
-    ) -> EditorSettings:
-        default = self.editor.settings
-        return replace(
-            default,
-            guidance=Guidance(
-                text=default.guidance.text if text is None else text,
-                image=default.guidance.image if image is None else image,
-            ),
-            num_steps=default.num_steps if num_steps is None else num_steps,
-        )
 
 
 def _check_call(output_type: str, num_images: int) -> None:
@@ -196,7 +182,7 @@ def _check_call(output_type: str, num_images: int) -> None:
 
 
 def _tensor_inputs(callback: Callback | None, names: Sequence[str]) -> Sequence[str]:
-    """Return the names of the tensors that the callback asks for, all of which can be had."""
+    """List the tensors that the callback asks for; only latents can be had."""
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):  # they bring their own
         names = callback.tensor_inputs
     _refuse_others("callback_on_step_end_tensor_inputs has", names)
@@ -211,7 +197,7 @@ def _refuse_others(what: str, names: Iterable[str]) -> None:
 
 
 def _replacement(answer: Mapping[str, object], latents: Tensor) -> Tensor | None:
-    """Return the latents of a callback's answer, None if it has none."""
+    """Find the latents in a callback's answer, None if it has none."""
     _refuse_others("callback_on_step_end returned", answer)
     if LATENTS not in answer:
         return None
@@ -231,7 +217,7 @@ def _rows(
     task: TaskChoice | Sequence[TaskChoice] | None,
     num_images: int,
 ) -> tuple[list[str], list[UInt8[Tensor, "3 h w"]], list[TaskChoice | None]]:
-    """Return prompt, picture and task of every result, each prompt's results in a row."""
+    """Pair up prompt, picture and task of every result, each prompt's results in a row."""
     prompts, pictures = _as_list(prompt), read_pictures(image)
     tasks = [_read_task(one) for one in _as_list(task)]
     count = max(len(prompts), len(pictures))
@@ -243,7 +229,7 @@ def _rows(
 
 
 def _as_list(value: Item | Sequence[Item]) -> list[Item]:
-    """Return a sequence as a list, anything else (a string, too) as a list of one."""
+    """Make a list of a sequence, and a list of one of anything else (a string, too)."""
     is_many = isinstance(value, Sequence) and not isinstance(value, str)
     return list(value) if is_many else [value]  # type: ignore[arg-type]
 
@@ -253,7 +239,7 @@ def _read_task(task: TaskChoice | None) -> TaskChoice | None:
 
 
 def _spread(name: str, items: list[Item], count: int, times: int) -> list[Item]:
-    """Return `count` items, those given or the one given for all, each `times` in a row."""
+    """Give each result its item: one for all or one for each, every one `times` in a row."""
     if len(items) not in {1, count}:
         raise InputError(
             f"got {len(items)} of {name} for {count} pictures to make; give one for all, or one "
@@ -288,7 +274,7 @@ def _generators(
 
 
 def read_pictures(image: object) -> list[UInt8[Tensor, "3 h w"]]:
-    """Return pictures of all kinds the pipeline takes as bytes; they must be of one size.
+    """Bring pictures of all kinds the pipeline takes to bytes; they must be of one size.
 
     Raises:
         InputError: if there is none, or one is of another kind, shape, range or size.

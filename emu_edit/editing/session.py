@@ -15,19 +15,41 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor, OnStep, progress, reflect_to_multiple
 from emu_edit.editing.manifest import Manifest, Turn, fingerprint, pixel_hash
+from emu_edit.editing.settings import Sampling
 from emu_edit.editing.task_mix import TaskChoice, parse_task, task_names
-from emu_edit.editing.threshold import Threshold, default_alpha, is_unchanged
+from emu_edit.editing.threshold import Threshold, check_alpha, default_alpha, is_unchanged
 from emu_edit.errors import InputError
 from emu_edit.images import from_pil
 from emu_edit.models.learned_task import SUFFIX
 from emu_edit.randomness import keyed_generator
-from emu_edit.text_rules import clean_instruction
 
-__all__ = ["EditSession", "Turn", "replay", "turn_seed"]
+
+@dataclass(frozen=True)
+class TurnSettings:
+    """How one turn is made, besides its instruction; what is left out is the usual.
+
+    Attributes:
+        task: name of the task or a mix of two; None asks the model's task predictor.
+        negative: what the picture should not show; "" for nothing.
+        sampling: steps, guidance and sampler where they are not to be the model's.
+        threshold: alpha of `keep_unchanged`, or None to take the result as it comes; by default on
+            from the second turn, unless the task repaints the whole picture.
+        seed: of this turn's noise; None derives it from the session's.
+    """
+
+    task: TaskChoice | None = None
+    negative: str = ""
+    sampling: Sampling = Sampling()
+    threshold: float | Threshold | None = Threshold.default
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no threshold, before a model is loaded."""
+        if isinstance(self.threshold, float | int):
+            check_alpha(self.threshold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,92 +108,55 @@ class EditSession:
     def edit(
         self,
         instruction: str,
-        *,
-        task: TaskChoice | None = None,
-        negative: str = "",
-        guidance: Guidance | None = None,
-        num_steps: int | None = None,
-        sampler: Sampler | None = None,
-        threshold: float | Threshold | None = Threshold.default,
-        seed: int | None = None,
+        settings: TurnSettings = TurnSettings(),
         on_step: OnStep | None = None,
     ) -> "EditSession":
         """Edit the last picture; return the session with one turn more.
 
         Args:
             instruction: what to change, in words.
-            task: name of the task or a mix of two; None asks the model's task predictor.
-            negative: what the picture should not show.
-            guidance: strength of text and of source picture; None keeps the model's.
-            num_steps: sampler steps; None keeps the model's.
-            sampler: how to step; None keeps the model's.
-            threshold: alpha of `keep_unchanged`, or None to take the result as it comes; by
-                default on from the second turn, unless the task repaints the whole picture.
-            seed: of this turn's noise; None derives it from the session's.
+            settings: task, strength, seed and threshold, as far as they are not to be the usual.
             on_step: called with (steps done, steps in all), for progress bars.
 
         Raises:
             InputError: for an unknown task, an instruction that is empty, too long or not text, a
                 number out of range, or a task that is left open on a model without a predictor.
         """
-        turn = self.next_turn(
-            instruction,
-            task=task,
-            negative=negative,
-            guidance=guidance,
-            num_steps=num_steps,
-            sampler=sampler,
-            threshold=threshold,
-            seed=seed,
-        )
-        return self.play(turn, on_step=on_step)
+        return self.play(self.next_turn(instruction, settings), on_step)
 
-    def next_turn(
-        self,
-        instruction: str,
-        *,
-        task: TaskChoice | None = None,
-        negative: str = "",
-        guidance: Guidance | None = None,
-        num_steps: int | None = None,
-        sampler: Sampler | None = None,
-        threshold: float | Threshold | None = Threshold.default,
-        seed: int | None = None,
-    ) -> Turn:
-        """Say what `edit` with these arguments would do, with every default filled in.
+    def next_turn(self, instruction: str, settings: TurnSettings = TurnSettings()) -> Turn:
+        """Say what `edit` would do, with every default filled in.
 
         Raises:
             InputError: as `edit`.
         """
-        settings, number = self.editor.settings, len(self.turns) + 1
-        guidance = settings.guidance if guidance is None else guidance
-        text = clean_instruction(instruction)
+        usual = settings.sampling.applied(self.editor.settings)
+        number, task, alpha = len(self.turns) + 1, settings.task, settings.threshold
         if task is None:
-            task = self.editor.predict_tasks([text])[0].task
+            task = self.editor.predict_tasks([instruction])[0].task
+        if isinstance(alpha, Threshold):
+            alpha = default_alpha(task, number)
         return Turn(
-            instruction=text,
+            instruction=instruction,
             task=str(task),
-            seed=turn_seed(self.seed, number) if seed is None else seed,
-            negative=clean_instruction(negative, what="negative text") if negative else "",
-            guidance_text=float(guidance.text),
-            guidance_image=float(guidance.image),
-            num_steps=settings.num_steps if num_steps is None else num_steps,
-            sampler=(settings.sampler if sampler is None else sampler).name,
-            threshold=_alpha(threshold, task, number),
+            seed=turn_seed(self.seed, number) if settings.seed is None else settings.seed,
+            negative=settings.negative,
+            guidance_text=float(usual.guidance.text),
+            guidance_image=float(usual.guidance.image),
+            num_steps=usual.num_steps,
+            sampler=usual.sampler.name,
+            threshold=None if alpha is None else float(alpha),
         )
 
-    def play(self, turn: Turn, *, on_step: OnStep | None = None) -> "EditSession":
+    def play(self, turn: Turn, on_step: OnStep | None = None) -> "EditSession":
         """Edit the last picture exactly as `turn` says.
 
         Raises:
             InputError: if the model does not know the turn's task, or cannot take its steps.
         """
         editor = self.editor
-        settings = replace(
-            editor.settings,
-            guidance=Guidance(turn.guidance_text, turn.guidance_image),
-            num_steps=turn.num_steps,
-            sampler=Sampler[turn.sampler],
+        sampling = Sampling(
+            turn.num_steps, turn.guidance_text, turn.guidance_image, Sampler[turn.sampler]
         )
         before = editor.encode(self.image[None]) if self.latents is None else self.latents[-1][None]
         after = editor.edit_latents(
@@ -181,7 +166,7 @@ class EditSession:
             [parse_task(turn.task)],
             [turn.seed],
             negative=turn.negative,
-            settings=settings,
+            settings=sampling.applied(editor.settings),
             on_step=progress(on_step, turn.num_steps),
         )
         edited = editor.decode(after, self.image.shape[-2:])[0]
@@ -194,7 +179,7 @@ class EditSession:
         return replace(self, images=images, turns=(*self.turns, turn), latents=chain)
 
     def undo(self) -> "EditSession":
-        """Return the session without its last turn.
+        """Take the last turn back.
 
         Raises:
             InputError: if there is no turn.
@@ -204,7 +189,7 @@ class EditSession:
         return self.at(len(self.turns) - 1)
 
     def at(self, turn: int) -> "EditSession":
-        """Return the session as it was after `turn`, to branch from; 0 is the original.
+        """Go back to the session as it was after `turn`, to branch from; 0 is the original.
 
         Raises:
             InputError: if it has no such turn.
@@ -215,7 +200,7 @@ class EditSession:
         return replace(self, images=self.images[: turn + 1], turns=self.turns[:turn], latents=chain)
 
     def manifest(self) -> dict[str, object]:
-        """Return what `replay` needs, as JSON-ready primitives; it names no file and no person."""
+        """Write down what `replay` needs, as JSON-ready primitives, without file or person."""
         height, width = self.original.shape[-2:]
         return Manifest(
             seed=self.seed,
@@ -230,10 +215,10 @@ class EditSession:
         ).to_dict()
 
     def _learned_tasks(self) -> dict[str, str]:
-        """Return the vector's hash of each learned task that a turn uses, by name."""
-        told = {name for turn in self.turns for name in task_names(parse_task(turn.task))}
+        """Hash the vector of each learned task that a turn uses, by name."""
+        used = {name for turn in self.turns for name in task_names(parse_task(turn.task))}
         learned = self.editor.networks.learned
-        return {task.name: task.vector_hash() for task in learned if task.name in told}
+        return {task.name: task.vector_hash() for task in learned if task.name in used}
 
 
 def replay(
@@ -269,7 +254,7 @@ def replay(
 
 
 def turn_seed(seed: int, turn: int) -> int:
-    """Return the seed of a turn (counted from 1), a pure function of the session's seed.
+    """Derive the seed of a turn (counted from 1) from the session's, and from nothing else.
 
     The first turn has the session's own, so that a session of one turn is the plain edit with that
     seed; later ones are drawn, below 2^32.
@@ -285,17 +270,11 @@ def _kept_cells(
     after: Float[Tensor, "1 c lh lw"],
     multiple: int,
 ) -> Float[Tensor, "1 c lh lw"]:
-    """Return `after` with the latents of `before` where every pixel of a cell was kept."""
+    """Take the latents of `before` where every pixel of a cell was kept, else those of `after`."""
     changed = (~kept).to(torch.uint8).expand(1, 3, -1, -1)
     changed = reflect_to_multiple(changed, multiple)[:, :1].float()
     is_kept = functional.max_pool2d(changed, multiple) == 0
     return torch.where(is_kept.to(after.device), before, after)
-
-
-def _alpha(threshold: float | Threshold | None, task: TaskChoice, turn: int) -> float | None:
-    if isinstance(threshold, Threshold):
-        return default_alpha(task, turn)
-    return None if threshold is None else float(threshold)
 
 
 def _check_same(session: EditSession, wanted: Manifest) -> None:

@@ -34,7 +34,7 @@ class EditorSettings:
                 raise InputError(f"{name} must be at least 1, got {value}")
 
     def to_dict(self) -> dict[str, object]:
-        """Return the settings as JSON-ready primitives."""
+        """Give the settings as JSON-ready primitives."""
         return {
             "image_size": self.image_size,
             "guidance_text": self.guidance.text,
@@ -45,7 +45,7 @@ class EditorSettings:
 
     @staticmethod
     def from_dict(values: dict[str, object], *, where: str) -> "EditorSettings":
-        """Rebuild settings from `to_dict`.
+        """Rebuild settings from `to_dict`; `where` names the file in messages.
 
         Raises:
             InputError: if an entry is missing or not of the kind `to_dict` writes.
@@ -63,7 +63,14 @@ class EditorSettings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a call asks for besides the model's own settings; None keeps the model's."""
+    """How one call wants the model sampled; None keeps what the model's settings say.
+
+    Attributes:
+        num_steps: sampler steps.
+        guidance_text: strength of the instruction.
+        guidance_image: strength of the source picture.
+        sampler: how to step.
+    """
 
     num_steps: int | None = None
     guidance_text: float | None = None
@@ -71,32 +78,24 @@ class Sampling:
     sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
-        """Refuse scales that no model takes, before one is loaded."""
-        self.guidance(Guidance())
-
-    def guidance(self, usual: Guidance) -> Guidance:
-        """Override a model's scales."""
-        return Guidance(
-            text=usual.text if self.guidance_text is None else self.guidance_text,
-            image=usual.image if self.guidance_image is None else self.guidance_image,
-        )
+        """Refuse numbers that no model takes, before one is loaded."""
+        self.applied(EditorSettings())
 
     def applied(self, usual: EditorSettings) -> EditorSettings:
         """Override a model's settings."""
         return replace(
             usual,
-            guidance=self.guidance(usual.guidance),
+            guidance=Guidance(
+                text=usual.guidance.text if self.guidance_text is None else self.guidance_text,
+                image=usual.guidance.image if self.guidance_image is None else self.guidance_image,
+            ),
             num_steps=usual.num_steps if self.num_steps is None else self.num_steps,
             sampler=usual.sampler if self.sampler is None else self.sampler,
         )
 
 
 def sampler_named(name: str) -> Sampler:
-    """Find a sampler by its name.
-
-    Raises:
-        InputError: for an unknown one, with the nearest.
-    """
+    """Find a sampler by its name; an unknown one is refused with the nearest."""
     names = [sampler.name for sampler in Sampler]
     if name not in names:
         raise InputError(
@@ -106,11 +105,7 @@ def sampler_named(name: str) -> Sampler:
 
 
 def number(values: dict[str, object], name: str, where: str) -> float:
-    """Return a number of a JSON object.
-
-    Raises:
-        InputError: if it is missing or no number.
-    """
+    """Read a number from a JSON object, which must have it."""
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{where}: {name} must be a number, got {value!r}; export the model again")
@@ -118,11 +113,7 @@ def number(values: dict[str, object], name: str, where: str) -> float:
 
 
 def choice(values: dict[str, object], name: str, known: list[str], where: str) -> str:
-    """Return an entry of a JSON object that must be one of `known`.
-
-    Raises:
-        InputError: if it is missing or another, with the nearest.
-    """
+    """Read an entry of a JSON object that must be one of `known`."""
     value = values.get(name)
     if value not in known:
         hint = closest(str(value), known)

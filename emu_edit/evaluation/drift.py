@@ -26,7 +26,7 @@ from datamodules.world.palette import Split
 from datamodules.world.sessions import TASKS, WorldSession, make_session
 from datamodules.world.studio import WorldPair
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.session import EditSession
+from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.editing.sheets import new_figure
 from emu_edit.editing.threshold import ALPHA
 from emu_edit.errors import InputError
@@ -188,7 +188,8 @@ def evaluate_drift(
         for kind, alpha in ALPHAS.items():
             edited = EditSession.start(editor, truths[0].before, seed=benchmark.seed + i)
             for turn in session.turns:
-                edited = edited.edit(turn.instruction, task=turn.task, threshold=alpha)
+                settings = TurnSettings(turn.task, threshold=alpha)
+                edited = edited.edit(turn.instruction, settings)
                 done += 1
                 if on_step is not None:
                     on_step(done, total)

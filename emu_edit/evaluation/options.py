@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emu_edit.editing.devices import choose_device
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.find import CONFIG, INDEX, MODEL
+from emu_edit.editing.find import CONFIG, INDEX, MODEL, choose_device
 from emu_edit.errors import InputError
 from emu_edit.evaluation.outputs import has_pictures, is_generations
 from emu_edit.training.export import model_directory

@@ -15,9 +15,8 @@ import torch
 
 from datamodules.evaluation_sets import load_benchmark
 from datamodules.evaluation_sets.items import FINAL_TURNS, Benchmark, as_unicode
-from emu_edit.editing.devices import choose_device
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.find import find_model, model_name
+from emu_edit.editing.find import choose_device, find_model, model_name
 from emu_edit.errors import InputError
 from emu_edit.evaluation.compare import compare_table
 from emu_edit.evaluation.edits import GIVEN, PREDICTED, EditRun, claim_folder

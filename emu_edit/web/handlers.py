@@ -1,10 +1,8 @@
 """What the web page does when a visitor does something: the state's next value, and its drawing.
 
-What a button means is decided in `web_state.py`; here its answer is turned into what gradio shows.
-An InputError becomes a one-line message. Of any other error the visitor learns nothing: gradio
-writes its traceback to the server's stderr and answers "Error".
-
-How the web page looks: sizes, colours, fonts and style sheet; no layout, no event.
+What a button means is decided in `state.py`; here its answer is turned into what gradio shows, in
+the page's colours and fonts. An InputError becomes a one-line message. Of any other error the
+visitor learns nothing: gradio writes its traceback to the server's stderr and answers "Error".
 """
 
 import html
@@ -18,15 +16,15 @@ from typing import Any
 import gradio as gr  # pyright: ignore[reportMissingImports]
 from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 
-from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.session import TurnSettings
+from emu_edit.editing.settings import Sampling
 from emu_edit.editing.threshold import ALPHA, Threshold
 from emu_edit.errors import InputError
 from emu_edit.images import encode_png, to_pil
 from emu_edit.web import state as web_state
-from emu_edit.web.difference import draw_difference
-from emu_edit.web.limits import Limits
-from emu_edit.web.state import PageState, Wish
+from emu_edit.web.guard import Limits
+from emu_edit.web.state import PageState
 
 PREDICTED = "predicted"  # the entry of the drop-down that asks the predictor
 KEEPING = {"automatic": Threshold.default, "always": ALPHA, "never": None}
@@ -104,16 +102,17 @@ class Handlers:
         with one_line():
             if task is None:
                 raise InputError("choose the kind of edit first: this model cannot guess it")
-            wish = Wish(
-                instruction=instruction or "",
+            settings = TurnSettings(
                 task=None if task == PREDICTED else task,
-                guidance=Guidance(float(text), float(image)),
-                num_steps=int(steps),
                 negative=(negative or "").strip(),
-                seed=web_state.read_seed(seed or ""),
+                sampling=Sampling(int(steps), float(text), float(image)),
                 threshold=KEEPING[keeping],
+                seed=web_state.read_seed(seed or ""),
             )
-            return self._show(web_state.edit(state, wish, self.limits, on_step), against)
+            edited = web_state.edit(
+                state, instruction or "", settings, limits=self.limits, on_step=on_step
+            )
+            return self._show(edited, against)
 
     def undone(self, state: PageState | None, against: str) -> list[Any]:
         """Take the last turn back."""
@@ -145,7 +144,7 @@ class Handlers:
             gr.Image(pair[0], label=names[0], alt_text=names[0], visible=state.turn > 0),
             gr.Image(pair[1], label=names[1], alt_text=names[1]),
             pair,
-            to_pil(draw_difference(before, after)),
+            to_pil(web_state.draw_difference(before, after)),
         ]
 
     def typed(self, instruction: str | None, task: str | None) -> str:
@@ -165,7 +164,7 @@ class Handlers:
         return f"Not sure: {first}, perhaps {others}. Choose above if the first is wrong."
 
     def _show(self, state: PageState, against: str) -> list[Any]:
-        """Draw a state, in the order of `web_page._tie`."""
+        """Draw a state, in the order of `page._tie`."""
         session = state.session
         names = web_state.line_names(state)
         manifest = json.dumps(session.manifest(), indent=1)
@@ -192,9 +191,10 @@ class Handlers:
         ]
 
     def _download(self, name: str, data: bytes) -> Any:
-        token = secrets.token_urlsafe(16)  # other visitors must not guess it
-        path = web_state.write_download(self.folder, token, name, data)
-        return gr.DownloadButton(value=str(path))
+        place = self.folder / secrets.token_urlsafe(16)  # other visitors must not guess it
+        place.mkdir(mode=0o700)
+        (place / name).write_bytes(data)
+        return gr.DownloadButton(value=str(place / name))
 
 
 def share(part: float) -> str:

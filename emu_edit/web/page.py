@@ -1,8 +1,7 @@
 """The web page: upload a picture, edit it in turns, compare, go back, branch, download.
 
-Here the page is laid out and its events are tied to `web_handlers.py`. Only these two files and
-`web_looks.py` know gradio, and gradio reads its environment while it is imported: import them after
-`app.prepare_environment`.
+Here the page is laid out and its events are tied to `handlers.py`. Only these two files know
+gradio, which reads its environment while it is imported: `server.py` prepares that first.
 """
 
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import Any
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from emu_edit.tasks import TASKS
+from emu_edit.web.guard import MEBI
 from emu_edit.web.handlers import AGAINST, KEEPING, PICTURE_HEIGHT, PREDICTED, Handlers
-from emu_edit.web.limits import MEBI
 from emu_edit.web.state import SEED_DIGITS
 
 TITLE = "Emu Edit"

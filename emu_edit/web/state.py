@@ -10,20 +10,18 @@ import struct
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from jaxtyping import Bool, UInt8
+import numpy as np
+import torch
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.editor import Editor, OnStep
-from emu_edit.editing.session import EditSession
-from emu_edit.editing.threshold import Threshold
+from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import FORMATS, decode_rgb, is_far_larger, resize, with_shorter_side
-from emu_edit.web.difference import changed
-from emu_edit.web.limits import MEBI, Limits
+from emu_edit.web.guard import MEBI, Limits
 
 THUMBNAIL = 192  # longer side in the history, in pixels
 CAPTION = 40  # characters of an instruction in the history: three lines, with number and task
@@ -37,34 +35,14 @@ MOST_PIXELATED = 160
 # Ours: from so many times the training pictures' size on, the page offers a smaller copy
 MUCH_LARGER = 2
 
+# Level of the smallest change, of 255. Ours: one grey level in one channel must be told from black.
+FAINTEST = 48
+
 # what Pillow lets out on damaged headers; `decode_rgb` words them
 _HEADER_ERRORS = (
     OSError, ValueError, SyntaxError, IndexError, TypeError, struct.error, OverflowError,
     Image.DecompressionBombError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Wish:
-    """One edit as the visitor asks for it.
-
-    Attributes:
-        instruction: what to change.
-        task: name of a task; None asks the model's predictor.
-        negative: what the picture should not show; "" for nothing.
-        guidance: strength of text and of source picture.
-        num_steps: sampler steps.
-        seed: of the noise; None derives a new one for each turn.
-        threshold: alpha of `keep_unchanged`, None for off, or the session's own choice.
-    """
-
-    instruction: str
-    task: str | None
-    guidance: Guidance
-    num_steps: int
-    negative: str = ""
-    seed: int | None = None
-    threshold: float | Threshold | None = Threshold.default
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,25 +124,21 @@ def open_picture(editor: Editor, data: bytes, *, is_resized: bool, limits: Limit
 
 
 def edit(
-    state: PageState | None, wish: Wish, limits: Limits, on_step: OnStep | None = None
+    state: PageState | None,
+    instruction: str,
+    settings: TurnSettings,
+    *,
+    limits: Limits,
+    on_step: OnStep | None = None,
 ) -> PageState:
     """Edit the picture that is shown; from an earlier turn this begins a new line.
 
     Raises:
-        InputError: if there is no picture, the wish goes beyond the limits, or the editor refuses.
+        InputError: if there is no picture, a limit is exceeded, or the editor refuses.
     """
     state = _opened(state)
-    _check(state, wish, limits)
-    session = state.session.edit(
-        wish.instruction,
-        task=wish.task,
-        negative=wish.negative,
-        guidance=wish.guidance,
-        num_steps=wish.num_steps,
-        seed=wish.seed,
-        threshold=wish.threshold,
-        on_step=on_step,
-    )
+    _check(state, instruction, settings, limits)
+    session = state.session.edit(instruction, settings, on_step)
     turn = len(session.turns)
     if state.is_at_end:
         return replace(state, lines=_replaced(state, session), turn=turn)
@@ -210,10 +184,27 @@ def show_line(state: PageState | None, line: int) -> PageState:
 def comparison(
     state: PageState, *, is_with_original: bool
 ) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h w"]]:
-    """Return the picture before the shown turn (or the original) and the one after it."""
+    """Choose the two pictures to compare: the one before the shown turn, or the original, first."""
     session = state.session
     before = session.original if is_with_original else session.images[max(state.turn - 1, 0)]
     return before, session.image
+
+
+def draw_difference(
+    before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"]
+) -> UInt8[Tensor, "3 h w"]:
+    """Draw the mean absolute difference over RGB: exactly black is exactly the same, yellow most.
+
+    The colour goes with the square root of the difference (ours): most edits change a few tenths,
+    and small errors outside them are what people look for here.
+    """
+    from matplotlib import colormaps
+
+    difference = (before.short() - after.short()).abs().float().mean(0) / 255
+    levels = FAINTEST + difference.sqrt() * (255 - FAINTEST)
+    colours = colormaps["inferno"](levels.round().to(torch.uint8).numpy(), bytes=True)
+    drawn = torch.from_numpy(np.ascontiguousarray(colours[..., :3])).permute(2, 0, 1)
+    return torch.where((before != after).any(0), drawn, 0)
 
 
 def picture_names(state: PageState, *, is_with_original: bool) -> tuple[str, str]:
@@ -230,7 +221,7 @@ def is_small(state: PageState) -> bool:
 
 
 def history(state: PageState) -> list[tuple[UInt8[Tensor, "3 _ _"], str]]:
-    """Return a thumbnail and a caption for the original and each turn of the line."""
+    """Make a thumbnail and a caption of the original and of each turn of the line."""
     line = state.whole_line
     captions = ["original"] + [
         f"{number}. {shortened(turn.instruction)} [{turn.task}]"
@@ -261,11 +252,9 @@ def summary(state: PageState) -> str:
     if not session.turns:
         return f"The original, {size}. {_advice(session)}{branches}"
     last = session.turns[-1]
-    where = changed(session.images[-2], session.image)
     return (
         f"Turn {state.turn} of {len(state.whole_line.turns)}, {size}. Task {last.task}, "
-        f"seed {last.seed}, steps {last.num_steps}. "
-        f"{_how_much(where, is_kept=last.threshold is not None)}{branches}"
+        f"seed {last.seed}, steps {last.num_steps}. {_how_much(session)}{branches}"
     )
 
 
@@ -279,11 +268,7 @@ def shortened(text: str, length: int = CAPTION) -> str:
 
 
 def read_seed(text: str) -> int | None:
-    """Return the seed that was typed; None for a new one in each turn.
-
-    Raises:
-        InputError: if it is no whole number, or one of too many digits.
-    """
+    """Read the seed that was typed; nothing typed, None, asks for a new one in each turn."""
     text = text.strip()
     if not text:
         return None
@@ -293,22 +278,6 @@ def read_seed(text: str) -> int | None:
             f"{shortened(text)!r}; leave it empty for a new one in each turn"
         )
     return int(text)
-
-
-def write_download(folder: Path, token: str, name: str, data: bytes) -> Path:
-    """Put a file for one visitor into a folder of its own, readable by this user only.
-
-    Args:
-        folder: of the page's temporary files; deleted when the server ends.
-        token: name of the file's own folder, not to be guessed.
-        name: what the visitor's browser calls the file.
-        data: its content.
-    """
-    place = folder / token
-    place.mkdir(mode=0o700)
-    path = place / name
-    path.write_bytes(data)
-    return path
 
 
 def _advice(session: EditSession) -> str:
@@ -321,15 +290,17 @@ def _advice(session: EditSession) -> str:
     )
 
 
-def _how_much(where: Bool[Tensor, "h w"], *, is_kept: bool) -> str:
-    count = int(where.sum())
+def _how_much(session: EditSession) -> str:
+    is_changed = (session.images[-2] != session.image).any(0)
+    count = int(is_changed.sum())
     if count == 0:
         return "Nothing changed: every pixel is as before. Try other words or another seed."
-    if count == where.numel():
+    if count == is_changed.numel():
         return "Every pixel changed."
     # never 0 % or 100 %, which would claim the above
-    share = min(max(round(100 * count / where.numel()), 1), 99)
-    return f"{share}% of pixels changed{', rest kept' if is_kept else ''}."
+    share = min(max(round(100 * count / is_changed.numel()), 1), 99)
+    kept = "" if session.turns[-1].threshold is None else ", rest kept"
+    return f"{share}% of pixels changed{kept}."
 
 
 def _opened(state: PageState | None) -> PageState:
@@ -338,16 +309,18 @@ def _opened(state: PageState | None) -> PageState:
     return state
 
 
-def _check(state: PageState, wish: Wish, limits: Limits) -> None:
-    for what, text in (("instruction", wish.instruction), ("negative text", wish.negative)):
+def _check(state: PageState, instruction: str, settings: TurnSettings, limits: Limits) -> None:
+    for what, text in (("instruction", instruction), ("negative text", settings.negative)):
         if len(text) > limits.characters:
             raise InputError(
                 f"the {what} has {len(text)} characters, at most {limits.characters} are taken; "
                 "shorten it"
             )
-    if not 1 <= wish.num_steps <= limits.steps:
-        raise InputError(f"steps must be 1 to {limits.steps}, got {wish.num_steps}")
-    if wish.task is None and state.whole_line.editor.predictor is None:
+    editor = state.whole_line.editor
+    num_steps = settings.sampling.applied(editor.settings).num_steps
+    if num_steps > limits.steps:
+        raise InputError(f"steps must be 1 to {limits.steps}, got {num_steps}")
+    if settings.task is None and editor.predictor is None:
         raise InputError("this model has no task predictor; choose the kind of edit")
     if state.turn >= limits.turns:
         raise InputError(

@@ -12,7 +12,7 @@ from PIL import Image
 from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
-from emu_edit.editing.session import EditSession
+from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.editing.sheets import draw_sheet
 from emu_edit.errors import installed_version
 from emu_edit.images import decode_rgb, read_image
@@ -36,7 +36,7 @@ def three_turns(photo: Path, model: Path, output: str, *more: str) -> list[str]:
 def session_of(photo: Path, model: Path) -> EditSession:
     session = EditSession.start(Editor.from_pretrained(model), read_image(photo), seed=5)
     for instruction, task in zip(INSTRUCTIONS, TASKS, strict=True):
-        session = session.edit(instruction, task=task, threshold=None)
+        session = session.edit(instruction, TurnSettings(task, threshold=None))
     return session
 
 

@@ -344,8 +344,8 @@ def test_a_model_with_learned_tasks_is_not_exported_over(
 def test_the_web_page_offers_the_learned_task_with_its_description(
     own: Path, file: Path, tmp_path: Path
 ) -> None:
+    from emu_edit.web.guard import Limits
     from emu_edit.web.handlers import Handlers
-    from emu_edit.web.limits import Limits
     from emu_edit.web.page import build_page
 
     assert main(["tasks", "add", str(own), str(file)]) == 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.pipeline import EmuEditPipeline
+from emu_edit.editing.settings import Sampling
 from emu_edit.editing.task_mix import task_vectors
 from emu_edit.errors import InputError
 from emu_edit.images import to_float, to_uint8
@@ -67,7 +68,7 @@ def test_a_callback_that_gives_back_what_it_got_changes_nothing(
     editor: Editor, sampler: Sampler
 ) -> None:
     pipe = with_sampler(editor, sampler)
-    ours = editor.edit(picture(), TEXT, task="local", seed=7, num_steps=3, sampler=sampler)
+    ours = editor.edit(picture(), TEXT, task="local", seed=7, sampling=Sampling(3, sampler=sampler))
     for answer in (
         lambda kwargs: kwargs,
         lambda kwargs: {"latents": kwargs["latents"].double()},

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.session import EditSession, replay
+from emu_edit.editing.session import EditSession, TurnSettings, replay
 from emu_edit.images import to_float
 from emu_edit.models.codec import PatchCodec
 from tests.editing.conftest import SETTINGS, make_editor, make_networks, picture
@@ -26,7 +26,7 @@ class LossyCodec(PatchCodec):
 def play(editor: Editor, *, chain: bool, threshold: float | None = None) -> EditSession:
     session = EditSession.start(editor, picture(), seed=5, chain_latents=chain)
     for instruction, task in TURNS:
-        session = session.edit(instruction, task=task, threshold=threshold)
+        session = session.edit(instruction, TurnSettings(task, threshold=threshold))
     return session
 
 
@@ -64,7 +64,13 @@ def test_the_next_turn_is_given_the_latents_the_last_one_ended_with(editor: Edit
     assert session.latents is not None
     turn = session.turns[1]
     after = editor.edit_latents(
-        session.latents[1][None], [turn.instruction], [turn.task], [turn.seed]
+        session.latents[1][None],
+        [turn.instruction],
+        [turn.task],
+        [turn.seed],
+        negative="",
+        settings=SETTINGS,
+        on_step=None,
     )
     assert torch.equal(after[0], session.latents[2])
     assert torch.equal(editor.decode(after, session.image.shape[-2:])[0], session.images[2])
@@ -72,11 +78,11 @@ def test_the_next_turn_is_given_the_latents_the_last_one_ended_with(editor: Edit
 
 def test_kept_pixels_keep_their_latents(editor: Editor) -> None:
     everything = EditSession.start(editor, picture(), chain_latents=True)
-    edited = everything.edit("make it red", task="local", threshold=3.5)
+    edited = everything.edit("make it red", TurnSettings("local", threshold=3.5))
     assert torch.equal(edited.image, picture())
     assert edited.latents is not None
     assert torch.equal(edited.latents[0], edited.latents[1])
-    nothing = everything.edit("make it red", task="local", threshold=0.0)
+    nothing = everything.edit("make it red", TurnSettings("local", threshold=0.0))
     assert nothing.latents is not None
     assert (nothing.latents[0] != nothing.latents[1]).any(dim=0).all()
 
@@ -89,7 +95,7 @@ def test_a_chained_session_replays_undoes_and_says_what_it_is(editor: Editor) ->
     assert again.manifest() == told
     assert torch.equal(again.image, session.image)
     assert play(editor, chain=False).manifest()["chain_latents"] is False
-    branch = session.undo().edit(TURNS[2][0], task=TURNS[2][1], threshold=0.1)
+    branch = session.undo().edit(TURNS[2][0], TurnSettings(TURNS[2][1], threshold=0.1))
     assert torch.equal(branch.image, session.image)
     assert branch.latents is not None
     assert session.latents is not None
@@ -100,5 +106,7 @@ def test_a_chained_session_replays_undoes_and_says_what_it_is(editor: Editor) ->
 def test_odd_sizes_chain_too(editor: Editor, size: tuple[int, int]) -> None:
     image = picture()[:, :1, :1].repeat(1, *size)
     session = EditSession.start(editor, image, chain_latents=True)
-    session = session.edit("make it red", task="local").edit("add a hat", task="add")
+    session = session.edit("make it red", TurnSettings("local")).edit(
+        "add a hat", TurnSettings("add")
+    )
     assert session.image.shape == (3, *size)

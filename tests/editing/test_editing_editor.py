@@ -1,6 +1,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor, reflect_to_multiple
-from emu_edit.editing.settings import EditorSettings
+from emu_edit.editing.settings import EditorSettings, Sampling
 from emu_edit.errors import InputError
 from emu_edit.images import to_pil
 from tests.editing.conftest import SETTINGS, make_editor, make_networks, picture
@@ -44,7 +45,9 @@ def test_the_same_seed_gives_the_same_pixels_and_another_seed_others(editor: Edi
 
 def test_editing_leaves_the_global_random_state_alone(editor: Editor) -> None:
     before = torch.random.get_rng_state()
-    editor.edit(picture(), "make it red", task="local", sampler=Sampler.euler_ancestral)
+    editor.edit(
+        picture(), "make it red", task="local", sampling=Sampling(sampler=Sampler.euler_ancestral)
+    )
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -66,10 +69,12 @@ def test_a_picture_comes_out_the_same_alone_and_in_a_batch(
 
 
 def test_guidance_of_one_equals_the_plain_model_without_branches(editor: Editor) -> None:
-    plain = editor.edit(picture(), "make it red", task="local", guidance=Guidance(1.0, 1.0))
-    almost = Guidance(1.0, 1.0 + 1e-7)
-    assert all(almost.needed)
-    guided = editor.edit(picture(), "make it red", task="local", guidance=almost)
+    plain = editor.edit(picture(), "make it red", task="local", sampling=Sampling(None, 1.0, 1.0))
+    almost = 1.0 + 1e-7
+    assert all(Guidance(1.0, almost).needed)
+    guided = editor.edit(
+        picture(), "make it red", task="local", sampling=Sampling(None, 1.0, almost)
+    )
     assert (plain.int() - guided.int()).abs().max() <= 1
 
 
@@ -84,17 +89,17 @@ def test_only_branches_with_a_weight_are_run(
         return forward(z_t, t, cond)  # type: ignore[arg-type]
 
     monkeypatch.setattr(editor.networks.denoiser, "forward", counting)
-    for guidance in (Guidance(1.0, 1.0), Guidance(2.0, 1.0), Guidance(2.0, 1.5)):
-        editor.edit(picture(), "make it red", task="local", guidance=guidance, num_steps=1)
+    for text, image in ((1.0, 1.0), (2.0, 1.0), (2.0, 1.5)):
+        editor.edit(picture(), "make it red", task="local", sampling=Sampling(1, text, image))
     assert rows == [1, 2, 3]
 
 
 def test_guidance_steps_and_sampler_of_a_call_override_the_models(editor: Editor) -> None:
     edit = partial(editor.edit, picture(), "make it red", task="local")
     default = edit()
-    assert not torch.equal(default, edit(guidance=Guidance(6.0, 1.0)))
-    assert not torch.equal(default, edit(num_steps=5))
-    assert not torch.equal(default, edit(sampler=Sampler.euler_ancestral))
+    assert not torch.equal(default, edit(sampling=Sampling(None, 6.0, 1.0)))
+    assert not torch.equal(default, edit(sampling=Sampling(num_steps=5)))
+    assert not torch.equal(default, edit(sampling=Sampling(sampler=Sampler.euler_ancestral)))
 
 
 def test_every_step_is_reported(editor: Editor) -> None:
@@ -103,7 +108,7 @@ def test_every_step_is_reported(editor: Editor) -> None:
         picture(),
         "make it red",
         task="local",
-        num_steps=3,
+        sampling=Sampling(num_steps=3),
         on_step=lambda i, n: seen.append((i, n)),
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -160,6 +165,20 @@ def test_settings_survive_being_written_and_read() -> None:
 def test_counts_below_one_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
         replace(SETTINGS, **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"guidance_image": float("inf")}, "guidance scales must be finite"),
+    ],
+)
+def test_sampling_that_no_model_takes_is_refused_before_one_is_there(
+    wanted: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        Sampling(**wanted)
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name(editor: Editor) -> None:

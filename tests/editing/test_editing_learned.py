@@ -11,7 +11,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.manifest import fingerprint
 from emu_edit.editing.predictor import TaskPredictor
-from emu_edit.editing.session import EditSession, replay
+from emu_edit.editing.session import EditSession, TurnSettings, replay
 from emu_edit.editing.task_mix import TaskMix
 from emu_edit.errors import InputError
 from emu_edit.models.fingerprints import model_hash
@@ -102,8 +102,10 @@ def test_a_manifest_names_the_learned_vectors_its_turns_use_and_replays_with_the
     editor = make_editor()
     editor.add_task(task_of(editor))
     editor.add_task(task_of(editor, "unused"))
-    session = EditSession.start(editor, picture(), seed=2).edit("make it red", task="local")
-    session = session.edit("draw it", task="style+contour:0.5")
+    session = EditSession.start(editor, picture(), seed=2).edit(
+        "make it red", TurnSettings("local")
+    )
+    session = session.edit("draw it", TurnSettings("style+contour:0.5"))
     manifest = session.manifest()
     assert manifest["learned_tasks"] == {"contour": task_of(editor).vector_hash()}
     other = make_editor()
@@ -115,7 +117,9 @@ def test_a_manifest_names_the_learned_vectors_its_turns_use_and_replays_with_the
 def test_a_replay_without_the_task_or_with_another_vector_is_refused() -> None:
     editor = make_editor()
     editor.add_task(task_of(editor))
-    manifest = EditSession.start(editor, picture()).edit("draw it", task="contour").manifest()
+    manifest = (
+        EditSession.start(editor, picture()).edit("draw it", TurnSettings("contour")).manifest()
+    )
     other = make_editor()
     words = r"uses the learned task 'contour', which this model has not; give its file \(--task co"
     with pytest.raises(InputError, match=words):
@@ -128,7 +132,9 @@ def test_a_replay_without_the_task_or_with_another_vector_is_refused() -> None:
 def test_a_session_of_base_tasks_replays_after_a_task_was_added() -> None:
     editor = make_editor()
     before = fingerprint(editor)
-    manifest = EditSession.start(editor, picture()).edit("make it red", task="local").manifest()
+    manifest = (
+        EditSession.start(editor, picture()).edit("make it red", TurnSettings("local")).manifest()
+    )
     assert manifest["learned_tasks"] == {}
     editor.add_task(task_of(editor))
     assert fingerprint(editor) == before

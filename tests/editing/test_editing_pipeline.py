@@ -14,10 +14,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.pipeline import EmuEditPipeline, read_pictures
+from emu_edit.editing.settings import Sampling
 from emu_edit.editing.task_mix import TaskMix
 from emu_edit.errors import InputError
 from emu_edit.images import to_float, to_pil
@@ -60,8 +60,7 @@ def test_arguments_override_the_models_settings_as_the_editors_do(
         task=TaskMix("local", "style", 0.25),
         seed=3,
         negative="blue",
-        guidance=Guidance(text=6.0, image=1.1),
-        num_steps=3,
+        sampling=Sampling(3, guidance_text=6.0, guidance_image=1.1),
     )
     (theirs,) = made(
         pipe(
@@ -112,7 +111,7 @@ def kinds_of_picture() -> dict[str, object]:
 def test_every_kind_of_picture_gives_the_same_pixels(
     editor: Editor, pipe: EmuEditPipeline, kind: str
 ) -> None:
-    ours = editor.edit(picture(15, 18), TEXT, task="local", seed=1, num_steps=1)
+    ours = editor.edit(picture(15, 18), TEXT, task="local", seed=1, sampling=Sampling(1))
     (theirs,) = made(
         pipe(
             TEXT,

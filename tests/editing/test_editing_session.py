@@ -1,14 +1,15 @@
 import json
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPrediction
-from emu_edit.editing.session import EditSession, Turn, replay, turn_seed
+from emu_edit.editing.session import EditSession, Turn, TurnSettings, replay, turn_seed
+from emu_edit.editing.settings import Sampling
 from emu_edit.editing.task_mix import TaskMix
 from emu_edit.editing.threshold import ALPHA, keep_unchanged
 from emu_edit.errors import InputError
@@ -20,16 +21,22 @@ from tests.editing.conftest import make_editor, make_networks, picture
 def session(editor: Editor) -> EditSession:
     """Three turns with all that can be chosen, one of them after an undo."""
     started = EditSession.start(editor, picture(), seed=5)
-    first = started.edit("make it red", task="local")
-    second = first.edit("add a hat", task=TaskMix("add", "local", 1 / 3), negative="a dog").undo()
-    second = second.edit("paint it", task="style", sampler=Sampler.euler_ancestral, num_steps=3)
-    return second.edit("blur", task="local", guidance=Guidance(3.0, 1.0), threshold=1.0, seed=9)
+    first = started.edit("make it red", TurnSettings("local"))
+    mix = TaskMix("add", "local", 1 / 3)
+    strong = TurnSettings(
+        "local", sampling=Sampling(guidance_text=3.0, guidance_image=1.0), threshold=1.0, seed=9
+    )
+    second = first.edit("add a hat", TurnSettings(mix, "a dog")).undo()
+    second = second.edit(
+        "paint it", TurnSettings("style", sampling=Sampling(3, sampler=Sampler.euler_ancestral))
+    )
+    return second.edit("blur", strong)
 
 
 def test_editing_makes_a_new_session_and_leaves_the_old_one_alone(editor: Editor) -> None:
     image = picture()
     started = EditSession.start(editor, image)
-    edited = started.edit("make it red", task="local")
+    edited = started.edit("make it red", TurnSettings("local"))
     assert (len(started.turns), len(started.images)) == (0, 1)
     assert (len(edited.turns), len(edited.images)) == (1, 2)
     assert torch.equal(edited.original, picture())
@@ -37,7 +44,7 @@ def test_editing_makes_a_new_session_and_leaves_the_old_one_alone(editor: Editor
 
 
 def test_a_session_of_one_turn_is_the_plain_edit_with_the_sessions_seed(editor: Editor) -> None:
-    edited = EditSession.start(editor, picture(), seed=3).edit("make it red", task="local")
+    edited = EditSession.start(editor, picture(), seed=3).edit("make it red", TurnSettings("local"))
     assert torch.equal(edited.image, editor.edit(picture(), "make it red", task="local", seed=3))
 
 
@@ -62,10 +69,10 @@ def test_a_turn_says_all_that_decided_its_pixels(session: EditSession) -> None:
 
 
 def test_the_second_turn_is_thresholded_unless_it_is_switched_off(editor: Editor) -> None:
-    first = EditSession.start(editor, picture()).edit("make it red", task="local")
-    usual = first.edit("add a hat", task="add")
-    free = first.edit("add a hat", task="add", threshold=None)
-    strong = first.edit("add a hat", task="add", threshold=0.5)
+    first = EditSession.start(editor, picture()).edit("make it red", TurnSettings("local"))
+    usual = first.edit("add a hat", TurnSettings("add"))
+    free = first.edit("add a hat", TurnSettings("add", threshold=None))
+    strong = first.edit("add a hat", TurnSettings("add", threshold=0.5))
     assert [s.turns[-1].threshold for s in (usual, free, strong)] == [ALPHA, None, 0.5]
     assert torch.equal(usual.image, keep_unchanged(first.image, free.image))
     assert torch.equal(strong.image, keep_unchanged(first.image, free.image, alpha=0.5))
@@ -77,7 +84,7 @@ def test_undo_goes_back_to_the_very_same_picture_and_a_branch_goes_on_from_it(
 ) -> None:
     assert session.undo().images == session.images[:-1]
     assert session.undo().turns == session.turns[:-1]
-    branch = session.at(1).edit("make it green", task="local")
+    branch = session.at(1).edit("make it green", TurnSettings("local"))
     assert branch.images[:2] == session.images[:2]
     assert [turn.instruction for turn in branch.turns] == ["make it red", "make it green"]
     assert len(session.turns) == 3
@@ -111,7 +118,7 @@ def test_replaying_a_manifest_from_its_file_gives_identical_pixels(session: Edit
 
 
 def test_a_branch_replays_to_identical_pixels_too(editor: Editor, session: EditSession) -> None:
-    branch = session.at(1).edit("add a hat", task=TaskMix("add", "local", 1 / 3))
+    branch = session.at(1).edit("add a hat", TurnSettings(TaskMix("add", "local", 1 / 3)))
     again = replay(editor, picture(), json.loads(json.dumps(branch.manifest())))
     assert torch.equal(again.image, branch.image)
     assert again.undo().manifest() == session.at(1).manifest()
@@ -120,7 +127,8 @@ def test_a_branch_replays_to_identical_pixels_too(editor: Editor, session: EditS
 def test_a_replayed_session_goes_on_like_the_first(editor: Editor, session: EditSession) -> None:
     again = replay(editor, picture(), session.manifest())
     assert torch.equal(
-        again.edit("add a hat", task="add").image, session.edit("add a hat", task="add").image
+        again.edit("add a hat", TurnSettings("add")).image,
+        session.edit("add a hat", TurnSettings("add")).image,
     )
 
 
@@ -144,7 +152,7 @@ class FixedPredictor(torch.nn.Module):
 
 
 def test_the_predictor_chooses_the_task_when_none_is_named(editor: Editor) -> None:
-    told = EditSession.start(editor, picture()).edit("add a hat", task="add")
+    told = EditSession.start(editor, picture()).edit("add a hat", TurnSettings("add"))
     asked = make_editor()
     asked.predictor = FixedPredictor()  # type: ignore[assignment]
     guessed = EditSession.start(asked, picture()).edit("add a hat")
@@ -165,12 +173,12 @@ def test_a_turn_without_task_is_refused_on_a_model_without_predictor(editor: Edi
         ({"task": "lokal"}, "unknown task 'lokal'.* Did you mean 'local'"),
         ({"threshold": -1.0}, "the threshold must be a number of at least 0"),
         ({"seed": -1}, r"a seed must be at least 0 and below 2\^63, got -1"),
-        ({"num_steps": 0}, "num_steps must be 1 to 1000, got 0"),
+        ({"sampling": Sampling(num_steps=1001)}, "num_steps must be 1 to 1000, got 1001"),
     ],
 )
 def test_a_turn_that_cannot_be_made_is_refused(
     editor: Editor, change: dict[str, object], words: str
 ) -> None:
-    arguments = {"instruction": "make it red", "task": "local", **change}
+    asked: dict[str, Any] = {"instruction": "make it red", "task": "local", **change}
     with pytest.raises(InputError, match=words):
-        EditSession.start(editor, picture()).edit(**arguments)  # type: ignore[arg-type]
+        EditSession.start(editor, picture()).edit(asked.pop("instruction"), TurnSettings(**asked))

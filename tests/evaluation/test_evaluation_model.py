@@ -13,6 +13,7 @@ from torch import Tensor
 from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPredictor
+from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
 from emu_edit.evaluation.edits import read_lines, seed_of
 from emu_edit.images import read_image
@@ -83,7 +84,7 @@ def test_a_model_edits_each_item_with_its_seed_and_task(
         assert source.shape == (3, 12, 16)
         line = lines[key]
         made = editor.edit(
-            source, line["instruction"], task=line["task"], seed=line["seed"], num_steps=2
+            source, line["instruction"], task=line["task"], seed=line["seed"], sampling=Sampling(2)
         )
         assert torch.equal(read_image(out / "images" / f"{key}.png"), made)
         data = (out / "images" / f"{key}.png").read_bytes()

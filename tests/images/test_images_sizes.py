@@ -1,7 +1,7 @@
 import pytest
 
 from emu_edit.images import MOST_TIMES_LARGER, is_far_larger, with_shorter_side
-from emu_edit.web.limits import Limits
+from emu_edit.web.guard import Limits
 
 
 @pytest.mark.parametrize(

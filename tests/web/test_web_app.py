@@ -7,6 +7,7 @@ import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +16,14 @@ from PIL import Image
 
 from emu_edit.cli import app
 from emu_edit.cli.main import main
-from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.session import TurnSettings
+from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
 from emu_edit.images import encode_png
 from emu_edit.web import state as web_state
-from emu_edit.web.difference import draw_difference
-from emu_edit.web.limits import MEBI, Limits
-from emu_edit.web.state import PageState, Wish
+from emu_edit.web.guard import MEBI, Limits
+from emu_edit.web.state import PageState, draw_difference
 
 LIMITS = Limits(turns=3, branches=2, steps=4, characters=40)
 
@@ -51,8 +52,11 @@ def header_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-def wish(instruction: str = "make it red", *, task: str | None = "local", steps: int = 1) -> Wish:
-    return Wish(instruction, task, Guidance(1.0, 1.0), steps)
+def edit(
+    state: PageState | None, instruction: str = "make it red", *, steps: int = 1, **changes: Any
+) -> PageState:
+    settings = TurnSettings(**{"task": "local", "sampling": Sampling(steps, 1.0, 1.0), **changes})
+    return web_state.edit(state, instruction, settings, limits=LIMITS)
 
 
 def opened(editor: Editor) -> PageState:
@@ -95,7 +99,7 @@ def test_camera_position_and_other_metadata_do_not_leave_again(editor: Editor) -
     data = picture(kind="JPEG", exif=exif, comment=b"SECRET")
     assert data.count(b"SECRET") == 2
     state = web_state.open_picture(editor, data, is_resized=False, limits=LIMITS)
-    state = web_state.edit(state, wish(), LIMITS)
+    state = edit(state)
     made = encode_png(state.session.image)
     with Image.open(io.BytesIO(made)) as image:
         assert image.size == (16, 20)
@@ -118,8 +122,8 @@ def test_a_picture_too_large_for_the_model_is_refused_or_resized_when_asked(edit
 
 
 def test_turns_follow_each_other_and_undo_takes_the_last_back(editor: Editor) -> None:
-    first = web_state.edit(opened(editor), wish("one"), LIMITS)
-    second = web_state.edit(first, wish("two"), LIMITS)
+    first = edit(opened(editor), "one")
+    second = edit(first, "two")
     assert instructions(second) == ["one", "two"]
     back = web_state.undo(second)
     assert instructions(back) == ["one"]
@@ -132,10 +136,10 @@ def test_turns_follow_each_other_and_undo_takes_the_last_back(editor: Editor) ->
 def test_editing_an_earlier_turn_begins_a_branch_and_keeps_the_other(editor: Editor) -> None:
     state = opened(editor)
     for text in ("one", "two"):
-        state = web_state.edit(state, wish(text), LIMITS)
+        state = edit(state, text)
     earlier = web_state.show_turn(state, 1)
     assert instructions(earlier) == ["one"]
-    branched = web_state.edit(earlier, wish("three"), LIMITS)
+    branched = edit(earlier, "three")
     assert instructions(branched) == ["one", "three"]
     assert web_state.line_names(branched) == [
         "branch 1: two (2 turns)",
@@ -151,7 +155,7 @@ def test_editing_an_earlier_turn_begins_a_branch_and_keeps_the_other(editor: Edi
     assert web_state.line_names(undone)[1] == "branch 2: original"
     assert len(looked.whole_line.turns) == 2
     with pytest.raises(InputError, match="at most 2 branches are kept"):
-        web_state.edit(looked, wish("four"), LIMITS)
+        edit(looked, "four")
     with pytest.raises(InputError, match="branches 1 to 2, there is no 3"):
         web_state.show_line(branched, 2)
     with pytest.raises(InputError, match="there is no 9"):
@@ -162,7 +166,7 @@ def test_the_page_shows_history_comparison_and_what_was_done(editor: Editor) -> 
     state = opened(editor)
     assert web_state.summary(state) == "The original, 20x16 px. Say what to change."
     for text in ("x" * 40, "two"):
-        state = web_state.edit(state, wish(text), LIMITS)
+        state = edit(state, text)
     captions = [caption for _, caption in web_state.history(state)]
     assert captions == ["original", f"1. {'x' * 40} [local]", "2. two [local]"]
     assert re.match(
@@ -196,7 +200,7 @@ def test_the_page_shows_history_comparison_and_what_was_done(editor: Editor) -> 
 def test_the_page_says_how_much_changed_and_never_rounds_to_all_or_nothing(
     editor: Editor, changes: int, kept: float | None, words: str
 ) -> None:
-    state = web_state.edit(opened(editor), wish(), LIMITS)
+    state = edit(opened(editor))
     after = state.session.original.clone()
     after.view(3, -1)[0, :changes] ^= 1
     turn = replace(state.session.turns[0], threshold=kept)
@@ -242,34 +246,36 @@ def test_a_seed_is_a_number_or_left_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("instruction", "changes", "words"),
     [
-        (wish("x" * 41), "the instruction has 41 characters, at most 40"),
-        (wish(" "), "the instruction is empty"),
-        (wish(steps=5), "steps must be 1 to 4, got 5"),
-        (wish(steps=0), "steps must be 1 to 4, got 0"),
-        (wish(task="lokal"), "unknown task 'lokal'.* Did you mean 'local'"),
-        (wish(task=None), "this model has no task predictor; choose the kind of edit"),
-        (Wish("a", "local", Guidance(2.0, 1.0), 1, negative="n" * 41), "the negative text has 41"),
-        (Wish("a", "local", Guidance(2.0, 1.0), 1, seed=-1), "seed must be at least 0"),
+        ("x" * 41, {}, "the instruction has 41 characters, at most 40"),
+        (" ", {}, "the instruction is empty"),
+        ("a", {"steps": 5}, "steps must be 1 to 4, got 5"),
+        ("a", {"steps": 0}, "num_steps must be at least 1, got 0"),
+        ("a", {"task": "lokal"}, "unknown task 'lokal'.* Did you mean 'local'"),
+        ("a", {"task": None}, "this model has no task predictor; choose the kind of edit"),
+        ("a", {"negative": "n" * 41}, "the negative text has 41"),
+        ("a", {"seed": -1}, "seed must be at least 0"),
     ],
 )
-def test_a_wish_beyond_the_limits_is_refused(editor: Editor, asked: Wish, words: str) -> None:
+def test_an_edit_beyond_the_limits_is_refused(
+    editor: Editor, instruction: str, changes: dict[str, Any], words: str
+) -> None:
     with pytest.raises(InputError, match=words):
-        web_state.edit(opened(editor), asked, LIMITS)
+        edit(opened(editor), instruction, **changes)
 
 
 def test_a_session_ends_at_its_number_of_turns(editor: Editor) -> None:
     state = opened(editor)
     for _ in range(LIMITS.turns):
-        state = web_state.edit(state, wish(), LIMITS)
+        state = edit(state)
     with pytest.raises(InputError, match="a session has at most 3 turns; download the picture"):
-        web_state.edit(state, wish(), LIMITS)
+        edit(state)
 
 
 def test_without_a_picture_every_button_asks_for_one() -> None:
     for press in (
-        lambda: web_state.edit(None, wish(), LIMITS),
+        lambda: edit(None),
         lambda: web_state.undo(None),
         lambda: web_state.show_turn(None, 0),
         lambda: web_state.show_line(None, 0),
@@ -296,9 +302,9 @@ def test_a_limit_below_one_is_refused() -> None:
 def test_options_of_the_command_line_become_limits() -> None:
     given = "--max-upload-mib 3 --max-pixels 4 --max-characters 5 --max-steps 6"
     options = app.parser().parse([*given.split(), "--max-turns=7", "--max-queue=9"])
-    limits = app.limits_from(options)
+    limits = app.limits_of(options)
     assert limits == Limits(3 * MEBI, edited_pixels=4, characters=5, steps=6, turns=7, queue=9)
-    assert app.limits_from(app.parser().parse([])) == Limits()
+    assert app.limits_of(app.parser().parse([])) == Limits()
     assert app.parser().parse([]).host == "127.0.0.1"
 
 

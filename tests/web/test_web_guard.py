@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_edit.web.guard import API, Message, Receive, RequestGuard, Send
-from emu_edit.web.limits import Limits
+from emu_edit.web.guard import API, Limits, Message, Receive, RequestGuard, Send
 
 FOLDER = Path("/tmp/page")
 LIMITS = Limits(upload_bytes=1000, message_bytes=200)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from emu_edit.cli.app import prepare_environment
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPrediction
-from emu_edit.web.limits import Limits
+from emu_edit.web.guard import Limits
+from emu_edit.web.server import prepare_environment
 
 pytestmark = [
     pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio (the extra app)"),
