@@ -249,7 +249,9 @@ def _read(values: dict, name: str, kind: type[Kind]) -> Kind:
     value = values.get(name)
     if not _fits(value, kind):
         raise InputError(f"{name} must be {NEEDED[kind]}, got {_describe(value)}")
-    return cast("Kind", float(value) if kind is float else value)
+    if kind is float:
+        value = float(cast("float", value))
+    return cast("Kind", value)
 
 
 def _fits(value: Any, kind: type) -> bool:
