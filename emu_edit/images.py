@@ -114,7 +114,11 @@ def from_pil(
 
 
 def decode_rgb(
-    data: bytes, *, background: tuple[int, int, int] = WHITE, where: str = ""
+    data: bytes,
+    *,
+    background: tuple[int, int, int] = WHITE,
+    where: str = "",
+    most_pixels: int = MAX_PIXELS,
 ) -> UInt8[Tensor, "3 h w"]:
     """Decode one JPEG, PNG or WebP of unknown origin.
 
@@ -127,7 +131,12 @@ def decode_rgb(
         BadImageError: one line starting with `where`.
     """
     with _reading(where):
-        return _to_tensor(_to_rgb(_open(data, where), background, where))
+        image = _open(data, where)
+        width, height = image.size
+        if most_pixels < width * height <= MAX_PIXELS:
+            most = f"at most {most_pixels / 1e6:.1f} megapixels are decoded; make it smaller"
+            raise _bad(where, f"is {width}x{height}, {most}")
+        return _to_tensor(_to_rgb(image, background, where))
 
 
 def decode_mask(data: bytes, where: str = "") -> Bool[Tensor, "h w"]:

@@ -32,20 +32,11 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line.
-
-        Raises:
-            InputError: always.
-        """
+        """Refuse the command line."""
         raise InputError(f"{message}; see {self.prog} --help")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse all of `arguments`.
-
-        Raises:
-            InputError: for an unknown option (the nearest known one is named), a missing or a
-                malformed argument.
-        """
+        """Parse all of `arguments`; an unknown option is refused with the nearest known one."""
         parsed, unknown = self.parse_known_args(arguments)
         if unknown:
             options = [name for action in self._actions for name in action.option_strings]
@@ -124,9 +115,6 @@ def run_command(
         commands: the known ones, by name.
         arguments: the command and its own arguments.
         about: what the verb is for, in one line of help.
-
-    Raises:
-        InputError: for an unknown command, or what the command cannot use.
     """
     first = arguments[0] if arguments else "--help"
     if first in {"--help", "-h"}:
@@ -139,7 +127,7 @@ def run_command(
 
 
 def overview(verb: str, commands: Mapping[str, Command], about: str) -> str:
-    """Return the help of the verb."""
+    """List the commands of a verb."""
     return "\n".join([
         f"usage: emu-edit {verb} COMMAND [ARGUMENTS]",
         "",

@@ -69,7 +69,7 @@ class Place:
         return self._beside("manifest.json", is_wanted=self.has_manifest)
 
     def turn(self, number: int, count: int) -> Path | None:
-        """Return the file of a turn's result (from 1); None when it is not kept."""
+        """The file of a turn's result (from 1); None when it is not kept."""
         if self.folder is not None:
             return self.folder / f"turn-{number:02d}.png"
         return self.picture if number == count else None
@@ -83,7 +83,7 @@ class Place:
 
 
 def find_sources(image: str) -> tuple[list[Source], list[str]]:
-    """Return the pictures meant by a file, a folder, a glob or `-`, and the names passed over.
+    """Find the pictures meant by a file, a folder, a glob or `-`, and the names passed over.
 
     Of a folder the pictures directly in it are taken, by suffix, hidden files left out; of a glob
     every file it matches. A single file is not looked at here: reading it tells more.
@@ -131,8 +131,7 @@ def place_for_one(output: str, source: Source, *, sheet: bool, manifest: bool) -
     """Decide where the results of a single picture go, and refuse what cannot be written.
 
     Raises:
-        InputError: if the output is no picture and no folder, lies in no folder, may not be
-            written, or is the source itself.
+        InputError: if the output is no picture and no folder, cannot be written, or is the source.
     """
     if output == STREAM:
         if sheet or manifest:
@@ -159,8 +158,7 @@ def places_for_many(
     """Decide where the results of each of many pictures go: NAME.png, or a session's folder NAME.
 
     Raises:
-        InputError: if the output is no folder, two results would have one name, or a result would
-            overwrite a source.
+        InputError: if the output is no folder, or results would overwrite each other or a source.
     """
     folder = Path(output)
     if output == STREAM or folder.is_file() or (folder.suffix and not folder.is_dir()):
@@ -186,11 +184,7 @@ def places_for_many(
 
 
 def check_file(path: Path, sources: Iterable[Source], *, is_folder_made: bool = False) -> None:
-    """Refuse, before any work is done, a file that could not or should not be written.
-
-    Raises:
-        InputError: if its folder is missing or read-only, or it is one of the sources.
-    """
+    """Refuse, before any work is done, a file that could not be written, or is a source."""
     folder = path.parent
     if not folder.is_dir() and not is_folder_made:
         raise InputError(f"{path} cannot be written: there is no folder {folder}; create it first")
@@ -205,11 +199,7 @@ def check_file(path: Path, sources: Iterable[Source], *, is_folder_made: bool = 
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that could not be made or written.
-
-    Raises:
-        InputError: if it is a file, the folder it would lie in is missing, or one may not write.
-    """
+    """Refuse a folder that could not be made or written."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, the output needs a picture's suffix or a folder")
     if not folder.parent.is_dir():
@@ -221,11 +211,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_session_folder(folder: Path, turns: int) -> None:
-    """Refuse a folder in which pictures of a longer session would stay among the new ones.
-
-    Raises:
-        InputError: naming the first picture that would be left over.
-    """
+    """Refuse a folder in which pictures of a longer session would stay among the new ones."""
     ours = {f"turn-{number:02d}.png" for number in range(1, turns + 1)}
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file where a folder is needed; choose another output")

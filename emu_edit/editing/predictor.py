@@ -144,11 +144,7 @@ class TaskPredictor(nn.Module):
 
     @torch.no_grad()
     def logits(self, instructions: Sequence[str]) -> Float[Tensor, "b n"]:
-        """Return the logits of any number of instructions, on the CPU.
-
-        Raises:
-            InputError: if an instruction has more tokens than the encoder takes.
-        """
+        """Return the logits of any number of instructions, on the CPU."""
         parts = [
             self(instructions[first : first + TEXTS_AT_ONCE]).float().cpu()
             for first in range(0, len(instructions), TEXTS_AT_ONCE)
@@ -156,15 +152,11 @@ class TaskPredictor(nn.Module):
         return torch.cat(parts) if parts else torch.zeros(0, len(self.tasks))
 
     def probabilities(self, instructions: Sequence[str]) -> Float64[Tensor, "b n"]:
-        """Return the calibrated probability of each task, in the order of the table, on the CPU.
-
-        Raises:
-            InputError: if an instruction has more tokens than the encoder takes.
-        """
+        """Return the calibrated probability of each task, in the order of the table, on the CPU."""
         return torch.softmax(self.logits(instructions).double() / self.temperature, dim=1)
 
     def predict(self, instructions: Sequence[str]) -> list[TaskPrediction]:
-        """Return one prediction per instruction, in order; put the module in eval mode first.
+        """Predict the task of each instruction; put the module in eval mode first.
 
         Args:
             instructions: as `clean_instruction` returns them, any number.
@@ -175,7 +167,7 @@ class TaskPredictor(nn.Module):
         return self.rank(self.probabilities(instructions))
 
     def rank(self, probabilities: Float64[Tensor, "b n"]) -> list[TaskPrediction]:
-        """Name the tasks of what `probabilities` returned, most probable first."""
+        """Name the tasks of rows of `probabilities`, most probable first."""
         return [self._prediction(row) for row in probabilities.tolist()]
 
     def _prediction(self, shares: list[float]) -> TaskPrediction:
@@ -242,7 +234,7 @@ class TaskPredictor(nn.Module):
 
 
 def _read_index(folder: Path) -> tuple[TaskTable, float, int]:
-    """Return table, temperature and longest text of a predictor's directory."""
+    """Read table, temperature and longest text of a predictor's directory."""
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder} is no task predictor (it has no {INDEX}); {AGAIN}")
     values = read_json(folder / INDEX)
@@ -270,7 +262,7 @@ def _read_index(folder: Path) -> tuple[TaskTable, float, int]:
 
 
 def _read_head(folder: Path, head: nn.Linear) -> dict[str, Tensor]:
-    """Return weight and bias of the linear map, of the shapes of `head`."""
+    """Read weight and bias of the linear map, of the shapes of `head`."""
     file = folder / HEAD
     try:
         found = load_file(file)

@@ -1,4 +1,4 @@
-"""Which task an edit is told: one by name, or a point between two tasks' vectors.
+"""Which task an edit is: one by name, or a point between two tasks' vectors.
 
 The task reaches the network as a vector, so two tasks can be mixed like colours: half `style` and
 half `global`, say.
@@ -32,11 +32,7 @@ class TaskMix:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse a share that is no number.
-
-        Raises:
-            InputError: if `share` is infinite or NaN.
-        """
+        """Refuse a share that is infinite or NaN."""
         if not math.isfinite(self.share):
             raise InputError(
                 f"the share of a task mix must be finite, got {self.share!r}; give 0 to 1"
@@ -73,16 +69,12 @@ def parse_task(text: str) -> TaskChoice:
 
 
 def task_names(task: TaskChoice) -> tuple[str, ...]:
-    """Return the names of the tasks in a choice: one, or the two of a mix."""
+    """Name the tasks of a choice: one, or the two of a mix."""
     return (task.first, task.second) if isinstance(task, TaskMix) else (task,)
 
 
 def task_vectors(networks: EditNetworks, tasks: Sequence[TaskChoice]) -> Float[Tensor, "b k"]:
-    """Return v_task for each choice, where the networks are.
-
-    Raises:
-        InputError: if a name is not in the model's table.
-    """
+    """Look up v_task of each choice, where the networks are; an unknown name is refused."""
     return torch.stack([_vector(networks, task) for task in tasks])
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from emu_edit.editing.task_mix import TaskChoice, TaskMix
+from emu_edit.editing.task_mix import TaskChoice, task_names
 from emu_edit.errors import InputError
 
 ALPHA = 0.03  # Emu Edit; of a difference summed over RGB, so 2.55 grey levels in each channel
@@ -51,7 +51,7 @@ class Threshold(Enum):
 def keep_unchanged(
     before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"], *, alpha: float = ALPHA
 ) -> UInt8[Tensor, "3 h w"]:
-    """Return `after`, with `before` where the two hardly differ.
+    """Take `before` where the two hardly differ, else `after`.
 
     d[p] = sum over RGB of |before[p] - after[p]| / 255, from 0 to 3
     d_bar[p] = mean of d over the 5 x 5 pixels around p that lie inside the picture
@@ -76,11 +76,7 @@ def keep_unchanged(
 def is_unchanged(
     before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"], *, alpha: float = ALPHA
 ) -> Bool[Tensor, "h w"]:
-    """Return where `keep_unchanged` keeps `before`.
-
-    Raises:
-        InputError: if `alpha` is negative or no finite number.
-    """
+    """Say where `keep_unchanged` keeps `before`."""
     check_alpha(alpha)
     levels = (before.short() - after.short()).abs().sum(0, dtype=torch.float32)
     total, count = _box_sum(levels), _box_sum(torch.ones_like(levels))
@@ -88,11 +84,7 @@ def is_unchanged(
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuse what is no threshold.
-
-    Raises:
-        InputError: if `alpha` is negative or no finite number.
-    """
+    """Refuse a threshold that is negative or no finite number."""
     if not math.isfinite(alpha) or alpha < 0:
         raise InputError(
             f"the threshold must be a number of at least 0, got {alpha!r}; Emu Edit uses {ALPHA}"
@@ -100,18 +92,13 @@ def check_alpha(alpha: float) -> None:
 
 
 def default_alpha(task: TaskChoice, turn: int) -> float | None:
-    """Return the threshold of a session's turn when none is asked for; None means off.
+    """Choose the threshold of a session's turn, counted from 1; None means off.
 
     Off in the first turn, whose picture has lost nothing yet, and for tasks that repaint the whole
     picture; a mix counts as such when one of its two tasks does. A task the program does not know,
     one that was learned by inversion, is thresholded.
-
-    Args:
-        task: what the turn is told.
-        turn: its number, from 1.
     """
-    names = {task.first, task.second} if isinstance(task, TaskMix) else {task}
-    return None if turn < 2 or names & WHOLE_PICTURE else ALPHA
+    return None if turn < 2 or WHOLE_PICTURE.intersection(task_names(task)) else ALPHA
 
 
 def _box_sum(levels: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:

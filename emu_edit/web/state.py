@@ -5,22 +5,17 @@ one turn of one line. The state is immutable and so are the sessions in it: each
 state and gives the next, or refuses in one line and changes nothing.
 """
 
-import io
-import struct
-import warnings
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
 from emu_edit.editing.editor import Editor, OnStep
 from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.errors import BadImageError, InputError
-from emu_edit.images import FORMATS, decode_rgb, is_far_larger, resize, with_shorter_side
+from emu_edit.images import decode_rgb, is_far_larger, resize, with_shorter_side
 from emu_edit.web.guard import MEBI, Limits
 
 THUMBNAIL = 192  # longer side in the history, in pixels
@@ -37,12 +32,6 @@ MUCH_LARGER = 2
 
 # Level of the smallest change, of 255. Ours: one grey level in one channel must be told from black.
 FAINTEST = 48
-
-# what Pillow lets out on damaged headers; `decode_rgb` words them
-_HEADER_ERRORS = (
-    OSError, ValueError, SyntaxError, IndexError, TypeError, struct.error, OverflowError,
-    Image.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +76,8 @@ def read_upload(data: bytes, limits: Limits) -> UInt8[Tensor, "3 h w"]:
             f"the file has {len(data) / MEBI:.1f} MiB, at most {most:g} are taken; "
             "save it as JPEG or make it smaller"
         )
-    width, height = _size(data)
-    if width * height > limits.upload_pixels:
-        raise BadImageError(
-            f"the picture is {width}x{height}, at most {limits.upload_pixels / 1e6:.1f} megapixels "
-            "are decoded; make it smaller"
-        )
     try:
-        return decode_rgb(data)
+        return decode_rgb(data, most_pixels=limits.upload_pixels)
     except BadImageError as error:
         # what is shown stands alone, without the name of a file
         line = str(error).replace("the picture is no picture", "the file is no picture")
@@ -335,15 +318,6 @@ def _check(state: PageState, instruction: str, settings: TurnSettings, limits: L
 def _replaced(state: PageState, session: EditSession) -> tuple[EditSession, ...]:
     lines = state.lines
     return (*lines[: state.line], session, *lines[state.line + 1 :])
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """Read width and height from the header; (0, 0) when there is none to read."""
-    with warnings.catch_warnings(), suppress(*_HEADER_ERRORS):
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.size
-    return 0, 0
 
 
 def _thumbnail(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 _ _"]:
