@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 from emu_edit.cli.edit_places import Place, Source
 from emu_edit.editing.manifest import Turn
@@ -62,8 +60,13 @@ def contents(session: EditSession, place: Place, model: str) -> dict[Path, bytes
     files: dict[Path, bytes] = {}
     for number in range(1, count + 1):
         path = place.turn(number, count)
-        if path is not None:
-            files[path] = encode_as(path, session.images[number], history[number])
+        if path is None:
+            continue
+        image, kind = session.images[number], format_of(path)
+        is_png = kind == "PNG"  # the only format that carries its history
+        files[path] = (
+            encode(to_pil(image), history[number]) if is_png else encode_image(image, kind)
+        )
     if place.original is not None:
         files[place.original] = encode(to_pil(session.original), history[0])
     if place.sheet is not None:
@@ -93,12 +96,6 @@ def encode(image: Image.Image, texts: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
-
-
-def encode_as(path: Path, image: UInt8[Tensor, "3 h w"], texts: Mapping[str, str]) -> bytes:
-    """Encode a picture in the format of a file's name; only a PNG gets `texts`."""
-    kind = format_of(path)
-    return encode(to_pil(image), texts) if kind == "PNG" else encode_image(image, kind)
 
 
 def session_sheet(session: EditSession) -> Image.Image:

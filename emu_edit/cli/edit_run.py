@@ -117,6 +117,7 @@ def edit_one(request: EditRequest, source: Source, place: Place) -> int:
     image = read_source(source)
     job = load_job(request)
     image = fit_size(image, request.size, job.editor, source)
+    job.report.predicted()
     with step_bar("editing") as on_step:
         job.edit(image, source, place, start=start, on_step=on_step)
     return 0
@@ -129,6 +130,7 @@ def edit_many(request: EditRequest, sources: Sequence[Source], places: Sequence[
         InputError: if task, model or output cannot be used: what would hold for all.
     """
     job = load_job(request)
+    job.report.predicted()
     refused = 0
     with step_bar("editing") as on_step:
         for number, (source, place) in enumerate(zip(sources, places, strict=True)):
@@ -194,7 +196,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def load_job(request: EditRequest) -> Job:
-    """Load the model, let its predictor choose where no task is named, and say what it chose.
+    """Load the model and let its predictor choose where no task is named.
 
     Raises:
         InputError: if the model cannot be loaded or does not know a task.
@@ -214,7 +216,6 @@ def load_job(request: EditRequest) -> Job:
         tasks.append(task)
         predictions.append(prediction)
     report = Report(shown_path(request.model), predictions, is_json=request.is_json)
-    report.predicted()
     return Job(request, editor, tasks, report)
 
 
@@ -224,12 +225,11 @@ def asked_task(task: str | None, names: dict[str, str]) -> TaskChoice | None:
     Args:
         task: a name, a mix, or a file; None where the predictor decides.
         names: of the learned tasks, by file.
-
-    Raises:
-        InputError: if the share of a mix is no number.
     """
-    if task is None or files_of(task) == [task]:
-        return None if task is None else names.get(task, task)
+    if task is None:
+        return None
+    if files_of(task) == [task]:
+        return names.get(task, task)
     choice = parse_task(task)
     if isinstance(choice, str):
         return choice
@@ -279,17 +279,10 @@ def read_source(source: Source) -> UInt8[Tensor, "3 h w"]:
 def fit_size(
     image: UInt8[Tensor, "3 h w"], size: int | None, editor: Editor, source: Source
 ) -> UInt8[Tensor, "3 H W"]:
-    """Resize as asked, or refuse pictures far larger than the model ever saw.
-
-    Args:
-        image: the picture.
-        size: what its shorter side becomes, in pixels; None leaves it alone.
-        editor: knows the size of the training pictures.
-        source: where the picture is from, for messages.
+    """Resize the shorter side to `size`; without one, refuse what is far larger than the model saw.
 
     Raises:
-        InputError: if no size was asked for and the picture is far larger than training pictures,
-            or the size that was asked for is larger than any picture that could be read again.
+        InputError: if the picture, or what it would become, is too large.
     """
     height, width = image.shape[-2:]
     if size is not None:

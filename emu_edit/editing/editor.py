@@ -111,7 +111,7 @@ class Editor:
             settings={
                 "prediction": self.prediction.name,
                 **self.settings.to_dict(),
-                # absent where nothing is known, as in the directories of before it was written
+                # absent where nothing is known: such a directory keeps its bytes
                 **({} if self.objective is None else {"objective": self.objective}),
             },
             also=self._write_predictor,

@@ -219,7 +219,7 @@ def _rows(
 ) -> tuple[list[str], list[UInt8[Tensor, "3 h w"]], list[TaskChoice | None]]:
     """Pair up prompt, picture and task of every result, each prompt's results in a row."""
     prompts, pictures = _as_list(prompt), read_pictures(image)
-    tasks = [_read_task(one) for one in _as_list(task)]
+    tasks = [parse_task(one) if isinstance(one, str) else one for one in _as_list(task)]
     count = max(len(prompts), len(pictures))
     return (
         _spread("prompt", prompts, count, num_images),
@@ -232,10 +232,6 @@ def _as_list(value: Item | Sequence[Item]) -> list[Item]:
     """Make a list of a sequence, and a list of one of anything else (a string, too)."""
     is_many = isinstance(value, Sequence) and not isinstance(value, str)
     return list(value) if is_many else [value]  # type: ignore[arg-type]
-
-
-def _read_task(task: TaskChoice | None) -> TaskChoice | None:
-    return parse_task(task) if isinstance(task, str) else task
 
 
 def _spread(name: str, items: list[Item], count: int, times: int) -> list[Item]:

@@ -60,27 +60,20 @@ class Form:
 
 @dataclass(frozen=True)
 class View:
-    """The right column: what the visitor sees. The fields are gradio's components."""
+    """The right column: what the visitor sees. The fields are gradio's components.
+
+    `pictures` are those of the turn that is shown, in the order of `Handlers.compared`.
+    """
 
     summary: Any
     start: Any
     panel: Any
-    pictures: "Pictures"
+    pictures: tuple[Any, Any, Any, Any]
     against: Any
     picture: Any
     manifest: Any
     line: Any
     history: Any
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The pictures of the turn that is shown, in the order of `Handlers.compared`."""
-
-    before: Any
-    after: Any
-    compare: Any
-    difference: Any
 
 
 def build_page(handlers: Handlers) -> Any:
@@ -225,8 +218,8 @@ def _view(*, has_predictor: bool) -> View:
     return View(summary, start, panel, pictures, against, picture, manifest, line, history)
 
 
-def _pictures() -> Pictures:
-    """Lay out the three ways to look at a turn."""
+def _pictures() -> tuple[Any, Any, Any, Any]:
+    """Lay out the three ways to look at a turn: before and after, a slider, the difference."""
     alone = {"interactive": False, "format": "png", "buttons": ["fullscreen"]}
     with gr.Tabs():
         with gr.Tab("Side by side", id="pair"), gr.Row():
@@ -249,7 +242,7 @@ def _pictures() -> Pictures:
                 "Black: the same pixel, bit for bit. The brighter, the more it changed.",
                 elem_id="legend",
             )
-    return Pictures(before, after, compare, difference)
+    return before, after, compare, difference
 
 
 def _past() -> tuple[Any, Any]:
@@ -278,9 +271,8 @@ def _past() -> tuple[Any, Any]:
 
 def _tie(handlers: Handlers, state: Any, form: Form, view: View) -> None:
     """Tie the events to the handlers; everything that draws goes one at a time."""
-    pictures = list(vars(view.pictures).values())
     shown = [
-        state, view.start, view.panel, *pictures, view.against, view.summary, view.history,
+        state, view.start, view.panel, *view.pictures, view.against, view.summary, view.history,
         view.line, form.undo, view.picture, view.manifest,
     ]  # fmt: skip
     asked = [
@@ -291,10 +283,7 @@ def _tie(handlers: Handlers, state: Any, form: Form, view: View) -> None:
     drawing = {"outputs": shown, "concurrency_id": "model", "api_visibility": "private"}
     looking = {**drawing, "show_progress": "hidden"}
     # one picture in each tab, so that the progress is seen whichever is open
-    editing = {
-        **drawing,
-        "show_progress_on": [view.pictures.after, view.pictures.compare, view.pictures.difference],
-    }
+    editing = {**drawing, "show_progress_on": list(view.pictures[1:])}
     opening = [state, view.against, form.upload, form.is_resized]
     form.upload.upload(handlers.opened, opening, **looking)
     form.is_resized.change(handlers.resized, opening, **looking)
@@ -304,7 +293,7 @@ def _tie(handlers: Handlers, state: Any, form: Form, view: View) -> None:
     form.undo.click(handlers.undone, [state, view.against], **looking)
     view.history.select(handlers.turn_clicked, [state, view.against], **looking)
     view.line.input(handlers.line_chosen, [state, view.against, view.line], **looking)
-    view.against.input(handlers.compared, [state, view.against], pictures, **quiet)
+    view.against.input(handlers.compared, [state, view.against], list(view.pictures), **quiet)
     if handlers.editor.predictor is not None:
         for event, mode in ((form.instruction.input, "always_last"), (form.task.input, "once")):
             event(
