@@ -168,12 +168,11 @@ class TaskPredictor(nn.Module):
 
     def rank(self, probabilities: Float64[Tensor, "b n"]) -> list[TaskPrediction]:
         """Name the tasks of rows of `probabilities`, most probable first."""
-        return [self._prediction(row) for row in probabilities.tolist()]
-
-    def _prediction(self, shares: list[float]) -> TaskPrediction:
-        named = zip(self.tasks.names, shares, strict=True)
-        ranking = tuple(sorted(named, key=lambda task: -task[1]))
-        return TaskPrediction(*ranking[0], ranking=ranking)
+        rankings = [
+            tuple(sorted(zip(self.tasks.names, row, strict=True), key=lambda task: -task[1]))
+            for row in probabilities.tolist()
+        ]
+        return [TaskPrediction(*ranking[0], ranking=ranking) for ranking in rankings]
 
     def save_pretrained(self, path: Path | str) -> None:
         """Write the predictor's directory, whole or not at all; one that exists is replaced.

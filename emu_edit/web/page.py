@@ -133,20 +133,9 @@ def _strength(handlers: Handlers) -> tuple[Any, Any, Any, Any, Any, Any]:
     """Lay out what is seldom changed: negative text, guidance, steps, seed and thresholding."""
     limits, settings = handlers.limits, handlers.editor.settings
     with gr.Accordion("Strength, steps, seed", open=False, elem_id="more"):
-        text = gr.Slider(
-            min(1, settings.guidance.text),
-            max(MOST_TEXT_GUIDANCE, settings.guidance.text),
-            value=settings.guidance.text,
-            step=0.1,
-            label="Follow the words (text guidance)",
-        )
-        image = gr.Slider(
-            min(1, settings.guidance.image),
-            max(MOST_IMAGE_GUIDANCE, settings.guidance.image),
-            value=settings.guidance.image,
-            step=0.1,
-            label="Keep the picture (image guidance)",
-        )
+        usual, words = settings.guidance, "Follow the words (text guidance)"
+        text = _guidance(usual.text, MOST_TEXT_GUIDANCE, words)
+        image = _guidance(usual.image, MOST_IMAGE_GUIDANCE, "Keep the picture (image guidance)")
         with gr.Row():
             steps = gr.Slider(
                 1,
@@ -175,6 +164,10 @@ def _strength(handlers: Handlers) -> tuple[Any, Any, Any, Any, Any, Any]:
             max_length=limits.characters,
         )
     return negative, text, image, steps, seed, keeping
+
+
+def _guidance(usual: float, most: float, label: str) -> Any:
+    return gr.Slider(min(1, usual), max(most, usual), value=usual, step=0.1, label=label)
 
 
 def _task_choice(handlers: Handlers) -> tuple[Any, Any]:
