@@ -24,9 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.kill_test_compare import diary, differences, gaps
 from benchmarks.kill_test_process import Blow, HangsError, How, run_once, strike
-from benchmarks.kill_test_run import Layout, write_data
+from benchmarks.kill_test_run import Layout, diary, differences, gaps, write_data
 
 LAYOUTS = [Layout(*cell) for cell in product((1, 2), (0, 2), (1, 2))]
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGINT")
@@ -37,7 +36,7 @@ SAVED = {75, 130}  # exit statuses of rank 0 that promise that no step is lost
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one trial.
+    """One trial and its result.
 
     Attributes:
         seed: of all draws.
@@ -59,7 +58,7 @@ class Trial:
 
     @staticmethod
     def of(fields: dict) -> "Trial":
-        """Return the trial of a line of the file."""
+        """Build a trial from a line of the file."""
         return Trial(**{**fields, "layout": Layout(**fields["layout"])})
 
 
@@ -80,7 +79,7 @@ class Bench:
             write_data(self.data)
 
     def alone(self, how: How, layout: Layout) -> tuple[Path, float]:
-        """Return the folder of a training left alone, and its seconds; made once in each session.
+        """Return the folder of a training left alone, and its seconds; trains at the first call.
 
         Raises:
             RuntimeError: if it fails.
@@ -199,10 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trials.append(trial)
         with file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(trial)) + "\n")
-        told = "; ".join(trial.problems) or "exact"
+        verdict = "; ".join(trial.problems) or "exact"
         sys.stdout.write(
             f"{index} {trial.how} {trial.layout} {trial.seconds} s [{', '.join(trial.blows)}] "
-            f"{told}\n"
+            f"{verdict}\n"
         )
         sys.stdout.flush()
     text = table(trials)

@@ -1,8 +1,8 @@
-"""The training that `kill_test.py` interrupts: a map of four numbers over real shards.
+"""The training that `kill_test.py` interrupts, and how two such trainings are compared.
 
-Data module, callbacks, checkpoint files, resuming and exit statuses are those of `emu-edit fit`;
-the model is so small that a training takes a second. Every micro-batch is written to a diary with
-the keys it was trained on.
+The model is a map of four numbers, so that a training takes a second; data module, callbacks,
+checkpoint files, resuming and exit statuses are those of `emu-edit fit`. Every micro-batch is
+written to a diary with the keys it was trained on; diaries and last checkpoints are compared.
 """
 
 # the arguments of hooks are Lightning's, used or not
@@ -10,6 +10,7 @@ the keys it was trained on.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,23 @@ from emu_edit.errors import ExitStatus
 from emu_edit.runs.lock import RunLock
 from emu_edit.runs.resume import begin
 from emu_edit.runs.status import StatusWriter
-from emu_edit.training.checkpoint_io import DurableCheckpointIO
+from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint
 from emu_edit.training.draws import DrawnBatch
 
 GLOBAL_BATCH, STEPS_PER_EPOCH, EPOCHS, SAVE_EVERY = 8, 10, 4, 4
 TASKS = {"local": 13, "add": 9, "depth": 3}  # pairs of each, so that epochs of tasks end in between
 SIZE = 8  # pixels
 DIARY = "diary"
+# what must be equal in the last checkpoints of two trainings
+COMPARED = (
+    "state_dict",
+    "optimizer_states",
+    "callbacks",
+    "global_step",
+    "epoch",
+    "EditDataModule",
+)
+MOST_LISTED = 3  # differences of one kind that are written out
 
 
 @dataclass(frozen=True)
@@ -181,3 +192,98 @@ def make_trainer(folder: Path, layout: Layout, *watching: Callback) -> Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def diary(folder: Path, rank: int) -> list[dict[str, Any]]:
+    """Read the micro-batches a rank has trained on, oldest first."""
+    file = folder / f"{DIARY}-{rank}.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def differences(folder: Path, alone: Path) -> list[str]:
+    """List how a training differs from one left alone with the same layout."""
+    return [*_different_keys(folder, alone), *_different_numbers(folder, alone)]
+
+
+def steps_of(folder: Path) -> dict[int, list[str]]:
+    """Return the sorted sample keys of each optimizer step, over all ranks and micro-batches.
+
+    Raises:
+        ValueError: if a step was made twice with different keys.
+    """
+    found: dict[int, dict[tuple[int, ...], list[str]]] = {}
+    for file in sorted(folder.glob(f"{DIARY}-*.jsonl")):
+        for line in diary(folder, int(file.stem.rpartition("-")[2])):
+            place = tuple(line["place"])
+            known = found.setdefault(line["step"], {}).setdefault(place, line["keys"])
+            if known != line["keys"]:
+                raise ValueError(f"step {line['step']} had {known}, then {line['keys']}")
+    keys: dict[int, list[str]] = {}
+    for step, places in found.items():
+        of_world: dict[int, list[str]] = {}
+        for (world, *_), part in places.items():
+            of_world[world] = sorted([*of_world.get(world, []), *part])
+        first, *others = of_world.values()
+        if any(other != first for other in others):
+            raise ValueError(f"step {step} differs between numbers of ranks: {of_world}")
+        keys[step] = first
+    return dict(sorted(keys.items()))
+
+
+def gaps(steps: Sequence[int], ends: Sequence[int], saved: Sequence[bool]) -> list[str]:
+    """List where a stop that said it saved was not followed by the very next step.
+
+    Args:
+        steps: the optimizer step of each micro-batch of rank 0, over all attempts.
+        ends: the length of `steps` after each attempt.
+        saved: whether the attempt's exit status said that everything was saved.
+    """
+    found = []
+    for attempt in range(len(ends) - 1):
+        begin, end, after = ends[attempt - 1] if attempt else 0, ends[attempt], ends[attempt + 1]
+        if not saved[attempt] or begin == end or end == after:
+            continue
+        if steps[end] != steps[end - 1] + 1:
+            found.append(f"saved after step {steps[end - 1]}, went on with step {steps[end]}")
+    return found
+
+
+def _different_keys(folder: Path, alone: Path) -> list[str]:
+    found = []
+    for file in sorted(alone.glob(f"{DIARY}-*.jsonl")):
+        rank = int(file.stem.rpartition("-")[2])
+        expected = {(line["step"], *line["place"]): line["keys"] for line in diary(alone, rank)}
+        seen = [((line["step"], *line["place"]), line["keys"]) for line in diary(folder, rank)]
+        missing = expected.keys() - {place for place, _ in seen}
+        found += [
+            f"rank {rank} never trained on {place}" for place in sorted(missing)[:MOST_LISTED]
+        ]
+        wrong = [(place, keys) for place, keys in seen if expected.get(place) != keys]
+        found += [
+            f"rank {rank} at {place} had {keys}, not {expected.get(place)}"
+            for place, keys in wrong[:MOST_LISTED]
+        ]
+    return found
+
+
+def _different_numbers(folder: Path, alone: Path) -> list[str]:
+    ours, theirs = (read_checkpoint(path / "checkpoints" / "last.ckpt") for path in (folder, alone))
+    parts = [name for name in COMPARED if not is_equal(ours.get(name), theirs.get(name))]
+    return [f"the last checkpoint differs in {name}" for name in parts]
+
+
+def is_equal(first: Any, second: Any) -> bool:
+    """Compare two parts of checkpoints to the last bit; paths of the run's folder do not count."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(
+            is_equal(value, second[name]) for name, value in first.items()
+        )
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(
+            is_equal(*pair) for pair in zip(first, second, strict=True)
+        )
+    return first == second

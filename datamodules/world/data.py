@@ -86,7 +86,7 @@ class WorldData(EditDataModule):
         self.train_folder = Path(folder) / "train"
         self._pairs = pairs
         self._extras = Extras(noops=noop_pairs, hard=hard_pairs, paraphrased=paraphrased)
-        self._photos = photos
+        self.photos = photos
         self._size = image_size
 
     def prepare_data(self) -> None:
@@ -97,7 +97,7 @@ class WorldData(EditDataModule):
                 weights and trainer do not go together; nothing is written then.
         """
         self._check_before_writing()
-        photos = None if self._photos is None else Photos(self._photos)
+        photos = None if self.photos is None else Photos(self.photos)
         fewest, most = VAL_PAIRS
         val_pairs = min(max(self._pairs // VAL_SHARE, fewest), most)
         self._write(self.train_folder, self._pairs, "train", photos, self._extras)

@@ -1,4 +1,4 @@
-"""`emu-edit fit`, `validate`, `test`: the short help, and the way to Lightning's command line.
+"""`emu-edit fit`, `validate`, `test`: the short help, and our own options.
 
 Nothing heavy is imported for `--help`; `emu_edit.runs.trainer_cli` does the work.
 """
@@ -12,8 +12,7 @@ from emu_edit.errors import InputError
 from emu_edit.runs.folder import find_checkpoint
 from emu_edit.runs.options import SCORE_PAIRS, TrainOptions, find_config, recipe_names
 
-HELP = {
-    "fit": """\
+FIT = """\
 usage: emu-edit fit [--config RECIPE [FILE ...]] [OPTIONS]
 
 Train an editor. Without arguments: the tiny one, on a built-in world that is written first.
@@ -40,24 +39,15 @@ Everything lands in one new folder, runs/RECIPE-DATE-TIME.
   --data.photos DIR         photographs as backgrounds of the world (with --config tiny)
   --data.global_batch N     pictures per optimizer step, over all devices
   --model.optimizer.lr X    peak learning rate
-""",
-    "validate": """\
-usage: emu-edit validate --ckpt_path PATH [OPTIONS]
+"""
+MEASURE = """\
+usage: emu-edit {verb} --ckpt_path PATH [OPTIONS]
 
-Measure the loss of a checkpoint on the validation pairs of the run it comes from.
-
-  --ckpt_path PATH          a checkpoint file, or the folder of a run
-  --config FILE             another config than the run's own config.yaml
-""",
-    "test": """\
-usage: emu-edit test --ckpt_path PATH [OPTIONS]
-
-Measure the loss of a checkpoint on the test pairs of the run it comes from.
+Measure the loss of a checkpoint on the {pairs} pairs of the run it comes from.
 
   --ckpt_path PATH          a checkpoint file, or the folder of a run
   --config FILE             another config than the run's own config.yaml
-""",
-}
+"""
 MORE = """
   --print_config            print the config with everything filled in, and stop
   --help-all                every option (many)
@@ -81,7 +71,9 @@ def run_test(arguments: list[str]) -> int:
 
 def _run(verb: str, arguments: list[str]) -> int:
     if {"--help", "-h"}.intersection(arguments):
-        sys.stdout.write(HELP[verb].replace("{recipes}", ", ".join(recipe_names())) + MORE)
+        pairs = "validation" if verb == "validate" else "test"
+        page = FIT if verb == "fit" else MEASURE.format(verb=verb, pairs=pairs)
+        sys.stdout.write(page.replace("{recipes}", ", ".join(recipe_names())) + MORE)
         return 0
     options = parse(verb, ["--help" if a == "--help-all" else a for a in arguments])
     from emu_edit.runs.trainer_cli import run_trainer

@@ -1,8 +1,8 @@
 """One training per run folder: a lock file that says who holds it.
 
-The lock is the kernel's (POSIX record locks), so that of a process that died is free at once. Where
-a shared disk does not pass locks between machines, the file's time tells: who holds it touches it
-every few seconds, and whoever finds the name of another machine watches it for a while.
+The lock is the kernel's (POSIX record locks), so a process that died gives it back at once. Some
+shared disks do not pass locks between machines; so the holder touches the file every few seconds,
+and a process that finds the name of another machine in it watches the file's time for a while.
 """
 
 import errno
@@ -14,7 +14,6 @@ import threading
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from emu_edit.errors import InputError, StorageError
 
@@ -43,12 +42,7 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def acquire(self) -> None:
@@ -86,7 +80,7 @@ class RunLock:
         self._file = None
 
     def _opened(self) -> tuple[int, bool]:
-        """Open and lock the file, and tell whether the disk knows locks."""
+        """Open and lock the file; return its descriptor, and whether the disk knows locks."""
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -126,16 +120,16 @@ class RunLock:
 
     def _is_touched(self) -> bool:
         """Watch for a sign of life of somebody whose lock this machine may not see."""
-        seen = self.path.stat().st_mtime_ns
+        before = self.path.stat().st_mtime_ns
         for _ in range(MISSED):
             self._end.wait(self._beat)
-            if self.path.stat().st_mtime_ns != seen:
+            if self.path.stat().st_mtime_ns != before:
                 return True
         return False
 
 
 def _holder(file: int) -> dict[str, str | int] | None:
-    """Return who signed the file; None if nobody did, or died while doing so."""
+    """Return the process, machine and time written in the file; None if they are not whole."""
     try:
         signed = json.loads(os.pread(file, 4096, 0))
     except ValueError:

@@ -1,15 +1,13 @@
-"""What a finished training leaves behind: model, predictor, curves, grid, table, and where it is.
+"""What a finished training leaves behind: model, predictor, curves, grid, table.
 
-Everything is made from the exported model directory and the metrics file, not from the live module,
-so that what is reported is what a user will get.
+The exported model directory is scored, not the live module, so that the numbers are those of what a
+user will get.
 """
 
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 
 from callbacks.durable import Checkpoints
 from callbacks.ema import Ema
@@ -19,6 +17,7 @@ from datamodules.world.backgrounds import Photos
 from datamodules.world.data import WorldData
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import MODEL
+from emu_edit.errors import InputError
 from emu_edit.evaluation.world import (
     GRID,
     RESULTS,
@@ -27,96 +26,102 @@ from emu_edit.evaluation.world import (
     evaluate_world,
     write_results,
 )
+from emu_edit.files import write_json
 from emu_edit.metrics.table import format_table
 from emu_edit.runs.curves import draw_curves, read_curves
 from emu_edit.runs.folder import METRICS
+from emu_edit.runs.inversion import write_inversion
+from emu_edit.runs.options import TrainOptions
 from emu_edit.runs.predictor import add_predictor
 from emu_edit.terminal import step_bar
 from emu_edit.training.export import export_model
+from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
 
 CURVES = "curves.png"
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """A training that has just ended.
+def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds: float) -> None:
+    """Export what a training has learnt; draw its curves and edits, and score it on the world.
 
-    Attributes:
-        folder: the run's folder.
-        trainer: what trained.
-        module: what was trained.
-        data: what it was trained on.
-        photos: the photographs behind the world's edits, if any.
-        score_pairs: pairs of each task to score on the world; 0 for no score.
-        has_predictor: whether to train a task predictor on the data's instructions.
-        seconds: from the start of the program to the end of training.
+    Args:
+        trainer: which has trained to its end.
+        folder: of the run.
+        options: of the command line.
+        seconds: since the start of the program.
+
+    Raises:
+        InputError: if the module is none of ours.
     """
-
-    folder: Path
-    trainer: Trainer
-    module: EditModule
-    data: LightningDataModule | None
-    photos: str | None
-    score_pairs: int
-    has_predictor: bool
-    seconds: float
-
-
-def write_report(run: FinishedRun) -> None:
-    """Export the model, draw curves and edits, score it on the world if that is its data."""
-    ema = next((c for c in run.trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
-    export_model(run.module, run.folder / MODEL, ema=None if ema is None else ema.average)
-    lines = [f"model       {run.folder / MODEL}", f"checkpoint  {last_checkpoint(run.trainer)}"]
-    if run.has_predictor and isinstance(run.data, EditDataModule):
-        lines.append(f"predictor   {add_own_predictor(run, run.data)}")
-    metrics = run.folder / METRICS
-    if metrics.is_file() and draw_curves(read_curves(metrics), run.folder / CURVES):
-        lines.append(f"curves      {run.folder / CURVES}")
-    about = about_run(run)
-    if isinstance(run.data, WorldData) and run.score_pairs > 0:
-        sys.stdout.write(score_on_world(run, about))
-        lines += [f"table       {run.folder / TABLE}", f"grid        {run.folder / GRID}"]
+    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(module, InversionModule):
+        write_inversion(trainer, module, folder, seconds)
+        return
+    if not isinstance(module, EditModule):
+        raise InputError("model: only an EditModule can be exported")
+    ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
+    export_model(module, folder / MODEL, ema=None if ema is None else ema.average)
+    lines = [f"model       {folder / MODEL}", f"checkpoint  {last_checkpoint(trainer)}"]
+    has_predictor = options.predictor and isinstance(data, EditDataModule)
+    if has_predictor:
+        lines.append(f"predictor   {train_predictor_on(data, folder / MODEL, module)}")
+    metrics = folder / METRICS
+    if metrics.is_file() and draw_curves(read_curves(metrics), folder / CURVES):
+        lines.append(f"curves      {folder / CURVES}")
+    about = about_training(trainer, module, folder, seconds)
+    if isinstance(data, WorldData) and options.score_pairs > 0:
+        photos = None if data.photos is None else Photos(data.photos)
+        benchmark = WorldBenchmark(pairs_per_task=options.score_pairs, photos=photos)
+        sys.stdout.write(score_on_world(folder, benchmark, about, str(module.device)))
+        lines += [f"table       {folder / TABLE}", f"grid        {folder / GRID}"]
     else:
-        text = json.dumps(about, indent=2) + "\n"
-        (run.folder / RESULTS).write_text(text, encoding="utf-8")
-        grids = sorted((run.folder / "grids").glob("*.png"))
-        lines += [f"grid        {grid}" for grid in grids[-1:]]
-    lines.append(f"numbers     {run.folder / RESULTS}")
-    sys.stdout.write("\n".join(lines) + "\n\n" + next_command(run))
+        write_json(folder / RESULTS, about)
+        lines += [f"grid        {grid}" for grid in sorted((folder / "grids").glob("*.png"))[-1:]]
+    lines.append(f"numbers     {folder / RESULTS}")
+    # without a predictor the task has to be named
+    task = "" if has_predictor else f" --task {module.networks.tasks.names[0]}"
+    sys.stdout.write(
+        "\n".join([
+            *lines,
+            "",
+            "edit a picture with it:",
+            f'  emu-edit edit PICTURE "make the sky red"{task} -o edited.png --model {folder}',
+            "",
+        ])
+    )
 
 
-def add_own_predictor(run: FinishedRun, data: EditDataModule) -> str:
-    """Train the predictor on the training instructions, if they are here; say what became of it."""
+def about_training(
+    trainer: Trainer, module: EditModule, folder: Path, seconds: float
+) -> dict[str, object]:
+    """Return what was done and how long it took, as JSON-able values."""
+    return {
+        "run": str(folder),
+        "steps": trainer.global_step,
+        "training_seconds": round(seconds, 1),
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+    }
+
+
+def train_predictor_on(data: EditDataModule, model: Path, module: EditModule) -> str:
+    """Train the predictor on the training instructions, if they are here; say how good it is."""
     places = [parse_place(place, insecure_http=True) for place in data.train_folders.values()]
     folders = [place for place in places if isinstance(place, Path)]
     if len(folders) < len(places):
         return "none, data.train is on another machine; see emu-edit predictor fit"
-    return add_predictor(run.folder / MODEL, folders, run.module.networks.tasks)
+    return add_predictor(model, folders, module.networks.tasks)
 
 
-def about_run(run: FinishedRun) -> dict[str, object]:
-    """Return what was done and how long it took, as JSON-able values."""
-    measured = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-    return {
-        "run": str(run.folder),
-        "steps": run.trainer.global_step,
-        "training_seconds": round(run.seconds, 1),
-        "parameters": sum(p.numel() for p in run.module.parameters() if p.requires_grad),
-        "metrics": measured,
-    }
-
-
-def score_on_world(run: FinishedRun, about: dict[str, object]) -> str:
+def score_on_world(
+    folder: Path, benchmark: WorldBenchmark, about: dict[str, object], device: str
+) -> str:
     """Score the exported model on held-out pairs, write results, and return the table."""
-    editor = Editor.from_pretrained(run.folder / MODEL, device=str(run.module.device))
-    benchmark = WorldBenchmark(
-        pairs_per_task=run.score_pairs, photos=None if run.photos is None else Photos(run.photos)
-    )
+    editor = Editor.from_pretrained(folder / MODEL, device=device)
     with step_bar("evaluating", "pairs") as on_step:
         result = evaluate_world(editor, benchmark, on_step)
-    title = f"{run.folder.name} after {run.trainer.global_step} steps, held-out world"
-    write_results(run.folder, result, title=title, about={**about, **benchmark.describe()})
+    title = f"{folder.name} after {about['steps']} steps, held-out world"
+    write_results(folder, result, title=title, about={**about, **benchmark.describe()})
     return f"\n{format_table(result.report)}\n\n"
 
 
@@ -126,14 +131,3 @@ def last_checkpoint(trainer: Trainer) -> str:
         if isinstance(callback, Checkpoints) and callback.latest is not None:
             return str(callback.latest)
     return "none (no callbacks.durable.Checkpoints in trainer.callbacks)"
-
-
-def next_command(run: FinishedRun) -> str:
-    """Tell how to use what was trained."""
-    # without a predictor the task has to be named
-    told = run.has_predictor and isinstance(run.data, EditDataModule)
-    task = "" if told else f" --task {run.module.networks.tasks.names[0]}"
-    return (
-        "edit a picture with it:\n"
-        f'  emu-edit edit PICTURE "make the sky red"{task} -o edited.png --model {run.folder}\n'
-    )

@@ -1,8 +1,8 @@
 """`fit --resume`: the newest whole checkpoint of a run, the same one for all ranks.
 
-Files are read fully and compared with their sidecars, newest first. One that is broken gets another
-name, so that nothing takes it again, and the one before is tried. Only rank 0 looks; the others are
-told: as children of Lightning's launcher by the environment, else through the process group.
+Files are read fully and compared with their sidecars, newest first. A broken one gets another name,
+so that nothing takes it again, and the one before is tried. Only rank 0 looks; its choice reaches
+children of Lightning's launcher by the environment, other ranks through the process group.
 """
 
 import os
@@ -45,8 +45,8 @@ def begin(trainer: Trainer, lock: RunLock, how: How | None) -> Path | None:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]  a trial writes nothing
         return None
     if os.environ.get("LOCAL_RANK", "0") != "0" and FROM_PARENT in os.environ:
-        told = os.environ[FROM_PARENT]
-        return Path(told) if told else None
+        chosen = os.environ[FROM_PARENT]
+        return Path(chosen) if chosen else None
     strategy = trainer.strategy
     if not isinstance(strategy, ParallelStrategy) or trainer.world_size == 1:
         return _raised(_begun(lock, how))
@@ -137,7 +137,7 @@ def put_aside(file: Path) -> None:
 
 
 def _begun(lock: RunLock, how: How | None) -> Path | InputError | None:
-    """Lock and look; an error is returned, because other ranks wait to be told."""
+    """Lock the folder and choose; an error is returned, since other ranks wait for the outcome."""
     try:
         lock.acquire()
         if how is None:

@@ -1,8 +1,8 @@
-"""`run_status.json` in a run's folder: what became of a training, for scripts and schedulers.
+"""`run_status.json` in a run's folder: the state of a training, for scripts and schedulers.
 
-Launchers flatten exit statuses (torchrun makes every one of them 1), and a process that is killed
-has no last word; the file says what is known. Rank 0 writes it, and a rank that fails by itself,
-since the others then only notice that it is gone. No rank asks another here.
+Exit statuses are not enough: launchers change them (torchrun makes every one of them 1), and a
+process that is killed reports nothing. Rank 0 writes the file, and so does a rank that fails by
+itself, since the others only notice that it is gone. No rank communicates with another here.
 """
 
 # the arguments of hooks are Lightning's, used or not
@@ -74,7 +74,7 @@ class RunStatus:
     time: str
 
     def write(self, folder: Path) -> None:
-        """Replace the file of a run's folder; the reader sees the old one or this one."""
+        """Replace the file in a run's folder."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, redact(asdict(self)))
 
@@ -107,29 +107,30 @@ class StatusWriter(Callback):
         self._trainer: Trainer | None = None
 
     def follow(self, trainer: Trainer) -> None:
-        """Take over the folder, which is this run's from now on."""
+        """Begin to write into the folder, which is this run's from now on."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  a trial writes nothing
             return
         self._trainer = trainer
         trainer.callbacks.append(self)  # type: ignore[attr-defined]
-        if trainer.is_global_zero:
-            self._write("running")
+        self._write_running()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the position training goes on from."""
-        if trainer.is_global_zero:
-            self._write("running")
+        """Write the step training goes on from."""
+        self._write_running()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the position."""
-        if trainer.is_global_zero:
+        """Write the step reached."""
+        self._write_running()
+
+    def _write_running(self) -> None:
+        if self._trainer is not None and self._trainer.is_global_zero:
             self._write("running")
 
     def ended(self, stop: Stop) -> ExitStatus:
         """Write how the run has ended without an error; return this process's exit status.
 
-        The first rank has the word. Launchers kill all ranks at once when one of them ends with
-        anything but 0, so the others end with that.
+        Only the first rank's says how: launchers kill all ranks at once when one of them ends with
+        anything but 0, so the others end with 0.
         """
         if self._trainer is None:
             return stop.status
@@ -199,11 +200,11 @@ class StatusWriter(Callback):
 
 
 def _leave_to_parent() -> None:
-    """Let the first rank end by itself, if it does so soon; for the last moments of a process.
+    """Wait a little for the first rank to end by itself, before this failed process ends.
 
-    Lightning's launcher kills it as soon as a process it started has failed, in the middle of its
-    own report, and then its exit status says nothing. If it waits for this process in a collective,
-    it is told by the connections that are ended here.
+    Lightning's launcher kills the first rank as soon as a process it started has failed, in the
+    middle of its report, and its exit status then says nothing. The connections closed here end a
+    collective in which it may be waiting for this process.
     """
     with suppress(OSError):  # no /proc but on Linux
         for entry in Path("/proc/self/fd").iterdir():

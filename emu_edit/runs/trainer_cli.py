@@ -25,10 +25,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from callbacks.preemption import Stop, stopped
 from emu_edit.editing.find import CONFIG, MODEL
 from emu_edit.errors import InputError
+from emu_edit.files import write_text
 from emu_edit.models.task_files import refuse_to_lose
 from emu_edit.runs.failures import lost_rank, one_line, out_of_memory
 from emu_edit.runs.folder import CHECKPOINTS, LAST, PLACEHOLDER
-from emu_edit.runs.inversion import write_inversion
 from emu_edit.runs.lock import RunLock
 from emu_edit.runs.options import (
     TrainOptions,
@@ -37,11 +37,10 @@ from emu_edit.runs.options import (
     measured_run,
     training_run,
 )
-from emu_edit.runs.report import FinishedRun, write_report
+from emu_edit.runs.report import write_report
 from emu_edit.runs.resume import begin
 from emu_edit.runs.status import StatusWriter
 from emu_edit.training.export import start_from
-from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.loggers import ending_wandb_run, redact
 from emu_edit.training.module import EditModule
 
@@ -82,8 +81,7 @@ class SaveConfig(SaveConfigCallback):
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         values = {name: redact(section, name) for name, section in dumped.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(values, sort_keys=False)
-        (self.folder / CONFIG).write_text(text, encoding="utf-8")
+        write_text(self.folder / CONFIG, yaml.safe_dump(values, sort_keys=False))
         for logger in trainer.loggers:
             logger.log_hyperparams(values)
 
@@ -134,7 +132,7 @@ class TrainerCLI(LightningCLI):
         parser.add_argument("--run", type=str | None, default=None, help="folder of the run")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and word what is wrong in one line.
+        """Parse; what jsonargparse complains about becomes one line.
 
         Raises:
             InputError: for an unknown or malformed option.
@@ -159,11 +157,11 @@ class TrainerCLI(LightningCLI):
         try:
             self.config_init = self.parser.instantiate_classes(config)
         except (ArgumentError, TypeError, ValueError) as error:
-            # jsonargparse buries what a constructor says under the types it tried
-            buried = _buried(error)
-            if buried is None:
+            # jsonargparse hides a constructor's own error under the types it tried
+            own = _input_error_behind(error)
+            if own is None:
                 raise
-            raise buried from None
+            raise own from None
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         if self.start is not None:
@@ -176,11 +174,6 @@ class TrainerCLI(LightningCLI):
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
         if self.start is not None and self.trainer.is_global_zero:
             sys.stderr.write(f"starts with the weights of {self.start}\n")
-
-    @property
-    def is_trial(self) -> bool:
-        """Whether the trainer only tries a few batches and writes nothing."""
-        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     def _for_this_run(self, config: Namespace) -> Namespace:
         section = config[self.config.subcommand]
@@ -202,13 +195,8 @@ class TrainerCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except (RuntimeError, MemoryError) as error:
             data = self.config[subcommand].data.init_args
-            known = out_of_memory(
-                error,
-                self.trainer,
-                global_batch=data.get("global_batch"),
-                batch_size=data.get("batch_size"),
-                image_size=data.get("image_size"),
-            ) or lost_rank(error, self.trainer)
+            sizes = {name: data.get(name) for name in ("global_batch", "batch_size", "image_size")}
+            known = out_of_memory(error, self.trainer, **sizes) or lost_rank(error, self.trainer)
             if known is None:
                 raise
             raise known from error
@@ -243,7 +231,7 @@ def untrained_module(config: str, *flags: str) -> EditModule:
     return module
 
 
-def _buried(error: BaseException) -> InputError | None:
+def _input_error_behind(error: BaseException) -> InputError | None:
     """Return the InputError among the causes of `error`, None if there is none."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, InputError):
@@ -296,42 +284,12 @@ def run_trainer(verb: str, options: TrainOptions) -> int:
             arguments = options.to_arguments()
             cli = TrainerCLI(verb, arguments, folder, begin=begin_run, start=options.start)
         stop = stopped(cli.trainer)
+        is_trial = cli.trainer.fast_dev_run  # type: ignore[attr-defined]  it writes nothing
         if cli.trainer.is_global_zero and stop is not Stop.no:
             _say_how_to_go_on(folder)
-        elif cli.trainer.is_global_zero and verb == "fit" and not cli.is_trial:
-            finish(cli, options, folder, time.monotonic() - start)
+        elif cli.trainer.is_global_zero and verb == "fit" and not is_trial:
+            write_report(cli.trainer, folder, options, time.monotonic() - start)
         return status.ended(stop)
-
-
-def finish(cli: TrainerCLI, options: TrainOptions, folder: Path, seconds: float) -> None:
-    """Export, draw and score what a training that ran to its end has learnt.
-
-    Args:
-        cli: with the trained module.
-        options: of the command line.
-        folder: of the run.
-        seconds: since the start of the program.
-
-    Raises:
-        InputError: if the module is none of ours.
-    """
-    if isinstance(cli.model, InversionModule):
-        write_inversion(cli.trainer, cli.model, folder, seconds)
-        return
-    if not isinstance(cli.model, EditModule):
-        raise InputError("model: only an EditModule can be exported")
-    write_report(
-        FinishedRun(
-            folder,
-            trainer=cli.trainer,
-            module=cli.model,
-            data=cli.datamodule,
-            photos=cli.config.fit.data.init_args.get("photos"),
-            score_pairs=options.score_pairs,
-            has_predictor=options.predictor,
-            seconds=seconds,
-        )
-    )
 
 
 @contextmanager

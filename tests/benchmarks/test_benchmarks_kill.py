@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from benchmarks.kill_test import Trial, draw_blows, table
-from benchmarks.kill_test_compare import differences, gaps, steps_of
-from benchmarks.kill_test_run import EPOCHS, GLOBAL_BATCH, STEPS_PER_EPOCH, Layout
+from benchmarks.kill_test_run import (
+    EPOCHS,
+    GLOBAL_BATCH,
+    STEPS_PER_EPOCH,
+    Layout,
+    differences,
+    gaps,
+    steps_of,
+)
 from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint
 
 ROOT = Path(__file__).parents[2]

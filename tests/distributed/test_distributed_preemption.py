@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.kill_test_compare import diary, differences, steps_of
-from benchmarks.kill_test_run import STEPS_PER_EPOCH, write_data
+from benchmarks.kill_test_run import STEPS_PER_EPOCH, diary, differences, steps_of, write_data
 from emu_edit.runs.status import RunStatus
 from emu_edit.training.checkpoint_io import read_checkpoint
 from tests.distributed.launch import ROOT, TORCHRUN, environment
