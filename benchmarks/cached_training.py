@@ -1,4 +1,4 @@
-"""How much faster training is from a cache than from the pictures: images/s of both, in one run.
+"""How much faster training is from encoder outputs than from pictures: images/s of both.
 
 The networks are random, of Stable Diffusion's proportions: an autoencoder of four levels (factor 8)
 of 128/256/512/512 channels, a U-Net of 320/640/1280/1280 and a frozen text encoder of twelve
@@ -43,7 +43,7 @@ WARM_UP = 2  # steps before the clock
 
 def main() -> int:
     """Measure both paths and print a line and a JSON object."""
-    options = parser().parse_args()
+    options = parse()
     with tempfile.TemporaryDirectory() as folder:
         results = measure(options, Path(folder))
     sys.stdout.write(
@@ -53,17 +53,17 @@ def main() -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """Build the parser."""
-    made = argparse.ArgumentParser(description=str(__doc__))
-    made.add_argument("--width", type=float, default=1 / 8, help="of all networks (default 1/8)")
-    made.add_argument("--size", type=int, default=64, help="side of the pictures (default 64)")
-    made.add_argument("--pairs", type=int, default=64, help="pairs of the world (default 64)")
-    made.add_argument("--batch", type=int, default=8, help="pairs per step (default 8)")
-    made.add_argument("--steps", type=int, default=8, help="of each path, after warm-up")
-    made.add_argument("--workers", type=int, default=0, help="loader processes (default 0)")
-    made.add_argument("--device", default="cpu")
-    return made
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__))
+    parser.add_argument("--width", type=float, default=1 / 8, help="of all networks (default 1/8)")
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures (default 64)")
+    parser.add_argument("--pairs", type=int, default=64, help="pairs of the world (default 64)")
+    parser.add_argument("--batch", type=int, default=8, help="pairs per step (default 8)")
+    parser.add_argument("--steps", type=int, default=8, help="of each path, after warm-up")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes (default 0)")
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -75,17 +75,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     settings = EncodingSettings(options.size, batch_size=options.batch)
     report = write_cache(open_folder(pictures), cache, module.networks, settings)
     seconds = time.perf_counter() - start
-    paths = {
-        "pictures": TrainingPath(module, pictures, options),
-        "cached": TrainingPath(module, cache, options),
-    }
+    folders = {"pictures": pictures, "cached": cache}
+    paths = {name: TrainingPath(module, place, options) for name, place in folders.items()}
     for path in paths.values():
         path.run(WARM_UP)
         path.seconds = 0.0
+    steps = max(options.steps // ROUNDS, 1)
     for _ in range(ROUNDS):
         for path in paths.values():
-            path.run(max(options.steps // ROUNDS, 1))
-    images = max(options.steps // ROUNDS, 1) * ROUNDS * options.batch
+            path.run(steps)
+    images = steps * ROUNDS * options.batch
     rates = {name: images / path.seconds for name, path in paths.items()}
     return {
         **rates,

@@ -78,9 +78,9 @@ def make_forwards(editor: Editor, *, size: int, batch: int) -> Forwards:
         v_task = networks.task_vectors([networks.tasks.names[0]] * batch)
     cond = Conditioning(text=text, z_source=z_source, v_task=v_task)
 
-    def predict(told: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
-        denoiser = partial(networks.denoiser, cond=told)
-        return with_source(denoiser, told.z_source, editor.prediction)
+    def predict(condition: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
+        denoiser = partial(networks.denoiser, cond=condition)
+        return with_source(denoiser, condition.z_source, editor.prediction)
 
     three, one = guided(predict(branches(cond, null_text)), Guidance()), predict(cond)
     return Forwards(partial(three, z_t, t), lambda: [one(z_t, t) for _ in range(3)])

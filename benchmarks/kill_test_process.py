@@ -62,9 +62,9 @@ class Blow:
 
 
 class Forked:
-    """The ranks of a training as forked processes, as a launcher from outside would start them.
+    """The ranks of a training as forked processes, as torchrun or srun would start them.
 
-    As such launchers do, it ends the rest when one is lost, but only while they wait for it to
+    As those do, it ends the other ranks when one is lost, but only while they wait for it to
     connect: from the first step on they have to end by themselves.
     """
 
@@ -143,19 +143,14 @@ class Program:
         return [self._process.wait()]
 
 
-def start(how: How, folder: Path, data: Path, layout: Layout) -> Forked | Program:
-    """Start a training, or go on with it."""
-    return (Forked if how == "forked" else Program)(folder, data, layout)
-
-
 def run_once(how: How, folder: Path, data: Path, layout: Layout) -> list[int]:
-    """Train to the end; return the exit statuses."""
-    return _ended(start(how, folder, data, layout), "it was left alone")
+    """Start a training, or go on with it, to its end; return the exit statuses."""
+    return _ended(_start(how, folder, data, layout), "it was left alone")
 
 
 def strike(how: How, folder: Path, data: Path, layout: Layout, blow: Blow) -> list[int] | None:
     """Start, interrupt, and wait; return the exit statuses, None if it was done before."""
-    running = start(how, folder, data, layout)
+    running = _start(how, folder, data, layout)
     end = time.monotonic() + blow.after
     while time.monotonic() < end and running.alive():
         time.sleep(POLL)
@@ -168,7 +163,16 @@ def strike(how: How, folder: Path, data: Path, layout: Layout, blow: Blow) -> li
     return _ended(running, str(blow))
 
 
+def _start(how: How, folder: Path, data: Path, layout: Layout) -> Forked | Program:
+    return (Forked if how == "forked" else Program)(folder, data, layout)
+
+
 def _ended(running: Forked | Program, after: str) -> list[int]:
+    """Wait for all processes; return their exit statuses.
+
+    Raises:
+        HangsError: if some are there after `PATIENCE`; they are killed.
+    """
     end = time.monotonic() + PATIENCE
     while pids := running.alive():
         if time.monotonic() > end:
