@@ -50,8 +50,8 @@ MODEL = Path(__file__).parent.parent / "configs" / "model" / "tiny.yaml"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One promise: what was measured, how far that varied, and whether it was kept."""
+class Measurement:
+    """One promise: the number, its 10th and 90th percentile, and whether it was kept."""
 
     name: str
     value: float
@@ -79,20 +79,20 @@ def main() -> int:
             folders = write_folders(Path(made), options.pairs, options.size)
         else:
             folders = {"given": options.folder}
-        measured = [
+        measurements = [
             *(measure_reading(n, f, options.size, options.turns) for n, f in folders.items()),
             measure_order(options.turns),
             measure_resume(next(iter(folders.values())), options.turns),
         ]
-    for one in measured:
+    for one in measurements:
         sys.stdout.write(
             f"{one.name:<28}{one.value:8.4f}  ({one.low:.4f} to {one.high:.4f})  promised "
             f"{one.promise}: {'kept' if one.is_kept else 'NOT KEPT'}; {one.detail}\n"
         )
     if options.json is not None:
-        rows = [asdict(one) for one in measured]
+        rows = [asdict(one) for one in measurements]
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(one.is_kept for one in measured) else 1
+    return 0 if all(one.is_kept for one in measurements) else 1
 
 
 def write_folders(folder: Path, pairs: int, size: int) -> dict[str, Path]:
@@ -123,7 +123,7 @@ def _photo_like(i: int, size: int) -> np.ndarray:
     return total.clip(0, 255).astype(np.uint8)
 
 
-def measure_reading(name: str, folder: Path, size: int, turns: int) -> Measured:
+def measure_reading(name: str, folder: Path, size: int, turns: int) -> Measurement:
     """Compare passes over a folder: our batches, and the plain loop."""
     total = read_manifest(folder).num_samples // BATCH * BATCH
     ours, plain = our_batches(folder, size, total), plain_batches(folder, total)
@@ -142,7 +142,9 @@ def measure_reading(name: str, folder: Path, size: int, turns: int) -> Measured:
     rates = [total / median(column) for column in zip(*times, strict=True)]
     detail = f"{rates[0]:.0f} pairs/s against {rates[1]:.0f} of the plain loop, {size} px"
     value, promise = median(ratios), f"at least {READING_PROMISE}"
-    return Measured(f"reading, {name}", value, low, high, promise, value >= READING_PROMISE, detail)
+    return Measurement(
+        f"reading, {name}", value, low, high, promise, value >= READING_PROMISE, detail
+    )
 
 
 def our_batches(folder: Path, size: int, total: int) -> Callable[[], Iterator[Tensor]]:
@@ -205,7 +207,7 @@ def _pass(batches: Callable[[], Iterator[Tensor]], total: int) -> float:
     return seconds
 
 
-def measure_order(turns: int) -> Measured:
+def measure_order(turns: int) -> Measurement:
     """Compare the order of a batch, of 16 tasks with 1000 shards each, and a training step."""
     weights = {f"task{t}": 1.0 + t % 3 for t in range(16)}
     in_period = quotas(weights)
@@ -231,7 +233,7 @@ def measure_order(turns: int) -> Measured:
         f"model {1000 * median(steps):.0f} ms at batch {BATCH}, 64 px"
     )
     value, promise = median(shares), f"at most {ORDER_PROMISE}"
-    return Measured("order of a step", value, low, high, promise, value <= ORDER_PROMISE, detail)
+    return Measurement("order of a step", value, low, high, promise, value <= ORDER_PROMISE, detail)
 
 
 def _training_step() -> Callable[[], None]:
@@ -266,7 +268,7 @@ def _training_step() -> Callable[[], None]:
     return step
 
 
-def measure_resume(folder: Path, turns: int) -> Measured:
+def measure_resume(folder: Path, turns: int) -> Measurement:
     """Compare the time from a checkpoint's data state to its first batch, near and far."""
     state = _loaded(folder).state_dict()
     times: dict[int, list[float]] = {steps: [] for steps in POSITIONS}
@@ -289,7 +291,7 @@ def measure_resume(folder: Path, turns: int) -> Measured:
     listed = ", ".join(f"{1000 * taken:.1f} ms after {n:.0e}" for n, taken in medians.items())
     value, promise = median(ratios), f"at most {RESUME_PROMISE}"
     detail = f"{listed} steps of {BATCH}"
-    return Measured(
+    return Measurement(
         "resume, far / near", value, low, high, promise, value <= RESUME_PROMISE, detail
     )
 

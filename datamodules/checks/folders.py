@@ -86,7 +86,7 @@ def check_folders(
 
 
 class _Check:
-    """The pass over some folders: collects findings and what has to be compared across shards."""
+    """The pass over some folders, with what has to be compared across shards."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class _Check:
             self._add(key, "the mask is empty: nothing may change", is_error=False)
         for message in (
             *_oddities(source, target, is_noop=is_empty),
-            *_see_through(shard, sample),
+            *_transparent(shard, sample),
         ):
             self._add(key, message, is_error=False)
         for name, picture in (("source", source), ("target", target)):
@@ -211,7 +211,7 @@ def _folder_at(place: str | Path) -> ShardFolder:
 
 
 def _cache_of(folder: ShardFolder) -> Cache | None:
-    """Return what the samples of a cache share, None for a folder of pictures."""
+    """Return what the samples of an encoder cache share, None for a folder of pictures."""
     header = CacheHeader.of(folder.manifest, folder)
     if header is None:
         return None
@@ -249,8 +249,8 @@ def _oddities(
             yield f"the {name} is black"
 
 
-def _see_through(shard: OpenShard, sample: int) -> Iterator[str]:
-    """Yield what is to be said of pictures parts of which show the background."""
+def _transparent(shard: OpenShard, sample: int) -> Iterator[str]:
+    """Yield a line for each picture with parts that show the background."""
     for role in ("source", "target"):
         data = shard.member(sample, role) or b""
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

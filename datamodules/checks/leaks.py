@@ -8,24 +8,6 @@ thumbnails must agree up to brightness and contrast. One hash alone would not do
 much plain background share low frequencies (on the procedural world one pair in 40 is a candidate,
 one in 10,000 is a leak). Robust to JPEG, resizing, slight changes of colour, narrow crops and
 mirroring; not to large crops, rotation or removed colour. Measured: `benchmarks/leaks_recall.py`.
-
-The evaluation pictures a leak guard is given: read from folders, shards and parquet files.
-
-Every picture is decoded, one at a time. One that cannot be read is an error and not skipped: what
-the guard does not know, it cannot find.
-
-What stays nearly the same when a picture is saved again, resized or slightly recoloured.
-
-A hash of 64 bits: the picture becomes 32 x 32 grey levels and their cosine transform; a bit says
-whether one of the 64 lowest frequencies (without the mean) lies above the median of these.
-Mirroring turns the sign of the odd horizontal frequencies, so the mirrored hash costs no second
-transform. Source: the DCT hash of Zauner 2010, "Implementation and Benchmarking of Perceptual Image
-Hash Functions"; the library imagehash has it, too, and needs scipy and PyWavelets for its ten
-lines. Taking the frequencies of the smallest sums, as JPEG's zigzag does, in place of the square
-1..8 x 1..8 is ours: of 246 crops of photographs saved at quality 50 all stay within 16 bits, with
-the square 98.8 %; the plain pictures of the world have more chance neighbours for it.
-
-A thumbnail of 16 x 16 colours of mean 0 and length 1: the product of two is their correlation.
 """
 
 import os
@@ -49,7 +31,15 @@ BITS = 64
 THUMBNAIL = 16  # side
 _SIDE = 32  # of the grey picture that is transformed
 _SHRUNK = 64  # side of what both are made from, so that a large picture is read once
+_PARQUET = ".parquet"
 _PLAIN = 2.0  # grey levels: what varies less in every channel is a plain area, a hash of noise
+
+# Chosen together on 2000 pictures of the world (64 px): recognised are 99.9 % after JPEG at quality
+# 50, all at half the size and mirrored, 97.0 % after a crop of one pixel a side; a tenth of its
+# pictures shows one of 2000 of another seed, as far as the guard can tell. Of 207 crops of
+# photographs (256 px): 99.5 %, 100 %, 97.6 %, and none is taken for another.
+MAX_BITS = 16  # of 64, for a candidate
+MIN_CORRELATION = 0.95  # of two thumbnails, for a leak
 
 
 def _transform() -> Float64[np.ndarray, "32 32"]:
@@ -74,7 +64,20 @@ _BIT_COUNTS = np.array([number.bit_count() for number in range(2**16)], dtype=np
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The hash of a picture, that of its mirror image (left and right swapped), a thumbnail."""
+    """What stays nearly the same when a picture is saved again, resized or slightly recoloured.
+
+    The hash: the picture becomes 32 x 32 grey levels and their cosine transform; a bit says whether
+    one of the 64 lowest frequencies (without the mean) lies above the median of these. Mirroring
+    turns the sign of the odd horizontal frequencies, so the mirrored hash costs no second
+    transform. The thumbnail: 16 x 16 colours of mean 0 and length 1, so that the product of two is
+    their correlation.
+
+    Source: the DCT hash of Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash
+    Functions"; the library imagehash has it, too, and needs scipy and PyWavelets. Taking the
+    frequencies of the smallest sums, as JPEG's zigzag does, in place of the square 1..8 x 1..8 is
+    ours: of 246 crops of photographs saved at quality 50 all stay within 16 bits, with the square
+    98.8 %; the plain pictures of the world have more chance neighbours for it.
+    """
 
     hash: np.uint64
     mirrored: np.uint64
@@ -111,26 +114,12 @@ def hamming(hashes: UInt64[np.ndarray, " n"], other: np.uint64) -> UInt8[np.ndar
     return first + second + third + fourth
 
 
-# Chosen together on 2000 pictures of the world (64 px): recognised are 99.9 % after JPEG at quality
-# 50, all at half the size and mirrored, 97.0 % after a crop of one pixel a side; a tenth of its
-# pictures shows one of 2000 of another seed, as far as the guard can tell. Of 207 crops of
-# photographs (256 px): 99.5 %, 100 %, 97.6 %, and none is taken for another.
-MAX_BITS = 16  # of 64, for a candidate
-MIN_CORRELATION = 0.95  # of two thumbnails, for a leak
-
-
 @dataclass(frozen=True)
 class Leak:
-    """An evaluation picture that a training picture shows.
+    """An evaluation picture that a training picture shows."""
 
-    Attributes:
-        name: the place of the evaluation picture.
-        bits: in how many of 64 bits the hashes differ.
-        is_mirrored: whether the training picture is its mirror image.
-    """
-
-    name: str
-    bits: int
+    name: str  # the place of the evaluation picture
+    bits: int  # in how many of 64 bits the hashes differ
     is_mirrored: bool
 
     def __str__(self) -> str:
@@ -141,7 +130,7 @@ class Leak:
 
 
 class LeakGuard:
-    """Knows evaluation pictures by hash and thumbnail; about 3.2 kB each."""
+    """Evaluation pictures by hash and thumbnail; about 3.2 kB each."""
 
     def __init__(self, pictures: Iterable[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]) -> None:
         marked = ((name, fingerprint(picture)) for name, picture in pictures)
@@ -203,13 +192,13 @@ class LeakGuard:
         return None
 
 
-_PARQUET = ".parquet"
-
-
 def evaluation_pictures(
     paths: Sequence[Path], on_picture: Callable[[int], None] | None = None
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]:
-    """Yield the place and the pixels of every picture.
+    """Yield the place and the pixels of every picture, decoded one at a time.
+
+    One that cannot be read is an error and not skipped: what the guard does not know, it cannot
+    find.
 
     Args:
         paths: files (pictures, parquet) and folders of them or of shards, searched to the bottom.

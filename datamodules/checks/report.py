@@ -1,10 +1,4 @@
-"""What a check of shard folders found: problems, and a row of numbers for each task.
-
-Find samples that occur more than once among very many: 16 bytes of memory for each.
-
-A sample is known by two hashes of 64 bits, of its key and of its content. Among 100 million samples
-the chance that any two different ones share a hash is 1 in 4000.
-"""
+"""The findings of a check of shard folders: problems, a row of numbers for each task, doubles."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,7 +22,7 @@ class Problem:
 
 @dataclass
 class TaskSummary:
-    """The numbers of one task of one folder: what there is, and how many findings of each kind."""
+    """The numbers of one task of one folder: its samples, and how many findings of each kind."""
 
     folder: str
     task: str
@@ -128,7 +122,10 @@ def hash_of(*parts: object) -> int:
 
 @dataclass
 class Doubles:
-    """Collects hashes shard by shard, and groups equal ones."""
+    """Samples that occur more than once among very many, by hashes of 64 bits.
+
+    Among 100 million samples the chance that any two different ones share a hash is 1 in 4000.
+    """
 
     _shards: list[int] = field(default_factory=list)
     _hashes: list[UInt64[np.ndarray, " n"]] = field(default_factory=list)

@@ -17,8 +17,7 @@ from emu_edit.errors import InputError
 from emu_edit.images import EXTENSIONS
 
 TARGETS, SOURCES = "images", "control"
-# pictures people put into such folders which we refuse by name; other files (caches, notes) are not
-# pairs
+# pictures in such folders that are refused by name; other files (notes, leftovers) are no pairs
 _REFUSED = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jfif"}
 
 

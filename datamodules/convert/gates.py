@@ -1,13 +1,9 @@
-"""The gates of quality that every converter shares: what can be read but should not be trained on.
+"""The quality gates that every converter shares: what can be read but should not be trained on.
 
 Each gate has a reason of the report, a threshold, and a default that public sets and a user's own
 pairs share: a pair is judged by its pixels, not by where it came from. All are computed from the
 pair alone; what needs a network (CLIP, DINO) is taken from the scores that the data bring along.
-
-What a run remembers of the pairs it has seen: 64 bits of each content and key, nothing else.
-
-A set of Python takes some 80 bytes for such a number; with millions of pairs that is most of a
-run's memory. Here they stand in one table, at most half full: 16 to 32 bytes each.
+Only the gate of duplicates has a memory, 64 bits of each pair's content and of its key.
 """
 
 import hashlib
@@ -66,11 +62,7 @@ class Gates:
     excluded: frozenset[str] = frozenset()
 
     def check_listed(self, pair: RawPair) -> None:
-        """Judge a pair before its pictures are read.
-
-        Raises:
-            RefusedPairError: with the gate's reason.
-        """
+        """Refuse a pair, before its pictures are read, that is listed as bad or scores too low."""
         if self.excluded & {pair.name, pair.identity, key_of(pair.identity)}:
             raise RefusedPairError(Reason.listed_bad, f"{pair.name} is in the list given")
         for name, least in self.scores.items():
@@ -81,11 +73,7 @@ class Gates:
                 raise RefusedPairError(Reason.low_score, detail)
 
     def check_record(self, record: PairRecord, pair: RawPair) -> None:
-        """Judge a pair that was read.
-
-        Raises:
-            RefusedPairError: with the gate's reason.
-        """
+        """Refuse a pair by its pixels and captions."""
         height, width = record.source.shape[:2]
         if self.min_side is not None and min(height, width) < self.min_side:
             detail = f"is {width}x{height}, both sides need {self.min_side}"
@@ -112,18 +100,13 @@ class Gates:
 
 
 class Duplicates:
-    """What was seen before: 64 bits of each pair's content and of its key (`Digests`)."""
+    """The contents and keys of all pairs so far."""
 
     def __init__(self) -> None:
         self._contents, self._keys = Digests(), Digests()
 
     def check(self, record: PairRecord, *, with_content: bool) -> None:
-        """Remember the pair.
-
-        Raises:
-            RefusedPairError: if its key came before, which no shard can hold twice; or, with
-                content, its pictures and instruction.
-        """
+        """Remember the pair; refuse it if its key, or with content its pictures, came before."""
         key = digest(record.key.encode())
         if key in self._keys:
             detail = f"the key {record.key} came before: the data name this pair twice"
@@ -243,9 +226,10 @@ def digest(*parts: bytes | memoryview) -> int:
 
 
 class Digests:
-    """A set of numbers of 64 bits: open addressing, linear probing, 0 is an empty place.
+    """A set of 64-bit numbers in 16 to 32 bytes each, where Python's set takes some 80.
 
-    The number 0 is taken for 1, which of digests nobody will notice.
+    Open addressing with linear probing; 0 is an empty place, so the number 0 is stored as 1, which
+    of digests nobody will notice.
     """
 
     def __init__(self) -> None:

@@ -97,11 +97,7 @@ def _turn(samples: Samples, table: Path, row: Row, fields: dict, number: int) ->
 
 
 def _one(fields: dict, column: str, where: str, missing: Reason) -> str:
-    """Return the one file name in a list.
-
-    Raises:
-        RefusedPairError: if there is none or more than one.
-    """
+    """Return the one file name in a list; refuse a pair that has none or more than one."""
     names = fields.get(column)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         detail = f"{where}: {column} is {type(names).__name__}, needs a list of file names"

@@ -34,7 +34,7 @@ _DEEPEST = 8  # below the folder given; archives of full paths are this deep
 
 
 class Samples:
-    """The unpacked archives below a folder; remembers where each archive's samples are."""
+    """The unpacked archives below a folder, and where each archive's samples were found."""
 
     def __init__(self, root: Path, tasks: Collection[str]) -> None:
         self._root = root

@@ -10,14 +10,6 @@
 Run-length strings are of the LAION picture's size, and so may `mask.png` be; they are brought to
 the pair's size without smoothing, and dropped if the pair was cropped to another shape. Source: the
 authors' `inpaint-workflow` and README; issue 12 of their repository for the joining of paths.
-
-Masks as COCO writes them: run lengths in a string of printable characters.
-
-Runs go down the columns, the first is of zeros. A number is cut into groups of five bits, the
-lowest first, each written as the character 48 + group, plus 32 while more follow; bit 4 of the last
-group is the sign. From the fourth number on it is the difference from the number two before.
-Source: the format of the COCO API (`maskApi.c`, `rleToString`); pycocotools, a compiled package,
-would be a dependency for these lines.
 """
 
 import json
@@ -40,11 +32,12 @@ _OBJECTS = ("edit_obj", "edit_result")  # for "add" the object is what came
 _BOX_SLACK = 1.0  # pixels by which two spellings of one box may differ
 _ASPECT_SLACK = 0.02  # of the ratio of sides, for a mask of another size
 _MOST_BYTES = 64 * 2**20
+_LONGEST = 60  # bits of a run length; unbounded, a hostile string would take quadratic time
 
 
 @dataclass(frozen=True)
 class Region:
-    """Reads the mask of a pair when it is asked for; `None` if there is none."""
+    """The mask of a pair, read when it is called; None if there is none."""
 
     samples: Samples
     table: Path
@@ -150,11 +143,14 @@ def _resized(
     return np.asarray(Image.fromarray(region).resize((width, height), Image.Resampling.NEAREST))
 
 
-_LONGEST = 60  # bits of a number; unbounded, a hostile string would take quadratic time
-
-
 def decode_rle(text: str, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """Return the mask; True inside.
+    """Decode a mask as COCO writes it, run lengths in printable characters; True inside.
+
+    Runs go down the columns, the first is of zeros. A number is cut into groups of five bits, the
+    lowest first, each written as the character 48 + group, plus 32 while more follow; bit 4 of the
+    last group is the sign. From the fourth number on it is the difference from the number two
+    before. Source: the format of the COCO API (`maskApi.c`, `rleToString`); pycocotools, a compiled
+    package, would be a dependency for these lines.
 
     Raises:
         BadImageError: if the text is no such string, or its runs do not fill the picture.

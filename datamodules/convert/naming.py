@@ -2,16 +2,8 @@
 
 Public sets name tasks in their own way or not at all. A converter's table says what its names are
 in ours; a user can overrule a name (`--map RAW=TASK`), give a task to the pairs that name none
-(`--task`), or let their words decide (`--task-by-words`, `datamodules.convert.naming`). A name that
-no table knows stops the run before anything is written: a whole kind of edit would be lost, or
-taught as something else.
-
-A guess at an instruction's task by its words, for public sets that name no tasks.
-
-An ordered list of patterns, the first that is found decides. The verb comes first, because "remove
-the man in the background" removes; what an edit is made of comes last, because "make it" can be
-anything. Where nothing fits there is no task, rather than a wrong one. The rules are ours; that
-they are right for the sentences in the tests is all that is claimed.
+(`--task`), or let their words decide (`--task-by-words`). A name that no table knows stops the run
+before anything is written: a whole kind of edit would be lost, or taught as something else.
 """
 
 import re
@@ -71,11 +63,7 @@ class Namer:
         return unnamed and self._naming.default is None and not self._naming.by_words
 
     def task_of(self, pair: RawPair) -> str:
-        """Return the task of a pair.
-
-        Raises:
-            RefusedPairError: if it is none of ours.
-        """
+        """Return the task of a pair; refuse a pair that has none of ours."""
         task = pair.task
         if task is None and pair.raw_task:
             task = self._of[_squash(pair.raw_task)]
@@ -96,7 +84,7 @@ class Namer:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a listing holds: entries, of them pairs, their scores, whether any names its group."""
+    """A listing in numbers: entries, pairs among them, their scores, whether any has a group."""
 
     listed: int
     pairs: int
@@ -139,7 +127,7 @@ def survey(
 
 
 def _unknown(names: Counter[str], known: TaskTable) -> str:
-    """Word which names no table has, the most frequent first."""
+    """List the names that no table has, the most frequent first."""
     found = [
         f"unknown task {name!r} ({count} pairs).{closest(name, list(known.names))}"
         for name, count in names.most_common(_NAMED)
@@ -163,6 +151,9 @@ _WEATHER = r"rain(y|ing)?|snow(y|ing)?|storm(y)?|fog(gy)?|mist(y)?|sunny|cloudy|
 _QUOTED = r"(?<!\w)['\"][^'\"]{2,}['\"](?!\w)"  # not what stands between two apostrophes
 _TONE = r"sharp(en|er)?|blurr?(y|ier)?|contrast|brightness|brighter|darker|saturat\w+|exposure"
 
+# The first pattern that is found decides. The verb comes first, because "remove the man in the
+# background" removes; what an edit is made of comes last, because "make it" can be anything. The
+# rules are ours; that they are right for the sentences in the tests is all that is claimed.
 _RULES: tuple[tuple[str, str], ...] = (
     (r"\b(depth map|map of depth)\b", "depth"),
     (r"\bnormal map\b", "normal"),
@@ -193,6 +184,6 @@ _COURTESY = re.compile(r"^(please|can you|could you|now|then|,|\s)+")
 
 
 def task_of_words(instruction: str) -> str | None:
-    """Return the task that the words speak of, None if no rule fits."""
+    """Guess the task from the words; None rather than a wrong one if no rule fits."""
     text = _COURTESY.sub("", instruction.strip().lower())
     return next((task for pattern, task in _COMPILED if pattern.search(text)), None)

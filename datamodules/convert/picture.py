@@ -18,7 +18,7 @@ from emu_edit.images import decode_rgb, read_image_bytes
 
 
 class MissingPictureError(BadImageError):
-    """There is no picture where one should be: no such file, or an empty cell."""
+    """No picture where one should be: no such file, or an empty cell."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Picture:
 
     @staticmethod
     def of(data: bytes, where: str) -> "Picture":
-        """Return the picture whose bytes are at hand."""
+        """Return a picture of bytes in memory."""
         return Picture(where, lambda: data)
 
     def decode(self) -> UInt8[Tensor, "3 h w"]:

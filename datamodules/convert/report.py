@@ -19,7 +19,7 @@ _LONGEST_EXAMPLE = 90  # characters of a finding in the table
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What became of the pairs.
+    """Counts of a conversion.
 
     Attributes:
         listed: how many entries the data have.

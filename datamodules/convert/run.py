@@ -105,7 +105,7 @@ def convert(
 
 @dataclass
 class Judge:
-    """Reads pairs and decides which are written; counts and lists the others."""
+    """The decision which pairs are written; the others are counted and listed."""
 
     settings: ConvertSettings
     namer: Namer
@@ -162,7 +162,7 @@ class Judge:
 
 
 def _provenance(pair: RawPair) -> dict[str, object]:
-    """Return what is worth keeping of where a pair came from, as far as it is known."""
+    """Return what is known of a pair's origin and worth keeping."""
     known = {"raw_task": pair.raw_task, "group": pair.group, "scores": dict(pair.scores)}
     return {name: value for name, value in known.items() if value}
 

@@ -62,7 +62,7 @@ def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
 
 
 class _Pictures:
-    """Finds the files that rows name; remembers which folder held the last ones.
+    """The files that rows name, looked for first in the folder that held the last ones.
 
     Sources and targets may have equal names in folders of their own, so each kind is looked for in
     the other's folders last.

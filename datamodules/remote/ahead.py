@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class FetchAhead:
-    """Call it with the position that is about to be read.
+    """The thread that fetches; call it with the position that is about to be read.
 
     The thread starts at the first call and ends with the process. Call it in processes that do not
     fork, as the workers of a loader: a fork would copy the thread's locks and not the thread.
@@ -80,14 +80,14 @@ class FetchAhead:
 def fetch_ahead(
     lanes: Sequence[Lane], order: Callable[[int], Position]
 ) -> Callable[[int], None] | None:
-    """Return what to call with each position about to be read; None if nothing is remote."""
+    """Return a `FetchAhead`, None if nothing is remote."""
     if any(isinstance(lane.folder, RemoteFolder) for lane in lanes):
         return FetchAhead(lanes, order)
     return None
 
 
 def refuse_small_cache(lanes: Sequence[Lane], window: int) -> None:
-    """Refuse a cache that cannot hold what is mixed: shards would be fetched again and again.
+    """Refuse a download cache that cannot hold what is mixed: shards would come again and again.
 
     Raises:
         InputError: naming the two settings that help.

@@ -1,4 +1,4 @@
-"""Fetch one file through fsspec: what to try again, how often, and what to say in the end.
+"""Fetch one file through fsspec, with retries and error messages that hold no secrets.
 
 Timeouts, broken connections, short answers and the statuses 408, 425, 429 and 5xx are tried again,
 with pauses that double and a jitter that differs between machines and processes. Other 4xx are the

@@ -1,4 +1,4 @@
-"""Open a shard folder wherever it lies: a plain path, or an address read through a node cache.
+"""Open a shard folder wherever it lies: a plain path, or an address read through a download cache.
 
 A plain folder is read in place. From an address come the manifest at each start, and each shard
 whole when it is first needed; its SHA-256 is compared with the manifest's before it gets its name
@@ -84,7 +84,7 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class RemoteFolder(ShardFolder):
-    """A folder elsewhere, its shards fetched into the node cache when they are needed."""
+    """A folder elsewhere, its shards fetched into the download cache when they are needed."""
 
     address: Address
     manifest: Manifest = field(repr=False, compare=False)
@@ -100,26 +100,17 @@ class RemoteFolder(ShardFolder):
 
     @property
     def retries(self) -> int:
-        """The attempts that failed and were made again, in all processes with a copy of this."""
+        """The attempts that failed and were made again."""
         return int(self._retries)
 
     def path(self, entry: ShardEntry) -> Path:
-        """Fetch the shard unless it is in the cache.
-
-        Raises:
-            StorageError: if it cannot be had or kept.
-            ShardError: if it is not the shard of the manifest.
-        """
+        """Return a shard as a file; raises as `open`."""
         if not self.cache.has(entry):
             os.close(self.open(entry))
         return self.cache.place(entry)
 
     def expect(self, entry: ShardEntry) -> None:
-        """Have a shard in the cache that will be opened soon.
-
-        Raises:
-            InputError: as `open`.
-        """
+        """Have a shard in the cache that will be opened soon; raises as `open`."""
         if self.cache.has(entry):
             self.cache.mark(entry)
         else:
@@ -144,11 +135,7 @@ class RemoteFolder(ShardFolder):
         """Do nothing: shards are verified when they come."""
 
     def read_file(self, name: str) -> bytes:
-        """Fetch a small file; it is not kept.
-
-        Raises:
-            StorageError: if it cannot be had.
-        """
+        """Fetch a small file; it is not kept."""
         return _read_small(self.address, name, MAX_FILE_BYTES, self.policy, self._count_retry)
 
     def _download(self, entry: ShardEntry, part: Path) -> None:

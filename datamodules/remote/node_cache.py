@@ -1,4 +1,4 @@
-"""The node cache: shards from elsewhere on a local disk, of bounded size, shared by processes.
+"""The download cache: shards from elsewhere on a local disk, of bounded size, shared by processes.
 
 A shard lies under its own hash, `<folder>/<sha256>/<name>.tar`, so that two addresses of one shard
 share it and a replaced shard is another one. It gets its name only when it is complete; until then
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Kept:
-    """One folder of the cache: what it takes, and when it was last opened."""
+    """One shard in the cache: its folder, the bytes it takes, when it was last opened."""
 
     folder: Path
     bytes: int
@@ -46,7 +46,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Keep shards in a folder.
+    """A folder of downloaded shards; the least recently opened make room for others.
 
     Args:
         folder: on a disk of this machine; made when it is missing.

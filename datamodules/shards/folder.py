@@ -76,11 +76,7 @@ class LocalFolder(ShardFolder):
         return self.root / entry.file
 
     def open(self, entry: ShardEntry) -> int:
-        """Open the shard.
-
-        Raises:
-            ShardError: if it cannot be read.
-        """
+        """Open the shard."""
         path = self.path(entry)
         try:
             return os.open(path, os.O_RDONLY)
@@ -92,20 +88,12 @@ class LocalFolder(ShardFolder):
         return load_index(self.path(entry), entry)
 
     def verify_hashes(self) -> None:
-        """Read all shards once.
-
-        Raises:
-            ShardError: if one has other bytes than its manifest says.
-        """
+        """Read all shards once."""
         for entry in self.manifest.entries:
             verify_hash(self.path(entry), entry)
 
     def read_file(self, name: str) -> bytes:
-        """Read a file of the folder.
-
-        Raises:
-            ShardError: if it cannot be read.
-        """
+        """Read a file of the folder."""
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
@@ -114,4 +102,4 @@ class LocalFolder(ShardFolder):
 
 
 class CacheFullError(StorageError):
-    """Everything in the cache is being read, so nothing can make room."""
+    """Everything in the download cache is being read, so nothing can make room."""

@@ -287,7 +287,7 @@ def _padded(size: int) -> int:
 
 
 def _refuse_missing_end(path: Path, stream: BinaryIO, end: int) -> None:
-    """Tell why the members ended: a proper end, a cut, or a header that tarfile took for one."""
+    """Refuse an archive that ends in a cut, or in a header that tarfile took for the end."""
     stream.seek(end)
     tail = stream.read(_END_BLOCKS * _BLOCK)
     if tail.count(0) == _END_BLOCKS * _BLOCK:

@@ -1,4 +1,4 @@
-"""From a kind of edit and its words to an instruction; and `corpus`, all words to be known.
+"""From a kind of edit and its words to an instruction; and `corpus`, every sentence there is.
 
 A slot takes its words from the same lists the scenes are drawn from. A phrasing is chosen by the
 sample's generator; held-out phrasings occur exactly in the held-out split.
@@ -101,7 +101,7 @@ def fix_articles(text: str) -> str:
 
 
 def background_words(name: str) -> str:
-    """Return how an instruction names a background: "a plain red backdrop", "a brick wall"."""
+    """Return a background in words: "a plain red backdrop", "a brick wall"."""
     return f"a plain {name} backdrop" if name in PLAIN_BACKGROUNDS else f"a {name}"
 
 

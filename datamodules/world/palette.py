@@ -1,4 +1,4 @@
-"""The words of the world and what they look like; and which combinations are held out.
+"""The words of the world, what they look like, and which combinations are held out.
 
 Few and clear on purpose: a tiny model trained for minutes must be able to learn every word. A
 colour is used on a background only when the two are far apart, so that every figure can be seen.

@@ -27,7 +27,7 @@ from emu_edit.errors import InputError
 from emu_edit.randomness import keyed_generator
 from emu_edit.tasks import SIXTEEN
 
-Instruction = tuple[str, str]  # what is asked for, and the name of the task
+Instruction = tuple[str, str]  # the text, and the name of the task
 WORLD_TEXTS = 3200  # of the built-in world, 200 for each task: 4 seconds
 PARAPHRASED_TEXTS = 4800  # 300 for each task, drawn from 9 to 23 sentences and their words
 MOST_PER_TASK = 500  # texts of a shard folder
@@ -111,7 +111,7 @@ def shard_instructions(
 def training_instructions(
     folder: Path | None, *, seed: int = 0, on_step: OnStep | None = None
 ) -> list[Instruction]:
-    """Return what a task predictor is trained on, of the built-in world or of a shard folder.
+    """Return the texts a task predictor is trained on, of the built-in world or a shard folder.
 
     When the folder holds a world, or none is given, the paraphrases are added; and to a world of
     few pairs, which cannot have every sentence, all training sentences of the world.
@@ -151,7 +151,7 @@ def _places(
 
 @cache
 def paraphrase_words() -> dict[str, tuple[str, ...]]:
-    """Return what each slot of a paraphrase may be filled with; no held-out combination."""
+    """Return the fillings of each slot of a paraphrase; no held-out combination."""
     words = slot_words("local", "swap", "train")
     things = words["thing"]
     shapes = tuple(thing for thing in things if not thing.endswith("person"))

@@ -1,4 +1,4 @@
-"""From a scene to its picture and to who is seen in which pixel.
+"""From a scene to its picture, and to the share of each pixel that each figure has.
 
 Each figure is a layer: a window of the picture with its distances, coverage and colours. Layers are
 laid over the background from far to near; going the other way, what the nearer ones let through
@@ -36,7 +36,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Who is seen where: shares in [0, 1] that sum to one; `figures` in the scene's order."""
+    """The shares of each pixel, in [0, 1], that sum to one; `figures` in the scene's order."""
 
     background: Float32[np.ndarray, "h w"]
     figures: tuple[Float32[np.ndarray, "h w"], ...]
@@ -69,7 +69,7 @@ def quantise(picture: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"
 def background_picture(
     background: Background, size: int, photos: Photos | None
 ) -> Float32[np.ndarray, "size size 3"]:
-    """Return what is behind the figures; may be shared, so copy before writing."""
+    """Return the picture behind the figures; may be shared, so copy before writing."""
     if background.crop is None:
         return named_background(background.name, size)
     if photos is None:

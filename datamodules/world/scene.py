@@ -1,4 +1,4 @@
-"""What a picture of the world shows: a background, figures in depth order, sometimes a word.
+"""The scene of a picture: a background, figures in depth order, sometimes a word.
 
 Lengths and positions are fractions of the picture's side, x to the right and y downwards, so a
 scene has no resolution. The world has a floor: what stands lower in the picture is nearer, and
