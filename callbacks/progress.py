@@ -15,10 +15,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from emu_edit.errors import InputError
+from emu_edit.terminal import live_bar
 
 LIVE_PERIOD = 0.5  # seconds between two redraws; reading the loss waits for the device
 
@@ -40,7 +40,6 @@ class Progress(ProgressBar):
         self.line_every = line_every
         self.console = Console(stderr=True, highlight=False)
         self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
         self._is_enabled = True
         self._started = 0.0
         self._start_step = 0
@@ -146,15 +145,8 @@ class Progress(ProgressBar):
         self._started = self._shown = time.monotonic()
         self._start_step, self._samples = done, 0
         if self._is_enabled and self.console.is_terminal:
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
-                console=self.console,
-            )
-            self._task = self._bar.add_task(what, total=total, completed=done, status="")
+            self._bar = live_bar(self.console)
+            self._bar.add_task(what, total=total, completed=done, status="")
             self._bar.start()
 
     def _move(self, trainer: Trainer, done: int, *, is_last: bool = False) -> None:
@@ -164,17 +156,14 @@ class Progress(ProgressBar):
             return
         self._shown = now
         elapsed = max(now - self._started, 1e-9)
-        status = f"{self._samples / elapsed:.1f} samples/s"
-        metrics = {
-            name: value
-            for name, value in self.get_metrics(trainer, trainer.lightning_module).items()
-            if name != "v_num"
-        }
-        status += "".join(
-            f" · {name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)
+        metrics = self.get_metrics(trainer, trainer.lightning_module).items()
+        status = f"{self._samples / elapsed:.1f} samples/s" + "".join(
+            f" · {name} {value:.4g}"
+            for name, value in metrics
+            if name != "v_num" and isinstance(value, float)
         )
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, status=status)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, status=status)
         else:
             self.console.print(self._line(done, elapsed, status), soft_wrap=True)
 
@@ -192,7 +181,7 @@ class Progress(ProgressBar):
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._bar = self._task = None
+        self._bar = None
 
 
 def clock(seconds: float) -> str:

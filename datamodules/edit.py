@@ -1,4 +1,4 @@
-"""EditDataModule: shard folders -> EditBatch under Lightning, exact over restarts and layouts.
+"""EditDataModule: shard folders -> batches under Lightning, exact over restarts and layouts.
 
 Training reads an endless stream in "virtual epochs" of `steps_per_epoch` optimizer steps. The whole
 state is one integer, the samples trained on, plus a fingerprint of the data; it lives here and not
@@ -335,10 +335,10 @@ class EditDataModule(LightningDataModule):
     def _warn_of_repeats(self, trainer: Trainer, position: int, *, until: str) -> None:
         if self._is_warned or not trainer.is_global_zero:
             return
-        told = repeated_often(self.lane_counts(max(position, self._start)), until=until)
-        self._is_warned = bool(told)
-        if told:
-            logger.warning("%s", told)
+        warning = repeated_often(self.lane_counts(max(position, self._start)), until=until)
+        self._is_warned = bool(warning)
+        if warning:
+            logger.warning("%s", warning)
 
     def _is_in_step(self, trainer: Trainer) -> bool:
         return trainer.global_step * self.global_batch == self._consumed
@@ -377,7 +377,7 @@ class EditDataModule(LightningDataModule):
             "steps_per_epoch": self.steps_per_epoch,
             "image_size": self._crop.image_size,
             "flip": self._crop.flip,
-            # absent without them, as in the checkpoints of before there were any
+            # absent without them, as in checkpoints of versions that had none
             **({"noops": dict(self._noops.rates)} if self._noops.rates else {}),
         }
         return fingerprint_of(self._order_spec(mixture), mixture.hashes(), settings)

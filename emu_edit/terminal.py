@@ -5,6 +5,11 @@ Progress goes to standard error and is gone when the work is done; a table is pl
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 
 @contextmanager
@@ -13,8 +18,25 @@ def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int | No
 
     While the total is None, the bar shows that something is done and how fast.
     """
-    # here, because the help pages of the command line draw tables and must be instant
     from rich.console import Console
+
+    with live_bar(Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, status="…")
+
+        def on_step(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+            if (speed := bar.tasks[0].speed) is not None:
+                bar.update(task, status=f"{speed:.1f} {unit}/s")
+
+        yield on_step
+
+
+def live_bar(console: "Console", *, transient: bool = False) -> "Progress":
+    """Return a bar with count, time left and a `status` field; nothing where there's no terminal.
+
+    A log file wants lines, not bars. With `transient` the bar is gone when the work is done.
+    """
+    # here, because the help pages of the command line draw tables and must be instant
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -23,19 +45,16 @@ def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int | No
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
-    is_shown = console.is_terminal  # a log file wants lines, not bars
-    text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
-    columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
-        task = progress.add_task(what, total=None, rate="…")
-
-        def on_step(done: int, total: int | None) -> None:
-            progress.update(task, completed=done, total=total)
-            if (speed := progress.tasks[0].speed) is not None:
-                progress.update(task, rate=f"{speed:.1f} {unit}/s")
-
-        yield on_step
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+        transient=transient,
+        disable=not console.is_terminal,
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:

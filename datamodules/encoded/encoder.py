@@ -182,12 +182,9 @@ class CacheEncoder:
         texts = self._texts(pairs) if self.has_text else [{}] * len(pairs)
         members = []
         for i, pair in enumerate(pairs):
-            asked = {MEAN: target[i]} | ({STD: std[i]} if bool(std[i].any()) else {})
-            told = {MEAN: source[i], **texts[i]}
-            members.append((
-                save(self._stored(told, pair.key)),
-                save(self._stored(asked, pair.key)),
-            ))
+            given = {MEAN: source[i], **texts[i]}
+            wanted = {MEAN: target[i]} | ({STD: std[i]} if bool(std[i].any()) else {})
+            members.append(tuple(save(self._stored(part, pair.key)) for part in (given, wanted)))
         return members
 
     def _texts(self, pairs: list[ReadPair]) -> list[dict[str, Tensor]]:

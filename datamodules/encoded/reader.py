@@ -4,8 +4,8 @@ What frozen networks say of a pair is the same in every epoch, and is most of a 
 cache` writes it once, into shards of the usual kind: the tasks, file names, counts and keys of the
 folder it was made from, so order, resume and mixing are those of the pictures. A sample is
 
-    KEY.source.safetensors   what the network is told: `mean` of the source, `tokens`, `mask`
-    KEY.target.safetensors   what it has to make: `mean` and, where there is doubt, `std`
+    KEY.source.safetensors   what the network is given: `mean` of the source, `tokens`, `mask`
+    KEY.target.safetensors   what it learns to make: `mean` and, where there is doubt, `std`
     KEY.json                 instruction, task, captions, and checksums of what they were made from
     KEY.mask.png             where the edit may change, at the training size, if the pair has one
 

@@ -1,14 +1,11 @@
-"""The DataLoader of this project: positions in, EditBatch out, errors in one line.
+"""The DataLoader of this project: positions in, batches out, errors in one line.
 
 An exception in a worker process normally arrives as its text with the worker's traceback around
 it. Errors a user can cause are shown as one line here, so they travel as values and are raised in
 the main process. What befalls the workers themselves (killed, no memory, nothing coming any more)
-is worded here, too, with what was due and what usually helps.
-
-Loader processes outlive a signal that is meant for the training.
-
-Ctrl-C in a terminal, SLURM and systemd signal every process of a job. Training then makes one more
-optimizer step and saves, for which it needs its loader: a worker that is gone is an error.
+is worded here, too, with what was due and what usually helps. Workers outlive a signal that is
+meant for the training: Ctrl-C, SLURM and systemd signal every process of a job, and training then
+makes one more optimizer step, for which it needs its loader.
 """
 
 import os

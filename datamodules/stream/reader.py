@@ -1,4 +1,4 @@
-"""A map-style data set over shards: position -> EditSample, read by offset from the tar.
+"""A map-style data set over shards: position -> sample, read by offset from the tar.
 
 `os.pread` reads a member without a shared file position, so forked workers cannot disturb each
 other; length and CRC-32 of what was read are compared with the index. Which sample a position

@@ -3,8 +3,7 @@
 Optimizer step s trains on g in [s B, (s + 1) B), whatever the layout: micro-step a of rank r takes
 the `micro` positions from s B + (a world + r) micro on. This runs in the main process over a
 map-style data set; the loader's workers only ever see positions, so they need not know a rank.
-
-How optimizer steps fit the trainer: the split of a global batch, and settings to refuse.
+Splits that are not even, and settings of the trainer that would change the stream, are refused.
 """
 
 from collections.abc import Callable, Iterator

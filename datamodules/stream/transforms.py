@@ -1,14 +1,10 @@
-"""What happens to a pair between shard and batch: the same crop and flip for all of it; no-ops.
+"""What is drawn for a pair between shard and batch: crop and flip, no-ops, wordings, substitutes.
 
 A square is cut and resampled to `image_size`; a smaller picture is enlarged. The square is as large
 as fits, so the whole short side is seen; along the long side it lies in the middle, or, in
-training, anywhere. Draws are keyed by (seed, position), so neither worker nor restart changes them.
-
-Which sample takes the place of one that cannot be used.
-
-A position of the stream stays filled, by another sample of the same task of the same data set, so
-mixture, batch size, ranks and resume are what they are without bad samples. The choice is a pure
-function of (seed, position, attempt): whichever worker reads, and whenever, finds the same.
+training, anywhere. A pair that cannot be used gives its position of the stream to another sample of
+the same task of the same data set, so mixture, batch size, ranks and resume stay what they are.
+Draws are keyed by (seed, position), so neither worker nor restart changes them.
 """
 
 from collections.abc import Mapping, Sequence

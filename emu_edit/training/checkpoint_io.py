@@ -2,13 +2,10 @@
 
 Lightning stages files in `$TMPDIR` and copies them, so a kill or a full disk can leave half a file
 in place of a good one. Here the file is written beside its final place, flushed to the disk, and
-renamed; its hash follows in a sidecar (`sidecar.py`), and is compared at every load.
-
-Whether a checkpoint still has the bytes that were written: its sidecar, and the check itself.
-
-`NAME.ckpt.json` lies beside `NAME.ckpt` and is written after it. Neither torch nor safetensors
-notices a flipped bit. A file without a sidecar (written by an older version, or whose writer was
-killed between the two renames) is judged by the checksums of its zip archive.
+renamed. Neither torch nor safetensors notices a flipped bit, so a sidecar, `NAME.ckpt.json`, keeps
+the file's hash, which is compared at every load. It is written after the checkpoint; a file without
+one (of an older version, or whose writer was killed between the two renames) is judged by the
+checksums of its zip archive.
 """
 
 import errno

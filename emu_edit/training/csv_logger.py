@@ -1,7 +1,7 @@
 """The metrics file of a run, which goes on when the run does.
 
-Lightning's logger deletes the file it finds. Here the rows of before stay, except those of steps
-that are trained again and so come anew.
+Lightning's logger deletes the file it finds. Here its rows stay, except those of steps that are
+trained again and so are logged anew.
 """
 
 import csv
@@ -22,8 +22,8 @@ class CSVLogger(LightningCSVLogger):
 
     Args:
         save_dir: the run's folder.
-        name: of a folder in it; "" for none.
-        version: of a folder in that.
+        name: a folder in it; "" for none.
+        version: a folder in that.
     """
 
     def __init__(self, save_dir: str, name: str = "", version: str = "logs") -> None:
@@ -49,7 +49,7 @@ class CSVLogger(LightningCSVLogger):
 
 
 class _KeepingWriter(ExperimentWriter):
-    """Lightning's writer, which would delete the file of before."""
+    """Lightning's writer, but for deleting an existing file."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)

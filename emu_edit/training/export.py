@@ -1,19 +1,15 @@
-"""From a training checkpoint to a module again, and from a module to a model directory for people.
+"""Checkpoint -> module -> model directory, and a new training from the weights of either.
 
 Checkpoints hold tensors and primitives only; the module is built from the stored config, whose
-classes must be subclasses of the slots they fill. Model directories are safetensors.
-
-Start a new training from weights that exist: a checkpoint's or a model directory's.
-
-Only weights are taken: step 0, a new optimizer, a new order of the data. To go on with a training
-that stopped, give its checkpoint to `--ckpt_path` instead.
+classes must be subclasses of the slots they fill. Model directories are safetensors. A new training
+may start from the weights of either: step 0, a new optimizer, a new order of the data. (To go on
+with a training that stopped, give its checkpoint to `--ckpt_path` instead.)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import torch
 from jsonargparse import ArgumentError
@@ -26,9 +22,6 @@ from emu_edit.tasks import TaskTable
 from emu_edit.training.checkpoint_io import read_checkpoint
 from emu_edit.training.module import EditModule, check_tasks
 from emu_edit.training.optim import EMA_STATE_KEY, check_matches, copy_of, trainable, with_weights
-
-if TYPE_CHECKING:
-    pass
 
 
 def load_module(path: Path | str, *, tasks: TaskTable | None = None) -> EditModule:
@@ -129,11 +122,7 @@ def export_checkpoint(
 def _check_same_output(
     module: EditModule, partner: EditModule, checkpoint: Path | str, other: Path | str
 ) -> None:
-    """Refuse networks whose outputs mean different things.
-
-    Raises:
-        InputError: naming both, and what differs.
-    """
+    """Refuse networks whose outputs mean different things."""
     compared = [
         ("prediction", module.prediction.name, partner.prediction.name),
         ("last noise level", module.schedule.sigma[-1].item(), partner.schedule.sigma[-1].item()),
@@ -200,9 +189,7 @@ def model_directory(path: Path) -> Iterator[Path]:
     if not path.is_file():
         yield find_model(path)
         return
-    from emu_edit.training.export import export_checkpoint, load_ema
-
     with TemporaryDirectory() as folder:
-        made = Path(folder, "model")
-        export_checkpoint(path, made, ema=load_ema(path) is not None)
-        yield made
+        model = Path(folder, "model")
+        export_checkpoint(path, model, ema=load_ema(path) is not None)
+        yield model

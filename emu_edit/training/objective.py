@@ -1,4 +1,4 @@
-"""What training makes small, kept in a model's directory for whoever trains on it later.
+"""The error that training makes small, kept in a model's directory for whoever trains on it later.
 
 A vector learnt with another weighting, or at other noise levels, than its base would be judged by
 an error the base was never good at. So export writes these choices into `model_index.json`, and
@@ -50,7 +50,7 @@ class Objective:
     def usual(prediction: Prediction) -> "Objective":
         """Return what the packaged recipes train a prediction with.
 
-        For model directories of before the objective was written into them.
+        For model directories that do not say it.
         """
         match prediction:
             case Prediction.change:
@@ -62,10 +62,10 @@ class Objective:
 
     @staticmethod
     def of_editor(editor: Editor) -> "Objective":
-        """Return what an editor's networks were trained with, or the usual where nobody wrote it.
+        """Return what an editor's networks were trained with, or the usual if it is not recorded.
 
         Raises:
-            InputError: if the model's directory says something else than `to_dict` writes.
+            InputError: if the record in the model's directory is damaged.
         """
         if editor.objective is None:
             return Objective.usual(editor.prediction)

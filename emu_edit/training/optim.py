@@ -1,12 +1,9 @@
-"""The optimizer and its learning rate: AdamW, linear warm-up, then half a cosine down to zero.
+"""How weights are learnt (AdamW, warm-up, half a cosine down to zero), and their running mean.
 
 Weight decay pulls weights towards zero, which makes sense for matrices that multiply; biases, norms
-and tables of vectors (tokens, tasks) are left alone.
-
-A running mean of the trainable weights, as pure functions over dictionaries of tensors.
-
-Which callback keeps the mean, and when it is used, is not known here. Frozen parts are never
-copied: with a pretrained text encoder and codec they would be most of the memory.
+and tables of vectors (tokens, tasks) are left alone. The mean is pure functions over dictionaries
+of tensors, which know no callback; frozen parts are never copied, because with a pretrained text
+encoder and codec they would be most of the memory.
 """
 
 import math
