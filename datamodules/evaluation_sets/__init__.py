@@ -10,7 +10,9 @@ from emu_edit.errors import InputError
 EMU_EDIT, MAGICBRUSH = "emu-edit", "magicbrush"
 
 
-def load_benchmark(name: str, folder: Path, *, split: str | None, captions: str) -> Benchmark:
+def load_benchmark(
+    name: str, folder: Path | None, *, split: str | None, captions: str
+) -> Benchmark:
     """Read the benchmark of that name from where its users put it.
 
     Args:
@@ -22,6 +24,8 @@ def load_benchmark(name: str, folder: Path, *, split: str | None, captions: str)
     Raises:
         InputError: if the folder does not hold the benchmark in a layout that is known.
     """
+    if folder is None:
+        raise InputError(f"--benchmark {name} needs --data DIR, the folder it was downloaded to")
     if not folder.is_dir():
         raise InputError(
             f"there is no folder {folder}; give --data the folder the benchmark was downloaded to"

@@ -39,7 +39,7 @@ class Row:
     path: Path | None = None
 
     def text(self, column: str) -> str:
-        """Return a field that has to be text.
+        """Read a field that has to be text.
 
         Raises:
             InputError: if it is something else, or no Unicode.

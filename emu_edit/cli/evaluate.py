@@ -8,18 +8,52 @@
 import argparse
 import sys
 import time
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, sampling_of, seed_int
 from emu_edit.errors import InputError
-from emu_edit.evaluation.options import HELDOUT, SPLITS, WORLD, check_options, load_editor
 
 if TYPE_CHECKING:
-    from emu_edit.editing.editor import Editor
+    from emu_edit.evaluation.candidate import Candidate, Outcome
+    from emu_edit.evaluation.world import Scenes, WorldBenchmark
+
+Value = TypeVar("Value")
+
+WORLD = "world"
+BENCHMARKS = (WORLD, "emu-edit", "magicbrush")
+PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1  # as the records of emu_edit.evaluation have it
+SOME_FAILED = 1  # exit status
 
 
-PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1
+Kind = Enum("Kind", ("inputs", "world", "drift", "photographs"))  # of evaluation
+
+# why an option is refused that says nothing to a kind of evaluation
+_PHOTOGRAPHS = dict.fromkeys(
+    ("protocol", "backbones", "compare", "limit", "tasks"),
+    "belongs to --benchmark emu-edit or magicbrush; leave it out",
+)
+_SESSIONS = dict.fromkeys(("turns", "sessions"), "belongs to --drift; add --drift or leave it out")
+_SAMPLING = ("steps", "guidance_text", "guidance_image", "sampler")
+_SCORING = dict.fromkeys(
+    (*_SAMPLING, "output", "device", "data", "allow_missing", "drift"),
+    "belongs to scoring; with --write-inputs leave it out",
+)
+FOREIGN: dict[Kind, dict[str, str]] = {
+    Kind.inputs: {**_SCORING, **_PHOTOGRAPHS, **_SESSIONS},
+    Kind.world: {**_PHOTOGRAPHS, **_SESSIONS},
+    Kind.drift: {
+        **_PHOTOGRAPHS,
+        "pairs": "counts pairs of single edits; with --drift give --sessions",
+        "data": "is about single edits; with --drift leave it out",
+    },
+    Kind.photographs: dict.fromkeys(
+        ("pairs", "seed", "photos", "write_inputs", "turns", "sessions", "drift"),
+        "belongs to --benchmark world; leave it out",
+    ),
+}
 
 EPILOG = """\
 benchmarks of photographs, read from where you downloaded them (--data):
@@ -50,7 +84,7 @@ examples:
 
 def parser() -> ArgumentParser:
     """Build the verb's parser."""
-    made = ArgumentParser(
+    verb = ArgumentParser(
         prog="emu-edit evaluate",
         description="Score a model per task, beside copy-input (nothing edited) and the oracle "
         "(the target itself); writes results.json, table.md and grid.png. With --drift, over the "
@@ -58,53 +92,56 @@ def parser() -> ArgumentParser:
         "(curves) and sessions.png. Benchmarks of photographs: see below.",
         epilog=EPILOG,
     )
-    made.add_argument(
+    verb.add_argument(
         "model",
         type=Path,
         nargs="?",
         help="model directory, run folder, .ckpt file; or a folder of pictures",
     )
-    made.add_argument(
-        "--benchmark", choices=tuple(SPLITS), default=WORLD, help="what to score on (default world)"
+    verb.add_argument(
+        "--benchmark", choices=BENCHMARKS, default=WORLD, help="what to score on (default world)"
     )
-    made.add_argument(
+    verb.add_argument(
         "--split",
         help="world: heldout (phrasings and colour/shape pairs that training never saw; default), "
         "sentences or pairs (only the one or the other) or train; emu-edit: test (default) or "
         "validation",
     )
-    made.add_argument(
+    verb.add_argument(
         "--size",
         type=positive_int,
         help="side in pixels, the shorter one of photographs (default: as trained)",
     )
-    add_sampling(made)
-    made.add_argument(
+    add_sampling(verb)
+    verb.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="default: beside MODEL, named after it"
     )
-    made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
-    made.add_argument(
+    verb.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
+    verb.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
         help="the downloaded benchmark; world: the folder that --write-inputs wrote",
     )
-    made.add_argument(
+    verb.add_argument(
         "--allow-missing",
         action="store_true",
         default=None,
         help="of a folder: let pictures that are missing count as not edited",
     )
-    _add_world(made)
-    _add_others(made)
-    return made
+    _add_world(verb)
+    _add_others(verb)
+    return verb
 
 
-def _add_world(made: ArgumentParser) -> None:
-    group = made.add_argument_group("world")
+def _add_world(verb: ArgumentParser) -> None:
+    group = verb.add_argument_group("world")
     group.add_argument("--pairs", type=positive_int, help=f"pairs per task (default {PAIRS})")
     group.add_argument(
-        "--drift", action="store_true", help="sessions: odd turns edit, even ones ask for nothing"
+        "--drift",
+        action="store_true",
+        default=None,
+        help="sessions: odd turns edit, even ones ask for nothing",
     )
     group.add_argument("--turns", type=positive_int, help=f"of a drift session (default {TURNS})")
     group.add_argument("--sessions", type=positive_int, help=f"to drift (default {SESSIONS})")
@@ -118,8 +155,8 @@ def _add_world(made: ArgumentParser) -> None:
     )
 
 
-def _add_others(made: ArgumentParser) -> None:
-    group = made.add_argument_group("emu-edit and magicbrush")
+def _add_others(verb: ArgumentParser) -> None:
+    group = verb.add_argument_group("emu-edit and magicbrush")
     group.add_argument("--protocol", metavar="NAME", help="what the numbers mean, see below")
     group.add_argument("--backbones", type=Path, metavar="DIR", help="folder of CLIP and DINO")
     group.add_argument(
@@ -144,103 +181,127 @@ def run(arguments: list[str]) -> int:
         InputError: if model, size, photographs, data or an option cannot be used.
     """
     options = parser().parse(arguments)
-    check_options(options)
+    kind = kind_of(options)
+    refuse(options, FOREIGN[kind])
+    if kind == Kind.inputs:
+        return write_inputs(options)
+    if options.model is None:
+        raise InputError(
+            "evaluate needs a model or a folder of pictures; see emu-edit evaluate --help"
+        )
     from datamodules.evaluation_sets.items import as_unicode
 
-    options.sampling = sampling_of(options)  # answers an unknown name before a model is loaded
-    if options.write_inputs is not None:
-        from emu_edit.evaluation.world_pictures import write_inputs
-
-        sys.stdout.write(write_inputs(options))
-        return 0
     start = time.monotonic()
-    if options.benchmark == WORLD:
-        table, folder, status = run_on_world(options)
-    else:
-        from emu_edit.evaluation.photographs import run_benchmark
-
-        table, folder, status = run_benchmark(options)
+    outcome = evaluate(options, kind)
     seconds = time.monotonic() - start
-    sys.stdout.write(as_unicode(f"{table}\n\nwrote {folder} in {seconds:.0f} s\n"))
-    return status
+    text = f"{outcome.table}\n\nwrote {outcome.folder} in {seconds:.0f} s\n"
+    sys.stdout.write(as_unicode(text))
+    return SOME_FAILED if outcome.failed else 0
 
 
-def run_on_world(options: argparse.Namespace) -> tuple[str, Path, int]:
-    """Score a model or pictures; return the table, the folder written and the exit status."""
-    from emu_edit.evaluation.options import are_pictures_meant, refuse_allow_missing
-
-    if are_pictures_meant(options):
-        if options.drift:
-            raise InputError(f"--drift needs a model, and {options.model} is a folder of pictures")
-        from emu_edit.evaluation.world_pictures import run_pictures
-
-        return run_pictures(options)
-    refuse_allow_missing(options)
-    if options.drift and options.data is not None:
-        raise InputError("--data is about single edits; with --drift leave it out")
-    editor = load_editor(options)
-    return *(run_drift if options.drift else run_world)(options, editor), 0
+def kind_of(options: argparse.Namespace) -> Kind:
+    """Tell which kind of evaluation a command line asks for."""
+    if options.benchmark != WORLD:
+        return Kind.photographs
+    if options.write_inputs is not None:
+        return Kind.inputs
+    return Kind.world if options.drift is None else Kind.drift
 
 
-def run_world(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]:
-    """Score single edits of every task; return the table and the folder written."""
-    from emu_edit.evaluation.page import write_page
-    from emu_edit.evaluation.results import versions
-    from emu_edit.evaluation.world import evaluate_world, write_results
-    from emu_edit.evaluation.world_pictures import asked_world
-    from emu_edit.metrics.table import format_table
-    from emu_edit.terminal import step_bar
+def refuse(options: argparse.Namespace, foreign: Mapping[str, str]) -> None:
+    """Refuse options that were given and say nothing here.
 
-    benchmark = asked_world(options)
-    start = time.monotonic()
-    with step_bar("evaluating", "pairs") as on_step:
-        result = evaluate_world(editor, benchmark, on_step)
-    about = describe(options, editor, benchmark.describe(), time.monotonic() - start)
-    about |= {"versions": versions(), "device": editor.device.type}
-    folder = output_folder(options, f"world-{benchmark.split}")
-    title = f"{options.model}, {benchmark.split} world, {benchmark.pairs_per_task} pairs per task"
-    write_results(folder, result, title=title, about=about)
-    write_page(folder)
-    return format_table(result.report), folder
+    Raises:
+        InputError: naming the first, and why.
+    """
+    given = vars(options)
+    for name, why in foreign.items():
+        if given[name] is not None:
+            raise InputError(f"--{name.replace('_', '-')} {why}")
 
 
-def run_drift(options: argparse.Namespace, editor: "Editor") -> tuple[str, Path]:
-    """Score sessions of several turns; return the table and the folder written."""
+def candidate_of(options: argparse.Namespace) -> "Candidate":
+    """Read what is scored from the command line."""
+    from emu_edit.evaluation.candidate import Candidate, holds_pictures
+
+    return Candidate(
+        options.model,
+        are_pictures=holds_pictures(options.model, options.benchmark),
+        sampling=sampling_of(options),
+        device=options.device,
+        allow_missing=options.allow_missing is not None,
+        output=options.output,
+    )
+
+
+def scenes_of(options: argparse.Namespace) -> "Scenes":
+    """Read from the command line which scenes of the world are meant."""
     from datamodules.world.backgrounds import Photos
-    from emu_edit.evaluation.drift import DriftBenchmark, evaluate_drift, table_of, write_drift
-    from emu_edit.terminal import step_bar
+    from emu_edit.evaluation.world import Scenes
 
-    benchmark = DriftBenchmark(
-        sessions=SESSIONS if options.sessions is None else options.sessions,
-        turns=TURNS if options.turns is None else options.turns,
-        split=HELDOUT if options.split is None else options.split,
-        seed=SEED if options.seed is None else options.seed,
+    return Scenes(
+        split=given_or(options.split, "heldout"),
+        seed=given_or(options.seed, SEED),
         size=options.size,
         photos=None if options.photos is None else Photos(options.photos),
     )
-    start = time.monotonic()
-    with step_bar("drifting", "edits") as on_step:
-        result = evaluate_drift(editor, benchmark, on_step)
-    about = describe(options, editor, benchmark.describe(), time.monotonic() - start)
-    folder = output_folder(options, "drift")
-    title = f"{options.model}, drift over {benchmark.turns} turns, {benchmark.sessions} sessions"
-    write_drift(folder, result, title=title, about=about)
-    return table_of(result), folder
 
 
-def describe(
-    options: argparse.Namespace, editor: "Editor", benchmark: dict[str, object], seconds: float
-) -> dict[str, object]:
-    """Return what stands above the numbers in the JSON file."""
-    return {
-        "model": str(options.model),
-        **benchmark,
-        "editor": editor.settings.to_dict(),
-        "seconds": round(seconds, 1),
-    }
+def given_or(value: Value | None, usual: Value) -> Value:
+    """Choose the usual value where none was given."""
+    return usual if value is None else value
 
 
-def output_folder(options: argparse.Namespace, suffix: str) -> Path:
-    """Return where to write: as asked, else beside the model."""
-    path = options.model.absolute()
-    return options.output or path.with_name(f"{path.name}-{suffix}")
+def benchmark_of(options: argparse.Namespace) -> "WorldBenchmark":
+    """Read from the command line which pairs of the world are meant, or from --data."""
+    from emu_edit.evaluation.world import WorldBenchmark
+    from emu_edit.evaluation.world_inputs import read_benchmark
+
+    if options.data is not None:
+        why = f"is what {options.data} was written with; leave it out"
+        refuse(options, dict.fromkeys(("pairs", "seed", "split", "size"), why))
+        return read_benchmark(options.data, scenes_of(options).photos)
+    return WorldBenchmark(given_or(options.pairs, PAIRS), scenes_of(options))
+
+
+def write_inputs(options: argparse.Namespace) -> int:
+    """Write what is to be edited, for any editor; return the exit status."""
+    from emu_edit.evaluation.world_inputs import write_inputs
+
+    if options.model is not None:
+        raise InputError(
+            f"--write-inputs writes what is to be edited and scores nothing; leave {options.model} "
+            "out"
+        )
+    sys.stdout.write(write_inputs(options.write_inputs, benchmark_of(options)))
+    return 0
+
+
+def evaluate(options: argparse.Namespace, kind: Kind) -> "Outcome":
+    """Turn the command line into the record of its kind of evaluation, and run that."""
+    if kind == Kind.world:
+        from emu_edit.evaluation.world import WorldOptions, run_world
+
+        return run_world(WorldOptions(candidate_of(options), benchmark_of(options)))
+    if kind == Kind.drift:
+        from emu_edit.evaluation.drift import DriftBenchmark, DriftOptions, run_drift
+
+        sessions, turns = given_or(options.sessions, SESSIONS), given_or(options.turns, TURNS)
+        benchmark = DriftBenchmark(sessions, turns, scenes_of(options))
+        return run_drift(DriftOptions(candidate_of(options), benchmark))
+    from emu_edit.evaluation.photographs import PhotographOptions, run_photographs
+
+    return run_photographs(
+        PhotographOptions(
+            candidate_of(options),
+            options.benchmark,
+            options.data,
+            split=options.split,
+            protocol=options.protocol,
+            backbones=options.backbones,
+            size=options.size,
+            tasks=options.tasks,
+            limit=options.limit,
+            compare=options.compare,
+        )
+    )

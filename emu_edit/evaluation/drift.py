@@ -1,18 +1,15 @@
-"""`emu-edit evaluate MODEL --drift`: what ten turns do to a picture, with and without threshold.
+"""`evaluate --drift`: what ten turns do to a picture, with and without threshold.
 
 Every session of the world is edited twice, with the same instructions and seeds, once taking each
 result as it comes and once through `keep_unchanged` after every turn, the first included. Through
-`EditSession`, so that what is measured is what people use.
-
-The table of a drift benchmark, for a terminal and for Markdown.
-
-The pictures of a drift benchmark: curves over the turns, and some sessions to look at.
+`EditSession`, so that what is measured is what people use. Written as numbers, a table, curves over
+the turns, and some sessions to look at.
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +18,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datamodules.world.backgrounds import Photos
+from datamodules.evaluation_sets.items import as_unicode
 from datamodules.world.palette import Split
 from datamodules.world.sessions import TASKS, WorldSession, make_session
 from datamodules.world.studio import WorldPair
@@ -30,6 +27,9 @@ from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.editing.sheets import new_figure
 from emu_edit.editing.threshold import ALPHA
 from emu_edit.errors import InputError
+from emu_edit.evaluation.candidate import Candidate, Outcome
+from emu_edit.evaluation.world import Scenes
+from emu_edit.files import write_json, write_text
 from emu_edit.metrics.bootstrap import bootstrap_ratio
 from emu_edit.metrics.drift import (
     DriftPoint,
@@ -39,13 +39,16 @@ from emu_edit.metrics.drift import (
     score_session,
     success_share,
 )
-from emu_edit.terminal import markdown_table
+from emu_edit.terminal import markdown_table, step_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS, TABLE, CURVES, SESSIONS = "drift.json", "drift.md", "drift.png", "sessions.png"
 SHOWN = 2  # sessions in the picture
+HEADER = ("turn", "L1 outside", "with", "PSNR", "with", "untouched", "with", "success", "with")
+ROWS = ("right", "without", "with")  # of a session in the picture
+SPLITS: dict[str, Split] = {"heldout": "heldout", "train": "train"}
 
 Kind = Literal["without", "with"]
 ALPHAS: dict[Kind, float | None] = {"without": None, "with": ALPHA}
@@ -58,31 +61,39 @@ class DriftBenchmark:
     Attributes:
         sessions: how many.
         turns: of each session; the odd ones edit, the even ones ask for nothing.
-        split: of the phrasings.
-        seed: of sessions and noise.
-        size: side of the pictures in pixels; None means the model's training size.
-        photos: photographs for the backgrounds.
+        scenes: that they begin with, and the split of the phrasings.
     """
 
     sessions: int = 20
     turns: int = 10
-    split: Split = "heldout"
-    seed: int = 1  # 0 is the training world's
-    size: int | None = None
-    photos: Photos | None = None
+    scenes: Scenes = field(default_factory=Scenes)
 
-    def describe(self) -> dict[str, object]:
-        """Return what the numbers depend on, besides the model, as JSON-able values."""
-        return {
-            "benchmark": "drift",
-            "sessions": self.sessions,
-            "turns": self.turns,
-            "split": self.split,
-            "seed": self.seed,
-            "size": self.size,
-            "photos": None if self.photos is None else str(self.photos.folder),
-            "alpha": ALPHA,
-        }
+    def __post_init__(self) -> None:
+        """Refuse splits that hold back only phrasings or only pairs."""
+        if self.scenes.split not in SPLITS:
+            raise InputError(
+                f"--split {self.scenes.split} is of single edits; --drift has {', '.join(SPLITS)}"
+            )
+
+    def to_dict(self) -> dict[str, object]:
+        """Describe what the numbers depend on, besides the model, as JSON values."""
+        counts = {"sessions": self.sessions, "turns": self.turns}
+        return {"benchmark": "drift", **counts, **self.scenes.to_dict(), "alpha": ALPHA}
+
+
+@dataclass(frozen=True)
+class DriftOptions:
+    """What `evaluate --drift` scores, and in which sessions."""
+
+    candidate: Candidate
+    benchmark: DriftBenchmark = field(default_factory=DriftBenchmark)
+
+    def __post_init__(self) -> None:
+        """Refuse pictures: only a model can go on from its own results."""
+        if self.candidate.are_pictures:
+            raise InputError(
+                f"--drift needs a model, and {self.candidate.path} is a folder of pictures"
+            )
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,7 @@ class DriftResult:
         }
 
     def to_dict(self) -> dict[str, object]:
-        """Return summary, curves and instructions as JSON-able values."""
+        """Describe summary, curves and instructions as JSON values."""
         return {
             "summary": self.summary,
             "curves": {kind: [asdict(p) for p in self.drifts[kind].curve] for kind in ALPHAS},
@@ -154,6 +165,35 @@ class DriftResult:
         return {"key": self.sessions[i].key, "turns": turns}
 
 
+def run_drift(options: DriftOptions) -> Outcome:
+    """Score sessions of several turns; write drift.json, drift.md, drift.png and sessions.png.
+
+    Raises:
+        InputError: if the model cannot be used.
+    """
+    candidate, benchmark = options.candidate, options.benchmark
+    editor = candidate.load()
+    start = time.monotonic()
+    with step_bar("drifting", "edits") as on_step:
+        result = evaluate_drift(editor, benchmark, on_step)
+    name = as_unicode(str(candidate.path))
+    about = {
+        "model": name,
+        **benchmark.to_dict(),
+        "editor": editor.settings.to_dict(),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    folder = candidate.results_folder("drift")
+    folder.mkdir(parents=True, exist_ok=True)
+    table = drift_table(result)
+    title = f"{name}, drift over {benchmark.turns} turns, {benchmark.sessions} sessions"
+    write_json(folder / RESULTS, {**about, **result.to_dict()})
+    write_text(folder / TABLE, f"# {title}\n\n{table}")
+    draw_curves(result, folder / CURVES, title=title)
+    draw_sessions(result, folder / SESSIONS)
+    return Outcome(table, folder)
+
+
 def evaluate_drift(
     editor: Editor,
     benchmark: DriftBenchmark,
@@ -170,14 +210,15 @@ def evaluate_drift(
             f"the model does not know the task {', '.join(missing)}; drift is measured with "
             f"{', '.join(TASKS)}"
         )
+    scenes = benchmark.scenes
     sessions = [
         make_session(
-            benchmark.seed,
+            scenes.seed,
             index,
             turns=benchmark.turns,
-            size=editor.settings.image_size if benchmark.size is None else benchmark.size,
-            split=benchmark.split,
-            photos=benchmark.photos,
+            size=scenes.side(editor.settings.image_size),
+            split=SPLITS[scenes.split],
+            photos=scenes.photos,
         )
         for index in range(benchmark.sessions)
     ]
@@ -186,7 +227,7 @@ def evaluate_drift(
     for i, session in enumerate(sessions):
         truths = [truth_of(turn) for turn in session.turns]
         for kind, alpha in ALPHAS.items():
-            edited = EditSession.start(editor, truths[0].before, seed=benchmark.seed + i)
+            edited = EditSession.start(editor, truths[0].before, seed=scenes.seed + i)
             for turn in session.turns:
                 settings = TurnSettings(turn.task, threshold=alpha)
                 edited = edited.edit(turn.instruction, settings)
@@ -199,7 +240,7 @@ def evaluate_drift(
 
 
 def truth_of(turn: WorldPair) -> TurnTruth:
-    """Return a turn of the world as the metrics take it."""
+    """Turn a turn of the world into what the metrics take."""
     before, target = (
         torch.from_numpy(picture).permute(2, 0, 1).contiguous()
         for picture in (turn.source, turn.target)
@@ -207,51 +248,12 @@ def truth_of(turn: WorldPair) -> TurnTruth:
     return TurnTruth(before, target, torch.from_numpy(turn.mask))
 
 
-def write_drift(folder: Path, result: DriftResult, *, title: str, about: dict[str, object]) -> None:
-    """Write drift.json, drift.md, drift.png (curves) and sessions.png (pictures).
-
-    Args:
-        folder: made when missing.
-        result: what to write.
-        title: heading of table and plot.
-        about: what else goes into drift.json: model, benchmark, time.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, **result.to_dict()}, indent=2) + "\n"
-    (folder / RESULTS).write_text(text, encoding="utf-8")
-    (folder / TABLE).write_text(f"# {title}\n\n{table_of(result)}\n", encoding="utf-8")
-    draw_curves(*curves_of(result), folder / CURVES, title=title)
-    shown = zip(result.drifts["without"].shown, result.drifts["with"].shown, strict=True)
-    draw_sessions(result.sessions[:SHOWN], list(shown), folder / SESSIONS)
-
-
-def table_of(result: DriftResult) -> str:
-    """Return the table of both curves and its summary, for people."""
-    return drift_table(*curves_of(result), result.summary)
-
-
-def curves_of(result: DriftResult) -> tuple[list[DriftPoint], list[DriftPoint]]:
-    """Return the curves without and with threshold."""
-    return result.drifts["without"].curve, result.drifts["with"].curve
-
-
-HEADER = ("turn", "L1 outside", "with", "PSNR", "with", "untouched", "with", "success", "with")
-
-
-def drift_table(
-    without: Sequence[DriftPoint], kept: Sequence[DriftPoint], summary: Mapping[str, float | None]
-) -> str:
-    """Return one row per turn, each number without and with threshold, and what it comes to.
-
-    Args:
-        without: the curve without threshold.
-        kept: the curve with threshold.
-        summary: `error_ratio` and its ends `error_ratio_low` and `_high`, `outside_l1_*` and
-            `success_*` with * in "without", "with".
-    """
+def drift_table(result: DriftResult) -> str:
+    """Write a row per turn, each number without and with threshold, and what it comes to."""
+    without, kept = (result.drifts[kind].curve for kind in ALPHAS)
     rows = [_row(a, b) for a, b in zip(without, kept, strict=True)]
     table = markdown_table(HEADER, rows, numbers=True)
-    return "\n".join([table, "", *_conclusion(without[-1].turn, summary)])
+    return "\n".join([table, "", *_conclusion(len(rows), result.summary)])
 
 
 def _row(without: DriftPoint, kept: DriftPoint) -> tuple[str, ...]:
@@ -264,7 +266,7 @@ def _row(without: DriftPoint, kept: DriftPoint) -> tuple[str, ...]:
     )
 
 
-def _conclusion(turn: int, summary: Mapping[str, float | None]) -> list[str]:
+def _conclusion(turn: int, summary: dict[str, float | None]) -> list[str]:
     ratio = summary["error_ratio"]
     low, high = (summary[f"error_ratio_{end}"] for end in ("low", "high"))
     times = "no error is left" if ratio is None else f"{ratio:.1f} times less"
@@ -287,33 +289,28 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-Pictures = tuple[UInt8[Tensor, "3 h w"], ...]  # of a session: the original, then each turn's result
 PANELS: tuple[tuple[str, Callable[[DriftPoint], float | None]], ...] = (
     ("L1 outside the edits", lambda point: point.outside_l1),
     ("PSNR outside the edits (dB)", lambda point: point.outside_psnr),
     ("success inside the edit", lambda point: point.success),
 )
-ROWS = ("right", "without", "with")
 
 
-def draw_curves(
-    without: Sequence[DriftPoint], kept: Sequence[DriftPoint], path: Path, *, title: str
-) -> None:
+def draw_curves(result: DriftResult, path: Path, *, title: str) -> None:
     """Draw error, PSNR and success over the turns, without and with threshold."""
     figure = new_figure(12.0, 4.0)
     figure.suptitle(title)
     for number, (name, value) in enumerate(PANELS, start=1):
         axes = figure.add_subplot(1, len(PANELS), number)
-        for curve, label, line in (
-            (without, "without threshold", "-"),
-            (kept, "with threshold", "--"),  # dashed: the two may lie on each other
-        ):
+        for kind, line in zip(ALPHAS, ("-", "--"), strict=True):  # they may lie on each other
+            curve = result.drifts[kind].curve
             points = [(p.turn, v) for p in curve if (v := value(p)) is not None]
             turns, values = [turn for turn, _ in points], [v for _, v in points]
+            label = f"{kind} threshold"
             axes.plot(turns, values, line, marker="o", markersize=4, label=label)
         axes.set_title(name)
         axes.set_xlabel("turn")
-        axes.set_xlim(0.5, len(without) + 0.5)
+        axes.set_xlim(0.5, len(result.sessions[0].turns) + 0.5)
         axes.grid(visible=True, alpha=0.3)
         if number != 2:  # an error and a share begin at zero, decibels do not
             axes.set_ylim(bottom=0)
@@ -322,23 +319,17 @@ def draw_curves(
     figure.savefig(path, dpi=100)
 
 
-def draw_sessions(
-    sessions: Sequence[WorldSession], pictures: Sequence[tuple[Pictures, Pictures]], path: Path
-) -> None:
-    """Draw sessions turn by turn: the right pictures, those without and those with threshold.
-
-    Args:
-        sessions: the truth.
-        pictures: for each, the pictures without and those with threshold.
-        path: PNG to write.
-    """
+def draw_sessions(result: DriftResult, path: Path) -> None:
+    """Draw sessions turn by turn: the right pictures, those without and those with threshold."""
+    sessions = result.sessions[:SHOWN]
     columns = len(sessions[0].turns) + 1
     figure = new_figure(1.5 * columns, 5.4 * len(sessions))
     grid = figure.subplots(len(ROWS) * len(sessions), columns, squeeze=False)
-    for i, (session, (without, kept)) in enumerate(zip(sessions, pictures, strict=True)):
+    for i, session in enumerate(sessions):
         right = [session.original, *(turn.target for turn in session.turns)]
         titles = ["original", *(turn.instruction for turn in session.turns)]
-        rows = (right, *([p.permute(1, 2, 0).numpy() for p in row] for row in (without, kept)))
+        edited = (result.drifts[kind].shown[i] for kind in ALPHAS)
+        rows = (right, *([p.permute(1, 2, 0).numpy() for p in row] for row in edited))
         for j, (name, row) in enumerate(zip(ROWS, rows, strict=True)):
             for axes, picture in zip(grid[len(ROWS) * i + j], row, strict=True):
                 _show(axes, picture)

@@ -11,30 +11,25 @@ failed is tried again.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import UInt8
-from torch import Tensor
-
 from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem, Picture
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.evaluation.outputs import OK, Output, failed, output_picture
-from emu_edit.images import resize, save_png
+from emu_edit.evaluation.outputs import OK, OnStep, Output, failed, output_picture
+from emu_edit.files import sha256_of, write_json
+from emu_edit.images import resize, save_png, with_shorter_side
 
 IMAGES, EDITS, RUN = "images", "edits.jsonl", "run.json"
 PREDICTED, GIVEN = "predicted", "given"
-SEED_BYTES = 4
-
-OnStep = Callable[[int, int], None]
 
 
 def seed_of(key: str) -> int:
-    """Return the seed of an item's noise: the first four bytes of its key's SHA-256, big-endian."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:SEED_BYTES], "big")
+    """Derive the seed of an item's noise: the first four bytes of its key's SHA-256, big-endian."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class EditRun:
         editor: the model, set up.
         folder: OUT.
         size: what the shorter side of a picture becomes before it is edited.
-        tasks: "predicted" asks the model's predictor, "given" takes the benchmark's word.
+        tasks: "predicted" asks the model's predictor, "given" takes the benchmark's.
     """
 
     editor: Editor
@@ -91,14 +86,14 @@ class EditRun:
     def _finished(
         self, item: BenchmarkItem, source: str, line: Mapping[str, Any] | None
     ) -> Output | None:
-        """Return the output a line tells of, None unless it still is what it was."""
+        """Take over the output of an earlier call, None unless its line still holds."""
         path = self._path(item)
         if line is None or line.get("status") != OK or not path.is_file():
             return None
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        made = Output(item.key, source, sha256, Picture.at(path), seed=seed_of(item.key))
-        is_same = all(line.get(name) == value for name, value in item_line(item, made).items())
-        return made if is_same else None
+        seed = seed_of(item.key)
+        output = Output(item.key, source, sha256_of(path), Picture.at(path), seed=seed)
+        is_same = all(line.get(name) == value for name, value in item_line(item, output).items())
+        return output if is_same else None
 
     def _edit(
         self,
@@ -107,36 +102,29 @@ class EditRun:
         items: Mapping[str, BenchmarkItem],
         outputs: Mapping[str, Output],
     ) -> Output:
-        seed = seed_of(item.key)
-        follows = item.follows
+        seed, follows, path = seed_of(item.key), item.follows, self._path(item)
         before = (
             item.source.decode() if follows is None else output_picture(items, outputs, follows)
         )
+        height, width = before.shape[-2:]
+        fitting = resize(before, with_shorter_side(self.size, height=height, width=width))
         try:
-            made = self.editor.edit(
-                self._fitted(before),
+            edited = self.editor.edit(
+                fitting,
                 item.instruction,
                 task=None if self.tasks == PREDICTED else item.task,
                 seed=seed,
             )
         # InputError and NaN are ValueErrors, torch's complaints (memory!) are RuntimeErrors
         except (ValueError, RuntimeError) as error:
-            self._path(item).unlink(missing_ok=True)  # of an earlier try
+            path.unlink(missing_ok=True)  # of an earlier try
             return failed(item.key, source, str(error) or type(error).__name__, seed)
-        save_png(self._path(item), made)
-        picture = Picture.at(self._path(item))
-        return Output(item.key, source, picture.sha256(), picture, seed=seed)
-
-    def _fitted(self, picture: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 _ _"]:
-        height, width = picture.shape[-2:]
-        short = min(height, width)
-        return resize(
-            picture, (round(height * self.size / short), round(width * self.size / short))
-        )
+        save_png(path, edited)
+        return Output(item.key, source, sha256_of(path), Picture.at(path), seed=seed)
 
 
 def item_line(item: BenchmarkItem, output: Output) -> dict[str, object]:
-    """Return what edits.jsonl says of an item; items.jsonl says more."""
+    """Describe an item as edits.jsonl does; items.jsonl says more."""
     return {
         "key": item.key,
         "session": item.session,
@@ -154,30 +142,24 @@ def item_line(item: BenchmarkItem, output: Output) -> dict[str, object]:
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the last line of each key; a line cut short by a crash counts as not written."""
+    """Read the last line of each key; a line cut short by a crash is cut off, and not counted."""
+    data = path.read_bytes() if path.is_file() else b""
+    if data and not data.endswith(b"\n"):
+        data = data[: data.rfind(b"\n") + 1]
+        path.write_bytes(data)  # else the next line would be appended to half a line
     lines: dict[str, dict[str, Any]] = {}
-    for line in _complete_lines(path):
+    for text in data.split(b"\n"):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
         if isinstance(line, dict) and isinstance(line.get("key"), str):
             lines[line["key"]] = line
     return lines
 
 
-def _complete_lines(path: Path) -> Iterator[object]:
-    if not path.is_file():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        data = data[: data.rfind(b"\n") + 1]
-        path.write_bytes(data)  # else the next line would be appended to half a line
-    for line in data.split(b"\n"):
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
-
-
 def claim_folder(folder: Path, about: Mapping[str, object]) -> None:
-    """Make OUT this run's, or make sure that it was.
+    """Make OUT the folder of this run, or make sure that it is.
 
     Args:
         folder: OUT.
@@ -186,15 +168,14 @@ def claim_folder(folder: Path, about: Mapping[str, object]) -> None:
     Raises:
         InputError: if it is another run's, or no run's but not empty.
     """
-    path = folder / RUN
-    wanted = json.loads(json.dumps(about))
+    path, wanted = folder / RUN, json.loads(json.dumps(about))
     if not path.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(
                 f"{folder} already holds something that is no run of a benchmark; give another -o"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        write_json(path, wanted)
         return
     try:
         found = json.loads(path.read_bytes())

@@ -1,15 +1,11 @@
-"""What was made of a benchmark's items: by somebody else, in a folder, or by a model of ours.
+"""What edits began with and what came of them: the pictures of a benchmark and their results.
 
-Somebody's folder holds a picture per item, named by its key, or (the Emu Edit test set) the tables
-in which Emu Edit's own results are published.
-
-A result that is missing where that is allowed, or that cannot be read, counts as if nothing had
-been edited: its item keeps the picture it began with, and is listed.
-
-The pictures a benchmark gives: checked and hashed before anything is edited or scored.
-
-An item whose own picture is damaged has no score, not even that of copying it, so a benchmark with
-such a picture is refused as a whole; a damaged result is another matter (`benchmark_run`).
+Results are made by a model of ours (`emu_edit.evaluation.edits`), or lie in somebody's folder: a
+picture per item, named by its key, or (the Emu Edit test set) the tables in which Emu Edit's own
+results are published. A result that is missing where that is allowed, or that cannot be read,
+counts as not edited: its item keeps the picture it began with, and is listed. The benchmark's own
+pictures are checked and hashed first; one that is damaged has no score, not even that of copying
+it, so there the benchmark is refused as a whole.
 """
 
 import hashlib
@@ -32,10 +28,12 @@ OK, FAILED = "ok", "failed"
 MISSING = "there is no picture of it"
 LONGEST_REASON = 300  # characters; some errors of torch go on for pages
 
+OnStep = Callable[[int, int], None]
+
 
 @dataclass(frozen=True)
 class Output:
-    """What was made of one item.
+    """What came of one item.
 
     Attributes:
         key: of the item.
@@ -58,10 +56,15 @@ class Output:
         """Say "ok" or "failed"."""
         return OK if self.reason is None else FAILED
 
+    @property
+    def failure(self) -> dict[str, str | None]:
+        """Its entry in a list of what failed."""
+        return {"key": self.key, "reason": self.reason}
+
 
 @dataclass(frozen=True)
 class ItemPictures:
-    """The pictures of one item: what was given, what was made of it, and the ground truth."""
+    """The pictures of one item: what was given, the result, and the ground truth."""
 
     source: UInt8[Tensor, "3 _ _"]
     output: UInt8[Tensor, "3 _ _"]
@@ -69,7 +72,7 @@ class ItemPictures:
 
 
 def failed(key: str, source_sha256: str, reason: str, seed: int | None = None) -> Output:
-    """Return the output of an item that failed: its source as it was."""
+    """Make the output of an item that failed: its source as it was."""
     line = as_unicode(" ".join(reason.split())[:LONGEST_REASON])
     return Output(key, source_sha256, source_sha256, None, line, seed)
 
@@ -87,7 +90,7 @@ def output_picture(
 
 
 def pictures_sha256(outputs: Mapping[str, Output]) -> str:
-    """Return the hash of all results and their keys; an item that failed has none."""
+    """Hash all results and their keys; an item that failed has no hash."""
     digest = hashlib.sha256()
     for key, output in outputs.items():
         digest.update(f"{key} {'-' if output.picture is None else output.sha256}\n".encode())
@@ -101,7 +104,12 @@ def has_pictures(folder: Path) -> bool:
     )
 
 
-def read_made(
+def is_generations(folder: Path, benchmark: str) -> bool:
+    """Say whether a folder holds published results as tables, not as files named by keys."""
+    return benchmark == EMU_EDIT and holds_generations(folder)
+
+
+def read_pictures(
     folder: Path, benchmark: Benchmark, sources: Mapping[str, str], *, allow_missing: bool
 ) -> dict[str, Output]:
     """Pair the pictures of a folder with the items of a benchmark.
@@ -115,9 +123,8 @@ def read_made(
     Raises:
         InputError: if pictures and items do not pair up.
     """
-    find = load_generations if is_generations(folder, benchmark.name) else _found
+    find = load_generations if is_generations(folder, benchmark.name) else _find_pictures
     found = find(folder, benchmark)
-    outputs: dict[str, Output] = {}
     missing = [item.key for item in benchmark.scored() if item.key not in found]
     if missing and not allow_missing:
         raise InputError(
@@ -125,8 +132,10 @@ def read_made(
             f"({some(missing)}); add them (KEY.png), or score them as not edited with "
             "--allow-missing"
         )
+    outputs: dict[str, Output] = {}
     for item in benchmark.items:  # a turn in between may be missing, it is in no table
-        outputs[item.key] = _output(item, found.get(item.key), outputs, sources)
+        source = sources[item.key] if item.follows is None else outputs[item.follows].sha256
+        outputs[item.key] = _read_output(item.key, source, found.get(item.key))
     if all(output.picture is None for output in outputs.values()):
         raise InputError(
             f"{folder}: no picture can be scored; {next(iter(outputs.values())).reason}"
@@ -134,36 +143,21 @@ def read_made(
     return outputs
 
 
-def _output(
-    item: BenchmarkItem,
-    picture: Picture | None,
-    outputs: Mapping[str, Output],
-    sources: Mapping[str, str],
-) -> Output:
-    source = sources[item.key] if item.follows is None else outputs[item.follows].sha256
+def _read_output(key: str, source: str, picture: Picture | None) -> Output:
     if picture is None:
-        return failed(item.key, source, MISSING)
+        return failed(key, source, MISSING)
     try:
         data = picture.fetch()
         decode_rgb(data, where=picture.where)
     except MissingPictureError:
         raise  # an empty cell is a damaged table, not a failed edit
     except BadImageError as error:
-        return failed(item.key, source, str(error))
-    return Output(item.key, source, hashlib.sha256(data).hexdigest(), picture)
+        return failed(key, source, str(error))
+    return Output(key, source, hashlib.sha256(data).hexdigest(), picture)
 
 
-def is_generations(folder: Path, benchmark: str) -> bool:
-    """Say whether a folder holds published results as tables, not as files named by keys."""
-    return benchmark == EMU_EDIT and holds_generations(folder)
-
-
-def _found(folder: Path, benchmark: Benchmark) -> dict[str, Picture]:
-    """Return the pictures of the folder by key.
-
-    Raises:
-        InputError: for pictures of no item, and for two of one.
-    """
+def _find_pictures(folder: Path, benchmark: Benchmark) -> dict[str, Picture]:
+    """Find pictures by their keys; refuse pictures of no item, and two of one."""
     found: dict[str, Path] = {}
     extra: list[str] = []
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
@@ -186,9 +180,6 @@ def _found(folder: Path, benchmark: Benchmark) -> dict[str, Picture]:
     return {key: Picture.at(path) for key, path in found.items()}
 
 
-OnStep = Callable[[int, int], None]
-
-
 @dataclass(frozen=True)
 class Inputs:
     """The hashes of every picture of a benchmark, by item.
@@ -204,12 +195,12 @@ class Inputs:
     sha256: str
 
     def lines(self) -> list[str]:
-        """Return "KEY SOURCE TARGET" for each item, "-" where there is no ground truth."""
+        """Write "KEY SOURCE TARGET" for each item, "-" where there is no ground truth."""
         return [f"{key} {self.source[key]} {self.target[key] or '-'}" for key in self.source]
 
 
 def check_inputs(benchmark: Benchmark, on_step: OnStep) -> Inputs:
-    """Decode and hash the pictures of all items, each once.
+    """Decode and hash the pictures of all items, each once, and hash what is said of them.
 
     Raises:
         InputError: if one cannot be decoded.
@@ -217,14 +208,18 @@ def check_inputs(benchmark: Benchmark, on_step: OnStep) -> Inputs:
     known: dict[str, str] = {}  # hash by place: turns of a session share pictures
     source: dict[str, str] = {}
     target: dict[str, str | None] = {}
+    digest = hashlib.sha256()  # of one JSON line per item: what an edit is made from and scored by
     for number, item in enumerate(benchmark.items, 1):
-        source[item.key] = _checked(item, item.source, known)
-        target[item.key] = None if item.target is None else _checked(item, item.target, known)
+        source[item.key] = _check_input(item, item.source, known)
+        target[item.key] = None if item.target is None else _check_input(item, item.target, known)
+        texts = [item.task, item.instruction, item.source_caption, item.target_caption]
+        line = [item.key, source[item.key], target[item.key], *texts]
+        digest.update(json.dumps(line).encode() + b"\n")
         on_step(number, len(benchmark.items))
-    return Inputs(source, target, _manifest(benchmark, source, target))
+    return Inputs(source, target, digest.hexdigest())
 
 
-def _checked(item: BenchmarkItem, picture: Picture, known: dict[str, str]) -> str:
+def _check_input(item: BenchmarkItem, picture: Picture, known: dict[str, str]) -> str:
     if picture.where not in known:
         data = picture.fetch()
         try:
@@ -235,13 +230,3 @@ def _checked(item: BenchmarkItem, picture: Picture, known: dict[str, str]) -> st
             ) from error
         known[picture.where] = hashlib.sha256(data).hexdigest()
     return known[picture.where]
-
-
-def _manifest(benchmark: Benchmark, source: dict[str, str], target: dict[str, str | None]) -> str:
-    """Return the hash of one JSON line per item: what an edit is made from and judged by."""
-    digest = hashlib.sha256()
-    for item in benchmark.items:
-        texts = [item.task, item.instruction, item.source_caption, item.target_caption]
-        line = [item.key, source[item.key], target[item.key], *texts]
-        digest.update(json.dumps(line).encode() + b"\n")
-    return digest.hexdigest()

@@ -63,7 +63,7 @@ class PredictorScore:
         return float(self.confusion.diagonal().sum()) / self.num_texts
 
     def of_task(self, index: int) -> tuple[int, float]:
-        """Return how many instructions of a task were asked, and which share was right."""
+        """Count the instructions of a task, and say which share of them was right."""
         asked = int(self.confusion[index].sum())
         return asked, float(self.confusion[index, index]) / max(asked, 1)
 
@@ -97,7 +97,7 @@ def score(predictor: TaskPredictor, instructions: list[Instruction]) -> Predicto
 
 
 def format_score(result: PredictorScore) -> str:
-    """Return a table for the terminal: a line per task, then the whole."""
+    """Write a table for the terminal: a line per task, then the whole."""
     lines = [f"{'task':<12}{'asked':>7}{'right':>8}  taken for"]
     for index, task in enumerate(result.tasks):
         asked, share = result.of_task(index)

@@ -26,7 +26,6 @@ from emu_edit.metrics.protocols import METRICS, Protocol
 from emu_edit.terminal import markdown_table
 
 FORMAT = 1
-SOME_FAILED = 1  # exit status when items failed, as `edit` has it for many pictures
 TABLE = "table.md"
 PACKAGES = ("torch", "transformers", "pillow", "numpy")
 
@@ -92,7 +91,7 @@ class Evaluation:
                 name: {"items": len(keys), "rows": self._rows(keys)}
                 for name, keys in benchmark.blocks.items()
             },
-            "failed": [{"key": o.key, "reason": o.reason} for o in failed],
+            "failed": [output.failure for output in failed],
             "filtered": list(self.filtered),
             "resampled": {"count": len(resampled), "keys": resampled},
             "truncated_captions": self.scores.cut_captions,

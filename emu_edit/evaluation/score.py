@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem
-from emu_edit.evaluation.outputs import Inputs, ItemPictures, Output, output_picture
+from emu_edit.evaluation.outputs import Inputs, ItemPictures, OnStep, Output, output_picture
 from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone
 from emu_edit.metrics.preprocess import resample
 from emu_edit.metrics.protocols import INPUT, Protocol
@@ -43,34 +43,6 @@ class Scores:
     cut_captions: int
 
 
-@dataclass(frozen=True)
-class Stack:
-    """One editor's share in some items, stacked: features, and pairs of one size for pixels."""
-
-    clip_source: Float[Tensor, "n d"]
-    clip_edited: Float[Tensor, "n d"]
-    clip_reference: Float[Tensor, "n d"]
-    dino_edited: Float[Tensor, "n k"]
-    dino_reference: Float[Tensor, "n k"]
-    text_source: Float[Tensor, "n d"]
-    text_target: Float[Tensor, "n d"]
-    pairs: list[tuple[Picture, Picture]]
-
-
-def _pixels(distance: Callable[[Picture, Picture], float], stack: Stack) -> Float64[Tensor, " n"]:
-    return torch.tensor([distance(*pair) for pair in stack.pairs], dtype=torch.float64)
-
-
-METRICS: dict[str, Callable[[Stack], Float64[Tensor, " n"]]] = {
-    "clip_dir": lambda s: clip_dir(s.clip_source, s.clip_edited, s.text_source, s.text_target),
-    "clip_im": lambda s: cosine(s.clip_edited, s.clip_reference),
-    "clip_out": lambda s: cosine(s.clip_edited, s.text_target),
-    "clip_i": lambda s: cosine(s.clip_edited, s.clip_reference),
-    "clip_t": lambda s: cosine(s.clip_edited, s.text_target),
-    "dino": lambda s: cosine(s.dino_edited, s.dino_reference),
-    "l1": lambda s: _pixels(l1, s),
-    "l2": lambda s: _pixels(l2, s),
-}
 # an empty caption says nothing, whatever its features
 CAPTIONS_NEEDED = {
     "clip_dir": ("source_caption", "target_caption"),
@@ -105,29 +77,29 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Seen:
+class HashedPicture:
     """A picture and the hash its features are kept by."""
 
     sha256: str
-    picture: Picture
+    pixels: Picture
 
 
 @dataclass(frozen=True)
-class Judged:
-    """An item with everything that is compared."""
+class Comparison:
+    """An item and each editor's picture; copy-input's is the input, the oracle's the truth."""
 
     item: BenchmarkItem
-    editors: Mapping[str, Seen]  # what each made; copy-input "made" the input, oracle the truth
+    editors: Mapping[str, HashedPicture]
 
-    def reference(self, protocol: Protocol) -> Seen:
-        """Return what edited pictures are compared with."""
+    def reference(self, protocol: Protocol) -> HashedPicture:
+        """Choose what edited pictures are compared with."""
         return self.editors[COPY if protocol.reference == INPUT else ORACLE]
 
 
 def pictures_of(
     benchmark: Benchmark, outputs: Mapping[str, Output]
 ) -> Callable[[str], ItemPictures]:
-    """Return what reads the pictures of an item, by its key."""
+    """Make a function that reads the pictures of an item, by its key."""
     items = {item.key: item for item in benchmark.items}
 
     def read(key: str) -> ItemPictures:
@@ -147,13 +119,13 @@ def score(
     inputs: Inputs,
     protocol: Protocol,
     features: Features,
-    on_step: Callable[[int, int], None],
+    on_step: OnStep,
 ) -> Scores:
     """Score every item of the benchmark's tables.
 
     Args:
         benchmark: the items.
-        outputs: what was made of them.
+        outputs: what came of them.
         inputs: the hashes of the benchmark's pictures.
         protocol: how.
         features: the networks.
@@ -166,78 +138,90 @@ def score(
     resampled: list[str] = []
     for start in range(0, len(items), AT_ONCE):
         part = [
-            _judged(item, read(item.key), outputs[item.key].sha256, inputs)
+            _compare(item, read(item.key), outputs[item.key].sha256, inputs)
             for item in items[start : start + AT_ONCE]
         ]
-        pictures = {seen.sha256: seen.picture for one in part for seen in one.editors.values()}
-        captions = [c for one in part for c in (one.item.source_caption, one.item.target_caption)]
+        pictures = {one.sha256: one.pixels for c in part for one in c.editors.values()}
+        captions = [text for c in part for text in (c.item.source_caption, c.item.target_caption)]
         features.add(pictures, captions)
         for name in rows:
             rows[name] |= _row(part, name, protocol, features)
         resampled += [
-            one.item.key
-            for one in part
-            if one.editors[MODEL].picture.shape != one.reference(protocol).picture.shape
+            c.item.key
+            for c in part
+            if c.editors[MODEL].pixels.shape != c.reference(protocol).pixels.shape
         ]
         on_step(start + len(part), len(items))
     cut = features.clip_network.count_cut(list(features.text))
     return Scores(rows, tuple(resampled), cut)
 
 
-def _judged(item: BenchmarkItem, pictures: ItemPictures, made: str, inputs: Inputs) -> Judged:
+def _compare(
+    item: BenchmarkItem, pictures: ItemPictures, output: str, inputs: Inputs
+) -> Comparison:
     editors = {
-        MODEL: Seen(made, pictures.output),
-        COPY: Seen(inputs.source[item.key], pictures.source),
+        MODEL: HashedPicture(output, pictures.output),
+        COPY: HashedPicture(inputs.source[item.key], pictures.source),
     }
     target = inputs.target[item.key]
     if target is not None and pictures.target is not None:
-        editors[ORACLE] = Seen(target, pictures.target)
-    return Judged(item, editors)
+        editors[ORACLE] = HashedPicture(target, pictures.target)
+    return Comparison(item, editors)
 
 
 def _row(
-    part: Sequence[Judged], name: str, protocol: Protocol, features: Features
+    part: Sequence[Comparison], name: str, protocol: Protocol, features: Features
 ) -> dict[str, Values]:
-    """Return the values of one editor's items."""
-    stack = _stack(part, name, protocol, features)
-    columns = {metric: METRICS[metric](stack).tolist() for metric in protocol.metrics}
+    """Compute the values of one editor's items."""
+    columns = _columns(part, name, protocol, features)
     return {
-        one.item.key: {
-            metric: _defined(one.item, metric, column[i]) for metric, column in columns.items()
+        c.item.key: {
+            metric: _defined(c.item, metric, column[i]) for metric, column in columns.items()
         }
-        for i, one in enumerate(part)
+        for i, c in enumerate(part)
     }
 
 
 def _defined(item: BenchmarkItem, metric: str, value: float) -> float | None:
     texts = {"source_caption": item.source_caption, "target_caption": item.target_caption}
-    is_told = all(texts[name].strip() for name in CAPTIONS_NEEDED.get(metric, ()))
-    return value if is_told and math.isfinite(value) else None
+    has_captions = all(texts[name].strip() for name in CAPTIONS_NEEDED.get(metric, ()))
+    return value if has_captions and math.isfinite(value) else None
 
 
-def _stack(part: Sequence[Judged], name: str, protocol: Protocol, features: Features) -> Stack:
-    source = [one.editors[COPY] for one in part]
-    edited = [one.editors[name] for one in part]
-    reference = [one.reference(protocol) for one in part]
+def _columns(
+    part: Sequence[Comparison], name: str, protocol: Protocol, features: Features
+) -> dict[str, list[float]]:
+    """Compute the protocol's metrics of one editor, a number for each item."""
+    edited = [c.editors[name] for c in part]
+    reference = [c.reference(protocol) for c in part]
+    before = _stack(features.clip, [c.editors[COPY].sha256 for c in part])
+    after = _stack(features.clip, [picture.sha256 for picture in edited])
+    wanted = _stack(features.clip, [picture.sha256 for picture in reference])
+    dino_after = _stack(features.dino, [picture.sha256 for picture in edited])
+    dino_wanted = _stack(features.dino, [picture.sha256 for picture in reference])
+    text_before = _stack(features.text, [c.item.source_caption for c in part])
+    text_after = _stack(features.text, [c.item.target_caption for c in part])
 
-    def stacked(known: Mapping[str, Tensor], seen: Iterable[Seen]) -> Tensor:
-        return torch.stack([known[one.sha256] for one in seen])
+    def pixels(distance: Callable[[Picture, Picture], float]) -> Tensor:
+        values = []
+        for a, b in zip(edited, reference, strict=True):
+            height, width = b.pixels.shape[-2:]
+            resized = resample(a.pixels, (height, width), protocol.resize_filter)
+            values.append(distance(resized, b.pixels))
+        return torch.tensor(values, dtype=torch.float64)
 
-    return Stack(
-        clip_source=stacked(features.clip, source),
-        clip_edited=stacked(features.clip, edited),
-        clip_reference=stacked(features.clip, reference),
-        dino_edited=stacked(features.dino, edited),
-        dino_reference=stacked(features.dino, reference),
-        text_source=torch.stack([features.text[one.item.source_caption] for one in part]),
-        text_target=torch.stack([features.text[one.item.target_caption] for one in part]),
-        pairs=[
-            (_as_large_as(b.picture, a.picture, protocol), b.picture)
-            for a, b in zip(edited, reference, strict=True)
-        ],
-    )
+    metrics: dict[str, Callable[[], Tensor]] = {
+        "clip_dir": lambda: clip_dir(before, after, text_before, text_after),
+        "clip_im": lambda: cosine(after, wanted),
+        "clip_out": lambda: cosine(after, text_after),
+        "clip_i": lambda: cosine(after, wanted),
+        "clip_t": lambda: cosine(after, text_after),
+        "dino": lambda: cosine(dino_after, dino_wanted),
+        "l1": lambda: pixels(l1),
+        "l2": lambda: pixels(l2),
+    }
+    return {metric: metrics[metric]().tolist() for metric in protocol.metrics}
 
 
-def _as_large_as(reference: Picture, edited: Picture, protocol: Protocol) -> Picture:
-    height, width = reference.shape[-2:]
-    return resample(edited, (height, width), protocol.resize_filter)
+def _stack(known: Mapping[str, Tensor], names: Sequence[str]) -> Float[Tensor, "n d"]:
+    return torch.stack([known[name] for name in names])

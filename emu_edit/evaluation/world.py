@@ -1,61 +1,109 @@
 """The world benchmark: edit pairs with exact ground truth, score them, draw some, write it down.
 
 Used by `evaluate` and at the end of `fit`. The pairs are a pure function of (seed, split, size), so
-two models are compared on the same pairs with the same noise.
+two models are compared on the same pairs with the same noise. Pictures of other editors are scored
+too; what they edit is written by `emu_edit.evaluation.world_inputs`.
 """
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from datamodules.evaluation_sets.items import as_unicode, some
+from datamodules.evaluation_sets.world import world_items
 from datamodules.world.backgrounds import Photos
 from datamodules.world.pair import WorldPair, make_pair
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
+from emu_edit.evaluation.candidate import Candidate, Outcome
+from emu_edit.evaluation.outputs import output_picture, pictures_sha256, read_pictures
+from emu_edit.evaluation.page import write_page
+from emu_edit.evaluation.results import failed_note, versions
+from emu_edit.files import write_json, write_text
 from emu_edit.metrics.table import Report, format_table, report
 from emu_edit.metrics.world import Truth
 from emu_edit.tasks import SIXTEEN
+from emu_edit.terminal import step_bar
 
 EDITS_AT_ONCE = 32
 ROWS_PER_TASK = 2  # pairs of a task in the grid
+SIZE = 64  # px, of pairs that are made for no model
+SPLITS = ("heldout", "train", "sentences", "pairs")
 RESULTS, TABLE, GRID = "results.json", "table.md", "grid.png"
 
 
 @dataclass(frozen=True)
-class WorldBenchmark:
-    """Which pairs a model is scored on.
+class Scenes:
+    """Which scenes of the world a benchmark is made of.
 
     Attributes:
-        pairs_per_task: how many of each task.
         split: "heldout" has phrasings and colour/shape pairs that training never saw.
-        seed: of the pairs and of the noise.
+        seed: of the scenes and of the noise.
         size: side of the pictures in pixels; None means the model's training size.
         photos: photographs for the backgrounds.
     """
 
-    pairs_per_task: int = 25
     split: str = "heldout"
     seed: int = 1  # 0 is the training world's
     size: int | None = None
     photos: Photos | None = None
 
-    def describe(self) -> dict[str, object]:
-        """Return what the numbers depend on, besides the model, as JSON-able values."""
-        return {
-            "benchmark": "world",
-            "pairs_per_task": self.pairs_per_task,
-            "split": self.split,
-            "seed": self.seed,
-            "size": self.size,
-            "photos": None if self.photos is None else str(self.photos.folder),
-        }
+    def __post_init__(self) -> None:
+        """Refuse a split that the world does not have."""
+        if self.split not in SPLITS:
+            raise InputError(f"--split {self.split}: world has {', '.join(SPLITS)}")
+
+    def side(self, usual: int) -> int:
+        """Choose the side of the pictures: the one asked for, or else the usual one."""
+        return usual if self.size is None else self.size
+
+    def to_dict(self) -> dict[str, object]:
+        """Describe the scenes as JSON values."""
+        photos = None if self.photos is None else str(self.photos.folder)
+        return {"split": self.split, "seed": self.seed, "size": self.size, "photos": photos}
+
+
+@dataclass(frozen=True)
+class WorldBenchmark:
+    """Which pairs are scored: so many of each task, of some scenes."""
+
+    pairs_per_task: int = 25
+    scenes: Scenes = field(default_factory=Scenes)
+
+    def to_dict(self) -> dict[str, object]:
+        """Describe what the numbers depend on, besides the model, as JSON values."""
+        count = {"pairs_per_task": self.pairs_per_task}
+        return {"benchmark": "world", **count, **self.scenes.to_dict()}
+
+
+@dataclass(frozen=True)
+class WorldOptions:
+    """What `evaluate --benchmark world` scores, and on which pairs."""
+
+    candidate: Candidate
+    benchmark: WorldBenchmark = field(default_factory=WorldBenchmark)
+
+    def __post_init__(self) -> None:
+        """Refuse a device for pictures, and results among pictures.
+
+        The next run would take grid.png for one of them.
+        """
+        candidate, output = self.candidate, self.candidate.output
+        candidate.refuse_for_pictures({"--device": candidate.device})
+        if not candidate.are_pictures or output is None:
+            return
+        if output.resolve().is_relative_to(candidate.path.resolve()):
+            raise InputError(
+                f"-o {output} is among the pictures of {candidate.path}; give another -o"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,6 +123,86 @@ class WorldResult:
     pairs_sha256: str
 
 
+def run_world(options: WorldOptions) -> Outcome:
+    """Score single edits of every task, and write numbers, table, grid and page.
+
+    Raises:
+        InputError: if the model or a picture cannot be used.
+    """
+    return (_run_pictures if options.candidate.are_pictures else _run_model)(options)
+
+
+def _run_model(options: WorldOptions) -> Outcome:
+    candidate, benchmark = options.candidate, options.benchmark
+    editor = candidate.load()
+    start = time.monotonic()
+    with step_bar("evaluating", "pairs") as on_step:
+        result = evaluate_world(editor, benchmark, on_step)
+    name = as_unicode(str(candidate.path))
+    about = {
+        "model": name,
+        **benchmark.to_dict(),
+        "editor": editor.settings.to_dict(),
+        "seconds": round(time.monotonic() - start, 1),
+        "versions": versions(),
+        "device": editor.device.type,
+    }
+    return _write(options, result, name, about, [])
+
+
+def _run_pictures(options: WorldOptions) -> Outcome:
+    """Score somebody's pictures, KEY.png for each pair."""
+    start = time.monotonic()
+    candidate, benchmark = options.candidate, options.benchmark
+    side = benchmark.scenes.side(SIZE)
+    pairs = world_pairs(benchmark, SIXTEEN.names, side)
+    items = world_items(pairs, benchmark.scenes.split)
+    hashes = {item.key: item.source.sha256() for item in items.items}
+    allow_missing = candidate.allow_missing
+    outputs = read_pictures(candidate.path, items, hashes, allow_missing=allow_missing)
+    by_key = {item.key: item for item in items.items}
+    pictures = {key: output_picture(by_key, outputs, key) for key in by_key}
+    wrong = [
+        f"{key} {picture.shape[-1]}x{picture.shape[-2]}"
+        for key, picture in pictures.items()
+        if tuple(picture.shape[-2:]) != (side, side)
+    ]
+    if wrong:
+        raise InputError(
+            f"{candidate.path} has {len(wrong)} pictures of another size than {side}x{side} "
+            f"({some(wrong)}); keep the size of the inputs, or give the --size they were written "
+            "with"
+        )
+    result = score_pairs(pairs, list(pictures.values()), benchmark)
+    failed = [output.failure for output in outputs.values() if output.reason is not None]
+    name = candidate.name
+    about = {
+        "model": {"name": name, "kind": "pictures", "sha256": pictures_sha256(outputs)},
+        **benchmark.to_dict(),
+        "failed": failed,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    return _write(options, result, name, about, failed)
+
+
+def _write(
+    options: WorldOptions,
+    result: WorldResult,
+    name: str,
+    about: dict[str, object],
+    failed: Sequence[dict[str, str | None]],
+) -> Outcome:
+    benchmark = options.benchmark
+    split = benchmark.scenes.split
+    folder = options.candidate.results_folder(f"world-{split}")
+    table = "\n".join([format_table(result.report), *failed_note(failed)])
+    title = f"{name}, {split} world, {benchmark.pairs_per_task} pairs per task"
+    write_results(folder, result, title=title, about=about, table=table)
+    write_page(folder)
+    return Outcome(table, folder, len(failed))
+
+
 def evaluate_world(
     editor: Editor,
     benchmark: WorldBenchmark,
@@ -91,17 +219,16 @@ def evaluate_world(
             f"the model knows only {', '.join(editor.networks.tasks.names)}; the world benchmark "
             f"needs some of {', '.join(SIXTEEN.names)}"
         )
-    size = editor.settings.image_size if benchmark.size is None else benchmark.size
-    pairs = world_pairs(benchmark, tasks, size)
+    seed = benchmark.scenes.seed
+    pairs = world_pairs(benchmark, tasks, benchmark.scenes.side(editor.settings.image_size))
     pictures: list[UInt8[Tensor, "3 h w"]] = []
     for start in range(0, len(pairs), EDITS_AT_ONCE):
         part = pairs[start : start + EDITS_AT_ONCE]
-        seeds = range(benchmark.seed + start, benchmark.seed + start + len(part))
         pictures += editor.edit_batch(
             torch.stack([truth_of(pair).source for pair in part]),
             [pair.instruction for pair in part],
             [pair.task for pair in part],
-            list(seeds),
+            list(range(seed + start, seed + start + len(part))),
         )
         if on_step is not None:
             on_step(len(pictures), len(pairs))
@@ -112,16 +239,12 @@ def world_pairs(benchmark: WorldBenchmark, tasks: Sequence[str], size: int) -> l
     """Make the benchmark's pairs of some tasks, task by task.
 
     Raises:
-        InputError: if split or size are none of the world's.
+        InputError: if the size is too small for the world.
     """
+    scenes = benchmark.scenes
     return [
         make_pair(
-            benchmark.seed,
-            index,
-            task=task,
-            size=size,
-            split=benchmark.split,
-            photos=benchmark.photos,
+            scenes.seed, index, task=task, size=size, split=scenes.split, photos=scenes.photos
         )
         for task in tasks
         for index in range(benchmark.pairs_per_task)
@@ -129,7 +252,7 @@ def world_pairs(benchmark: WorldBenchmark, tasks: Sequence[str], size: int) -> l
 
 
 def pairs_sha256(pairs: Sequence[WorldPair]) -> str:
-    """Return the hash of everything that edits of these pairs are made from and judged by."""
+    """Hash everything that edits of these pairs are made from and scored by."""
     digest = hashlib.sha256()
     for pair in pairs:
         texts = [pair.task, pair.instruction, pair.source_caption, pair.target_caption]
@@ -145,14 +268,12 @@ def score_pairs(
     pictures: Sequence[UInt8[Tensor, "3 h w"]],
     benchmark: WorldBenchmark,
 ) -> WorldResult:
-    """Score what was made of each pair, in the order of `world_pairs`."""
+    """Score an edited picture of each pair, in the order of `world_pairs`."""
     truths = [truth_of(pair) for pair in pairs]
-    shown = [i for i in range(len(pairs)) if i % benchmark.pairs_per_task < ROWS_PER_TASK]
     rows = [
-        GridRow(
-            truths[i].source, pictures[i], truths[i].target, pairs[i].instruction, pairs[i].task
-        )
-        for i in shown
+        GridRow(truth.source, picture, truth.target, pair.instruction, pair.task)
+        for i, (pair, picture, truth) in enumerate(zip(pairs, pictures, truths, strict=True))
+        if i % benchmark.pairs_per_task < ROWS_PER_TASK
     ]
     return WorldResult(
         report(zip(pictures, truths, strict=True)),
@@ -163,7 +284,7 @@ def score_pairs(
 
 
 def truth_of(pair: WorldPair) -> Truth:
-    """Return a pair of the world as the metrics take it."""
+    """Turn a pair of the world into what the metrics take."""
     return Truth.from_arrays(
         pair.key,
         pair.task,
@@ -193,8 +314,7 @@ def write_results(
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"size": result.size, "pairs_sha256": result.pairs_sha256}
-    numbers = {**about, **facts, "report": result.report.to_dict()}
-    (folder / RESULTS).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RESULTS, {**about, **facts, "report": result.report.to_dict()})
     text = format_table(result.report) if table is None else table
-    (folder / TABLE).write_text(f"# {title}\n\n{text}\n", encoding="utf-8")
+    write_text(folder / TABLE, f"# {title}\n\n{text}")
     picture_grid(result.rows, title).save(folder / GRID)

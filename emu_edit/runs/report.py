@@ -22,6 +22,7 @@ from emu_edit.evaluation.world import (
     GRID,
     RESULTS,
     TABLE,
+    Scenes,
     WorldBenchmark,
     evaluate_world,
     write_results,
@@ -71,7 +72,7 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     about = about_training(trainer, module, folder, seconds)
     if isinstance(data, WorldData) and options.score_pairs > 0:
         photos = None if data.photos is None else Photos(data.photos)
-        benchmark = WorldBenchmark(pairs_per_task=options.score_pairs, photos=photos)
+        benchmark = WorldBenchmark(options.score_pairs, Scenes(photos=photos))
         sys.stdout.write(score_on_world(folder, benchmark, about, str(module.device)))
         lines += [f"table       {folder / TABLE}", f"grid        {folder / GRID}"]
     else:
@@ -121,7 +122,7 @@ def score_on_world(
     with step_bar("evaluating", "pairs") as on_step:
         result = evaluate_world(editor, benchmark, on_step)
     title = f"{folder.name} after {about['steps']} steps, held-out world"
-    write_results(folder, result, title=title, about={**about, **benchmark.describe()})
+    write_results(folder, result, title=title, about={**about, **benchmark.to_dict()})
     return f"\n{format_table(result.report)}\n\n"
 
 

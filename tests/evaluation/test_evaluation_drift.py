@@ -14,11 +14,12 @@ from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.threshold import keep_unchanged
 from emu_edit.errors import InputError
-from emu_edit.evaluation.drift import DriftBenchmark, evaluate_drift, table_of, truth_of
+from emu_edit.evaluation.drift import DriftBenchmark, drift_table, evaluate_drift, truth_of
+from emu_edit.evaluation.world import Scenes
 from emu_edit.tasks import TaskTable
 
 KINDS = ("without", "with")
-FEW = DriftBenchmark(sessions=2, turns=3, size=24)
+FEW = DriftBenchmark(sessions=2, turns=3, scenes=Scenes(size=24))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_the_ratio_and_the_table_say_what_the_curves_say(editor: Editor) -> None
     without, kept = (result.drifts[kind].curve[-1].outside_l1 for kind in ("without", "with"))
     assert result.summary["outside_l1_without"] == without
     assert result.summary["error_ratio"] == pytest.approx(without / kept)
-    table = table_of(result).splitlines()
+    table = drift_table(result).splitlines()
     assert len({len(line) for line in table[:5]}) == 1  # header, rule and three turns line up
     assert table[4].split("|")[2].strip() == f"{without:.4f}"
     assert f"({without / kept:.1f} times less, 95 % interval over sessions: " in table[-2]
@@ -97,8 +98,8 @@ def test_the_ratio_and_the_table_say_what_the_curves_say(editor: Editor) -> None
 def test_faint_errors_of_a_good_editor_vanish_with_threshold_and_its_edits_stay(
     editor: Editor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    benchmark = DriftBenchmark(sessions=1, turns=5, size=48)
-    session = make_session(benchmark.seed, 0, turns=5, size=48)
+    benchmark = DriftBenchmark(sessions=1, turns=5, scenes=Scenes(size=48))
+    session = make_session(benchmark.scenes.seed, 0, turns=5, size=48)
     truths = {turn.instruction: truth_of(turn) for turn in session.turns}
     assert len(truths) == 5
 
@@ -119,14 +120,14 @@ def test_faint_errors_of_a_good_editor_vanish_with_threshold_and_its_edits_stay(
     assert [result.summary[f"error_ratio{end}"] for end in ("", "_low", "_high")] == [None] * 3
     assert result.summary["success_without"] == result.summary["success_with"] == 1
     assert [point.kept for point in result.drifts["with"].curve] == [1.0] * 5
-    assert "with threshold (no error is left)" in table_of(result)
+    assert "with threshold (no error is left)" in drift_table(result)
 
 
 def test_every_edit_is_counted(editor: Editor) -> None:
     seen: list[tuple[int, int]] = []
     evaluate_drift(
         editor,
-        DriftBenchmark(sessions=2, turns=2, size=24),
+        DriftBenchmark(sessions=2, turns=2, scenes=Scenes(size=24)),
         lambda done, total: seen.append((done, total)),
     )
     assert seen == [(done, 8) for done in range(1, 9)]
