@@ -17,8 +17,9 @@ LAYOUT = Layout(
     image=EDITED,
     files=(EDITED, f"{EDITED}_file_name"),
     needs="a download of facebook/emu_edit_test_set_generations or an export of it",
+    name="emu_edit_test_set_generations",
+    columns=("hash", "instruction"),
 )
-COLUMNS = ("hash", "instruction")
 
 
 def holds_generations(folder: Path) -> bool:
@@ -36,7 +37,7 @@ def holds_generations(folder: Path) -> bool:
 
 
 def load_generations(folder: Path, benchmark: Benchmark) -> dict[str, Picture]:
-    """Return the edited pictures by the key of their edit, also those of other splits.
+    """Read the edited pictures by the key of their edit, also those of other splits.
 
     Raises:
         InputError: if the tables cannot be read, lack a column or a picture, are of several models,
@@ -48,7 +49,7 @@ def load_generations(folder: Path, benchmark: Benchmark) -> dict[str, Picture]:
             f"{benchmark.folder} has no column hash, by which the results in {folder.name} belong "
             "to edits; export it again with all columns"
         )
-    rows = list(read_rows(folder, LAYOUT, check_columns))
+    rows = list(read_rows(folder, LAYOUT))
     check_files((row.path for row in rows if row.path is not None), folder.name)
     _check_model(rows, folder)
     instructions = {item.key: item.instruction for item in benchmark.items}
@@ -74,22 +75,6 @@ def load_generations(folder: Path, benchmark: Benchmark) -> dict[str, Picture]:
     return {key: row.picture for key, row in found.items()}
 
 
-def check_columns(columns: list[str], where: str) -> None:
-    """Refuse a table that has no results.
-
-    Raises:
-        InputError: with the columns that are missing and those that came.
-    """
-    missing = [name for name in COLUMNS if name not in columns]
-    if not set(LAYOUT.files) & set(columns):
-        missing.append(EDITED)
-    if missing:
-        raise InputError(
-            f"{where}: there is no column {', '.join(missing)}; it has {', '.join(columns)}, "
-            "emu_edit_test_set_generations has others"
-        )
-
-
 def _check_model(rows: list[Row], folder: Path) -> None:
     models = list(dict.fromkeys(str(row.fields.get("model")) for row in rows))
     if len(models) > 1:
@@ -99,11 +84,7 @@ def _check_model(rows: list[Row], folder: Path) -> None:
 
 
 def _key(row: Row, benchmark: Benchmark) -> str | None:
-    """Return the key of the edit that a row belongs to, None if there is none.
-
-    Raises:
-        InputError: if there are several.
-    """
+    """Find the key of the edit that a row belongs to, None if there is none; refuse several."""
     keys = benchmark.hashes.get(row.text("hash"), ())
     if len(keys) > 1:
         raise InputError(
@@ -114,11 +95,7 @@ def _key(row: Row, benchmark: Benchmark) -> str | None:
 
 
 def _check_instruction(row: Row, key: str, instruction: str | None) -> None:
-    """Refuse a row that asks for something else than its edit; None is one of another split.
-
-    Raises:
-        InputError: with both instructions.
-    """
+    """Refuse a row that asks for something else than its edit; None is one of another split."""
     asked = row.text("instruction")
     if instruction is not None and asked.split() != instruction.split():
         raise InputError(

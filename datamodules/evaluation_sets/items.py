@@ -5,7 +5,7 @@ own files are laid out is known to its loader alone.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,22 +70,27 @@ class Benchmark:
     hashes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def scored(self) -> tuple[BenchmarkItem, ...]:
-        """Return the items that are in a block."""
+        """List the items that are in a block."""
         keys = {key for block in self.blocks.values() for key in block}
         return tuple(item for item in self.items if item.key in keys)
 
     def limited(self, sessions: int | None) -> "Benchmark":
-        """Return the first so many sessions (single edits are sessions of one)."""
+        """Keep the first so many sessions (single edits are sessions of one)."""
         if sessions is None:
             return self
         first = set(list(dict.fromkeys(item.session for item in self.items))[:sessions])
         return self.keep(lambda item: item.session in first)
 
     def keep(self, is_wanted: Callable[[BenchmarkItem], bool]) -> "Benchmark":
-        """Return the benchmark with the wanted items alone, and those their pictures come from."""
+        """Keep the wanted items alone, and those their pictures come from."""
         items = {item.key: item for item in self.items}
         scored = {item.key for item in self.items if is_wanted(item)}
-        needed = {before for key in scored for before in chain(items, key)}
+        needed: set[str] = set()
+        for key in scored:
+            before: str | None = key
+            while before is not None:
+                needed.add(before)
+                before = items[before].follows
         blocks = {
             name: tuple(key for key in keys if key in scored) for name, keys in self.blocks.items()
         }
@@ -93,21 +98,14 @@ class Benchmark:
         return replace(self, items=left, blocks=blocks)
 
     def without(self, block: str) -> "Benchmark":
-        """Return the benchmark without a block, and without the items only it had."""
+        """Leave out a block, and the items only it had."""
         blocks = {name: keys for name, keys in self.blocks.items() if name != block}
         keys = {key for block in blocks.values() for key in block}
         return replace(self, blocks=blocks).keep(lambda item: item.key in keys)
 
 
-def chain(items: Mapping[str, BenchmarkItem], key: str | None) -> Iterator[str]:
-    """Yield a key, the key it follows, and so on back to the beginning."""
-    while key is not None:
-        yield key
-        key = items[key].follows
-
-
 def check_text(text: str, where: str) -> str:
-    """Return a text if it is Unicode.
+    """Refuse a text that is no Unicode; return it.
 
     JSON can write half of a character as an escape, which no tokenizer and no file takes.
 
@@ -124,7 +122,7 @@ def check_text(text: str, where: str) -> str:
 
 
 def as_unicode(name: str) -> str:
-    """Return the name of a file as text that can be written; some file systems allow others."""
+    """Make text that can be written of a file's name; some file systems allow other names."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -164,5 +162,5 @@ def check_files(paths: Iterable[Path], where: str) -> None:
 
 
 def some(names: list[str]) -> str:
-    """Return the first few names, and whether there are more."""
+    """Write the first few names, and whether there are more."""
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

@@ -61,11 +61,10 @@ def load_magicbrush(folder: Path, *, captions: str) -> Benchmark:
     paths: list[Path] = []
     for name, entries in sessions.items():
         session, turns = _turns(root, name, entries, described)
-        made = _independent(session, turns)
-        chained = _iterative(session, turns)
-        items += [*made, *chained]
-        all_turns += [item.key for item in made]
-        final_turns.append([*made[:1], *chained][-1].key)
+        independent, chained = _items(session, turns)
+        items += [*independent, *chained]
+        all_turns += [item.key for item in independent]
+        final_turns.append([*independent[:1], *chained][-1].key)
         paths += [path for turn in turns for path in (turn.source, turn.target)]
     check_keys(items, SESSIONS)
     check_files(paths, folder.name)
@@ -107,7 +106,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object's fields; JSON readers keep the last of a name and drop the others."""
+    """Collect an object's fields; JSON readers keep the last of a name and drop the others."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -119,7 +118,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _turns(
     root: Path, name: str, entries: object, described: dict[str, Any]
 ) -> tuple[str, list[Turn]]:
-    """Return a session's name, as its files have it, and its turns."""
+    """Read a session's name, as its files have it, and its turns."""
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{SESSIONS}, session {name}: needs a list of turns, got {entries!r:.60}")
     files = [
@@ -144,7 +143,7 @@ def _turns(
 
 
 def _caption(texts: dict[str, Any], file: str) -> str:
-    """Return the caption of a picture, "" where it has none."""
+    """Read the caption of a picture, "" where it has none."""
     caption = texts.get(file, "")
     if not isinstance(caption, str):
         raise InputError(f"the caption of {file} is {caption!r:.60}, needs text; unpack it again")
@@ -167,37 +166,27 @@ def _fields(entry: object, where: str) -> dict[str, str]:
     return entry
 
 
-def _independent(session: str, turns: list[Turn]) -> list[BenchmarkItem]:
-    """Return every turn, from the ground truth before it."""
-    return [
-        _item(session, number, turn, f"{session}_{'inde_' * (number > 1)}{number}", turn.source)
-        for number, turn in enumerate(turns, 1)
-    ]
+def _items(session: str, turns: list[Turn]) -> tuple[list[BenchmarkItem], list[BenchmarkItem]]:
+    """Make an item of every turn from the truth before it, and of all but the first from ours."""
 
+    def item(number: int, key: str, source: Path, follows: str | None = None) -> BenchmarkItem:
+        turn = turns[number - 1]
+        return BenchmarkItem(
+            key=key,
+            task="",
+            session=session,
+            turn=number,
+            instruction=turn.instruction,
+            source=Picture.at(source),
+            source_caption=turn.source_caption,
+            target_caption=turn.target_caption,
+            target=Picture.at(turn.target),
+            follows=follows,
+        )
 
-def _iterative(session: str, turns: list[Turn]) -> list[BenchmarkItem]:
-    """Return the turns from the second on, each from our own result before it."""
-    chained: list[BenchmarkItem] = []
-    before = f"{session}_1"
-    for number, turn in enumerate(turns[1:], 2):
-        key = f"{session}_iter_{number}"
-        chained.append(_item(session, number, turn, key, turns[0].source, follows=before))
-        before = key
-    return chained
-
-
-def _item(
-    session: str, number: int, turn: Turn, key: str, source: Path, follows: str | None = None
-) -> BenchmarkItem:
-    return BenchmarkItem(
-        key=key,
-        task="",
-        session=session,
-        turn=number,
-        instruction=turn.instruction,
-        source=Picture.at(source),
-        source_caption=turn.source_caption,
-        target_caption=turn.target_caption,
-        target=Picture.at(turn.target),
-        follows=follows,
-    )
+    first, numbers = f"{session}_1", range(2, len(turns) + 1)
+    independent = [item(1, first, turns[0].source)]
+    independent += [item(i, f"{session}_inde_{i}", turns[i - 1].source) for i in numbers]
+    keys = [first, *(f"{session}_iter_{i}" for i in numbers)]
+    chained = [item(i, keys[i - 1], turns[0].source, follows=keys[i - 2]) for i in numbers]
+    return independent, chained

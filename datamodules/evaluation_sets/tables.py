@@ -6,8 +6,8 @@ folder per split; a column names each picture's file. What the columns mean is n
 
 import csv
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from datamodules.evaluation_sets.items import check_text
 from emu_edit.errors import InputError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-
-CheckColumns = Callable[[list[str], str], None]  # of a table and its name; raises InputError
 
 
 @dataclass(frozen=True)
@@ -52,21 +50,45 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a table's pictures are.
+    """What a benchmark's tables have, and where their pictures are.
 
     Attributes:
         image: the column of parquet files with the pictures inside.
         files: columns of an export that name a file; the first that has one counts.
         needs: what a folder without any table lacks, for its message.
+        name: of the benchmark, for messages.
+        columns: that each table needs, besides its pictures.
+        foreign: columns that only another benchmark has, and what to say then.
     """
 
     image: str
     files: tuple[str, ...]
     needs: str
+    name: str = "the benchmark"
+    columns: tuple[str, ...] = ()
+    foreign: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, columns: list[str], where: str) -> None:
+        """Refuse a table that is another benchmark's.
+
+        Raises:
+            InputError: with the columns that are missing and those that came.
+        """
+        for column, why in self.foreign.items():
+            if column in columns:
+                raise InputError(f"{where} {why}")
+        missing = [name for name in self.columns if name not in columns]
+        if not set(self.files) & set(columns):
+            missing.append(self.image)
+        if missing:
+            raise InputError(
+                f"{where}: there is no column {', '.join(missing)}; it has {', '.join(columns)}, "
+                f"{self.name} has others"
+            )
 
 
 def find_tables(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return a folder's exports and its parquet files."""
+    """Find a folder's exports and its parquet files."""
     exports = [
         path
         for place in (folder, *sorted(folder.iterdir()))
@@ -83,7 +105,7 @@ def find_tables(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def columns_of(table: Path, folder: Path) -> list[str]:
-    """Return the names of a table's columns; of an export in JSON lines those of its first row.
+    """Read the names of a table's columns; of an export in JSON lines those of its first row.
 
     Raises:
         InputError: if it cannot be read.
@@ -94,12 +116,12 @@ def columns_of(table: Path, folder: Path) -> list[str]:
     return next((list(fields) for _, fields in _lines(table, name)), [])
 
 
-def read_rows(folder: Path, layout: Layout, check_columns: CheckColumns) -> Iterator[Row]:
+def read_rows(folder: Path, layout: Layout) -> Iterator[Row]:
     """Yield the rows of all tables of a folder.
 
     Raises:
         InputError: if it has none, or both exports and parquet files (which would be the same
-            benchmark twice), one cannot be read, or `check_columns` says so.
+            benchmark twice), or one cannot be read or is another benchmark's.
     """
     exports, parquets = find_tables(folder)
     if not exports and not parquets:
@@ -113,12 +135,12 @@ def read_rows(folder: Path, layout: Layout, check_columns: CheckColumns) -> Iter
         )
     for table in parquets:
         name = _name(table, folder)
-        for number, fields, pictures in read_parquet(table, name, [layout.image], check_columns):
+        for number, fields, pictures in read_parquet(table, name, [layout.image], layout.check):
             if layout.image not in pictures:
                 raise InputError(f"{name} has no pictures in {layout.image}, needs {layout.needs}")
             yield Row(f"{name}, row {number}", fields, pictures[layout.image])
     for table in exports:
-        yield from _exported(table, layout, check_columns)
+        yield from _exported(table, layout)
 
 
 def _name(table: Path, folder: Path) -> str:
@@ -126,14 +148,14 @@ def _name(table: Path, folder: Path) -> str:
     return table.relative_to(folder).as_posix()
 
 
-def _exported(table: Path, layout: Layout, check_columns: CheckColumns) -> Iterator[Row]:
+def _exported(table: Path, layout: Layout) -> Iterator[Row]:
     """Yield the rows of metadata.jsonl or metadata.csv."""
     name = f"{table.parent.name}/{table.name}"
     is_checked = False
     for number, fields in _lines(table, name):
         where = f"{name}:{number}"
         if not is_checked:
-            check_columns(list(fields), where)
+            layout.check(list(fields), where)
             is_checked = True
         column = _file_column(fields, layout)
         file = fields.get(column)
@@ -148,7 +170,7 @@ def _exported(table: Path, layout: Layout, check_columns: CheckColumns) -> Itera
 
 
 def _file_column(fields: dict[str, object], layout: Layout) -> str:
-    """Return the column that names the file; where none has a name, the first that is there."""
+    """Find the column that names the file; where none has a name, the first that is there."""
     columns = [column for column in layout.files if column in fields] or [*layout.files]
     return next((column for column in columns if fields.get(column) is not None), columns[0])
 
@@ -188,7 +210,7 @@ def _cells(reader: Any, name: str) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def _bad_line(table: Path) -> int:
-    """Return the number of the first line that is not UTF-8."""
+    """Count to the first line that is not UTF-8."""
     data = table.read_bytes()
     try:
         data.decode()

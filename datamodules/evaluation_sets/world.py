@@ -18,7 +18,7 @@ NAME = "world"
 
 
 def world_items(pairs: Sequence[WorldPair], split: str) -> Benchmark:
-    """Return pairs of the world as single edits with a ground truth."""
+    """Turn pairs of the world into single edits with a ground truth."""
     items = tuple(_item(pair) for pair in pairs)
     keys = tuple(item.key for item in items)
     return Benchmark(

@@ -20,11 +20,6 @@ pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
-def any_columns(columns: list[str], where: str) -> None:
-    """Take every table."""
-    del columns, where
-
-
 def load(folder: Path) -> Benchmark:
     return load_benchmark("emu-edit", folder, split="test", captions="global")
 
@@ -66,13 +61,13 @@ def test_rows_of_a_csv_file_that_would_shift_or_swallow_cells_are_refused(
     (tmp_path / "emu" / "metadata.csv").write_text(f"file_name,instruction\n{text}")
     layout = Layout(image="image", files=("file_name",), needs="a table")
     with pytest.raises(InputError, match=words):
-        list(read_rows(tmp_path / "emu", layout, any_columns))
+        list(read_rows(tmp_path / "emu", layout))
 
 
 def test_empty_lines_and_quoted_commas_of_a_csv_file_are_read(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text('file_name,instruction\n\n0.png,"add a hat, red"\n')
     layout = Layout(image="image", files=("file_name",), needs="a table")
-    (row,) = read_rows(tmp_path, layout, any_columns)
+    (row,) = read_rows(tmp_path, layout)
     assert row.text("instruction") == "add a hat, red"
     assert row.path == tmp_path / "0.png"
 
