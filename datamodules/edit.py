@@ -204,16 +204,14 @@ class EditDataModule(LightningDataModule):
         self, lanes: Sequence[Lane], order: Callable[[int], Position], *, is_training: bool
     ) -> ShardDataset:
         """Return the samples of some lanes as training, or as evaluation is to see them."""
-        decode = (
-            training_decoder(lanes, self._crop)
-            if is_training
-            else evaluation_decoder(lanes, self._val_crop)
-        )
+        decoder, crop = evaluation_decoder, self._val_crop
+        if is_training:
+            decoder, crop = training_decoder, self._crop
         return ShardDataset(
             lanes,
             order=order,
             tasks=self.table,
-            decode=decode,
+            decode=decoder(lanes, crop),
             noops=self._noops if is_training else None,
             wordings=Wordings(self._seed) if is_training else None,
             substitutes=Substitutes(self._seed) if is_training else None,
@@ -245,9 +243,8 @@ class EditDataModule(LightningDataModule):
         )
         self._consumed = state.consumed
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
         """Check that the batch about to be trained on is the one that is due."""
-        del dataloader_idx
         if self.trainer is not None and self.trainer.training:
             micro = self._layout.micro
             due = self._consumed + (self._num_pending * self._layout.world + self._rank) * micro
