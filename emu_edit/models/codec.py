@@ -1,7 +1,7 @@
 """From pixels in [-1, 1] to latents of about unit variance and back: patches, or any AutoencoderKL.
 
-The tiny model works on patches: space-to-depth loses nothing, costs nothing and makes 64 x 64
-pixels a 16 x 16 map. A pretrained base brings its own autoencoder.
+The tiny model works on patches: space-to-depth loses nothing, costs nothing and makes a 16 x 16 map
+of 64 x 64 pixels. A pretrained base brings its own autoencoder.
 """
 
 import torch

@@ -67,24 +67,19 @@ class EditNetworks(nn.Module):
         tasks: TaskTable,
     ) -> None:
         super().__init__()
-        _check_equal(
-            "denoiser.text_dim", denoiser.text_dim, "the text encoder's width", text_encoder.dim
-        )
-        _check_equal(
-            "denoiser.task_dim", denoiser.task_dim, "the task table's width", task_embedding.dim
-        )
-        _check_equal(
-            "denoiser.latent_channels",
-            denoiser.latent_channels,
-            "the codec's latent channels",
-            codec.latent_channels,
-        )
-        _check_equal(
-            "the number of task names",
-            len(tasks),
-            "the rows of the task table",
-            len(task_embedding),
-        )
+        for name, value, other_name, other in (
+            ("text_dim", denoiser.text_dim, "the text encoder's width", text_encoder.dim),
+            ("task_dim", denoiser.task_dim, "the task table's width", task_embedding.dim),
+            (
+                "latent_channels",
+                denoiser.latent_channels,
+                "the codec's latent channels",
+                codec.latent_channels,
+            ),
+        ):
+            _check_equal(f"denoiser.{name}", value, other_name, other)
+        rows = len(task_embedding)
+        _check_equal("the number of task names", len(tasks), "the rows of the task table", rows)
         self.denoiser = denoiser
         self.text_encoder = text_encoder
         self.codec = codec
@@ -99,11 +94,11 @@ class EditNetworks(nn.Module):
 
     @property
     def base_tasks(self) -> TaskTable:
-        """The tasks without the learned ones."""
+        """The tasks the model was trained with: all but the learned ones."""
         return TaskTable(self.tasks.names[: len(self.tasks) - len(self.learned)])
 
     def base_table(self) -> Float[Tensor, "n k"]:
-        """Return the vectors of the tasks without those of the learned ones."""
+        """Return the vectors of the base tasks."""
         return self.task_embedding.table[: len(self.base_tasks)]
 
     def add_task(self, task: LearnedTask) -> None:

@@ -1,45 +1,16 @@
-"""The denoiser: diffusers' `UNet2DConditionModel`, told the source picture and the task.
+"""The denoiser: diffusers' `UNet2DConditionModel`, told source, task and place.
 
-Source latents are concatenated to z_t on the channels. The task vector v enters twice: a linear map
-gives 4 extra text tokens, another one is added to the timestep embedding. Both maps start at zero,
-and the tokens are attended beside the text (`task_attention.py` says why), so that step 0 equals
-the U-Net without task, bit for bit.
-
-A U-Net from scratch may also be told the pooled text through the timestep embedding
-(`modulate_by_text`). Which object an instruction means is then a product of what a pixel shows and
-what the text says, in every residual block, and is learnt several times sooner (CONTRIBUTING,
-decision 7).
+Source latents are concatenated to z_t on the channels. The task vector enters twice: a linear map
+gives 4 extra text tokens (`TaskTokenAttention`), another one is added to the timestep embedding. A
+U-Net from scratch may also be told the pooled text through the timestep embedding, so that which
+object an instruction means is a product of pixel and text in every residual block (CONTRIBUTING,
+decision 7), and where in the picture each cell is (`PositionMaps`). The maps of task and place
+start at zero, so that step 0 equals the U-Net without them, bit for bit; they are kept outside
+`unet/`, which stays a plain diffusers directory.
 Source: Sheynin et al. 2023, arXiv:2311.10089, section 4.2; the two maps as in Movie Gen,
 arXiv:2410.13720; modulation as FiLM, Perez et al. 2018, arXiv:1709.07871, through the timestep
 embedding as in ADM, Dhariwal and Nichol 2021, arXiv:2105.05233, with pooled text as in SDXL,
 arXiv:2307.01952.
-
-Telling a U-Net from scratch where in the picture each of its cells is.
-
-A convolution sees the picture's edge and nothing else of its place, so a small network learns late
-what depends on the place: words in their band, "in the top left corner", a mosaic's tiles. Here
-sines and cosines of a cell's place in the picture, linearly mapped by weights that start at zero,
-are added wherever the resolution has just changed.
-Source: waves as in NeRF, Mildenhall et al. 2020, arXiv:2003.08934, eq. 4; coordinates for
-convolutions as in CoordConv, Liu et al. 2018, arXiv:1807.03247; added as a transformer's position
-embedding is, Vaswani et al. 2017, arXiv:1706.03762. Where they are added: ours.
-
-Cross-attention with the 4 task tokens attended beside the text tokens, not among them.
-
-The task tokens come as the last keys of the sequence. In one common softmax even zero vectors would
-take their share of attention away from the text (key 0 gives logit 0, not minus infinity), so a
-pretrained network would not be unchanged at step 0, and a network told no task would hear its text
-more faintly. Two softmaxes that share q, k, v:
-
-    out = softmax(q k_text) v_text + softmax(q k_task) v_task
-
-With zero task tokens v_task = W_v 0 = 0 (to_v has no bias): the second term is exactly 0, while its
-gradient with respect to the tokens is not. It costs no time that could be measured (11 M
-parameters, CPU). Nothing here has weights, so `unet/` stays a plain diffusers directory; whoever
-loads it with diffusers alone has to call `attend_task_tokens` (without it, diffusers puts the
-tokens into the common softmax).
-Source: the two sums follow IP-Adapter, Ye et al. 2023, arXiv:2308.06721, eq. 5; the 4 tokens follow
-Movie Gen, arXiv:2410.13720, section 5, which says it follows Emu Edit, arXiv:2311.10089.
 """
 
 from collections.abc import Iterator
@@ -63,6 +34,7 @@ from emu_edit.models.interfaces import Conditioning, Denoiser
 from emu_edit.models.sources import find_part, load_diffusers
 from emu_edit.models.surgery import check_plain, open_class_embedding, widen_for_source
 
+NUM_TASK_TOKENS = 4
 TASK_FILE = Path("tasks", "tasks.safetensors")
 FIRST_POSITIONS = "positions.maps.0.weight"  # its shape tells the number of octaves
 
@@ -87,7 +59,7 @@ class UNetDenoiser(Denoiser):
         sample_size: side of the latent it is meant for; kept in the config for diffusers, nothing
             depends on it.
         position_octaves: tell every cell where in the picture it is, in so many pairs of waves for
-            each direction, each half as long as the one before (`positions.py`); 0 does not.
+            each direction, each half as long as the one before; 0 does not.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a
             third more time.
 
@@ -154,7 +126,7 @@ class UNetDenoiser(Denoiser):
         self.positions = PositionMaps(unet, octaves) if octaves > 0 else None
 
     def maps(self) -> dict[str, Tensor]:
-        """Return the weights that are not the U-Net's, by name: those of the maps to it."""
+        """Return the weights that are not the U-Net's, by name."""
         return {
             name: value for name, value in self.state_dict().items() if not name.startswith("unet.")
         }
@@ -163,17 +135,14 @@ class UNetDenoiser(Denoiser):
         self, z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         """Return the raw output (eps, v, z0 or change, as the model was trained)."""
-        task_tokens = rearrange(
-            self.task_to_tokens(cond.v_task), "b (n d) -> b n d", n=NUM_TASK_TOKENS
-        )
-        mask = cond.text.mask
+        text, mask = cond.text.tokens, cond.text.mask
+        tokens = self.task_to_tokens(cond.v_task).to(text.dtype)
+        task_tokens = rearrange(tokens, "b (n d) -> b n d", n=NUM_TASK_TOKENS)
         return self.unet(
             torch.cat([z_t, cond.z_source], dim=1),
             t,
-            torch.cat([cond.text.tokens, task_tokens.to(cond.text.tokens.dtype)], dim=1),
-            encoder_attention_mask=torch.cat(
-                [mask, mask.new_ones(len(mask), NUM_TASK_TOKENS)], dim=1
-            ),
+            torch.cat([text, task_tokens], dim=1),
+            encoder_attention_mask=functional.pad(mask, (0, NUM_TASK_TOKENS), value=True),
             class_labels=self._time_shift(cond),
             return_dict=False,
         )[0]
@@ -253,10 +222,11 @@ def _check_widths(
 
 
 def positions(like: Float[Tensor, "b c h w"], octaves: int) -> Float[Tensor, "1 p h w"]:
-    """Return where each cell is in its picture: p = 4 `octaves` waves.
+    """Say where each cell is in its picture, by p = 4 `octaves` waves.
 
     sin(2^k pi x), cos(2^k pi x) for k = 0 ... octaves - 1, then the same of y; x and y are the
     cell's centre in fractions of the picture, so the waves stretch with it.
+    Source: Mildenhall et al. 2020 (NeRF), arXiv:2003.08934, eq. 4.
     """
     height, width = like.shape[-2:]
     frequencies = torch.pi * 2.0 ** torch.arange(octaves, device=like.device)
@@ -272,12 +242,18 @@ def positions(like: Float[Tensor, "b c h w"], octaves: int) -> Float[Tensor, "1 
 
 
 class PositionMaps(nn.Module):
-    """Adds a linear map of the positions to what some layers of a U-Net give.
+    """Adds a linear map of the positions wherever the resolution has just changed.
+
+    A convolution sees the picture's edge and nothing else of its place, so a small network learns
+    late what depends on it: words in their band, "in the top left corner", a mosaic's tiles.
 
     Args:
-        unet: gets a hook at its first convolution and at every change of resolution; it owns none
-            of the weights here, so `unet/` stays a plain diffusers directory.
+        unet: gets a hook at its first convolution and at every change of resolution, but owns none
+            of the weights here.
         octaves: of the positions, at least 1.
+
+    Source: coordinates for convolutions as in CoordConv, Liu et al. 2018, arXiv:1807.03247; added
+    as a transformer's position embedding is, Vaswani et al. 2017, arXiv:1706.03762; where: ours.
     """
 
     def __init__(self, unet: UNet2DConditionModel, octaves: int) -> None:
@@ -305,11 +281,21 @@ def _resolution_changes(unet: UNet2DConditionModel) -> Iterator[tuple[nn.Module,
             yield layer, layer.out_channels
 
 
-NUM_TASK_TOKENS = 4
-
-
 class TaskTokenAttention:
-    """Processor for those of diffusers' `Attention` layers whose keys end with the task tokens."""
+    """Cross-attention with the 4 task tokens, its last keys, beside the text and not among it.
+
+        out = softmax(q k_text) v_text + softmax(q k_task) v_task
+
+    In one common softmax even zero tokens would take their share of attention away from the text
+    (key 0 gives logit 0, not minus infinity). Apart, zero tokens give v_task = W_v 0 = 0 (to_v has
+    no bias): the second term is exactly 0, while its gradient with respect to the tokens is not. It
+    costs no time that could be measured (11 M parameters, CPU). Nothing here has weights; whoever
+    loads `unet/` with diffusers alone has to call `attend_task_tokens`, because diffusers would put
+    the tokens into the common softmax.
+    Source: the two sums follow IP-Adapter, Ye et al. 2023, arXiv:2308.06721, eq. 5; the 4 tokens
+    follow Movie Gen, arXiv:2410.13720, section 5, which says it follows Emu Edit,
+    arXiv:2311.10089.
+    """
 
     def __call__(
         self,
@@ -318,9 +304,9 @@ class TaskTokenAttention:
         encoder_hidden_states: Float[Tensor, "b l d"],
         attention_mask: Float[Tensor, "b 1 l"] | None = None,
     ) -> Float[Tensor, "b n c"]:
-        """Attend to text and task apart and add.
+        """Attend to text and task apart and add; argument names are diffusers'.
 
-        The argument names are diffusers'; `attention_mask` is the bias it makes of the key mask.
+        `attention_mask` is the bias that diffusers makes of the key mask.
         """
         assert attn.to_k is not None
         assert attn.to_v is not None

@@ -28,7 +28,7 @@ from emu_edit.runs.curves import draw_curves, read_curves
 from emu_edit.runs.folder import METRICS
 from emu_edit.runs.learned_tasks import taught
 from emu_edit.training.few_shot import FewShotPair
-from emu_edit.training.inversion import Inverted
+from emu_edit.training.inversion import InversionResult
 from emu_edit.training.inversion_module import InversionModule
 
 MOST_ROWS = 16  # of the picture
@@ -50,7 +50,7 @@ class NewTaskReport:
     name: str
     description: str
     pairs: Sequence[FewShotPair]
-    inverted: Inverted
+    inverted: InversionResult
     seed: int
     seconds: float
 
@@ -220,7 +220,7 @@ def _error_over_copy(row: GridRow) -> float | None:
     return None if copy == 0 else float((row.edited.float() - target).abs().mean() / copy)
 
 
-def _errors(inverted: Inverted) -> tuple[float, float]:
+def _errors(inverted: InversionResult) -> tuple[float, float]:
     """Return the error at the beginning and of the vector that was kept: held out, or training."""
     kept = next(check for check in inverted.history if check.step == inverted.best_step)
     checks = (inverted.history[0], kept)
@@ -246,7 +246,7 @@ def write_inversion(
         name=module.name,
         description=module.description,
         pairs=[*data.train_pairs, *data.held_out_pairs],
-        inverted=module.outcome(average),
+        inverted=module.result(average),
         seed=module.seed,
         seconds=seconds,
     )

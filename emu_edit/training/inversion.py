@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from emu_edit.batch import EditBatch
+from emu_edit.batch import EditBatch, EditSample
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.learned_task import BEST
@@ -95,7 +95,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Inverted:
+class InversionResult:
     """A learned vector and how it came about.
 
     Attributes:
@@ -117,12 +117,111 @@ class Inverted:
     held_out: tuple[str, ...]
 
 
+class Learner:
+    """A new task's vector while it learns: where it began, how it is judged, and the best one yet.
+
+    Who drives it makes the steps (`task.step`) and keeps the average of the vector that is judged:
+    `invert`, or a Lightning trainer (`inversion_module.py`).
+
+    Attributes:
+        task: owns the vector.
+        seed: of noise and noise levels.
+        began_at: what the vector it began with is called; "" before it began.
+        history: the checks so far.
+        best: the vector with the lowest loss on the held-out pairs; None when none are held out,
+            for then the last one counts.
+        best_step: the step of `best`.
+    """
+
+    def __init__(self, editor: Editor, *, seed: int) -> None:
+        self.task = NewTask(editor, Objective.of_editor(editor))
+        self.seed = seed
+        self.began_at = ""
+        self.history: list[Check] = []
+        self.best: Float[Tensor, " k"] | None = None
+        self.best_step = 0
+        self._train: list[DrawnBatch] = []
+        self._held_out: list[DrawnBatch] = []
+
+    def set_checks(self, train: Sequence[EditSample], held_out: Sequence[EditSample]) -> None:
+        """Say by which samples vectors are judged, each with noise that is always the same."""
+        self._train, self._held_out = (
+            [self.drawn(batch, Phase.validate) for batch in check_batches(samples)]
+            for samples in (train, held_out)
+        )
+
+    def begin(self, init: str) -> None:
+        """Set the vector to where learning begins and check it.
+
+        Raises:
+            InputError: if `init` names no task.
+        """
+        start = beginning(self.task, init, self._train)
+        self.task.begin(start.vector)
+        self.began_at = start.name
+        self.check(0, start.vector)
+
+    def drawn(self, batch: EditBatch, phase: Phase) -> DrawnBatch:
+        """Return a batch with its random numbers on the device of the vector."""
+        return self.task.drawn(batch, seed=self.seed, phase=phase).to(self.task.vector.device)
+
+    def check(self, step: int, vector: Float[Tensor, " k"], held_out: float | None = None) -> None:
+        """Measure a vector and keep it if it is the best.
+
+        Args:
+            step: the optimizer steps it is of.
+            vector: the average, say.
+            held_out: its loss on the held-out pairs, if it has been measured.
+
+        Raises:
+            InputError: if its loss is not finite.
+        """
+        train = self.task.loss(self._train, vector)
+        if not math.isfinite(train):
+            raise InputError(
+                f"the error of the new task is not finite at step {step}; lower its learning rate"
+            )
+        if self._held_out and held_out is None:
+            held_out = self.task.loss(self._held_out, vector)
+        before = [check.held_out for check in self.history if check.held_out is not None]
+        if held_out is not None and held_out < min(before, default=math.inf):
+            self.best, self.best_step = vector.detach().clone(), step
+        self.history.append(Check(step, train, held_out))
+
+    def result(
+        self,
+        last: Float[Tensor, " k"],
+        pairs: tuple[Sequence[FewShotPair], Sequence[FewShotPair]],
+        *,
+        stopped_early: bool,
+    ) -> InversionResult:
+        """Return what was learnt: the best vector, or the last one when nothing is held out.
+
+        Args:
+            last: the vector of the last check.
+            pairs: those learnt from, and those held out.
+            stopped_early: whether the held-out pairs ended learning.
+        """
+        best, step = self.best, self.best_step
+        if best is None:
+            best, step = last, self.history[-1].step
+        return InversionResult(
+            best.detach().cpu(),
+            self.began_at,
+            history=tuple(self.history),
+            best_step=step,
+            stopped_early=stopped_early,
+            trained_on=names_of(pairs[0]),
+            held_out=names_of(pairs[1]),
+        )
+
+
 def invert(
     editor: Editor,
     pairs: Sequence[FewShotPair],
     settings: InversionSettings,
     on_step: OnStep | None = None,
-) -> Inverted:
+) -> InversionResult:
     """Learn the vector of a new task; the editor and its networks are unchanged afterwards.
 
     Args:
@@ -136,87 +235,43 @@ def invert(
             finite.
     """
     train, held_out = split(pairs, settings.held_out, seed=settings.seed)
+    samples = views(train, flip=settings.flip)
     with frozen(editor.networks):
-        learner = _Learner(editor, train, held_out, settings)
-        learner.run(on_step)
-    return Inverted(
-        learner.best.cpu(),
-        learner.began_at,
-        history=tuple(learner.history),
-        best_step=learner.best_step,
-        stopped_early=learner.history[-1].step < settings.steps,
-        trained_on=names_of(train),
-        held_out=names_of(held_out),
-    )
+        learner = Learner(editor, seed=settings.seed)
+        learner.set_checks(samples, views(held_out))
+        learner.begin(settings.init)
+        average = _learn(learner, samples, settings, on_step)
+    stopped_early = learner.history[-1].step < settings.steps
+    return learner.result(average, (train, held_out), stopped_early=stopped_early)
 
 
-class _Learner:
-    """The state of an inversion: the vector, its optimizer and average, and the best one so far."""
-
-    def __init__(
-        self,
-        editor: Editor,
-        train: Sequence[FewShotPair],
-        held_out: Sequence[FewShotPair],
-        settings: InversionSettings,
-    ) -> None:
-        self.settings = settings
-        self.task = NewTask(editor, Objective.of_editor(editor))
-        self.samples = views(train, flip=settings.flip)
-        self.train_checks = self._drawn(check_batches(self.samples), Phase.validate)
-        self.held_out_checks = self._drawn(check_batches(views(held_out)), Phase.validate)
-        start = beginning(self.task, settings.init, self.train_checks)
-        self.task.begin(start.vector)
-        self.began_at = start.name
-        self.optimizer = adamw(self.task, optimizer_settings(settings.lr))
-        self.schedule = warmup_cosine_schedule(
-            self.optimizer, warmup_steps=WARMUP_STEPS, total_steps=settings.steps
-        )
-        self.average = copy_of(self.task)
-        self.best = self.average["vector"].clone()
-        self.best_step = 0
-        self.history: list[Check] = []
-
-    def run(self, on_step: OnStep | None) -> None:
-        """Make the steps; check now and then, and end when the held-out pairs get no better."""
-        steps, every = self.settings.steps, self.settings.check_every
-        self._check(0)
-        for step in range(steps):
-            self._step(step)
-            if (step + 1) % every == 0 or step + 1 == steps:
-                self._check(step + 1)
-            is_over = step + 1 - self.best_step >= every * self.settings.patience
-            if on_step is not None:
-                on_step(step + 1, step + 1 if is_over else steps)
-            if is_over:
-                return
-
-    def _step(self, step: int) -> None:
-        size, seed = self.settings.batch_size, self.settings.seed
-        (batch,) = self._drawn([batch_at(self.samples, step, size, seed=seed)], Phase.train)
-        self.optimizer.zero_grad()
-        self.task.step(batch)["loss"].backward()
-        self.optimizer.step()
-        self.schedule.step()
-        update(self.average, self.task, decay_at(step, self.settings.ema))
-
-    def _check(self, step: int) -> None:
-        """Measure the averaged vector; keep it when it is the best, or nothing was held out."""
-        vector = self.average["vector"]
-        train = self.task.loss(self.train_checks, vector)
-        held_out = self.task.loss(self.held_out_checks, vector) if self.held_out_checks else None
-        if not math.isfinite(train):
-            raise InputError(
-                f"the error of the new task is not finite at step {step}; lower its learning rate"
-            )
-        before = [check.held_out for check in self.history if check.held_out is not None]
-        if held_out is None or not before or held_out < min(before):
-            self.best, self.best_step = vector.clone(), step
-        self.history.append(Check(step, train, held_out))
-
-    def _drawn(self, batches: Sequence[EditBatch], phase: Phase) -> list[DrawnBatch]:
-        device, seed = self.task.vector.device, self.settings.seed
-        return [self.task.drawn(b, seed=seed, phase=phase).to(device) for b in batches]
+def _learn(
+    learner: Learner,
+    samples: Sequence[EditSample],
+    settings: InversionSettings,
+    on_step: OnStep | None,
+) -> Float[Tensor, " k"]:
+    """Make the steps until the held-out pairs get no better; return the averaged vector."""
+    task, steps, every = learner.task, settings.steps, settings.check_every
+    optimizer = adamw(task, optimizer_settings(settings.lr))
+    schedule = warmup_cosine_schedule(optimizer, warmup_steps=WARMUP_STEPS, total_steps=steps)
+    average = copy_of(task)
+    for step in range(steps):
+        batch = batch_at(samples, step, settings.batch_size, seed=settings.seed)
+        optimizer.zero_grad()
+        task.step(learner.drawn(batch, Phase.train))["loss"].backward()
+        optimizer.step()
+        schedule.step()
+        update(average, task, decay_at(step, settings.ema))
+        done = step + 1
+        if done % every == 0 or done == steps:
+            learner.check(done, average["vector"])
+        is_over = learner.best is not None and done - learner.best_step >= every * settings.patience
+        if on_step is not None:
+            on_step(done, done if is_over else steps)
+        if is_over:
+            break
+    return average["vector"]
 
 
 def optimizer_settings(lr: float) -> OptimizerSettings:

@@ -1,10 +1,9 @@
 """Task inversion under Lightning, for batch jobs: loggers, checkpoints, early stopping, resume.
 
-The same steps as `inversion.invert`. Only the vector is trained, so only it is in optimizer,
-average and checkpoint; the base is read from its directory again.
+It drives the same `Learner` as `inversion.invert`. Only the vector is trained, so only it is in
+optimizer, average and checkpoint; the base is read from its directory again.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -21,11 +20,16 @@ from emu_edit.models.fingerprints import model_hash
 from emu_edit.models.learned_task import BEST, SHOWN, check_new_name
 from emu_edit.models.surgery import freeze
 from emu_edit.training.draws import DrawnBatch, Phase
-from emu_edit.training.few_shot import check_batches, names_of
-from emu_edit.training.inversion import WARMUP_STEPS, Check, Inverted, optimizer_settings
+from emu_edit.training.few_shot import views
+from emu_edit.training.inversion import (
+    WARMUP_STEPS,
+    Check,
+    InversionResult,
+    Learner,
+    optimizer_settings,
+)
 from emu_edit.training.module import StepOutput, channels_last
-from emu_edit.training.new_task import NewTask, beginning, check_init
-from emu_edit.training.objective import Objective
+from emu_edit.training.new_task import check_init
 from emu_edit.training.optim import adamw, warmup_cosine_schedule
 
 
@@ -67,13 +71,9 @@ class InversionModule(LightningModule):
         self.networks = freeze(self.editor.networks)  # a part of this module, so that it is moved
         self.base = model_hash(self.networks)
         channels_last(self.networks.denoiser)
-        self.new_task = NewTask(self.editor, Objective.of_editor(self.editor))
-        self.began_at = ""
-        self.history: list[Check] = []
-        self.best: Float[Tensor, " k"] | None = None  # on held-out pairs
-        self.best_step = 0
+        self.learner = Learner(self.editor, seed=seed)
+        self.new_task = self.learner.task  # a part of this module, whose vector is what is saved
         self.strict_loading = False  # the base is not in checkpoints
-        self._train_checks: list[DrawnBatch] = []
         self._held_out: list[Tensor] = []  # weighted errors of the validation that runs
 
     def setup(self, stage: str) -> None:
@@ -85,14 +85,9 @@ class InversionModule(LightningModule):
             return
         self.to(self.trainer.strategy.root_device)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._train_checks = self._drawn(check_batches(data.train_samples))
-        if self.trainer.ckpt_path is not None:
-            return
-        start = beginning(self.new_task, self.init, self._train_checks)
-        self.new_task.begin(start.vector)
-        self.began_at = start.name
-        held_out = self._drawn(data.val_dataloader())
-        self._check(self.new_task.loss(held_out, start.vector) if held_out else None)
+        self.learner.set_checks(data.train_samples, views(data.held_out_pairs))
+        if self.trainer.ckpt_path is None:
+            self.learner.begin(self.init)
 
     def transfer_batch_to_device(
         self,
@@ -121,41 +116,28 @@ class InversionModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keep the vector that was just measured (the average, under `Ema`) if it is the best."""
         if self.trainer.state.fn is TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self._check(float(torch.cat(self._held_out).mean()))
+            held_out = float(torch.cat(self._held_out).mean())
+            self.learner.check(self.trainer.global_step, self.new_task.vector, held_out)
         self._held_out.clear()
 
-    def outcome(self, average: Float[Tensor, " k"] | None) -> Inverted:
+    def result(self, average: Float[Tensor, " k"] | None) -> InversionResult:
         """Return what was learnt: the best vector on held-out pairs, or else the last one.
 
         Args:
             average: of the vector, kept instead of the last one itself.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        history, vector, step = list(self.history), self.best, self.best_step
-        if vector is None:
-            vector, step = (
-                self.new_task.vector if average is None else average,
-                self.trainer.global_step,
-            )
-            history.append(Check(step, self.new_task.loss(self._train_checks, vector), None))
-        return Inverted(
-            vector.detach().cpu(),
-            self.began_at,
-            history=tuple(history),
-            best_step=step,
-            stopped_early=self.trainer.should_stop,
-            trained_on=names_of(data.train_pairs),
-            held_out=names_of(data.held_out_pairs),
-        )
+        last = self.new_task.vector if average is None else average
+        if self.learner.best is None:
+            self.learner.check(self.trainer.global_step, last)
+        pairs = (data.train_pairs, data.held_out_pairs)
+        return self.learner.result(last, pairs, stopped_early=self.trainer.should_stop)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build fused AdamW over the vector, with warm-up and cosine."""
         optimizer = adamw(self.new_task, self.optimizer_settings)
-        schedule = warmup_cosine_schedule(
-            optimizer,
-            warmup_steps=WARMUP_STEPS,
-            total_steps=self.trainer.estimated_stepping_batches,
-        )
+        steps = self.trainer.estimated_stepping_batches
+        schedule = warmup_cosine_schedule(optimizer, warmup_steps=WARMUP_STEPS, total_steps=steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
@@ -173,10 +155,10 @@ class InversionModule(LightningModule):
         """Write down which base the vector is for, and what was found so far."""
         checkpoint["inversion"] = {
             "base": self.base,
-            "began_at": self.began_at,
-            "history": [[check.step, check.train, check.held_out] for check in self.history],
-            "best": self.best,
-            "best_step": self.best_step,
+            "began_at": self.learner.began_at,
+            "history": [[c.step, c.train, c.held_out] for c in self.learner.history],
+            "best": self.learner.best,
+            "best_step": self.learner.best_step,
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
@@ -196,18 +178,6 @@ class InversionModule(LightningModule):
                 f"the checkpoint's vector is for the model {state['base'][:SHOWN]}, model.model is "
                 f"{self.base[:SHOWN]}; give the model it was begun with"
             )
-        self.began_at = state["began_at"]
-        self.history = [Check(*check) for check in state["history"]]
-        self.best, self.best_step = state["best"], state["best_step"]
-
-    def _drawn(self, batches: Iterable[EditBatch]) -> list[DrawnBatch]:
-        drawn = [self.new_task.drawn(b, seed=self.seed, phase=Phase.validate) for b in batches]
-        return [batch.to(self.device) for batch in drawn]
-
-    def _check(self, held_out: float | None) -> None:
-        vector = self.new_task.vector.detach()
-        before = [check.held_out for check in self.history if check.held_out is not None]
-        if held_out is not None and (not before or held_out < min(before)):
-            self.best, self.best_step = vector.clone(), self.trainer.global_step
-        train = self.new_task.loss(self._train_checks, vector)
-        self.history.append(Check(self.trainer.global_step, train, held_out))
+        self.learner.began_at = state["began_at"]
+        self.learner.history = [Check(*check) for check in state["history"]]
+        self.learner.best, self.learner.best_step = state["best"], state["best_step"]

@@ -1,14 +1,10 @@
-"""The vector of a new task, learning in front of networks that do not.
+"""The vector of a new task, learning in front of networks that do not, and where it begins.
 
 What is frozen is computed once: latents (mean and deviation, so that sampling stays fresh), source
 latents and text features of every picture pair, by its key. A step is then the denoiser's forward
 pass and the backward pass to its input; with its weights frozen, none of their gradients exist.
-Source: task inversion, Sheynin et al. 2023, arXiv:2311.10089, section 4.3.
-
-Where a new task's vector begins: what the base already does is seldom far from what is wanted.
-
-"best" tries every task of the base on the pairs, the mean of all, and no task at all: forward
-passes only, a few seconds for the tiny model. Source: ours; the paper names no beginning.
+Source: task inversion, Sheynin et al. 2023, arXiv:2311.10089, section 4.3. The paper names no
+beginning; those here are ours: what the base already does is seldom far from what is wanted.
 """
 
 from collections import defaultdict
@@ -35,7 +31,7 @@ from emu_edit.training.objective import Objective
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """What frozen networks say of one pair: the target's posterior, the source, the instruction."""
+    """What the frozen networks make of a pair: the target's posterior, source and instruction."""
 
     mean: Float[Tensor, "c h w"]
     std: Float[Tensor, "c h w"]
@@ -151,7 +147,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
     """Take a module out of training for a while.
 
     Afterwards each weight learns or not as before, and lies in memory as before: both decide the
-    last bits of what comes out.
+    last bits of its output.
     """
     learns = {p: p.requires_grad for p in module.parameters()}
     modes = {part: part.training for part in module.modules()}
@@ -173,17 +169,17 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Beginning:
-    """A vector to begin with, and what it was called before."""
+    """A vector to begin with, and what it is called."""
 
     name: str
     vector: Float[Tensor, " k"]
 
 
 def check_init(init: str, editor: Editor) -> None:
-    """Refuse a word for a beginning that means none; call it before long work.
+    """Refuse an unknown beginning; call it before long work.
 
     Raises:
-        InputError: for an unknown word, with the nearest, or "nearest" without a predictor.
+        InputError: for an unknown word, or "nearest" without a predictor.
     """
     known = [*BEGINNINGS, *editor.networks.tasks.names]
     if init not in known:
@@ -199,7 +195,10 @@ def check_init(init: str, editor: Editor) -> None:
 
 @torch.no_grad()
 def beginning(task: NewTask, init: str, batches: Sequence[DrawnBatch]) -> Beginning:
-    """Return where to begin.
+    """Find where a new task's vector begins.
+
+    "best" tries every task of the base on the pairs, the mean of all, and no task at all: forward
+    passes only, a few seconds for the tiny model.
 
     Args:
         task: the new task, whose own vector is not looked at.
@@ -209,17 +208,17 @@ def beginning(task: NewTask, init: str, batches: Sequence[DrawnBatch]) -> Beginn
     Raises:
         InputError: see `check_init`.
     """
-    editor = task.editor
-    check_init(init, editor)
-    mean = editor.networks.base_table().mean(dim=0)
-    if init == MEAN:
-        return Beginning(MEAN, mean)
-    if init == NONE:  # the base has learnt it as "no task was told"
-        return Beginning(NONE, torch.zeros_like(mean))
+    networks = task.editor.networks
+    check_init(init, task.editor)
+    mean = networks.base_table().mean(dim=0)
+    vectors = dict(zip(networks.tasks.names, networks.task_embedding.table, strict=True))
+    # the base has learnt the zero vector as "no task was told"
+    vectors |= {MEAN: mean, NONE: torch.zeros_like(mean)}
     if init == BEST:
-        return _best(task, batches)
-    name = _nearest(editor, batches) if init == NEAREST else init
-    return Beginning(name, editor.networks.task_vectors([name])[0])
+        name = min(vectors, key=lambda name: task.loss(batches, vectors[name]))
+    else:
+        name = _nearest(task.editor, batches) if init == NEAREST else init
+    return Beginning(name, vectors[name])
 
 
 def _nearest(editor: Editor, batches: Sequence[DrawnBatch]) -> str:
@@ -230,13 +229,3 @@ def _nearest(editor: Editor, batches: Sequence[DrawnBatch]) -> str:
         for name, share in prediction.ranking:
             shares[name] += share
     return max(shares, key=lambda name: shares[name])
-
-
-def _best(task: NewTask, batches: Sequence[DrawnBatch]) -> Beginning:
-    networks = task.editor.networks
-    mean = networks.base_table().mean(dim=0)
-    rows = zip(networks.tasks.names, networks.task_embedding.table, strict=True)
-    candidates = [Beginning(name, vector) for name, vector in rows]
-    candidates += [Beginning(MEAN, mean), Beginning(NONE, torch.zeros_like(mean))]
-    losses = [task.loss(batches, candidate.vector) for candidate in candidates]
-    return candidates[losses.index(min(losses))]

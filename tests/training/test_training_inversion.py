@@ -5,15 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from emu_edit.batch import EditBatch
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.fingerprints import model_hash
 from emu_edit.training import inversion as inversion_file
 from emu_edit.training.draws import Phase
 from emu_edit.training.few_shot import batch_at, check_batches, names_of, split, views
-from emu_edit.training.inversion import InversionSettings, invert
+from emu_edit.training.inversion import InversionSettings, Learner, invert, optimizer_settings
 from emu_edit.training.new_task import NewTask, beginning, frozen
 from emu_edit.training.objective import Objective
+from emu_edit.training.optim import adamw, copy_of
 from tests.training.few_shot import QUICK, edits, make_base, make_contrast_base, make_pairs
 from tests.training.stage import TASKS, make_batch, make_module
 
@@ -86,12 +88,12 @@ def test_a_step_computes_the_gradient_of_the_vector_and_of_no_weight() -> None:
 
 def test_only_the_vector_is_in_optimizer_and_average() -> None:
     editor = make_contrast_base()
-    learner = inversion_file._Learner(editor, make_pairs(2), [], QUICK)
-    (group,) = learner.optimizer.param_groups
-    assert group["params"] == [learner.task.vector]
+    task = Learner(editor, seed=0).task
+    (group,) = adamw(task, optimizer_settings(0.3)).param_groups
+    assert group["params"] == [task.vector]
     assert group["weight_decay"] == 0
-    assert list(learner.average) == ["vector"]
-    assert [name for name, _ in learner.task.named_parameters()] == ["vector"]
+    assert list(copy_of(task)) == ["vector"]
+    assert [name for name, _ in task.named_parameters()] == ["vector"]
 
 
 def test_the_error_is_that_of_the_training_module() -> None:
@@ -133,9 +135,7 @@ def test_texts_of_different_length_may_meet_in_a_batch() -> None:
         for i, sample in enumerate(samples)
     ]
     together = task.drawn(
-        inversion_file.EditBatch.collate([
-            replace(sample, position=i) for i, sample in enumerate(samples)
-        ]),
+        EditBatch.collate([replace(sample, position=i) for i, sample in enumerate(samples)]),
         seed=0,
         phase=Phase.train,
     )
@@ -183,10 +183,14 @@ def test_without_held_out_pairs_the_last_vector_is_kept() -> None:
 @pytest.mark.parametrize(("ema", "moves"), [(0.0, True), (0.999, False)])
 def test_the_average_is_what_is_kept(ema: float, moves: bool) -> None:
     editor = make_contrast_base()
-    learner = inversion_file._Learner(editor, make_pairs(2), [], replace(QUICK, ema=ema))
+    learner, samples = Learner(editor, seed=0), views(make_pairs(2))
+    learner.set_checks(samples, [])
     with frozen(editor.networks):
-        learner.run(None)
-    assert torch.equal(learner.best, learner.task.vector) == moves
+        learner.begin("mean")
+        kept = inversion_file._learn(learner, samples, replace(QUICK, ema=ema), None)
+    assert torch.equal(kept, learner.task.vector) == moves
+    inverted = invert(make_contrast_base(), make_pairs(2), replace(QUICK, ema=ema))
+    assert torch.equal(inverted.vector, kept)
 
 
 def test_one_pair_is_enough() -> None:

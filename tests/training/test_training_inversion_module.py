@@ -73,7 +73,7 @@ def test_a_trainer_finds_the_vector_that_invert_finds(
     model: Path, shards: Path, tmp_path: Path, pairs: int | None
 ) -> None:
     module = fit(model, shards, tmp_path, pairs=pairs)
-    found, expected = module.outcome(average(module)), plain(model, shards, pairs)
+    found, expected = module.result(average(module)), plain(model, shards, pairs)
     torch.testing.assert_close(found.vector, expected.vector)
     assert (found.trained_on, found.held_out) == (expected.trained_on, expected.held_out)
     assert found.best_step == expected.best_step
@@ -143,7 +143,7 @@ def test_a_resumed_inversion_ends_at_the_same_vector(
     resumed = fit(model, shards, tmp_path / "second", saver, checkpoint=checkpoint, **plugin)
     assert torch.equal(resumed.new_task.vector, whole.new_task.vector)
     assert torch.equal(average(resumed), average(whole))
-    assert resumed.history == whole.history
+    assert resumed.learner.history == whole.learner.history
 
 
 def test_early_stopping_hears_of_the_held_out_pairs(
@@ -153,7 +153,7 @@ def test_early_stopping_hears_of_the_held_out_pairs(
     stopper = EarlyStopping("val/loss", patience=1, min_delta=1e6, check_on_train_epoch_end=False)
     module = fit(model, shards, tmp_path, stopper, max_epochs=9)
     assert module.trainer.global_step == 4
-    assert module.outcome(None).stopped_early
+    assert module.result(None).stopped_early
 
 
 def test_a_checkpoint_of_another_base_is_refused(model: Path, shards: Path, tmp_path: Path) -> None:
