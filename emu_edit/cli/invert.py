@@ -1,24 +1,16 @@
 """`emu-edit invert --task NAME --data DIR`: teach a finished model a new task from a few pairs.
 
-Everything a user can get wrong is found before the first step; `invert_report.py` writes what comes
-out.
+Everything a user can get wrong is found before the first step.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
 from emu_edit.editing.find import choose_device, find_model
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import model_to_change
-
-if TYPE_CHECKING:
-    from emu_edit.editing.editor import Editor
-    from emu_edit.training.few_shot import FewShotPair
-    from emu_edit.training.inversion import InversionSettings
 
 EPILOG = """\
 DATA is a folder of shards (see 'emu-edit shards'), a folder with source/, target/ and
@@ -77,9 +69,11 @@ def _add_learning(made: ArgumentParser) -> None:
         "nearest (what the predictor takes the instructions for), none (the zero vector), or a "
         "task's name",
     )
-    made.add_argument("--steps", type=positive_int, help="optimizer steps at most (default 300)")
-    made.add_argument("--batch", type=positive_int, help="samples per step (default 8)")
-    made.add_argument("--lr", type=float, help="peak learning rate (default 0.3)")
+    made.add_argument(
+        "--steps", type=positive_int, default=300, help="optimizer steps at most (default 300)"
+    )
+    made.add_argument("--batch", type=positive_int, default=8, help="samples per step (default 8)")
+    made.add_argument("--lr", type=float, default=0.3, help="peak learning rate (default 0.3)")
     made.add_argument(
         "--pairs", type=positive_int, metavar="N", help="take N of the pairs, drawn by the seed"
     )
@@ -95,89 +89,33 @@ def _add_learning(made: ArgumentParser) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Learn the task, write its file and picture, and tell what to do next.
+    """Learn the task, write its file and picture, and print what to do next.
 
     Raises:
         InputError: if name, output, model, pairs or options cannot be used.
     """
     options = parser().parse(arguments)
     model = find_model(options.model)
-    output = checked_output(options, model)
-    from emu_edit.editing.editor import Editor
-    from emu_edit.runs.inversion import NewTaskReport, write_new_task
-    from emu_edit.terminal import step_bar
-    from emu_edit.training.inversion import invert
-
-    settings = _settings(options)
-    pairs = _pairs(options, model)
-    editor = Editor.from_pretrained(model, choose_device(options.device))
-    _check_beginning(options, editor)
-    start = time.monotonic()
-    with step_bar(f"learning {options.task}") as on_step:
-        inverted = invert(editor, pairs, settings, on_step)
-    report = NewTaskReport(
-        name=options.task,
-        description=options.description,
-        pairs=pairs,
-        inverted=inverted,
-        seed=options.seed,
-        seconds=time.monotonic() - start,
-    )
-    told = write_new_task(
-        report,
-        editor,
-        model,
-        output=output,
-        install=options.install,
-        with_predictor=options.predictor,
-    )
-    sys.stdout.write(told.to_json() if options.json else told.to_words())
-    return 0
-
-
-def checked_output(options: argparse.Namespace, model: Path) -> Path:
-    """Return the file to write; refuse what would only be found wrong after learning.
-
-    Raises:
-        InputError: if the name is odd or taken, a text is none, the file is something else, or the
-            model is not to be changed.
-    """
-    from emu_edit.models.learned_task import SUFFIX, LearnedTask, check_task_path
-    from emu_edit.models.task_files import check_free
-    from emu_edit.text_rules import clean_instruction
-
-    check_free(model, options.task)
-    if options.description:
-        clean_instruction(options.description, what="description")
+    output = checked_output(options.output, options.task, model, description=options.description)
     if options.install:
         model_to_change(model)
-    output = check_task_path(options.output or Path(f"{options.task}{SUFFIX}"))
-    if output.exists():
-        LearnedTask.load(output)  # refuses to replace anything else
-    return output
+    from datamodules.fewshot import FewShotSource, read_few_shot
+    from emu_edit.editing.editor import Editor
+    from emu_edit.editing.settings import EditorSettings
+    from emu_edit.models.directory import read_index
+    from emu_edit.runs.inversion import Inversion, write_new_task
+    from emu_edit.terminal import step_bar
+    from emu_edit.training.inversion import InversionSettings, invert
+    from emu_edit.training.new_task import check_init
 
-
-def _settings(options: argparse.Namespace) -> "InversionSettings":
-    from emu_edit.training.inversion import InversionSettings
-
-    defaults = InversionSettings()
-    return InversionSettings(
-        steps=defaults.steps if options.steps is None else options.steps,
-        batch_size=defaults.batch_size if options.batch is None else options.batch,
-        lr=defaults.lr if options.lr is None else options.lr,
+    settings = InversionSettings(
+        steps=options.steps,
+        batch_size=options.batch,
+        lr=options.lr,
         init=options.init,
         flip=options.flip,
         seed=options.seed,
     )
-
-
-def _pairs(options: argparse.Namespace, model: Path) -> "list[FewShotPair]":
-    """Read the pairs at the model's size, which needs no weights."""
-    from datamodules.fewshot import FewShotSource, read_few_shot
-    from emu_edit.editing.settings import EditorSettings
-    from emu_edit.models.directory import read_index
-
-    size = EditorSettings.from_dict(read_index(model)["_emu_edit"], where=f"{model}").image_size
     source = FewShotSource(
         options.data,
         options.task,
@@ -186,14 +124,49 @@ def _pairs(options: argparse.Namespace, model: Path) -> "list[FewShotPair]":
         max_pairs=options.max_pairs,
         seed=options.seed,
     )
-    return read_few_shot(source, image_size=size)
-
-
-def _check_beginning(options: argparse.Namespace, editor: "Editor") -> None:
-    from emu_edit.training.new_task import check_init
-
+    # the size is in the index: what is wrong with the pairs is found before weights are loaded
+    size = EditorSettings.from_dict(read_index(model)["_emu_edit"], where=f"{model}").image_size
+    pairs = read_few_shot(source, image_size=size)
+    editor = Editor.from_pretrained(model, choose_device(options.device))
     check_init(options.init, editor)
     if options.predictor and editor.predictor is None:
         raise InputError(
             "this model has no task predictor that could know the task; leave --predictor out"
         )
+    start = time.monotonic()
+    with step_bar(f"learning {options.task}") as on_step:
+        result = invert(editor, pairs, settings, on_step)
+    seconds = time.monotonic() - start
+    inversion = Inversion(
+        options.task, options.description, pairs, result, seed=options.seed, seconds=seconds
+    )
+    report = write_new_task(
+        inversion,
+        editor,
+        model,
+        output=output,
+        install=options.install,
+        with_predictor=options.predictor,
+    )
+    sys.stdout.write(report.to_json() if options.json else report.to_words())
+    return 0
+
+
+def checked_output(path: Path | None, task: str, model: Path, *, description: str) -> Path:
+    """Return the file to write; refuse what would only be found wrong after learning.
+
+    Raises:
+        InputError: if the name is odd or taken, the description is no text, or the file is
+            something else.
+    """
+    from emu_edit.models.learned_task import SUFFIX, LearnedTask, check_task_path
+    from emu_edit.models.task_files import check_free
+    from emu_edit.text_rules import clean_instruction
+
+    check_free(model, task)
+    if description:
+        clean_instruction(description, what="description")
+    output = check_task_path(Path(f"{task}{SUFFIX}") if path is None else path)
+    if output.exists():
+        LearnedTask.load(output)  # refuses to replace anything else
+    return output

@@ -7,7 +7,7 @@ from pathlib import Path
 from emu_edit.cli.arguments import ArgumentParser, Command, positive_int, run_command, seed_int
 from emu_edit.editing.find import RELEASED, RUNS, choose_device, find_model, newest_model
 from emu_edit.errors import InputError
-from emu_edit.runs.learned_tasks import teach_again
+from emu_edit.runs.learned_tasks import predictor_directory, teach_again
 
 PRETRAINED_LR = 1e-4  # fine-tuning; a frozen encoder's head learns at the default rate
 
@@ -49,8 +49,12 @@ def fit_parser() -> ArgumentParser:
     made.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="write the predictor here instead"
     )
-    made.add_argument("--steps", type=positive_int, help="optimizer steps (default 400)")
-    made.add_argument("--batch", type=positive_int, help="instructions per step (default 64)")
+    made.add_argument(
+        "--steps", type=positive_int, default=400, help="optimizer steps (default 400)"
+    )
+    made.add_argument(
+        "--batch", type=positive_int, default=64, help="instructions per step (default 64)"
+    )
     made.add_argument("--lr", type=float, help="peak learning rate (default: by encoder)")
     made.add_argument("--seed", type=seed_int, default=0, help="same seed, same predictor on a CPU")
     made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if --encoder)")
@@ -84,8 +88,8 @@ def run_fit(arguments: list[str]) -> int:
     is_tuned = options.encoder is not None and not options.freeze
     defaults = PredictorSettings()
     settings = PredictorSettings(
-        steps=defaults.steps if options.steps is None else options.steps,
-        batch_size=defaults.batch_size if options.batch is None else options.batch,
+        steps=options.steps,
+        batch_size=options.batch,
         lr=(PRETRAINED_LR if is_tuned else defaults.lr) if options.lr is None else options.lr,
         seed=options.seed,
         # a pretrained encoder is large enough for all cores
@@ -177,21 +181,3 @@ def model_to_extend(path: Path | None, output: Path | None) -> Path | None:
             "the released model belongs to the installation and has a predictor; give -o DIR"
         )
     return model
-
-
-def predictor_directory(path: Path) -> Path:
-    """Return the predictor's directory meant by `path`: itself, or the one of a model.
-
-    Raises:
-        InputError: if there is none.
-    """
-    from emu_edit.editing.predictor import INDEX, PREDICTOR
-
-    if (path / INDEX).is_file():
-        return path
-    model = find_model(path)
-    if not (model / PREDICTOR).is_dir():
-        raise InputError(
-            f"{model} has no task predictor; train one with 'emu-edit predictor fit {model}'"
-        )
-    return model / PREDICTOR

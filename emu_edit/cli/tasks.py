@@ -1,7 +1,4 @@
-"""`emu-edit tasks list | info | add | remove | rename | teach`: the tasks that a model knows.
-
-What `tasks list` and `tasks info` print: rows and entries, as JSON or in words.
-"""
+"""`emu-edit tasks list | info | add | remove | rename | teach`: the tasks that a model knows."""
 
 import json
 import shutil
@@ -13,14 +10,11 @@ from typing import TYPE_CHECKING
 from emu_edit.cli.arguments import ArgumentParser, Command, run_command, seed_int
 from emu_edit.editing.find import INDEX, find_model
 from emu_edit.errors import InputError
-from emu_edit.runs.learned_tasks import is_task_file, model_to_change
+from emu_edit.runs.learned_tasks import TaskRow, is_task_file, model_to_change, task_rows
+from emu_edit.terminal import aligned
 
 if TYPE_CHECKING:
-    from emu_edit.editing.predictor import TaskPredictor
     from emu_edit.models.learned_task import LearnedTask
-
-
-MODEL_HELP = "model directory or run folder"
 
 
 def run(arguments: list[str]) -> int:
@@ -45,13 +39,15 @@ def run(arguments: list[str]) -> int:
 
 
 def _parser(command: str, description: str, epilog: str = "") -> ArgumentParser:
-    return ArgumentParser(f"emu-edit tasks {command}", description, epilog)
+    """Begin the parser of a command whose first argument is a model."""
+    made = ArgumentParser(f"emu-edit tasks {command}", description, epilog)
+    made.add_argument("model", type=Path, metavar="MODEL", help="model directory or run folder")
+    return made
 
 
 def list_parser() -> ArgumentParser:
     """Build the parser of `tasks list`."""
     made = _parser("list", "Name the tasks of a model, in the order of its table.")
-    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     made.add_argument("--json", action="store_true", help="print a JSON list instead")
     return made
 
@@ -63,17 +59,16 @@ def run_list(arguments: list[str]) -> int:
         InputError: if there is no such model, or a file of it is damaged.
     """
     options = list_parser().parse(arguments)
-    model = find_model(options.model)
-
-    rows = task_rows(model)
-    sys.stdout.write((json.dumps(rows, indent=2) if options.json else format_rows(rows)) + "\n")
+    rows = task_rows(find_model(options.model))
+    as_json = json.dumps([row._asdict() for row in rows], indent=2)
+    sys.stdout.write(f"{as_json if options.json else _table(rows)}\n")
     return 0
 
 
 def info_parser() -> ArgumentParser:
     """Build the parser of `tasks info`."""
-    made = _parser(
-        "info",
+    made = ArgumentParser(
+        "emu-edit tasks info",
         "Tell all that is known of a learned task.",
         "examples:\n  emu-edit tasks info MODEL contour\n  emu-edit tasks info contour.safetensors",
     )
@@ -90,22 +85,19 @@ def run_info(arguments: list[str]) -> int:
         InputError: if there is no such file, model or learned task.
     """
     options = info_parser().parse(arguments)
-    if is_task_file(options.place) and options.name is None:
-        from emu_edit.models.learned_task import LearnedTask
+    from emu_edit.models.learned_task import LearnedTask
+    from emu_edit.models.task_files import read_learned_task
 
+    if options.name is not None:
+        task = read_learned_task(find_model(Path(options.place)), options.name)
+    elif is_task_file(options.place):
         task = LearnedTask.load(options.place)
     else:
-        if options.name is None:
-            raise InputError(
-                "say which task: emu-edit tasks info MODEL NAME, or emu-edit tasks info FILE"
-            )
-        model = find_model(Path(options.place))
-        from emu_edit.models.task_files import read_learned_task
-
-        task = read_learned_task(model, options.name)
-
-    told = json.dumps(task_entries(task), indent=2) if options.json else format_task(task)
-    sys.stdout.write(told + "\n")
+        raise InputError(
+            "say which task: emu-edit tasks info MODEL NAME, or emu-edit tasks info FILE"
+        )
+    text = json.dumps(task.to_dict(), indent=2) if options.json else _description(task)
+    sys.stdout.write(f"{text}\n")
     return 0
 
 
@@ -118,7 +110,6 @@ def add_parser() -> ArgumentParser:
         "examples:\n  emu-edit tasks add MODEL contour.safetensors\n"
         "  emu-edit tasks add released contour.safetensors -o my-model",
     )
-    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     made.add_argument("file", type=Path, metavar="FILE", help="that 'emu-edit invert' wrote")
     made.add_argument("--name", metavar="NEW", help="another name for it in this model")
     made.add_argument(
@@ -140,15 +131,17 @@ def run_add(arguments: list[str]) -> int:
     output: Path | None = options.output
     model = model_to_change(options.model) if output is None else find_model(options.model)
     from emu_edit.models.directory import new_directory
+    from emu_edit.models.fingerprints import model_hash
     from emu_edit.models.learned_task import LearnedTask
     from emu_edit.models.task_files import check_free, install_task
+    from emu_edit.models.weights import load_networks
 
     if output is not None and output.exists():
         raise InputError(f"{output} exists; give a directory that is not there yet")
     task = LearnedTask.load(options.file)
     task = task if options.name is None else replace(task, name=options.name)
     check_free(model, task.name)
-    base, allowed = _hash_of(model), options.allow_mismatch
+    base, allowed = model_hash(load_networks(model)[0]), options.allow_mismatch
     if output is None:
         task = install_task(model, task, base=base, allow_mismatch=allowed)
     else:
@@ -161,9 +154,10 @@ def run_add(arguments: list[str]) -> int:
             f"emu-edit: warning: task {task.name} was learnt with another model; its edits may be "
             "poor\n"
         )
+    instruction = task.instruction or "INSTRUCTION"
     sys.stdout.write(
         f"added {task.name} to {place}\n"
-        f"edit with it: emu-edit edit IMAGE {_quoted(task)} --task {task.name} --model {place} "
+        f'edit with it: emu-edit edit IMAGE "{instruction}" --task {task.name} --model {place} '
         "-o OUT.png\n"
     )
     return 0
@@ -172,7 +166,6 @@ def run_add(arguments: list[str]) -> int:
 def remove_parser() -> ArgumentParser:
     """Build the parser of `tasks remove`."""
     made = _parser("remove", "Take a learned task out of a model directory.")
-    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     made.add_argument("name", metavar="NAME", help="of the learned task")
     return made
 
@@ -195,7 +188,6 @@ def run_remove(arguments: list[str]) -> int:
 def rename_parser() -> ArgumentParser:
     """Build the parser of `tasks rename`."""
     made = _parser("rename", "Give a learned task of a model directory another name.")
-    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     made.add_argument("old", metavar="OLD", help="name of the learned task")
     made.add_argument("new", metavar="NEW", help="its new name")
     return made
@@ -225,7 +217,6 @@ def teach_parser() -> ArgumentParser:
         "'predictor fit'.",
         'example:\n  emu-edit tasks teach MODEL contour "draw the outlines" "trace the contours"',
     )
-    made.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     made.add_argument("name", metavar="NAME", help="of the learned task")
     made.add_argument(
         "texts", nargs="+", metavar="TEXT", help="an instruction that asks for it; 3 to 10 are good"
@@ -243,123 +234,30 @@ def run_teach(arguments: list[str]) -> int:
     """
     options = teach_parser().parse(arguments)
     model = model_to_change(options.model)
-    from emu_edit.cli.predictor import predictor_directory
-    from emu_edit.editing.predictor import TaskPredictor
-    from emu_edit.models.task_files import (
-        learned_file,
-        read_base_tasks,
-        read_learned_task,
-        read_learned_tasks,
-    )
-    from emu_edit.runs.learned_tasks import taught
+    from emu_edit.runs.learned_tasks import teach_task
 
-    file, task = learned_file(model, options.name), read_learned_task(model, options.name)
-    predictor = TaskPredictor.from_pretrained(
-        predictor_directory(model), tasks=read_base_tasks(model)
-    )
-    for other in read_learned_tasks(model):
-        if other.name != options.name:
-            predictor.know(other)
-    taught(task, predictor, options.texts, seed=options.seed).save(file)
+    teach_task(model, options.name, options.texts, seed=options.seed)
     sys.stdout.write(f"the predictor of {model} knows {options.name} now\n")
     return 0
 
 
-def _hash_of(model: Path) -> str:
-    from emu_edit.models.fingerprints import model_hash
-    from emu_edit.models.weights import load_networks
-
-    return model_hash(load_networks(model)[0])
+def _table(rows: "list[TaskRow]") -> str:
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    return "\n".join(aligned([list(TaskRow._fields), *cells]))
 
 
-def _quoted(task: "LearnedTask") -> str:
-    return f'"{task.instruction}"' if task.instruction else '"INSTRUCTION"'
-
-
-Row = dict[str, object]
-COLUMNS = ("name", "kind", "pairs", "steps", "created", "predicted", "description")
-STALE = "no: learnt for another predictor"
-
-
-def task_rows(model: Path) -> list[Row]:
-    """Return a row for each task of a model directory, in the order of its table.
-
-    The entries are those of `COLUMNS`: kind is "base" or "learned", predicted says whether the
-    model's predictor knows the task; pairs, steps and created are None for a base task.
-
-    Raises:
-        InputError: if the directory, its predictor or a task in it cannot be read.
-    """
-    from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
-    from emu_edit.models.task_files import read_base_tasks, read_learned_tasks
-    from emu_edit.tasks import TASKS
-
-    base, learned = read_base_tasks(model), read_learned_tasks(model)
-    folder = model / PREDICTOR
-    predictor = TaskPredictor.from_pretrained(folder, tasks=base) if folder.is_dir() else None
-    definitions = {task.name: task.definition for task in TASKS}
-    rows: list[Row] = []
-    for name in base.names:
-        known = "no" if predictor is None else "yes"
-        entries = (name, "base", None, None, None, known, definitions.get(name, ""))
-        rows.append(dict(zip(COLUMNS, entries, strict=True)))
-    for task in learned:
-        known = _predicted(task, predictor)
-        entries = (task.name, "learned", task.pairs, task.steps, task.created, known)
-        rows.append(dict(zip(COLUMNS, (*entries, task.description), strict=True)))
-    return rows
-
-
-def _predicted(task: "LearnedTask", predictor: "TaskPredictor | None") -> str:
-    if predictor is None or task.predictor_row is None:
-        return "no"
-    return "yes" if task.predictor == predictor.hash() else STALE
-
-
-def format_rows(rows: list[Row]) -> str:
-    """Return the rows as a table for people."""
-    from emu_edit.terminal import aligned
-
-    cells = [["" if row[name] is None else str(row[name]) for name in COLUMNS] for row in rows]
-    return "\n".join(aligned([list(COLUMNS), *cells]))
-
-
-def task_entries(task: "LearnedTask") -> Row:
-    """Return all that is known of a learned task, JSON-ready; of its vector the length and hash."""
-    return {
-        "name": task.name,
-        "description": task.description,
-        "instruction": task.instruction,
-        "pairs": task.pairs,
-        "steps": task.steps,
-        "seed": task.seed,
-        "created": task.created,
-        "base": task.base,
-        "allowed_on": task.allowed_on,
-        "vector": {
-            "numbers": len(task.vector),
-            "norm": float(task.vector.norm()),
-            "sha256": task.vector_hash(),
-        },
-        "predictor": task.predictor,
-    }
-
-
-def format_task(task: "LearnedTask") -> str:
-    """Return what is known of a learned task in lines for people."""
-    lines = {
-        "name": task.name,
-        "description": task.description or "(none)",
-        "instruction": task.instruction or "(its pairs have their own)",
-        "learnt": f"{task.created}, from {task.pairs} pairs, {task.steps} steps, seed {task.seed}",
-        "base model": task.base,
-        "vector": f"{len(task.vector)} numbers, norm {float(task.vector.norm()):.3g}",
-        "predictor": (
-            f"knows it, if it is {task.predictor}" if task.predictor else "does not know it"
-        ),
-    }
+def _description(task: "LearnedTask") -> str:
+    knows = f"knows it, if it is {task.predictor}" if task.predictor else "does not know it"
+    learnt = f"{task.created}, from {task.pairs} pairs, {task.steps} steps, seed {task.seed}"
+    lines = [
+        ("name", task.name),
+        ("description", task.description or "(none)"),
+        ("instruction", task.instruction or "(its pairs have their own)"),
+        ("learnt", learnt),
+        ("base model", task.base),
+        ("vector", f"{len(task.vector)} numbers, norm {float(task.vector.norm()):.3g}"),
+        ("predictor", knows),
+    ]
     if task.allowed_on:
-        lines["allowed on"] = f"{task.allowed_on}, another model"
-    from emu_edit.terminal import aligned
-
-    return "\n".join(aligned([*lines.items()]))
+        lines.append(("allowed on", f"{task.allowed_on}, another model"))
+    return "\n".join(aligned(lines))

@@ -115,6 +115,19 @@ class LearnedTask:
         numbers = self.vector.detach().to("cpu", torch.float32).contiguous()
         return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
 
+    def to_dict(self) -> dict[str, object]:
+        """Return all that is known of the task, JSON-ready; of its vector length, norm and hash."""
+        entries = ("name", "description", "instruction", "pairs", "steps", "seed", "created")
+        return {
+            **{entry: getattr(self, entry) for entry in (*entries, "base", "allowed_on")},
+            "vector": {
+                "numbers": len(self.vector),
+                "norm": float(self.vector.norm()),
+                "sha256": self.vector_hash(),
+            },
+            "predictor": self.predictor,
+        }
+
     def save(self, path: Path | str) -> None:
         """Write the file, whole or not at all; one that exists is replaced.
 

@@ -1,6 +1,6 @@
 """What an inversion leaves behind: the task's file, a picture, and a few lines (or JSON).
 
-What `fit --config inversion` leaves behind: the same files as `invert`, in the run's folder.
+The same for `invert` and, in the run's folder, for `fit --config inversion`.
 """
 
 import json
@@ -18,7 +18,7 @@ from callbacks.ema import Ema
 from datamodules.fewshot import usual_instruction
 from datamodules.fewshot_data import FewShotData
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.find import RELEASED, RELEASED_NAME
+from emu_edit.editing.find import RELEASED, shown_path
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
 from emu_edit.models.fingerprints import model_hash
@@ -26,7 +26,7 @@ from emu_edit.models.learned_task import SUFFIX, LearnedTask
 from emu_edit.models.task_files import install_task
 from emu_edit.runs.curves import draw_curves, read_curves
 from emu_edit.runs.folder import METRICS
-from emu_edit.runs.learned_tasks import taught
+from emu_edit.runs.learned_tasks import with_predictor_row
 from emu_edit.training.few_shot import FewShotPair
 from emu_edit.training.inversion import InversionResult
 from emu_edit.training.inversion_module import InversionModule
@@ -35,14 +35,14 @@ MOST_ROWS = 16  # of the picture
 
 
 @dataclass(frozen=True)
-class NewTaskReport:
-    """What was learnt, and from what.
+class Inversion:
+    """A finished inversion: what was learnt, and from what.
 
     Attributes:
         name: of the task.
         description: of the task, "" if nobody said.
         pairs: all pairs, those held out too.
-        inverted: the vector and how it came about.
+        result: the vector and how it came about.
         seed: of the inversion.
         seconds: how long learning took.
     """
@@ -50,19 +50,19 @@ class NewTaskReport:
     name: str
     description: str
     pairs: Sequence[FewShotPair]
-    inverted: InversionResult
+    result: InversionResult
     seed: int
     seconds: float
 
     def task(self, base: str) -> LearnedTask:
-        """Return the learned task as a record."""
+        """Return the learned task of the model whose hash is `base`."""
         return LearnedTask(
             name=self.name,
             description=self.description,
-            vector=self.inverted.vector,
+            vector=self.result.vector,
             base=base,
-            pairs=len(self.inverted.trained_on) + len(self.inverted.held_out),
-            steps=self.inverted.best_step,
+            pairs=len(self.result.trained_on) + len(self.result.held_out),
+            steps=self.result.best_step,
             seed=self.seed,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             instruction=usual_instruction(self.pairs),
@@ -70,18 +70,31 @@ class NewTaskReport:
 
     def shown(self) -> list[FewShotPair]:
         """Return the pairs to show: those held out, or else those learnt from; one view of each."""
-        names = self.inverted.held_out or self.inverted.trained_on
+        names = self.result.held_out or self.result.trained_on
         first = {pair.name: pair for pair in reversed(self.pairs)}
         return [first[name] for name in names[:MOST_ROWS]]
 
+    @property
+    def kind(self) -> str:
+        """Which pairs are shown and measured, in a word."""
+        return "held-out" if self.result.held_out else "training"
+
+    def errors(self) -> tuple[float, float]:
+        """Return the loss on these pairs at the beginning, and of the vector that was kept."""
+        history, best = self.result.history, self.result.best_step
+        checks = (history[0], next(check for check in history if check.step == best))
+        before, after = (c.train if c.held_out is None else c.held_out for c in checks)
+        return before, after
+
 
 @dataclass(frozen=True)
-class Told:
-    """What the user is told.
+class InversionReport:
+    """What a user reads about a finished inversion.
 
     Attributes:
+        inversion: what was learnt.
         file: the learned task.
-        picture: what becomes of the pairs.
+        picture: of the pairs and their edits.
         model: the base.
         installed: whether the model knows the task now.
         error_over_copy: mean distance of the shown results from their targets, relative to that of
@@ -90,6 +103,7 @@ class Told:
         shown: how many are shown.
     """
 
+    inversion: Inversion
     file: Path
     picture: Path
     model: Path
@@ -97,96 +111,91 @@ class Told:
     error_over_copy: float
     nearer: int
     shown: int
-    report: NewTaskReport
 
     def to_json(self) -> str:
         """Return one JSON object and a line's end."""
-        inverted = self.report.inverted
-        before, after = _errors(inverted)
-        return (
-            json.dumps({
-                "task": self.report.name,
-                "file": str(self.file),
-                "picture": str(self.picture),
-                "model": str(self.model),
-                "installed": self.installed,
-                "trained_on": len(inverted.trained_on),
-                "held_out": len(inverted.held_out),
-                "began_at": inverted.began_at,
-                "best_step": inverted.best_step,
-                "stopped_early": inverted.stopped_early,
-                "error_before": before,
-                "error_after": after,
-                "error_over_copy": self.error_over_copy,
-                "nearer": self.nearer,
-                "shown": self.shown,
-                "seconds": round(self.report.seconds, 1),
-                "history": [asdict(check) for check in inverted.history],
-            })
-            + "\n"
-        )
+        result = self.inversion.result
+        before, after = self.inversion.errors()
+        values = {
+            "task": self.inversion.name,
+            "file": str(self.file),
+            "picture": str(self.picture),
+            "model": str(self.model),
+            "installed": self.installed,
+            "trained_on": len(result.trained_on),
+            "held_out": len(result.held_out),
+            "began_at": result.began_at,
+            "best_step": result.best_step,
+            "stopped_early": result.stopped_early,
+            "error_before": before,
+            "error_after": after,
+            "error_over_copy": self.error_over_copy,
+            "nearer": self.nearer,
+            "shown": self.shown,
+            "seconds": round(self.inversion.seconds, 1),
+            "history": [asdict(check) for check in result.history],
+        }
+        return f"{json.dumps(values)}\n"
 
     def to_words(self) -> str:
         """Return a few lines for people, the last ones with what to do next."""
-        inverted, name = self.report.inverted, self.report.name
-        before, after = _errors(inverted)
-        which = "held-out" if inverted.held_out else "training"
-        held_out = f", {len(inverted.held_out)} held out" if inverted.held_out else ""
-        instruction = quote(usual_instruction(self.report.pairs) or "...")
+        result, name, kind = self.inversion.result, self.inversion.name, self.inversion.kind
+        before, after = self.inversion.errors()
+        held_out = f", {len(result.held_out)} held out" if result.held_out else ""
+        instruction = quote(usual_instruction(self.inversion.pairs) or "...")
         use = name if self.installed else quote(str(self.file))
-        model = quote(RELEASED_NAME if self.model == RELEASED else str(self.model))
+        model = quote(shown_path(self.model))
         lines = [
-            f"{name}: {len(inverted.trained_on)} pairs learnt from{held_out}; error on {which} "
-            f"pairs {before:.3f} as {inverted.began_at!r}, {after:.3f} at step "
-            f"{inverted.best_step} ({self.report.seconds:.0f} s)",
-            f"{which} pairs: {self.nearer} of {self.shown} results are nearer to their target than "
+            f"{name}: {len(result.trained_on)} pairs learnt from{held_out}; error on {kind} pairs "
+            f"{before:.3f} as {result.began_at!r}, {after:.3f} at step {result.best_step} "
+            f"({self.inversion.seconds:.0f} s)",
+            f"{kind} pairs: {self.nearer} of {self.shown} results are nearer to their target than "
             f"the source is; what is left to do: {self.error_over_copy:.0%}",
             f"wrote {self.file} ({self.file.stat().st_size} bytes) and {self.picture}",
             "edit with it:",
             f"  emu-edit edit PICTURE {instruction} --task {use} -o edited.png --model {model}",
         ]
-        if not self.installed and self.model == RELEASED:
+        if not self.installed:
+            is_released = self.model == RELEASED
             lines += [
-                "keep it in a copy of the model:",
-                f"  emu-edit tasks add {model} {use} -o DIR",
+                f"keep it in {'a copy of ' if is_released else ''}the model:",
+                f"  emu-edit tasks add {model} {use}{' -o DIR' if is_released else ''}",
             ]
-        elif not self.installed:
-            lines += ["keep it in the model:", f"  emu-edit tasks add {model} {use}"]
         return "\n".join(lines) + "\n"
 
 
 def write_new_task(
-    report: NewTaskReport,
+    inversion: Inversion,
     editor: Editor,
     model: Path,
     *,
     output: Path,
-    install: bool,
-    with_predictor: bool,
-) -> Told:
+    install: bool = False,
+    with_predictor: bool = False,
+) -> InversionReport:
     """Write file and picture, and put the task into the model directory if that is wished.
 
     Raises:
         InputError: if a file cannot be written, or the predictor cannot tell the task from others.
     """
-    task = report.task(model_hash(editor.networks))
+    task = inversion.task(model_hash(editor.networks))
     task.save(output)  # first of all: what comes next may fail, minutes of learning must not
     if with_predictor and editor.predictor is not None:
-        texts = [pair.instruction for pair in report.pairs]
+        texts = [pair.instruction for pair in inversion.pairs]
         try:
-            task = taught(task, editor.predictor, texts, seed=report.seed)
+            task = with_predictor_row(task, editor.predictor, texts, seed=inversion.seed)
         except InputError as error:
             raise InputError(f"{output} is written, but nothing else: {error}") from error
         task.save(output)
     if install:
         install_task(model, task, base=task.base)
     editor.add_task(task)
-    rows = _edited(report, editor)
-    which = "held-out" if report.inverted.held_out else "training"
+    rows = _edited(inversion, editor)
     picture = output.with_suffix(".png")
-    picture_grid(rows, f"{task.name}: {which} pairs, {task.pairs} in all").save(picture)
+    picture_grid(rows, f"{task.name}: {inversion.kind} pairs, {task.pairs} in all").save(picture)
     ratios = [ratio for row in rows if (ratio := _error_over_copy(row)) is not None]
-    return Told(
+    return InversionReport(
+        inversion,
         output,
         picture,
         model,
@@ -194,17 +203,16 @@ def write_new_task(
         error_over_copy=sum(ratios) / max(len(ratios), 1),
         nearer=sum(ratio < 1 for ratio in ratios),
         shown=len(ratios),
-        report=report,
     )
 
 
-def _edited(report: NewTaskReport, editor: Editor) -> list[GridRow]:
+def _edited(inversion: Inversion, editor: Editor) -> list[GridRow]:
     """Edit the shown pairs; pair i meets the noise of seed i."""
-    pairs = report.shown()
+    pairs = inversion.shown()
     results = editor.edit_batch(
         torch.stack([pair.source for pair in pairs]),
         [pair.instruction for pair in pairs],
-        [report.name] * len(pairs),
+        [inversion.name] * len(pairs),
         list(range(len(pairs))),
     )
     return [
@@ -220,19 +228,10 @@ def _error_over_copy(row: GridRow) -> float | None:
     return None if copy == 0 else float((row.edited.float() - target).abs().mean() / copy)
 
 
-def _errors(inverted: InversionResult) -> tuple[float, float]:
-    """Return the error at the beginning and of the vector that was kept: held out, or training."""
-    kept = next(check for check in inverted.history if check.step == inverted.best_step)
-    checks = (inverted.history[0], kept)
-    if inverted.held_out:
-        return tuple(check.held_out for check in checks)  # type: ignore[return-value]
-    return checks[0].train, checks[1].train
-
-
 def write_inversion(
     trainer: Trainer, module: InversionModule, folder: Path, seconds: float
 ) -> None:
-    """Write the learned task, its picture and the curves, and tell what to do next.
+    """Write the learned task, its picture and the curves, and print what to do next.
 
     Raises:
         InputError: if the data were no few pairs, or a file cannot be written.
@@ -242,23 +241,17 @@ def write_inversion(
         raise InputError("data: a new task is learnt from datamodules.fewshot_data.FewShotData")
     ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
     average = None if ema is None or ema.average is None else ema.average["new_task.vector"]
-    report = NewTaskReport(
+    inversion = Inversion(
         name=module.name,
         description=module.description,
         pairs=[*data.train_pairs, *data.held_out_pairs],
-        inverted=module.result(average),
+        result=module.result(average),
         seed=module.seed,
         seconds=seconds,
     )
-    told = write_new_task(
-        report,
-        module.editor,
-        module.model,
-        output=folder / f"{module.name}{SUFFIX}",
-        install=False,
-        with_predictor=False,
-    )
+    output = folder / f"{module.name}{SUFFIX}"
+    report = write_new_task(inversion, module.editor, module.model, output=output)
     metrics = folder / METRICS
     if metrics.is_file():
         draw_curves(read_curves(metrics), folder / "curves.png")
-    sys.stdout.write(told.to_words())
+    sys.stdout.write(report.to_words())

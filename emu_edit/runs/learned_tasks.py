@@ -1,9 +1,12 @@
-"""Learned tasks on the command line: files given to `--task`, and models that may be changed."""
+"""Learned tasks as people use them: files given to `--task`, the tasks of a model, its predictor.
+
+No module of the networks is imported before a function needs it: help pages are instant.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from emu_edit.editing.find import RELEASED, find_model
 from emu_edit.errors import InputError
@@ -22,7 +25,7 @@ def is_task_file(task: str | None) -> bool:
 
 
 def files_of(task: str | None) -> list[str]:
-    """Return the files that a `--task` means: itself, or those of the two of a mix."""
+    """Return the files that a `--task` names: itself, or those in a mix of two tasks."""
     if task is None:
         return []
     if "+" not in task or Path(task).is_file():  # a folder on the way may have a plus
@@ -98,10 +101,81 @@ def model_to_change(path: Path) -> Path:
     return model
 
 
-def taught(
+class TaskRow(NamedTuple):
+    """A task that a model knows.
+
+    Attributes:
+        kind: "base", or "learned"; only a learned one has pairs, steps and a date.
+        predicted: "yes" if the model's predictor knows it, "no" and perhaps why not.
+    """
+
+    name: str
+    kind: str
+    pairs: int | None
+    steps: int | None
+    created: str | None
+    predicted: str
+    description: str
+
+
+def task_rows(model: Path) -> list[TaskRow]:
+    """List the tasks of a model directory, in the order of its table.
+
+    Raises:
+        InputError: if the directory, its predictor or a task in it cannot be read.
+    """
+    from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
+    from emu_edit.models.task_files import read_base_tasks, read_learned_tasks
+    from emu_edit.tasks import TASKS
+
+    base = read_base_tasks(model)
+    folder = model / PREDICTOR
+    predictor = TaskPredictor.from_pretrained(folder, tasks=base) if folder.is_dir() else None
+    definitions = {task.name: task.definition for task in TASKS}
+    known = "no" if predictor is None else "yes"
+    rows = [
+        TaskRow(name, "base", None, None, None, known, definitions.get(name, ""))
+        for name in base.names
+    ]
+    for task in read_learned_tasks(model):
+        known = "no"
+        if predictor is not None and task.predictor_row is not None:
+            is_same = task.predictor == predictor.hash()
+            known = "yes" if is_same else "no: learnt for another predictor"
+        entries = (task.pairs, task.steps, task.created, known, task.description)
+        rows.append(TaskRow(task.name, "learned", *entries))
+    return rows
+
+
+def teach_task(model: Path, name: str, texts: Sequence[str], *, seed: int) -> None:
+    """Let a model's predictor know a learned task of it by instructions that ask for it.
+
+    Raises:
+        InputError: if there is no predictor or learned task, or the instructions cannot be told
+            from another task's.
+    """
+    from emu_edit.editing.predictor import TaskPredictor
+    from emu_edit.models.task_files import (
+        learned_file,
+        read_base_tasks,
+        read_learned_task,
+        read_learned_tasks,
+    )
+
+    file, task = learned_file(model, name), read_learned_task(model, name)
+    predictor = TaskPredictor.from_pretrained(
+        predictor_directory(model), tasks=read_base_tasks(model)
+    )
+    for other in read_learned_tasks(model):
+        if other.name != name:
+            predictor.know(other)
+    with_predictor_row(task, predictor, texts, seed=seed).save(file)
+
+
+def with_predictor_row(
     task: "LearnedTask", predictor: "TaskPredictor", texts: Sequence[str], *, seed: int = 0
 ) -> "LearnedTask":
-    """Return the task with a row for the predictor, learnt from instructions that ask for it.
+    """Learn the row by which a predictor knows a task, from instructions that ask for it.
 
     Raises:
         InputError: if an instruction cannot be used, or most cannot be told from other tasks'.
@@ -114,8 +188,26 @@ def taught(
     return replace(task, predictor_row=row, predictor=predictor.hash())
 
 
+def predictor_directory(path: Path) -> Path:
+    """Return the predictor's directory meant by `path`: itself, or the one of a model.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from emu_edit.editing.predictor import INDEX, PREDICTOR
+
+    if (path / INDEX).is_file():
+        return path
+    model = find_model(path)
+    if not (model / PREDICTOR).is_dir():
+        raise InputError(
+            f"{model} has no task predictor; train one with 'emu-edit predictor fit {model}'"
+        )
+    return model / PREDICTOR
+
+
 def teach_again(model: Path) -> str:
-    """Return what to do about learned tasks that the predictor before knew, if there are any."""
+    """Say what to do about learned tasks that the previous predictor knew, if there are any."""
     from emu_edit.models.task_files import read_learned_tasks
 
     names = [task.name for task in read_learned_tasks(model) if task.predictor_row is not None]
