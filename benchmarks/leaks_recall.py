@@ -77,7 +77,8 @@ def main() -> int:
     if options.photos is None:
         pictures = world(TRAINING, options.pictures, options.size)
         others = world(EVALUATION, options.pictures, options.size)
-        wrong = count_finds(LeakGuard(others), [pixels for _, pixels in pictures])
+        guard = LeakGuard(others)
+        wrong = sum(guard.find(pixels) is not None for _, pixels in pictures)
     else:
         pictures = list(evaluation_pictures([options.photos]))
         wrong = sum(
@@ -112,11 +113,6 @@ def is_found(picture: tuple[str, Pixels], change: Callable[[Image.Image], Image.
     """Say whether the changed picture is recognised by a guard that knows the picture alone."""
     changed = np.asarray(change(Image.fromarray(picture[1])))
     return LeakGuard([picture]).find(changed) is not None
-
-
-def count_finds(guard: LeakGuard, pictures: list[Pixels]) -> int:
-    """Return how many pictures a guard takes for one of its own."""
-    return sum(guard.find(pixels) is not None for pixels in pictures)
 
 
 def look_ups_a_second(picture: Pixels, known: int) -> float:

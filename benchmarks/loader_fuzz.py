@@ -35,14 +35,13 @@ from PIL import Image
 from benchmarks.loader_damage import DAMAGES, FORGERIES, cut, flip, insert, zero
 from datamodules.checks.folders import check_folder
 from datamodules.shards.folder import LocalFolder
-from datamodules.shards.index import index_path, index_shard, save_index
+from datamodules.shards.index import add_index, index_path
 from datamodules.shards.manifest import MANIFEST, ShardEntry, read_manifest, write_manifest
 from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.reader import InOrder, OpenShard, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import EditSample
 from emu_edit.errors import InputError
-from emu_edit.files import sha256_of
 from emu_edit.randomness import keyed_generator
 from emu_edit.tasks import SIXTEEN
 from emu_edit.terminal import aligned, step_bar
@@ -86,13 +85,8 @@ class Results:
         """Count an outcome."""
         self.counts.setdefault((way, route), Counter())[outcome] += 1
         if outcome in FAILURES:
-            self.failures.append({
-                "case": case,
-                "way": way,
-                "route": route,
-                "outcome": outcome,
-                "detail": detail,
-            })
+            place = {"case": case, "way": way, "route": route}
+            self.failures.append({**place, "outcome": outcome, "detail": detail})
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return a table: a row for each way and route, a column for each outcome."""
@@ -190,12 +184,9 @@ def _encoded(pixels: np.ndarray, kind: str) -> bytes:
 
 def _describe(folder: Path, path: Path) -> int:
     """Index a shard as it is and write a manifest that says the same."""
-    index = index_shard(path, task="local")
-    save_index(path, index)
-    size = path.stat().st_size
-    entry = ShardEntry("local", path.name, size, sha256_of(path), len(index))
+    entry = add_index(path, task="local")
     write_manifest(folder, [entry], made_by={"program": "fuzz"})
-    return len(index)
+    return entry.samples
 
 
 def _data_set(folder: Path) -> ShardDataset:
@@ -280,7 +271,13 @@ def as_known(tar: bytes, original: Original, folder: Path) -> tuple[str, str]:
         found = read_all(folder, original)
     except InputError as error:
         return "refused", str(error)
-    return _judged_behind_a_manifest(found)
+    if found.mixed:
+        return "mixed up", found.detail
+    if found.altered:
+        return "changed unseen", found.detail
+    if len(found.whole) + found.refused != SAMPLES:
+        return "lost", f"{len(found.whole)} of {SAMPLES} samples"
+    return ("refused", found.detail) if found.refused else ("whole", "")
 
 
 def beside(way: str, original: Original, folder: Path, rng: np.random.Generator) -> tuple[str, str]:
@@ -301,16 +298,6 @@ def beside(way: str, original: Original, folder: Path, rng: np.random.Generator)
     if is_good and (found.refused or found.altered):
         return "missed", found.detail
     return ("reported", found.detail) if not is_good else ("whole", "")
-
-
-def _judged_behind_a_manifest(found: Reading) -> tuple[str, str]:
-    if found.mixed:
-        return "mixed up", found.detail
-    if found.altered:
-        return "changed unseen", found.detail
-    if len(found.whole) + found.refused != SAMPLES:
-        return "lost", f"{len(found.whole)} of {SAMPLES} samples"
-    return ("refused", found.detail) if found.refused else ("whole", "")
 
 
 @contextmanager

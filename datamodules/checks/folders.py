@@ -176,7 +176,8 @@ class _Check:
         ):
             self._add(key, message, is_error=False)
         for name, picture in (("source", source), ("target", target)):
-            leak = None if self._guard is None else self._guard.find(_interleaved(picture))
+            pixels = picture.permute(1, 2, 0).contiguous().numpy()
+            leak = None if self._guard is None else self._guard.find(pixels)
             if leak is not None:
                 self._add(key, f"the {name} {leak}")
 
@@ -219,11 +220,7 @@ def _cache_of(folder: ShardFolder) -> Cache | None:
 
 
 def _opened(folder: ShardFolder, entry: ShardEntry) -> OpenShard:
-    """Open a shard of which size, hash, index and every member's place are right.
-
-    Raises:
-        ShardError: with the first thing that is not.
-    """
+    """Open a shard of which size, hash, index and every member's place are right."""
     path = folder.path(entry)
     if not isinstance(folder, LocalFolder):  # compared and indexed when it was fetched
         return OpenShard(path, entry, folder.open(entry))
@@ -233,10 +230,6 @@ def _opened(folder: ShardFolder, entry: ShardEntry) -> OpenShard:
     if not np.array_equal(found, load_index(path, entry)):
         raise ShardError(f"{path}: its index file does not describe it; write the shard again")
     return OpenShard(path, entry)
-
-
-def _interleaved(picture: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
 
 
 def _oddities(

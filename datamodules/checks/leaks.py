@@ -13,6 +13,7 @@ mirroring; not to large crops, rotation or removed colour. Measured: `benchmarks
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -42,22 +43,10 @@ MAX_BITS = 16  # of 64, for a candidate
 MIN_CORRELATION = 0.95  # of two thumbnails, for a leak
 
 
-def _transform() -> Float64[np.ndarray, "32 32"]:
-    """Return the matrix of the cosine transform (DCT-II, not scaled)."""
-    k, x = np.arange(_SIDE)[:, None], np.arange(_SIDE)[None]
-    return np.cos(np.pi * (2 * x + 1) * k / (2 * _SIDE))
-
-
-def _lowest() -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and columns of the 64 lowest frequencies, the mean left out."""
-    places = [(row, column) for row in range(_SIDE) for column in range(_SIDE)]
-    places.sort(key=lambda place: (sum(place), place))
-    rows, columns = zip(*places[1 : BITS + 1], strict=True)
-    return np.array(rows), np.array(columns)
-
-
-_DCT = _transform()
-_ROWS, _COLUMNS = _lowest()
+# the matrix of the cosine transform (DCT-II, not scaled)
+_DCT = np.cos(np.pi * (2 * np.arange(_SIDE) + 1) * np.arange(_SIDE)[:, None] / (2 * _SIDE))
+_PLACES = sorted(product(range(_SIDE), repeat=2), key=lambda place: (sum(place), place))
+_ROWS, _COLUMNS = np.array(_PLACES[1 : BITS + 1]).T  # the lowest frequencies, the mean left out
 _MIRROR = np.where(_COLUMNS % 2 == 1, -1.0, 1.0)
 _BIT_COUNTS = np.array([number.bit_count() for number in range(2**16)], dtype=np.uint8)
 
@@ -141,12 +130,7 @@ class LeakGuard:
 
     @staticmethod
     def of(paths: Sequence[Path], on_picture: Callable[[int], None] | None = None) -> "LeakGuard":
-        """Build the guard from evaluation data.
-
-        Args:
-            paths: folders of pictures, folders of shards (sources and targets), parquet files or
-                folders of them (every column of pictures), searched to the bottom.
-            on_picture: called with the number of pictures read so far.
+        """Build the guard from evaluation data, read as by `evaluation_pictures`.
 
         Raises:
             InputError: if a path has no pictures, or one of them cannot be read: a guard that
@@ -201,7 +185,8 @@ def evaluation_pictures(
     find.
 
     Args:
-        paths: files (pictures, parquet) and folders of them or of shards, searched to the bottom.
+        paths: pictures, parquet files (every column of pictures), shards (sources and targets),
+            and folders of them, searched to the bottom.
         on_picture: called with the number of pictures read so far.
 
     Raises:

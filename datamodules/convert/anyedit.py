@@ -86,11 +86,7 @@ _THIRD_PICTURE = re.compile(r"\[v\*?\]", re.IGNORECASE)
 
 
 def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
-    """Yield the pairs of a file or folder.
-
-    Raises:
-        InputError: if there is no table, or one is another's.
-    """
+    """Yield the pairs of a file or folder."""
     held_out = held_out_tables(path, TABLE.what)
     yield from left_out(held_out)
     for file in find_tables(path, TABLE.what):

@@ -29,9 +29,6 @@ def list_pairs(
     Args:
         path: the folder.
         sides: the folders of targets and of sources.
-
-    Raises:
-        InputError: if a folder is missing.
     """
     for name in sides:
         if not (path / name).is_dir():

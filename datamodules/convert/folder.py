@@ -31,16 +31,13 @@ _TEXTS = (
 
 
 def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
-    """Yield the pairs of a folder, or of a .jsonl file, in the order of the lines.
-
-    Raises:
-        InputError: if there is no such file.
-    """
+    """Yield the pairs of a folder, or of a .jsonl file, in the order of the lines."""
     lines = path / LINES if path.is_dir() else path
     if not lines.is_file():
-        found = "it has images/ and control/: convert it as 'control'" if _is_control(path) else ""
         wanted = f"needs a folder with source/, target/ and {LINES}, or a .jsonl file"
-        raise InputError(f"{lines}: no such file; {wanted}" + (f"; {found}" if found else ""))
+        if (path / "images").is_dir() and (path / "control").is_dir():
+            wanted += "; it has images/ and control/: convert it as 'control'"
+        raise InputError(f"{lines}: no such file; {wanted}")
     with lines.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -54,10 +51,6 @@ def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
 
 CONVERTER = Converter("folder", list_pairs)
 JSONL = Converter("jsonl", list_pairs)  # the same layout, given as its .jsonl file
-
-
-def _is_control(path: Path) -> bool:
-    return (path / "images").is_dir() and (path / "control").is_dir()
 
 
 def _fields(line: bytes, where: str) -> dict[str, str] | str:

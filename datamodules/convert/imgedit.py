@@ -48,11 +48,7 @@ TASKS: dict[str, str | None] = {
 
 
 def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
-    """Yield the pairs of a table or of a folder with tables and pictures.
-
-    Raises:
-        InputError: if there is no table, or one is another's.
-    """
+    """Yield the pairs of a table or of a folder with tables and pictures."""
     samples = Samples(path if path.is_dir() else path.parent, TASKS)
     # below the folder lie millions of pictures; the hub's layout tells where the tables are
     tables = path / "Parquet" if (path / "Parquet").is_dir() else path

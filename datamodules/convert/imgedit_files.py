@@ -12,7 +12,7 @@ is never taken. What stays ambiguous is refused, as a wrong target is worse than
 import os
 import re
 from collections.abc import Collection, Iterator
-from functools import partial
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from datamodules.convert.pair import check_name
@@ -39,7 +39,6 @@ class Samples:
     def __init__(self, root: Path, tasks: Collection[str]) -> None:
         self._root = root
         self._tasks = tasks  # names that make a folder that of a task
-        self._folders: list[Path] | None = None
         self._found: dict[tuple[str, str], Path] = {}
 
     def of(self, name: str) -> str:
@@ -49,7 +48,7 @@ class Samples:
     def picture(self, table: Path, name: str) -> Picture:
         """Return the picture that a table names; it is looked for when it is fetched."""
         check_name(name, f"{table.name}:")
-        return Picture(name, partial(self._fetch, table, name))
+        return Picture(name, lambda: read_image_bytes(self.find(table, name)))
 
     def find(self, table: Path, name: str) -> Path:
         """Return the file that a table names.
@@ -68,20 +67,24 @@ class Samples:
 
     def recaps(self, name: str) -> Iterator[Path]:
         """Yield the files of that name in the folders of `ImgEdit_recap_mask`."""
-        for folder in self._all_folders():
+        for folder in self._folders:
             if "jsons" in folder.parts and (folder / name).is_file():
                 yield folder / name
 
-    def _all_folders(self) -> list[Path]:
-        if self._folders is None:
-            self._folders = _folders(self._root)
-        return self._folders
-
-    def _fetch(self, table: Path, name: str) -> bytes:
-        return read_image_bytes(self.find(table, name))
+    @cached_property
+    def _folders(self) -> list[Path]:
+        """The folders that may hold samples, not those of the samples themselves."""
+        found = []
+        for parent, folders, _ in os.walk(self._root):
+            found.append(Path(parent))
+            depth = len(Path(parent).relative_to(self._root).parts)
+            folders[:] = sorted(name for name in folders if not _SAMPLE.fullmatch(name))
+            if depth >= _DEEPEST or len(folders) > _MOST:
+                folders.clear()
+        return found
 
     def _search(self, table: Path, prefix: str, rest: str) -> Path:
-        holding = [folder for folder in self._all_folders() if (folder / rest).is_file()]
+        holding = [folder for folder in self._folders if (folder / rest).is_file()]
         for name in (prefix, table.stem):
             named = [folder for folder in holding if name and _is_called(folder, name)]
             if len(named) == 1:
@@ -121,15 +124,3 @@ def _is_same(task: str, other: str) -> bool:
 
 def _is_called(folder: Path, name: str) -> bool:
     return f"/{folder.as_posix()}/".endswith(f"/{name}/") or name in folder.parts
-
-
-def _folders(root: Path) -> list[Path]:
-    """Return the folders that may hold samples, not those of the samples themselves."""
-    found = []
-    for parent, folders, _ in os.walk(root):
-        found.append(Path(parent))
-        depth = len(Path(parent).relative_to(root).parts)
-        folders[:] = sorted(name for name in folders if not _SAMPLE.fullmatch(name))
-        if depth >= _DEEPEST or len(folders) > _MOST:
-            folders.clear()
-    return found

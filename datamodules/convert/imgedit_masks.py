@@ -125,9 +125,8 @@ def _is_same(found: dict[str, Any], edited: dict[str, Any]) -> bool:
 
 def _decode(text: str, record: dict[str, Any], sample: Path) -> Bool[np.ndarray, "_ _"]:
     size = record.get("resolution")
-    height, width = (
-        size.get(side) if isinstance(size, dict) else None for side in ("height", "width")
-    )
+    sides = size if isinstance(size, dict) else {}
+    height, width = sides.get("height"), sides.get("width")
     if not isinstance(height, int) or not isinstance(width, int):
         raise BadImageError(f"{sample}: the mask's resolution is {size!r}, needs height and width")
     return decode_rle(text, height, width)

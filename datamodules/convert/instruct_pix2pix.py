@@ -33,11 +33,7 @@ _SCORES = ("clip_sim_0", "clip_sim_1", "clip_sim_dir", "clip_sim_image")
 
 
 def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
-    """Yield the pairs of either layout.
-
-    Raises:
-        InputError: if it is neither, or seeds.json is not as described above.
-    """
+    """Yield the pairs of either layout."""
     if (path / SEEDS).is_file():
         entries = read_json(path / SEEDS, list, "[[folder, [seed, ...]]]")
         for index, entry in enumerate(entries):

@@ -66,11 +66,7 @@ _BLANKED = 24  # levels a blanked pixel has to differ from the source, more than
 
 
 def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
-    """Yield the turns of either layout.
-
-    Raises:
-        InputError: if it is neither, is the test set, or a JSON file is not as described above.
-    """
+    """Yield the turns of either layout; the test set is refused."""
     if path.name == "test" or path.stem.startswith("test-"):
         raise refusal_of_magicbrush(str(path))
     if (path / SESSIONS).is_file():
@@ -80,7 +76,8 @@ def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
         for index, turn in enumerate(read_json(path / TURNS, list, "list")):
             yield _of_turn(path, f"{TURNS}, turn {index}", turn)
     else:
-        _refuse_root(path)
+        if splits := sorted(sessions.parent.name for sessions in path.glob(f"*/{SESSIONS}")):
+            raise InputError(f"{path}: holds {', '.join(splits)}; give one of these folders")
         held_out = held_out_tables(path, TABLE.what)
         yield from left_out(held_out)
         rows = read_rows(path, TABLE, is_wanted=lambda file: _is_wanted(file, held_out))
@@ -127,12 +124,6 @@ def _region_in_cell(
 def _span(line: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """Return the line with everything between its first and its last True."""
     return np.logical_or.accumulate(line) & np.logical_or.accumulate(line[::-1])[::-1]
-
-
-def _refuse_root(path: Path) -> None:
-    splits = sorted(list_of.parent.name for list_of in path.glob(f"*/{SESSIONS}"))
-    if splits:
-        raise InputError(f"{path}: holds {', '.join(splits)}; give one of these folders")
 
 
 def _is_wanted(file: Path, held_out: list[Path]) -> bool:

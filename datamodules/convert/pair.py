@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -160,7 +159,16 @@ def read_pair(pair: RawPair, task: str, *, resize_above: float | None = None) ->
 
 def white_mask(picture: Picture, *, is_optional: bool = False) -> Mask:
     """Return the region that a picture shows in white; an optional one may be missing."""
-    return partial(_white, picture, is_optional)
+
+    def region(_source: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "_ _"] | None:
+        try:
+            return decode_mask(picture.fetch(), picture.where).numpy()
+        except MissingPictureError:
+            if is_optional:
+                return None
+            raise
+
+    return region
 
 
 def key_of(identity: str) -> str:
@@ -198,18 +206,6 @@ def _check_provenance(pair: RawPair) -> None:
         except (TypeError, ValueError) as error:
             detail = f"{pair.name}: {name} is {value!r:.60}, which no json of UTF-8 can hold"
             raise RefusedPairError(Reason.bad_line, detail) from error
-
-
-def _white(
-    picture: Picture, is_optional: bool, source: UInt8[np.ndarray, "h w 3"]
-) -> Bool[np.ndarray, "_ _"] | None:
-    del source
-    try:
-        return decode_mask(picture.fetch(), picture.where).numpy()
-    except MissingPictureError:
-        if is_optional:
-            return None
-        raise
 
 
 def _instruction(pair: RawPair) -> str:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from datamodules.convert.picture import MissingPictureError, Picture
@@ -119,15 +118,12 @@ def read_parquet(
         count = 0
         for group in range(file.num_row_groups):
             for row, fields in enumerate(_rows(file, group, plain, name, count)):
-                place = (f"{name}, row {count}", group, row)
-                yield (
-                    count,
-                    fields,
-                    {
-                        column: Picture(place[0], partial(pictures.fetch, *place))
-                        for column, pictures in columns.items()
-                    },
-                )
+                where = f"{name}, row {count}"
+                pictures = {
+                    column: Picture(where, partial(cells.fetch, where, group, row))
+                    for column, cells in columns.items()
+                }
+                yield count, fields, pictures
                 count += 1
 
 
@@ -159,11 +155,7 @@ def _rows(
 
 
 def _fields(batch: Any, name: str, start: int) -> list[dict[str, object]]:
-    """Return a batch's rows.
-
-    Raises:
-        InputError: if a text is not UTF-8, with its row and column.
-    """
+    """Return a batch's rows; of a text that is not UTF-8, say in which row and column it is."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
@@ -181,7 +173,13 @@ def _fields(batch: Any, name: str, start: int) -> list[dict[str, object]]:
 
 @contextmanager
 def _open(path: Path, name: str) -> Iterator[Any]:
-    parquet = _pyarrow(name)
+    try:
+        parquet = import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise InputError(
+            f"{name} is a parquet file, which needs pyarrow; pip install pyarrow, or export "
+            "the data set as metadata.jsonl with pictures"
+        ) from error
     with _damage(name):
         file = parquet.ParquetFile(path, buffer_size=_BUFFER)
     yield file
@@ -198,14 +196,4 @@ def _damage(where: str) -> Iterator[None]:
         why = " ".join(str(error).split())
         raise InputError(
             f"{where}: the parquet file is damaged ({why}); download it again"
-        ) from error
-
-
-def _pyarrow(name: str) -> ModuleType:
-    try:
-        return import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise InputError(
-            f"{name} is a parquet file, which needs pyarrow; pip install pyarrow, or export "
-            "the data set as metadata.jsonl with pictures"
         ) from error

@@ -45,11 +45,7 @@ class Picture:
         return Picture(where, lambda: data)
 
     def decode(self) -> UInt8[Tensor, "3 h w"]:
-        """Read and decode it.
-
-        Raises:
-            BadImageError: if it cannot be.
-        """
+        """Read and decode it; a BadImageError says why it cannot be."""
         return decode_rgb(self.fetch(), where=self.where)
 
     def sha256(self) -> str:

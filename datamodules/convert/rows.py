@@ -25,13 +25,7 @@ from datamodules.shards.evaluation_only import refuse_columns, refuse_name
 from emu_edit.errors import InputError
 
 SUFFIXES = (".parquet", ".jsonl")
-_HELD_OUT = {
-    "dev",
-    "val",
-    "valid",
-    "validation",
-    "test",
-}  # names of tables that are not for training
+_HELD_OUT = {"dev", "val", "valid", "validation", "test"}  # names of tables not for training
 T = TypeVar("T", list, dict)
 
 
@@ -64,11 +58,7 @@ class Table:
     pictures: tuple[str, ...] = ()
 
     def check(self, columns: Sequence[str], where: str) -> None:
-        """Refuse a table that is another's.
-
-        Raises:
-            InputError: naming the columns that are missing and those that came.
-        """
+        """Refuse a table that is another's."""
         refuse_columns(columns, where)
         needs = (self.source, self.target, self.instruction, *self.needs)
         missing = [" or ".join(n) for n in needs if n and not set(n) & set(columns)]

@@ -90,8 +90,7 @@ def convert(
     try:
         listing = _counted(converter.list_pairs(source), on_listed)
         found = survey(listing, namer, settings.naming.known, source)
-        _check_scores(settings.gates, found, source)
-        _check_groups(settings.per_group, found, source)
+        _check_settings(settings, found, source)
         out.mkdir(parents=True, exist_ok=True)
         with (out / QUARANTINE).open("w", buffering=1, encoding="utf-8") as file:
             tally = Tally(file, found.listed, on_progress)
@@ -229,16 +228,13 @@ def _check_out(out: Path, source: Path) -> None:
         raise InputError(f"{out}: has shards already; give a new folder or delete this one first")
 
 
-def _check_scores(gates: Gates, found: Survey, source: Path) -> None:
-    unknown = sorted(set(gates.scores) - found.scores)
+def _check_settings(settings: ConvertSettings, found: Survey, source: Path) -> None:
+    unknown = sorted(set(settings.gates.scores) - found.scores)
     if unknown:
         known = ", ".join(sorted(found.scores)) or "none"
         raise InputError(f"{source}: no pair has a score {', '.join(unknown)}; there are: {known}")
-
-
-def _check_groups(per_group: int | None, found: Survey, source: Path) -> None:
-    if per_group is not None and not found.has_groups:
+    if settings.per_group is not None and not found.has_groups:
         raise InputError(
             f"{source}: no pair says which prompt, session or picture it is of, so at most "
-            f"{per_group} of each cannot be taken; leave --per-group out"
+            f"{settings.per_group} of each cannot be taken; leave --per-group out"
         )

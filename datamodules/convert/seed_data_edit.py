@@ -52,11 +52,7 @@ _TURN = re.compile(r"(edit_image|instruction)_([1-9]\d?)")
 
 
 def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
-    """Yield the pairs of a .jsonl file or a folder.
-
-    Raises:
-        InputError: if there are no annotations, or they are another's.
-    """
+    """Yield the pairs of a .jsonl file or a folder."""
     pictures = _Pictures(path if path.is_dir() else path.parent)
     yield from pairs_of(read_rows(path, TABLE), partial(_pairs, pictures))
 
@@ -75,16 +71,14 @@ class _Pictures:
     def at(self, row: Row, column: str) -> Picture:
         """Return the picture that a row names; it is looked for when it is fetched."""
         name = row.text(column)
+        kind = "source" if column == "source_image" else "target"
         if not name:
-            detail = f"{row.where}: there is no {column}"
-            is_source = column == "source_image"
-            missing = Reason.missing_source if is_source else Reason.missing_target
-            raise RefusedPairError(missing, detail)
+            missing = Reason.missing_source if kind == "source" else Reason.missing_target
+            raise RefusedPairError(missing, f"{row.where}: there is no {column}")
         check_name(name, f"{row.where}: {column}")
         if _BAD.search(name):
             detail = f"{row.where}: {name} is one of the set's broken folders"
             raise RefusedPairError(Reason.listed_bad, detail)
-        kind = "source" if column == "source_image" else "target"
         return Picture(name, partial(self._fetch, row.file.parent, name, kind))
 
     def _fetch(self, folder: Path, name: str, kind: str) -> bytes:

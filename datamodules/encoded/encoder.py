@@ -5,7 +5,7 @@ Everything is computed in float32, whatever precision it is stored in.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,13 +64,7 @@ class ReadPair:
 
 
 class PairReader(Dataset[ReadPair]):
-    """Read the pairs of some shards by (shard, sample).
-
-    Args:
-        folder: where the shards are.
-        entries: the shards.
-        image_size: side of the centre square.
-    """
+    """Read the pairs of some shards by (shard, sample), cut to the centre square."""
 
     def __init__(self, folder: ShardFolder, entries: Sequence[ShardEntry], image_size: int) -> None:
         self._folder = folder
@@ -121,11 +115,7 @@ class PairReader(Dataset[ReadPair]):
 def read_batches(
     reader: PairReader, batches: list[list[tuple[int, int]]], num_workers: int
 ) -> Iterator[list[ReadPair]]:
-    """Yield batches in order.
-
-    Raises:
-        ShardError: if a shard changed since it was indexed.
-    """
+    """Yield batches in order."""
     loader = DataLoader(
         reader, batch_sampler=batches, num_workers=num_workers, collate_fn=lambda pairs: pairs
     )
@@ -244,10 +234,4 @@ def _broken(pair: ReadPair, task: str) -> Members:
         "task": task,
         CACHED_FROM: {BROKEN: reason, KIND: kind},
     }
-    nothing = save({})
-    return {
-        "__key__": pair.key,
-        "source.safetensors": nothing,
-        "target.safetensors": nothing,
-        "json": json.dumps(text, ensure_ascii=False).encode(),
-    }
+    return _members(replace(pair, text=text), save({}), save({}))

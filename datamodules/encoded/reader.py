@@ -16,7 +16,7 @@ Latents are those of the centre square, not mirrored: draws of a crop or a flip 
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -66,27 +66,19 @@ class CacheHeader:
     folder: str
     shards: dict[str, str]
 
-    def to_dict(self) -> dict[str, object]:
-        """Return JSON-ready primitives."""
-        return asdict(self)
-
     @staticmethod
     def of(manifest: Manifest, where: object) -> "CacheHeader | None":
         """Return what a manifest says of its cache; None if its folder holds pictures.
 
         Raises:
-            ShardError: if it says it in another way than `to_dict`.
+            ShardError: if an entry is missing or of another kind.
         """
         values = manifest.made_by.get(CACHE)
         return None if values is None else CacheHeader.from_dict(values, where)
 
     @staticmethod
     def from_dict(values: object, where: object) -> "CacheHeader":
-        """Rebuild a header from `to_dict`; `where` is its place, for messages.
-
-        Raises:
-            ShardError: if an entry is missing or of another kind.
-        """
+        """Rebuild a header from what `asdict` gave; `where` is its place, for messages."""
         kinds = {"image_size": int, "shards": dict}
         names = {field.name for field in fields(CacheHeader)}
         if (

@@ -9,7 +9,7 @@ the reason: the order of training is that of the pictures, and so are the substi
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -26,10 +26,10 @@ from datamodules.encoded.encoder import (
 from datamodules.encoded.reader import CACHE, NULL_TEXT, CacheHeader
 from datamodules.shards.evaluation_only import refuse_declared, refuse_name, refuse_output
 from datamodules.shards.folder import LocalFolder, ShardFolder
-from datamodules.shards.index import index_shard, save_index
+from datamodules.shards.index import add_index
 from datamodules.shards.manifest import Manifest, ShardEntry, verify_hash, write_manifest
 from emu_edit.errors import InputError, ShardError, closest
-from emu_edit.files import atomic_file, sha256_of, write_json
+from emu_edit.files import atomic_file, write_json
 from emu_edit.models.networks import EditNetworks
 
 WORK = "cache.json"  # says what a folder is being made of, until its manifest does and after
@@ -146,7 +146,7 @@ def write_cache(
     run.count = manifest.num_samples - sum(entry.samples for entry in missing)
     whole |= zip(missing, run.shards(folder, missing, settings), strict=True)
     entries = [entry for entry in whole.values() if entry is not None]
-    made_by: dict[str, object] = {"program": "emu-edit shards cache", CACHE: header.to_dict()}
+    made_by: dict[str, object] = {"program": "emu-edit shards cache", CACHE: asdict(header)}
     report.manifest = write_manifest(output, entries, made_by=made_by)
     return report
 
@@ -217,7 +217,7 @@ def _begin(
     if null_text:
         with atomic_file(output / NULL_TEXT) as stream:
             stream.write(null_text)
-    write_json(output / WORK, header.to_dict())
+    write_json(output / WORK, asdict(header))
     return header
 
 
@@ -229,7 +229,7 @@ def _begun(output: Path, header: CacheHeader) -> CacheHeader:
         raise InputError(f"{output / WORK} is damaged ({error}); give a new folder") from error
     # another machine's last bits of it may differ; those of the first run hold
     header = replace(header, null_text=old.null_text, folder=old.folder)
-    names = [name for name, value in header.to_dict().items() if value != old.to_dict()[name]]
+    names = [name for name, value in asdict(header).items() if value != asdict(old)[name]]
     if names:
         raise InputError(
             f"{output} is a cache made with another {' and another '.join(names)}; give a new "
@@ -243,13 +243,10 @@ def _whole(path: Path, entry: ShardEntry) -> ShardEntry | None:
     if not path.is_file():
         return None
     try:
-        index = index_shard(path, task=entry.task)
+        found = add_index(path, task=entry.task)
     except ShardError:
         return None
-    if len(index) != entry.samples:
-        return None
-    save_index(path, index)
-    return _entry(path, entry.task, len(index))
+    return found if found.samples == entry.samples else None
 
 
 def _write_shard(path: Path, task: str, samples: Iterable[Members]) -> ShardEntry:
@@ -259,10 +256,4 @@ def _write_shard(path: Path, task: str, samples: Iterable[Members]) -> ShardEntr
     ):
         for members in samples:
             tar.write(members)
-    index = index_shard(path, task=task)
-    save_index(path, index)
-    return _entry(path, task, len(index))
-
-
-def _entry(path: Path, task: str, samples: int) -> ShardEntry:
-    return ShardEntry(task, path.name, path.stat().st_size, sha256_of(path), samples)
+    return add_index(path, task=task)

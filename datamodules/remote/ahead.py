@@ -87,11 +87,7 @@ def fetch_ahead(
 
 
 def refuse_small_cache(lanes: Sequence[Lane], window: int) -> None:
-    """Refuse a download cache that cannot hold what is mixed: shards would come again and again.
-
-    Raises:
-        InputError: naming the two settings that help.
-    """
+    """Refuse a download cache that cannot hold what is mixed: shards would come again and again."""
     caches = [lane.folder.cache for lane in lanes if isinstance(lane.folder, RemoteFolder)]
     if not caches:
         return

@@ -90,22 +90,20 @@ def fetch(
             failures.append(error)
         waited = time.monotonic() - start
         pause = _pause(name, len(failures))
+        is_over = (
+            failures[-1].is_final
+            or len(failures) >= policy.attempts
+            or sum(failure.is_content for failure in failures) >= 2
+            or waited + pause > policy.deadline
+        )
         # from None: the cause's text may hold secrets of the address
-        if _is_over(failures, policy) or waited + pause > policy.deadline:
+        if is_over:
             raise _final_error(address.shown(name), failures, waited) from None
         on_retry(
             f"{address.shown(name)}: {failures[-1].reason}; attempt {len(failures) + 1} of "
             f"{policy.attempts} in {pause:.1f} s"
         )
         time.sleep(pause)
-
-
-def _is_over(failures: list[AttemptError], policy: RetryPolicy) -> bool:
-    return (
-        failures[-1].is_final
-        or len(failures) >= policy.attempts
-        or sum(failure.is_content for failure in failures) >= 2
-    )
 
 
 def _pause(name: str, attempt: int) -> float:
@@ -137,12 +135,7 @@ def _final_error(shown: str, failures: list[AttemptError], waited: float) -> Inp
 
 
 def _chunks(address: Address, name: str, policy: RetryPolicy) -> Generator[bytes, None, None]:
-    """Yield the bytes of a file as they come.
-
-    Raises:
-        AttemptError: for whatever the file system raises.
-        InputError: if the file system is not installed.
-    """
+    """Yield the bytes of a file as they come; what goes wrong is an AttemptError."""
     # a stream, not blocks; for the web, giving a size spares a HEAD request
     options = {"block_size": 0, "size": 1} if address.protocol in WEB else {}
     if address.protocol == "hf":
@@ -177,9 +170,7 @@ def describe(error: Exception) -> AttemptError:
         return AttemptError(f"status {status}{meaning}", is_final=is_final)
     match error:
         case _InsecureRedirectError():
-            return AttemptError(
-                f"redirected to http:// on {error.host}, not encrypted", is_final=True
-            )
+            return AttemptError(f"redirected to http:// on {error}, not encrypted", is_final=True)
         case aiohttp.ClientSSLError():
             return AttemptError(f"no trusted encryption ({type(error).__name__})", is_final=True)
         case TimeoutError():
@@ -210,9 +201,7 @@ def _status_of(error: Exception) -> int | None:
 
 
 class _InsecureRedirectError(Exception):
-    def __init__(self, host: str) -> None:
-        super().__init__(host)
-        self.host = host
+    """A server leads to `http://` on another machine; the text is its name."""
 
 
 def _file_system(address: Address, policy: RetryPolicy) -> fsspec.AbstractFileSystem:

@@ -58,11 +58,7 @@ class CacheSettings:
     insecure_http: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be waited for.
-
-        Raises:
-            InputError: naming the setting.
-        """
+        """Refuse what cannot be waited for."""
         for name in ("max_gb", "attempts", "deadline", "stall"):
             value = vars(self)[name]
             if not 0 < value < float("inf"):

@@ -75,11 +75,7 @@ class ShardCache:
             os.utime(self.place(entry))
 
     def refuse_too_large(self, entry: ShardEntry) -> None:
-        """Refuse a shard for which the cache has no room even when empty.
-
-        Raises:
-            InputError: naming the setting.
-        """
+        """Refuse a shard for which the cache has no room even when empty."""
         if entry.bytes > self.max_bytes:
             raise InputError(
                 f"data.cache.max_gb={self.max_bytes / GIB:g} is too small for {entry.file} of "

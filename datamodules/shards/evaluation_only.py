@@ -3,7 +3,7 @@
 They are known by name, because a folder is usually called after what was downloaded, by what they
 hold, because it may have been renamed, and by what a sample says of itself, because rows are copied
 with their fields. Whether a picture of theirs hides in another set is a question about pixels and
-is not answered here (`datamodules.checks.leaks` does).
+is not answered here (`datamodules.checks.leaks` does). What is refused raises an InputError.
 """
 
 import json
@@ -68,55 +68,33 @@ _INHERENT = {"instruction", "task", "image", "input_image"}
 
 
 def refuse_kind(kind: str) -> None:
-    """Refuse what stands for an evaluation set where a converter is asked for.
-
-    Raises:
-        InputError: if it does.
-    """
-    known = _kind(kind)
-    if known is not None:
-        raise InputError(_refusal(kind, known))
+    """Refuse what stands for an evaluation set where a converter is asked for."""
+    _refuse(kind, _kind(kind))
 
 
 def refuse_path(path: Path) -> None:
-    """Refuse a file or folder by its names and by the files in it.
-
-    Raises:
-        InputError: if it is a data set for evaluation, or what a benchmark made of one.
-    """
+    """Refuse a data set for evaluation, or what a benchmark made of one, by its names and files."""
     refuse_name(path)
     for folder in (path, path / "test"):
         for name, known in _FILES.items():
             if (folder / name).is_file():
-                raise InputError(_refusal(str(folder), known))
+                _refuse(str(folder), known)
     for folder in (path, path.parent):  # the pictures of a benchmark's results lie in images/
-        if (known := _export(folder)) is not None:
-            raise InputError(_refusal(str(folder), known))
+        _refuse(str(folder), _export(folder))
 
 
 def refuse_name(path: Path) -> None:
-    """Refuse a file or folder by its names, and by those a link leads to.
-
-    Raises:
-        InputError: if one is that of a data set for evaluation.
-    """
+    """Refuse a file or folder by its names, and by those a link leads to."""
     for place in (path.absolute(), path.resolve()):
-        known = _named("/".join(place.parts[1:]))
-        if known is not None:
-            raise InputError(_refusal(str(path), known))
+        _refuse(str(path), _named("/".join(place.parts[1:])))
 
 
 def refuse_output(folder: Path) -> None:
     """Refuse to write shards into a folder called after a data set for evaluation.
 
     Its name and that of the folder around it count, not those further up: one may work there.
-
-    Raises:
-        InputError: if it is called so.
     """
-    known = _named("/".join(folder.absolute().parts[-2:]))
-    if known is not None:
-        raise InputError(_refusal(str(folder), known))
+    _refuse(str(folder), _named("/".join(folder.absolute().parts[-2:])))
 
 
 def refuse_declared(fields: Mapping[str, object], where: str) -> None:
@@ -128,7 +106,7 @@ def refuse_declared(fields: Mapping[str, object], where: str) -> None:
     refuse_columns(fields.keys() | _INHERENT, where)
     benchmark = fields.get("benchmark")
     if isinstance(benchmark, str) and benchmark:
-        raise InputError(_refusal(where, f"of the benchmark {benchmark!r:.60}"))
+        raise _refusal(where, f"of the benchmark {benchmark!r:.60}")
     for name in _ORIGINS:
         text = fields.get(name)
         if not isinstance(text, str):
@@ -136,26 +114,21 @@ def refuse_declared(fields: Mapping[str, object], where: str) -> None:
         known = _named(text) or (_kind(text) if name == "dataset" else None)
         if known is None and fields.get("split") == "test":
             known = _named(f"{text}-test")  # "osunlp/MagicBrush", of which only the test is refused
-        if known is not None:
-            raise InputError(_refusal(where, known))
+        _refuse(where, known)
 
 
 def refuse_columns(columns: Collection[str], where: str) -> None:
-    """Refuse a table by its columns.
-
-    Raises:
-        InputError: if they are those of a data set for evaluation.
-    """
+    """Refuse the table of a data set for evaluation by its columns."""
     if _EMU_EDIT_COLUMNS.issubset(columns) and not _EMU_EDIT_PICTURES.isdisjoint(columns):
-        raise InputError(_refusal(where, EMU_EDIT))
+        raise _refusal(where, EMU_EDIT)
     for known, needed in _COLUMNS:
         if needed.issubset(columns):
-            raise InputError(_refusal(where, known))
+            raise _refusal(where, known)
 
 
 def refusal_of_magicbrush(where: str) -> InputError:
     """Return the error for what is MagicBrush's test set."""
-    return InputError(_refusal(where, MAGICBRUSH))
+    return _refusal(where, MAGICBRUSH)
 
 
 def _kind(name: str) -> str | None:
@@ -191,7 +164,14 @@ def _squash(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _refusal(where: str, what: str) -> str:
+def _refuse(where: str, what: str | None) -> None:
+    if what is not None:
+        raise _refusal(where, what)
+
+
+def _refusal(where: str, what: str) -> InputError:
     measured = what in {EMU_EDIT, MAGICBRUSH}
     hint = "; measure with it: emu-edit evaluate --benchmark" if measured else ""
-    return f"{where}: is {what}, which is for evaluation only and never becomes training data{hint}"
+    return InputError(
+        f"{where}: is {what}, which is for evaluation only and never becomes training data{hint}"
+    )

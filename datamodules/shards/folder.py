@@ -77,11 +77,7 @@ class LocalFolder(ShardFolder):
 
     def open(self, entry: ShardEntry) -> int:
         """Open the shard."""
-        path = self.path(entry)
-        try:
-            return os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
+        return open_descriptor(self.path(entry))
 
     def index(self, entry: ShardEntry) -> Index:
         """Map the index that lies beside the shard."""
@@ -99,6 +95,14 @@ class LocalFolder(ShardFolder):
         except OSError as error:
             reason = f"{self.root / name} cannot be read ({error.strerror})"
             raise ShardError(f"{reason}; {MAKE_AGAIN}") from error
+
+
+def open_descriptor(path: Path) -> int:
+    """Open a shard for reading."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 class CacheFullError(StorageError):

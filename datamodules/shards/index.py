@@ -23,7 +23,7 @@ import numpy as np
 
 from datamodules.shards.manifest import MAKE_AGAIN, ShardEntry
 from emu_edit.errors import InputError, ShardError
-from emu_edit.files import atomic_file
+from emu_edit.files import atomic_file, sha256_of
 from emu_edit.text_rules import clean_instruction
 
 ROLES = ("source", "target", "json", "mask")
@@ -83,7 +83,7 @@ def index_shard(path: Path, *, task: str) -> Index:
             if role == "json":
                 check_text(data, task, where=f"{path}: sample {key!r}")
             samples.setdefault(key, {})[role] = (info.offset_data, info.size, zlib.crc32(data))
-            end = info.offset_data + _padded(info.size)
+            end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
         _refuse_missing_end(path, stream, end)
     _refuse_halves(path, samples)
     return _to_array(samples)
@@ -93,6 +93,13 @@ def save_index(shard: Path, index: Index) -> None:
     """Write the index beside its shard."""
     with atomic_file(index_path(shard)) as stream:
         np.save(stream, index, allow_pickle=False)
+
+
+def add_index(path: Path, *, task: str) -> ShardEntry:
+    """Write the index of a complete shard beside it, and return the manifest's entry."""
+    index = index_shard(path, task=task)
+    save_index(path, index)
+    return ShardEntry(task, path.name, path.stat().st_size, sha256_of(path), len(index))
 
 
 def load_index(shard: Path, entry: ShardEntry) -> Index:
@@ -282,16 +289,17 @@ def _read(path: Path, stream: BinaryIO, info: tarfile.TarInfo) -> bytes:
     return data
 
 
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
-
-
 def _refuse_missing_end(path: Path, stream: BinaryIO, end: int) -> None:
-    """Refuse an archive that ends in a cut, or in a header that tarfile took for the end."""
+    """Refuse an archive that ends in a cut, in more data, or in what tarfile took for the end."""
     stream.seek(end)
     tail = stream.read(_END_BLOCKS * _BLOCK)
     if tail.count(0) == _END_BLOCKS * _BLOCK:
-        _refuse_rest(path, stream)
+        while block := stream.read(2**20):  # readers would lose the second of two joined archives
+            if any(block):
+                raise ShardError(
+                    f"{path}: has data behind its end-of-archive mark; join archives member by "
+                    "member"
+                )
         return
     if len(tail) >= _BLOCK and any(tail[:_BLOCK]):
         reason = f"has a header with a bad checksum at byte {end}"
@@ -300,15 +308,6 @@ def _refuse_missing_end(path: Path, stream: BinaryIO, end: int) -> None:
     else:
         reason = "has no end-of-archive mark, so it may be cut at a header"
     raise ShardError(f"{path}: {reason}; fetch or write it again")
-
-
-def _refuse_rest(path: Path, stream: BinaryIO) -> None:
-    """Refuse data behind the end mark: readers would lose the second of two joined archives."""
-    while block := stream.read(2**20):
-        if any(block):
-            raise ShardError(
-                f"{path}: has data behind its end-of-archive mark; join archives member by member"
-            )
 
 
 def _refuse_halves(path: Path, samples: dict[str, dict[str, _Place]]) -> None:
@@ -332,12 +331,8 @@ def _row(width: int) -> np.dtype:
 
 
 def _to_array(samples: dict[str, dict[str, _Place]]) -> Index:
-    keys = [key.encode() for key in samples]
-    index = np.zeros(len(samples), dtype=_row(max(len(key) for key in keys)))
-    index["key"] = keys
-    places = np.array([
-        [roles.get(role, (0, 0, 0)) for role in ROLES] for roles in samples.values()
-    ])
-    for column, name in enumerate(("offset", "size", "crc32")):
-        index[name] = places[:, :, column]
-    return index
+    rows = [
+        (key.encode(), *zip(*(roles.get(role, (0, 0, 0)) for role in ROLES), strict=True))
+        for key, roles in samples.items()
+    ]
+    return np.array(rows, dtype=_row(max(len(key) for key, *_ in rows)))

@@ -42,7 +42,6 @@ class Manifest:
 
     entries: tuple[ShardEntry, ...]
     made_by: dict[str, object]
-    version: int = VERSION
 
     @property
     def tasks(self) -> list[str]:
@@ -115,11 +114,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def verify_hash(path: Path, entry: ShardEntry) -> None:
-    """Compare the SHA-256 of a shard with its entry in the manifest.
-
-    Raises:
-        ShardError: if the file's bytes changed since the manifest was written.
-    """
+    """Refuse a shard (ShardError) whose bytes changed since the manifest was written."""
     found = sha256_of(path)
     if found != entry.sha256:
         raise ShardError(
@@ -129,11 +124,7 @@ def verify_hash(path: Path, entry: ShardEntry) -> None:
 
 
 def verify_size(path: Path, entry: ShardEntry) -> None:
-    """Compare the size of a shard with its entry in the manifest.
-
-    Raises:
-        ShardError: if the file is missing or has another size.
-    """
+    """Refuse a shard (ShardError) that is missing or has another size than the manifest says."""
     try:
         size = path.stat().st_size
     except OSError as error:

@@ -23,10 +23,10 @@ from PIL import Image
 from webdataset.writer import TarWriter
 
 from datamodules.shards.evaluation_only import refuse_declared, refuse_output
-from datamodules.shards.index import index_shard, save_index
+from datamodules.shards.index import add_index
 from datamodules.shards.manifest import ShardEntry
 from emu_edit.errors import InputError
-from emu_edit.files import atomic_file, sha256_of
+from emu_edit.files import atomic_file
 
 # webdataset splits a name at its first dot, and a key becomes part of names: letters, digits, _ and
 # - are safe
@@ -154,11 +154,7 @@ class ShardWriter:
         tar = self._open[task]
         tar.stack.close()
         del self._open[task]
-        path = tar.path
-        index = index_shard(path, task=task)
-        save_index(path, index)
-        size, sha256 = path.stat().st_size, sha256_of(path)
-        self.entries.append(ShardEntry(task, path.name, size, sha256, len(index)))
+        self.entries.append(add_index(tar.path, task=task))
 
 
 class _OpenTar:

@@ -46,11 +46,8 @@ class _ErrorsAsValues(Dataset[Sample]):
         self._samples = samples
         self._ahead = ahead
 
-    def __getitem__(self, position: int) -> Sample:
-        return self._samples[position]
-
     def __getitems__(self, positions: list[int]) -> list[Sample] | InputError:
-        """Read one micro-batch; torch's loader prefers this method when there is one."""
+        """Read one micro-batch; torch's loader prefers this method to `__getitem__`."""
         if self._ahead is not None and get_worker_info() is not None:
             self._ahead(positions[0])
         try:
@@ -269,22 +266,15 @@ def _word_deaths() -> None:
     current = signal.getsignal(signal.SIGCHLD)
     if isinstance(current, _OnDeath):
         current.latest = None
-        return
-    if not callable(current):
-        return
-    if threading.current_thread() is threading.main_thread():
+    elif callable(current) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, _OnDeath(current))
 
 
-def shield(worker: int) -> None:
+def shield(_worker: int) -> None:
     """Let this process end by its parent's SIGTERM only (a `worker_init_fn` of torch's loader).
 
     It also ends when its parent is gone, which torch's loop looks for every few seconds.
-
-    Args:
-        worker: its number, which does not matter.
     """
-    del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # a handler is not told who sends, a thread that waits for the signal is

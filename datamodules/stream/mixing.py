@@ -131,21 +131,18 @@ def mixture_of(lanes: Sequence[Lane], weights: Mapping[str, float] | None) -> Mi
             small, or leave a whole data set without any.
     """
     _refuse_doubled_shards(lanes)
-    tasks = list(dict.fromkeys(lane.task for lane in lanes))
     if weights is None:
-        given: Mapping[str, float] = dict.fromkeys(tasks, 1.0)
+        weights = dict.fromkeys((lane.task for lane in lanes), 1.0)
     else:
-        check_weights(weights, known_names(lanes), where_of(lanes))
-        given = weights
-    shares = _shares(lanes, given)
+        check_weights(weights, _known_names(lanes), where_of(lanes))
+    shares = _shares(lanes, weights)
     _refuse_idle_sets(lanes, shares)
     drawn = [lane for lane in lanes if lane.name in shares]
     in_period = quotas({lane.name: shares[lane.name] for lane in drawn})
     return Mixture(tuple(drawn), tuple(in_period[lane.name] for lane in drawn))
 
 
-def known_names(lanes: Sequence[Lane]) -> list[str]:
-    """Return the names a weight may have: those of tasks, and `dataset/task`."""
+def _known_names(lanes: Sequence[Lane]) -> list[str]:
     tasks = [lane.task for lane in lanes]
     of_sets = [_full_name(lane) for lane in lanes if any(lane.data_set for lane in lanes)]
     return list(dict.fromkeys([*tasks, *of_sets]))
@@ -158,11 +155,7 @@ def where_of(lanes: Sequence[Lane]) -> str:
 
 
 def check_weights(weights: Mapping[str, float], known: Sequence[str], where: Path | str) -> None:
-    """Refuse weights that name unknown tasks, or none, or are not above 0.
-
-    Raises:
-        InputError: with the nearest names.
-    """
+    """Refuse weights that name unknown tasks, or none, or are not above 0."""
     if not weights:
         raise InputError("data.weights is empty; leave it out to draw all tasks equally")
     check_named(weights, known, where, setting="data.weights")
@@ -172,11 +165,7 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str], where: Pat
 def check_named(
     numbers: Mapping[str, float], known: Sequence[str], where: Path | str, *, setting: str
 ) -> None:
-    """Refuse numbers for tasks there are not.
-
-    Raises:
-        InputError: with all of them, and the nearest names.
-    """
+    """Refuse numbers for tasks there are not, with the nearest names."""
     unknown = [name for name in numbers if name not in known]
     if unknown:
         hints = "".join(dict.fromkeys(closest(name, list(known)) for name in unknown))

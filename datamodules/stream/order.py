@@ -22,7 +22,6 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -103,11 +102,7 @@ class OrderSpec:
 
 
 def refuse_not_positive(weights: Mapping[str, float | Fraction]) -> None:
-    """Refuse weights with which nothing could be drawn.
-
-    Raises:
-        InputError: naming all of them.
-    """
+    """Refuse weights with which nothing could be drawn."""
     bad = {task: weight for task, weight in weights.items() if not 0 < weight < float("inf")}
     if bad:
         listed = ", ".join(f"task {task!r} has weight {weight}" for task, weight in bad.items())
@@ -210,6 +205,7 @@ class Order:
 
     def __init__(self, spec: OrderSpec) -> None:
         self.spec = spec
+        self._period = spec.period
         self._sizes = [sum(lane.shard_sizes) for lane in spec.lanes]
         self._names = [zlib.crc32(lane.name.encode()) for lane in spec.lanes]
         self._block = -1
@@ -239,10 +235,6 @@ class Order:
             lane.name: lane.drawn + block * lane.quota + lanes[:draw].count(t)
             for t, lane in enumerate(self.spec.lanes)
         }
-
-    @cached_property
-    def _period(self) -> int:
-        return self.spec.period
 
     def _pattern_of(self, block: int) -> tuple[list[int], list[int]]:
         """Return lane and rank within its lane for each draw of a period."""

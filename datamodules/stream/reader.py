@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.shards.folder import CacheFullError, ShardFolder
+from datamodules.shards.folder import CacheFullError, ShardFolder, open_descriptor
 from datamodules.shards.index import ROLES, check_text, load_index
 from datamodules.shards.manifest import ShardEntry
 from datamodules.stream.mixing import Lane
@@ -62,7 +62,7 @@ class OpenShard:
     def __init__(self, path: Path, entry: ShardEntry, descriptor: int | None = None) -> None:
         self.path = path
         self.task = entry.task
-        self._descriptor = _descriptor_of(path) if descriptor is None else descriptor
+        self._descriptor = open_descriptor(path) if descriptor is None else descriptor
         self.index = load_index(path, entry)
 
     def __del__(self) -> None:
@@ -111,13 +111,6 @@ class OpenShard:
     def where(self, sample: int) -> str:
         """Return how messages name a sample."""
         return f"{self.path.name}: sample {self.key(sample)!r}"
-
-
-def _descriptor_of(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def wordings_of(text: dict[str, Any]) -> list[str]:
@@ -175,11 +168,7 @@ class PictureDecoder:
         position: int,
         wording: int,  # noqa: ARG002  pictures have no words
     ) -> Callable[..., Sample]:
-        """Decode source, target and mask of a sample.
-
-        Raises:
-            BadSampleError: if they cannot be used.
-        """
+        """Decode source, target and mask of a sample, as `decode_pair` does."""
         source, target, mask = self.crop(*decode_pair(shard, sample), position)
         return partial(EditSample, source=source, target=target, mask=mask)
 
@@ -259,12 +248,7 @@ class ShardDataset(Dataset[Sample]):
         )
 
     def read(self, where: Position, position: int) -> Sample:
-        """Read the sample at a place in the shards, for a position of the stream.
-
-        Raises:
-            BadSampleError: if its pictures or text cannot be used.
-            ShardError: if its shard changed since it was indexed.
-        """
+        """Read the sample at a place in the shards, for a position of the stream."""
         lane = self._lanes[where.lane]
         shard = self._shard(lane, lane.shards[where.shard])
         text = shard.text(where.sample)

@@ -117,17 +117,13 @@ def continued(old: StreamState, new: Fingerprint, *, allow_change: bool) -> tupl
         )
     if not found.keys() & set(ORDER_FIELDS):
         return old.start, old.drawn
-    return old.consumed, old.drawn | _drawn_at_end(old)
-
-
-def _drawn_at_end(old: StreamState) -> dict[str, int]:
     lanes = tuple(
         # how often a lane is drawn does not depend on its shards
         LaneOrder(name, quota, shard_sizes=(1,), drawn=old.drawn.get(name, 0))
         for name, quota in old.fingerprint["quotas"].items()
     )
     spec = OrderSpec(old.fingerprint["seed"], lanes, start=old.start)
-    return Order(spec).drawn_before(old.consumed)
+    return old.consumed, old.drawn | Order(spec).drawn_before(old.consumed)
 
 
 def rescale_progress(checkpoint: dict[str, Any], old: int, new: int) -> None:
@@ -151,23 +147,18 @@ class FollowedData(Protocol):
 
     def restored(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """A checkpoint's data state has been loaded; its loop counters have not."""
-        ...
 
     def started(self, trainer: Trainer, module: LightningModule) -> None:
         """Everything has been restored; training begins."""
-        ...
 
     def trained(self, trainer: Trainer, module: LightningModule) -> None:
         """One micro-batch has been trained on."""
-        ...
 
     def epoch_ended(self, trainer: Trainer) -> None:
         """A virtual epoch has been trained on."""
-        ...
 
     def ended(self, trainer: Trainer) -> None:
         """Training has come to its end."""
-        ...
 
 
 class FollowTraining(Callback):

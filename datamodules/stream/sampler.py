@@ -44,16 +44,11 @@ def valid_splits(global_batch: int, world: int) -> str:
     """Say which worlds or micro-batches would fit, for error messages."""
     if global_batch < 1:
         return "it must be at least 1"
-    if global_batch % world:
-        fitting = [n for n in range(1, global_batch + 1) if global_batch % n == 0]
-        return f"it fits {_listed(fitting)} processes"
-    share = global_batch // world
-    fitting = [n for n in range(1, share + 1) if share % n == 0]
-    return f"data.micro_batch may be {_listed(fitting)}"
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:24])) + (", ..." if len(numbers) > 24 else "")
+    share, rest = divmod(global_batch, world)
+    number = global_batch if rest else share
+    fitting = [str(n) for n in range(1, number + 1) if number % n == 0]
+    listed = ", ".join(fitting[:24]) + (", ..." if len(fitting) > 24 else "")
+    return f"it fits {listed} processes" if rest else f"data.micro_batch may be {listed}"
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
@@ -140,11 +135,7 @@ def fit_layout(
 
 
 def refuse_trainer(trainer: Trainer, layout: Layout, steps_per_epoch: int) -> None:
-    """Refuse settings of the trainer under which the data would not be what was asked for.
-
-    Raises:
-        InputError: naming the setting and what to put there.
-    """
+    """Refuse settings of the trainer under which the data would not be what was asked for."""
     # Lightning has no public name for this setting
     if layout.world > 1 and trainer._accelerator_connector.use_distributed_sampler:
         raise InputError(

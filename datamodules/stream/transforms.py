@@ -121,9 +121,6 @@ class Wordings:
 
     A data set that says an edit in several ways (`instruction_alt`) teaches a model that they mean
     the same; the first alone would leave the others unread.
-
-    Args:
-        seed: keys the choice.
     """
 
     seed: int = 0
@@ -147,11 +144,7 @@ ATTEMPTS_NEARBY = 4
 
 @dataclass(frozen=True)
 class Substitutes:
-    """Draw the place of a substitute.
-
-    Args:
-        seed: another seed, other substitutes.
-    """
+    """Draw the place of a substitute; another seed, other substitutes."""
 
     seed: int
 
