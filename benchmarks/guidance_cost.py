@@ -22,7 +22,7 @@ from torch import Tensor
 from emu_edit.diffusion.guidance import Guidance, guided
 from emu_edit.diffusion.prediction import with_source
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.find import choose_device, find_model
+from emu_edit.editing.find import find_model
 from emu_edit.models.conditioning import branches
 from emu_edit.models.interfaces import Conditioning
 from emu_edit.terminal import step_bar
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=50, help="turns (default 50)")
     parser.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
     options = parser.parse_args()
-    editor = Editor.from_pretrained(find_model(options.model), device=choose_device(options.device))
+    editor = Editor.from_pretrained(find_model(options.model), device=options.device)
     size = editor.settings.image_size if options.size is None else options.size
     forwards = make_forwards(editor, size=size, batch=options.batch)
     with torch.no_grad(), step_bar("timing", "turns") as on_step:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, positive_or_zero
-from emu_edit.editing.find import choose_device, find_model
+from emu_edit.editing.find import find_model
 from emu_edit.errors import InputError
 from emu_edit.web.guard import MEBI, Limits
 from emu_edit.web.server import LOOPBACK, free_port, serve
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> int:
     # everything above answers in an instant; only now is torch needed
     from emu_edit.editing.editor import Editor
 
-    editor = Editor.from_pretrained(model, device=choose_device(options.device))
+    editor = Editor.from_pretrained(model, device=options.device)
     serve(editor, limits, options.host, port)
     return 0
 

@@ -23,12 +23,11 @@ from emu_edit.cli.edit_places import (
     SUFFIXES,
     check_session_folder,
     find_sources,
-    has_predictor,
     is_many,
     place_for_one,
     places_for_many,
 )
-from emu_edit.editing.find import find_model
+from emu_edit.editing.find import RELEASED_NAME, find_model, has_predictor
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import check_task_files, is_task_file
 from emu_edit.tasks import TASKS
@@ -153,11 +152,11 @@ def run(arguments: list[str]) -> int:
         places = [place_for_one(options.output, sources[0], **extras)]
         if places[0].folder is not None and options.replay is None:
             check_session_folder(places[0].folder, len(instructions))
-    model = find_model(options.model)
+    model = find_model(options.model, predicting=None in tasks)
     if None in tasks and not has_predictor(model):
         raise InputError(
             f"the model {model} has no task predictor; name the task with --task, or train one "
-            f"with 'emu-edit predictor fit {model}'"
+            f"with 'emu-edit predictor fit {model}', or take --model {RELEASED_NAME}"
         )
     # everything above answers in an instant; only now is torch needed
     from emu_edit.cli.edit_run import EditRequest, edit_many, edit_one, replay_one

@@ -15,7 +15,6 @@ from emu_edit.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # what `emu_edit.images` reads and writes
 STREAM = "-"
-PREDICTOR = "predictor"  # the folder of a model directory that holds its task predictor
 MAX_PICTURES = 100_000
 
 
@@ -110,11 +109,6 @@ def find_sources(image: str) -> tuple[list[Source], list[str]]:
     if len(pictures) > MAX_PICTURES:
         raise InputError(f"{image} has {len(pictures)} pictures, at most {MAX_PICTURES} at a time")
     return [Source(p) for p in pictures], passed_over
-
-
-def has_predictor(model: Path) -> bool:
-    """Whether a model directory carries a task predictor; nothing is loaded to know."""
-    return (model / PREDICTOR).is_dir()
 
 
 def is_many(image: str) -> bool:

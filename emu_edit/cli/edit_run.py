@@ -16,7 +16,7 @@ from torch import Tensor
 from emu_edit.cli.edit_files import Report, save_session
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
 from emu_edit.editing.editor import Editor, OnStep
-from emu_edit.editing.find import choose_device, model_name, shown_path
+from emu_edit.editing.find import model_name, shown_path
 from emu_edit.editing.manifest import Manifest, parse_manifest
 from emu_edit.editing.predictor import TaskPrediction
 from emu_edit.editing.session import EditSession, TurnSettings, replay
@@ -244,7 +244,7 @@ def load_editor(request: EditRequest) -> tuple[Editor, dict[str, str]]:
         InputError: if the model or a file cannot be loaded, or a task was learnt with another one.
     """
     files = read_task_files(request.tasks)
-    editor = Editor.from_pretrained(request.model, device=choose_device(request.device))
+    editor = Editor.from_pretrained(request.model, device=request.device)
     add_task_files(editor, files, allow_mismatch=request.allow_mismatch)
     return editor, {file: task.name for file, task in files.items()}
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser
-from emu_edit.editing.find import MODEL
+from emu_edit.editing.find import MODEL, PREDICTOR
 from emu_edit.runs.folder import find_checkpoint, run_of
 
 
@@ -76,7 +76,7 @@ def copy_predictor(checkpoint: Path, model: Path) -> str:
     Raises:
         InputError: if the run's predictor cannot be read.
     """
-    from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
+    from emu_edit.editing.predictor import TaskPredictor
 
     run_folder = run_of(checkpoint)
     source = None if run_folder is None else run_folder / MODEL / PREDICTOR

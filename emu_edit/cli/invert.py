@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int, seed_int
-from emu_edit.editing.find import choose_device, find_model
+from emu_edit.editing.find import find_model
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import model_to_change
 
@@ -127,7 +127,7 @@ def run(arguments: list[str]) -> int:
     # the size is in the index: what is wrong with the pairs is found before weights are loaded
     size = EditorSettings.from_dict(read_index(model)["_emu_edit"], where=f"{model}").image_size
     pairs = read_few_shot(source, image_size=size)
-    editor = Editor.from_pretrained(model, choose_device(options.device))
+    editor = Editor.from_pretrained(model, options.device)
     check_init(options.init, editor)
     if options.predictor and editor.predictor is None:
         raise InputError(

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, Command, positive_int, run_command, seed_int
-from emu_edit.editing.find import RELEASED, RUNS, choose_device, find_model, newest_model
+from emu_edit.editing.find import PREDICTOR, RELEASED, RUNS, choose_device, find_model, newest_model
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import predictor_directory, teach_again
 
@@ -72,7 +72,7 @@ def run_fit(arguments: list[str]) -> int:
         raise InputError("--freeze needs --encoder: a small encoder of our own has to be trained")
     output: Path | None = options.output
     model = model_to_extend(options.model, output)
-    from emu_edit.editing.predictor import INDEX, PREDICTOR
+    from emu_edit.editing.predictor import INDEX
     from emu_edit.models.directory import refuse_another_kind
     from emu_edit.models.task_files import read_base_tasks
     from emu_edit.runs.predictor import describe_training, gather, train_with_bar, untrained

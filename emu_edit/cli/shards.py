@@ -18,7 +18,7 @@ from emu_edit.cli.arguments import (
     seed_int,
 )
 from emu_edit.cli.shards_convert import run_convert
-from emu_edit.editing.find import choose_device, find_model
+from emu_edit.editing.find import choose_device
 from emu_edit.errors import ExitStatus, InputError
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _networks(options: argparse.Namespace) -> "tuple[EditNetworks, int]":
     if options.model is not None:
         from emu_edit.editing.editor import Editor
 
-        editor = Editor.from_pretrained(find_model(options.model))
+        editor = Editor.from_pretrained(options.model, "cpu")
         return editor.networks, editor.settings.image_size
     from emu_edit.runs.trainer_cli import untrained_module
 

@@ -19,7 +19,8 @@ from emu_edit.diffusion.guidance import guided
 from emu_edit.diffusion.prediction import Prediction, check, with_source
 from emu_edit.diffusion.samplers import StepEnd, sample
 from emu_edit.diffusion.schedule import NoiseSchedule
-from emu_edit.editing.predictor import PREDICTOR, TaskPrediction, TaskPredictor
+from emu_edit.editing.find import PREDICTOR, choose_device, find_model
+from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
 from emu_edit.editing.settings import EditorSettings, Sampling, choice
 from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import InputError
@@ -80,14 +81,20 @@ class Editor:
         self.objective = objective
 
     @classmethod
-    def from_pretrained(cls, path: Path | str, device: str = "cpu") -> "Editor":
-        """Load a model directory written by `save_pretrained` or `emu-edit export`.
+    def from_pretrained(cls, path: Path | str, device: str | None = None) -> "Editor":
+        """Load a model by the names that `--model` takes, onto the device that it would take.
+
+        Args:
+            path: a model directory, a run folder, or `released`.
+            device: cpu, cuda, ...; None takes an accelerator if there is one, else the CPU.
 
         Raises:
-            InputError: if it is no such directory, or a part is missing or of another model.
+            InputError: if there is no such model or device, or a part is missing or of another
+                model.
         """
-        networks, scheduler_config, values = load_networks(Path(path), device)
-        predictor = _load_predictor(Path(path).expanduser() / PREDICTOR, networks)
+        path, device = find_model(path), choose_device(device)
+        networks, scheduler_config, values = load_networks(path, device)
+        predictor = _load_predictor(path / PREDICTOR, networks)
         where = f"{path}/model_index.json"
         prediction = Prediction[choice(values, "prediction", [p.name for p in Prediction], where)]
         return cls(

@@ -5,30 +5,38 @@ released model, which is package data: `edit` edits without any training and wit
 command line imports this file for its help pages, so torch is imported only to choose a device.
 """
 
+import sys
 from pathlib import Path
 
 from emu_edit.errors import InputError
 
 RUNS = Path("runs")
 MODEL = "model"  # the exported model directory inside a run folder
+PREDICTOR = "predictor"  # the folder of a model directory that holds its task predictor
 CONFIG = "config.yaml"  # what a run was started with, in its folder
 INDEX = "model_index.json"  # diffusers' name; what makes a directory a model directory
 RELEASED = Path(__file__).parents[1] / "released"  # the model that is installed with the package
 RELEASED_NAME = "released"  # what it is called on the command line
 
 
-def find_model(path: Path | None) -> Path:
+def find_model(path: Path | str | None, *, predicting: bool = False) -> Path:
     """Find the model directory that `path` means.
 
     None means the newest run of this folder, and the released model where there is no run; the word
-    `released` means that model, unless something here is called so.
+    `released` means that model, unless something here is called so. The command line, the page and
+    `Editor.from_pretrained` all find their model here.
+
+    Args:
+        path: a model directory, a run folder, `released`, or None.
+        predicting: whether the model has to tell tasks from words; of the runs, the newest whose
+            model can is taken then, and one that was passed over for it is named.
 
     Raises:
         InputError: if there is none, or `path` is neither a model directory nor a run folder.
     """
     if path is None:
-        found = runs_with_model(RUNS)
-        return RELEASED if not found and is_released() else newest_model(RUNS)
+        return _newest_or_released(predicting=predicting)
+    path = Path(path).expanduser()
     if str(path) == RELEASED_NAME and not path.exists() and is_released():
         return RELEASED
     for candidate in (path, path / MODEL):
@@ -42,6 +50,30 @@ def find_model(path: Path | None) -> Path:
         f"{path} is not a model directory (it has no {INDEX}); give a run folder, a model "
         f"directory, or make one with 'emu-edit export CHECKPOINT -o DIR'"
     )
+
+
+def _newest_or_released(*, predicting: bool) -> Path:
+    found = runs_with_model(RUNS)
+    if not found:
+        return RELEASED if is_released() else newest_model(RUNS)
+    able = [model for model in found if has_predictor(model)] if predicting else found
+    if not able:
+        raise InputError(
+            f"none of the models in {RUNS} has a task predictor; name the task with --task, take "
+            f"another model (--model {RELEASED_NAME}), or train a predictor with 'emu-edit "
+            f"predictor fit {found[-1]}'"
+        )
+    if able[-1] != found[-1]:
+        sys.stderr.write(
+            f"takes {able[-1]}: the newest run's model {found[-1]} has no task predictor; name the "
+            f"task (--task), or choose with --model\n"
+        )
+    return able[-1]
+
+
+def has_predictor(model: Path) -> bool:
+    """Whether a model directory carries a task predictor; nothing is loaded to know."""
+    return (model / PREDICTOR).is_dir()
 
 
 def newest_model(runs: Path) -> Path:

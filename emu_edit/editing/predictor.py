@@ -31,7 +31,6 @@ from emu_edit.models.sources import check_safetensors, quiet_transformers
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.tasks import TaskTable
 
-PREDICTOR = "predictor"  # its folder in a model directory
 INDEX = "predictor.json"
 HEAD = "head.safetensors"
 VERSION = 1  # of the directory's layout

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datamodules.evaluation_sets.items import as_unicode
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.find import CONFIG, INDEX, MODEL, choose_device, model_name
+from emu_edit.editing.find import CONFIG, INDEX, MODEL, model_name
 from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
 from emu_edit.evaluation.outputs import has_pictures, is_generations
@@ -79,7 +79,7 @@ class Candidate:
             InputError: if there is none, or a number is out of range.
         """
         with model_directory(self.path) as directory:
-            editor = Editor.from_pretrained(directory, device=choose_device(self.device))
+            editor = Editor.from_pretrained(directory, device=self.device)
         editor.settings = self.sampling.applied(editor.settings)
         return editor
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from emu_edit.editing.find import RELEASED, find_model
+from emu_edit.editing.find import PREDICTOR, RELEASED, find_model
 from emu_edit.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def task_rows(model: Path) -> list[TaskRow]:
     Raises:
         InputError: if the directory, its predictor or a task in it cannot be read.
     """
-    from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
+    from emu_edit.editing.predictor import TaskPredictor
     from emu_edit.models.task_files import read_base_tasks, read_learned_tasks
     from emu_edit.tasks import TASKS
 
@@ -194,7 +194,7 @@ def predictor_directory(path: Path) -> Path:
     Raises:
         InputError: if there is none.
     """
-    from emu_edit.editing.predictor import INDEX, PREDICTOR
+    from emu_edit.editing.predictor import INDEX
 
     if (path / INDEX).is_file():
         return path

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.world.predictor_texts import Instruction, training_instructions
-from emu_edit.editing.predictor import PREDICTOR, TaskPredictor
+from emu_edit.editing.find import PREDICTOR
+from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.errors import InputError
 from emu_edit.tasks import TaskTable
 from emu_edit.terminal import step_bar

@@ -62,7 +62,7 @@ class InversionModule(LightningModule):
         super().__init__()
         check_new_name(task)
         self.optimizer_settings = optimizer_settings(lr)
-        self.editor = Editor.from_pretrained(model)
+        self.editor = Editor.from_pretrained(model, "cpu")  # Lightning moves it
         if task in self.editor.networks.tasks.names:
             raise InputError(f"model.task={task!r}: {model} has a task of that name; give another")
         check_init(init, self.editor)

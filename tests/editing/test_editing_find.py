@@ -7,7 +7,8 @@ import pytest
 
 from emu_edit.cli.main import main
 from emu_edit.editing import find as finding
-from emu_edit.editing.find import INDEX, find_model, newest_model
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.find import INDEX, PREDICTOR, find_model, newest_model
 from emu_edit.errors import InputError
 
 
@@ -68,3 +69,43 @@ def test_the_released_model_is_not_given_another_predictor(capsys: pytest.Captur
     assert "the released model belongs to the installation" in capsys.readouterr().err
     assert main(["predictor", "fit"]) == 2
     assert "no trained model in" in capsys.readouterr().err
+
+
+def test_a_run_without_predictor_is_passed_over_by_who_needs_one_and_named(
+    released: Path, capsys: pytest.CaptureFixture[str]
+):
+    able = make_model(Path("runs/a/model"), age=5)
+    newest = make_model(Path("runs/b/model"), age=1)
+    with pytest.raises(InputError, match=r"none of the models .* --task, .*--model released"):
+        find_model(None, predicting=True)
+    (able / PREDICTOR).mkdir()
+    assert find_model(None, predicting=True) == able
+    said = capsys.readouterr().err
+    assert said.startswith(f"takes {able}: the newest run's model {newest} has no task predictor")
+    assert said.count("\n") == 1
+    assert find_model(None) == newest
+    (newest / PREDICTOR).mkdir()
+    assert find_model(None, predicting=True) == newest
+    assert find_model(Path("released"), predicting=True) == released
+    assert capsys.readouterr().err == ""
+
+
+def test_the_editor_finds_what_the_command_line_finds(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(finding, "RELEASED", model)
+    monkeypatch.chdir(tmp_path)
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/model").symlink_to(model)
+    asked = []
+    monkeypatch.setattr(
+        "emu_edit.editing.editor.choose_device", lambda name: asked.append(name) or "cpu"
+    )
+    for name in ("released", "runs/a", Path("runs/a/model")):
+        assert Editor.from_pretrained(name).settings.image_size == 16
+    assert asked == [None, None, None]
+    with pytest.raises(InputError, match="there is no model at nowhere"):
+        Editor.from_pretrained("nowhere")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="device 'abacus' cannot be used here; try --device cpu"):
+        Editor.from_pretrained(model, "abacus")

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.predictor import PREDICTOR, TEXTS_AT_ONCE, TaskPrediction, TaskPredictor
+from emu_edit.editing.find import PREDICTOR
+from emu_edit.editing.predictor import TEXTS_AT_ONCE, TaskPrediction, TaskPredictor
 from emu_edit.errors import InputError
 from emu_edit.models.tiny import TinyText
 from emu_edit.tasks import SIXTEEN, TaskTable
