@@ -2,17 +2,22 @@
 
 The page answers strangers as soon as someone starts it with `--host`: whatever costs memory or time
 has a bound in `Limits`, so that none is forgotten, and what goes beyond it is refused in one line
-before the work begins. Web libraries trust their own pages: gradio counts the bytes of uploads but
-of no other request, and it fetches addresses that a request names (`file=https://…`, or a file
-whose path is an address). So `RequestGuard`, an ASGI layer, counts every body, lets files be named
-in the page's own temporary folder only, and tells browsers to load nothing from anywhere else.
+before the work begins. Web libraries trust their own pages: gradio runs any function past its queue
+for who asks by `/run`, believes what a request says of its origin, keeps what is left of an upload
+that broke off, and fetches addresses that a request names. So `RequestGuard`, an ASGI layer, passes
+on only what the page itself asks for, from its own origin, with bodies that have come whole; lets
+files be named in the page's own folder only, and keeps that folder small (`Store`).
 """
 
+import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from emu_edit.errors import InputError
 
@@ -24,7 +29,19 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 API = "/gradio_api"
 UPLOAD = f"{API}/upload"
 FILE = f"{API}/file="
-PROXY = f"{API}/proxy="
+JOIN = f"{API}/queue/join"
+
+# Requests of the page itself, found by watching it in a browser; gradio 6 knows eighty more. With a
+# name that ends in / or = whatever is below it is meant.
+READ = (
+    "/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/static/", "/assets/", "/svelte/",
+    f"{API}/theme.css", f"{API}/info", f"{API}/app_id", f"{API}/startup-events", FILE,
+    f"{API}/queue/data", f"{API}/upload_progress", f"{API}/heartbeat/",
+)  # fmt: skip
+WRITTEN = (UPLOAD, JOIN, f"{API}/cancel", f"{API}/reset")
+
+# what a proxy says of a request; anyone can say it, and gradio builds addresses of it
+FORWARDED = {b"forwarded", b"x-forwarded-host", b"x-gradio-server"}
 
 # gradio's page needs inline scripts and styles; what matters is that nothing comes from elsewhere,
 # nothing is sent elsewhere, and no other site can frame the page
@@ -64,6 +81,9 @@ class Limits:
         turns: edits in a row.
         branches: lines of turns a visitor keeps side by side.
         queue: edits that wait for their turn; one is made at a time.
+        uploads: uploads that come at the same time; each is kept in memory until it is whole.
+        body_seconds: time a body may take to come.
+        stored_bytes: size of all temporary files together; the oldest go first.
         visitors: sessions kept in memory; the one idle for longest goes first.
         idle_seconds: age at which sessions and temporary files are deleted.
     """
@@ -78,6 +98,9 @@ class Limits:
     turns: int = 20
     branches: int = 8
     queue: int = 8
+    uploads: int = 4
+    body_seconds: int = 120
+    stored_bytes: int = 1024 * MEBI
     visitors: int = 16
     idle_seconds: int = 3600
 
@@ -97,6 +120,56 @@ class BodyTooLargeError(Exception):
     """More bytes came than a request of its kind may have."""
 
 
+class Store:
+    """The page's temporary files: uploads, pictures that are shown, downloads.
+
+    gradio forgets what an upload that failed has written; whatever it counts or forgets is bounded
+    here by size and by age. What lies in the folder at the start is the page's own and stays.
+
+    Args:
+        folder: holds nothing else.
+        limits: bounds of size and age.
+        clock: tells the time of files, in seconds.
+    """
+
+    def __init__(
+        self, folder: Path, limits: Limits, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.clock = clock
+        self.own = set(folder.rglob("*"))
+
+    def has(self, name: str) -> bool:
+        """Whether a path lies in the folder."""
+        return name.startswith(f"{self.folder}/") and ".." not in Path(name).parts
+
+    def sweep(self) -> None:
+        """Remove what is too old, then the oldest until the rest is small enough."""
+        files = []
+        for path in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                if path not in self.own and path.is_file():
+                    about = path.lstat()
+                    # a file takes a block at least, and many empty ones fill a disk, too
+                    files.append((about.st_mtime, max(about.st_size, 4096), path))
+        total = sum(size for _, size, _ in files)
+        for when, size, path in sorted(files):
+            if total <= self.limits.stored_bytes and when > self.clock() - self.limits.idle_seconds:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+            with suppress(OSError):  # not empty, or the folder itself
+                if path.parent != self.folder:
+                    path.parent.rmdir()
+
+    def drop_parts(self) -> None:
+        """Remove what failed uploads have left: whole ones are moved into folders by their hash."""
+        for path in self.folder.glob("*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
 class RequestGuard:
     """ASGI layer around the page's application.
 
@@ -109,43 +182,82 @@ class RequestGuard:
     def __init__(self, app: App, limits: Limits, folder: Path) -> None:
         self.app = app
         self.limits = limits
-        self.folder = folder
+        self.store = Store(folder, limits)
+        self.uploads = 0  # that are coming
+        self.writing = asyncio.Lock()  # held while gradio writes an upload down
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuse the request in one line, or pass it on."""
+        if scope["type"] == "websocket":  # the page has none
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        is_started = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal is_started
             if message["type"] == "http.response.start":
-                is_started = True
                 message = {**message, "headers": _with_headers(message.get("headers", []))}
             await send(message)
 
-        path: str = scope["path"]
-        if path.startswith(PROXY) or (path.startswith(FILE) and not self._is_ours(path)):
-            await _refuse(send_with_headers, 404, "no such file")
+        if refusal := self._refusal(scope):
+            await _refuse(send_with_headers, *refusal)
             return
-        most = self.limits.body_bytes if path == UPLOAD else self.limits.message_bytes
-        try:
-            if path != UPLOAD and scope["method"] == "POST":
-                body = await _whole_body(receive, most)
-                if not self._names_only_our_files(body):
-                    await _refuse(send_with_headers, 400, "no such file")
-                    return
-                receive = _replay(body, receive)
-            await self.app(scope, _counted(receive, most), send_with_headers)
-        except BodyTooLargeError:
-            if is_started:
-                raise
-            await _refuse(send_with_headers, 413, f"the request has more than {most} bytes")
+        kept = [(name, value) for name, value in scope["headers"] if name not in FORWARDED]
+        scope = {**scope, "headers": kept}
+        if scope["method"] == "POST":
+            await self._post(scope, receive, send_with_headers)
+        else:
+            await self.app(scope, receive, send_with_headers)
 
-    def _is_ours(self, path: str) -> bool:
-        name = path.removeprefix(FILE)
-        return name.startswith(f"{self.folder}/") and ".." not in Path(name).parts
+    def _refusal(self, scope: Message) -> tuple[int, str] | None:
+        """Say why a request is refused whatever its body is."""
+        path, method = scope["path"], scope["method"]
+        known = {"GET": READ, "HEAD": READ, "POST": WRITTEN}.get(method, ())
+        if not any(
+            path.startswith(name) if name[-1] in "/=" and name != "/" else path == name
+            for name in known
+        ):
+            return 404, "the page has no such address"
+        if path.startswith(FILE) and not self.store.has(path.removeprefix(FILE)):
+            return 404, "no such file"
+        headers = dict(scope["headers"])
+        origin = headers.get(b"origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get(b"host"):
+            return 403, "the page takes requests from its own address only"
+        return None
+
+    async def _post(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Wait for the body, which must come whole, in time and within its bound; pass it on."""
+        is_upload = scope["path"] == UPLOAD
+        most = self.limits.body_bytes if is_upload else self.limits.message_bytes
+        if is_upload and self.uploads >= self.limits.uploads:
+            await _refuse(send, 503, "too many uploads at the same time; try again in a moment")
+            return
+        self.uploads += is_upload
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                body = await _whole_body(receive, most)
+            if body is None:  # the sender has gone: nobody waits for an answer
+                return
+            if not is_upload and not self._names_only_our_files(body):
+                await _refuse(send, 400, "no such file")
+                return
+            await asyncio.to_thread(self.store.sweep)
+            if not is_upload:
+                await self.app(scope, _replay(body, receive), send)
+                return
+            async with self.writing:
+                try:
+                    await self.app(scope, _replay(body, receive), send)
+                finally:
+                    await asyncio.to_thread(self.store.drop_parts)
+        except BodyTooLargeError:
+            await _refuse(send, 413, f"the request has more than {most} bytes")
+        except TimeoutError:
+            await _refuse(send, 408, f"the request took more than {self.limits.body_seconds} s")
+        finally:
+            self.uploads -= is_upload
 
     def _names_only_our_files(self, body: bytes) -> bool:
         """Whether every file a JSON body names is in the folder; what is no JSON names none."""
@@ -159,33 +271,24 @@ class RequestGuard:
                 waiting.extend(value)
             elif isinstance(value, dict):
                 path = value.get("path")
-                if isinstance(path, str) and not self._is_ours(FILE + path):
+                if isinstance(path, str) and not self.store.has(path):
                     return False
                 waiting.extend(value.values())
         return True
 
 
-def _counted(receive: Receive, most: int) -> Receive:
-    """Count what really comes: a Content-Length is only what the sender says."""
-    count = 0
-
-    async def counted() -> Message:
-        nonlocal count
-        message = await receive()
-        count += len(message.get("body", b""))
-        if count > most:
-            raise BodyTooLargeError
-        return message
-
-    return counted
-
-
-async def _whole_body(receive: Receive, most: int) -> bytes:
-    receive, parts = _counted(receive, most), []
+async def _whole_body(receive: Receive, most: int) -> bytes | None:
+    """Count what really comes: a Content-Length is only what the sender says; None: he has gone."""
+    parts, count = [], 0
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
         parts.append(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+        count += len(parts[-1])
+        if count > most:
+            raise BodyTooLargeError
+        if not message.get("more_body", False):
             return b"".join(parts)
 
 

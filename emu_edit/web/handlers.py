@@ -5,9 +5,11 @@ the page's colours and fonts. An InputError becomes a one-line message. Of any o
 visitor learns nothing: gradio writes its traceback to the server's stderr and answers "Error".
 """
 
+import hashlib
 import html
 import json
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.session import TurnSettings
 from emu_edit.editing.settings import Sampling
 from emu_edit.editing.threshold import ALPHA, Threshold
-from emu_edit.errors import InputError
+from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import encode_png, to_pil
 from emu_edit.web import state as web_state
 from emu_edit.web.guard import Limits
@@ -66,9 +68,15 @@ class Handlers:
         with one_line():
             if data is None:
                 raise InputError("no file came; choose a JPEG, PNG or WebP picture")
-            opened = web_state.open_picture(
-                self.editor, data, is_resized=is_resized, limits=self.limits
-            )
+            try:
+                opened = web_state.open_picture(
+                    self.editor, data, is_resized=is_resized, limits=self.limits
+                )
+            except BadImageError:
+                # gradio keeps an upload in a folder called by its hash; nobody needs this one
+                name = hashlib.sha256(data).hexdigest()
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                raise
             return self._show(opened, against)
 
     def resized(

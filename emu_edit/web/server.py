@@ -1,16 +1,23 @@
 """The web page's server: its port, its environment and its guard, from start to Ctrl-C.
 
 Nothing here imports gradio before `prepare_environment`, which tells it to send no telemetry and to
-keep its files in a folder that is gone afterwards.
+keep its files in a folder that is gone afterwards. A server that was killed could not remove its
+folder; the next one does.
 """
 
 import errno
+import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +28,8 @@ if TYPE_CHECKING:  # the command line's help page imports this file
     from emu_edit.editing.editor import Editor
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PREFIX = "emu-edit-app-"  # of the folders of temporary files
+YOUNG = 60.0  # seconds; a folder may be another server's that is about to lock it
 
 
 def free_port(host: str, port: int) -> int:
@@ -61,8 +70,8 @@ def serve(editor: "Editor", limits: Limits, host: str, port: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # one line for each request would bury what matters
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory(prefix="emu-edit-app-") as name:
-        folder = Path(name)
+    remove_abandoned(Path(tempfile.gettempdir()))
+    with held_folder() as folder:
         prepare_environment(folder)
         from emu_edit.web.handlers import CSS, Handlers, page_theme
         from emu_edit.web.page import build_page
@@ -96,6 +105,38 @@ def serve(editor: "Editor", limits: Limits, host: str, port: int) -> None:
             sys.stderr.write("emu-edit: the page is closed\n")
         finally:
             page.close(verbose=False)
+
+
+@contextmanager
+def held_folder() -> Iterator[Path]:
+    """Make a folder for temporary files, locked as long as this process lives."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+        lock = os.open(name, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(lock)
+
+
+def remove_abandoned(where: Path, clock: Callable[[], float] = time.time) -> None:
+    """Remove the folders of servers that were killed: ours, not young, and held by nobody."""
+    for folder in where.glob(f"{PREFIX}*"):
+        try:
+            about = folder.lstat()
+            is_ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+            if not is_ours or clock() - about.st_mtime < YOUNG:
+                continue
+            lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:  # gone meanwhile
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:  # another page that is being served
+            continue
+        finally:
+            os.close(lock)
 
 
 def prepare_environment(folder: Path) -> None:
