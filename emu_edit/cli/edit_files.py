@@ -167,6 +167,14 @@ class Report:
             self._write(json.dumps({"picture": str(source), "error": reason}))
         sys.stderr.write(f"emu-edit: not edited: {reason}\n")
 
+    def doubted(self, source: Source, doubt: str) -> None:
+        """Say why the model may not do with a picture what is asked; nothing where there is none.
+
+        Unsure predictions are the same for every picture: `predicted` names them once.
+        """
+        if doubt:
+            sys.stderr.write(f"{source}: {doubt}\n")
+
     def predicted(self) -> None:
         """Say which tasks the predictor chose, and what else it thought of when it was unsure."""
         for number, prediction in enumerate(self.predictions, start=1):
@@ -213,6 +221,7 @@ class Report:
             "turns": turns,
             "sheet": place.sheet,
             "manifest": place.manifest,
+            "doubt": next(filter(None, session.doubts), None),
             "seconds": round(seconds, 2),
         }
         return json.dumps(entries, default=str)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from emu_edit.cli.edit_files import Report, save_session
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
+from emu_edit.editing.doubts import doubt_about
 from emu_edit.editing.editor import Editor, OnStep
 from emu_edit.editing.find import model_name, shown_path
 from emu_edit.editing.manifest import Manifest, parse_manifest
@@ -103,6 +104,7 @@ class Job:
         for turn, (text, task) in enumerate(zip(request.instructions, self.tasks, strict=True)):
             settings = replace(request.settings, task=task)
             session = session.edit(text, settings, part_of(on_step, turn, len(self.tasks)))
+        self.report.doubted(source, doubt_about(self.editor, image))
         save_session(session, place, model_name(request.model))
         self.report.edited(source, place, session, time.monotonic() - start)
 

@@ -34,6 +34,7 @@ from emu_edit.models.task_files import check_base
 from emu_edit.models.weights import load_networks, save_networks
 from emu_edit.text_rules import clean_instruction
 
+WORLD = "world"  # as `trained_on`: drawn scenes of the built-in world, and nothing else
 OnStep = Callable[[int, int], None]  # called with (steps done, steps in all)
 Seed = int | torch.Generator  # a number, or a CPU generator that goes on from where it is
 
@@ -63,11 +64,13 @@ class Editor:
         settings: EditorSettings,
         predictor: TaskPredictor | None = None,
         objective: object = None,
+        trained_on: object = None,
     ) -> None:
         """Join networks and schedule; the networks are used where they are, not copied.
 
         `objective` is the JSON value with which the model directory tells what it was trained for
-        (see `emu_edit.training.objective`); editing only keeps it.
+        (see `emu_edit.training.objective`); editing only keeps it. `trained_on` is WORLD, or
+        anything else where nothing is known.
 
         Raises:
             InputError: if `prediction` cannot be sampled with `schedule` (eps, zero terminal SNR).
@@ -79,6 +82,7 @@ class Editor:
         self.settings = settings
         self.predictor = predictor
         self.objective = objective
+        self.trained_on = trained_on
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str | None = None) -> "Editor":
@@ -104,6 +108,7 @@ class Editor:
             settings=EditorSettings.from_dict(values, where=where),
             predictor=None if predictor is None else predictor.to(device),
             objective=values.get("objective"),
+            trained_on=values.get("trained_on"),
         )
 
     def save_pretrained(self, path: Path | str) -> None:
@@ -120,6 +125,7 @@ class Editor:
                 **self.settings.to_dict(),
                 # absent where nothing is known: such a directory keeps its bytes
                 **({} if self.objective is None else {"objective": self.objective}),
+                **({} if self.trained_on is None else {"trained_on": self.trained_on}),
             },
             also=self._write_predictor,
         )

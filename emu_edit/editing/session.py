@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from emu_edit.diffusion.samplers import Sampler
+from emu_edit.editing.doubts import doubt_about
 from emu_edit.editing.editor import Editor, OnStep, progress, reflect_to_multiple
 from emu_edit.editing.manifest import Manifest, Turn, fingerprint, pixel_hash
 from emu_edit.editing.settings import Sampling
@@ -65,6 +66,8 @@ class EditSession:
         images: the original, then the result of each turn, on the CPU.
         turns: what was done, one entry per result.
         latents: the latents of each of `images`, for a session that chains them; else None.
+        doubts: for each turn that `edit` made, in a line, why the model may not have done what was
+            asked; "" where no reason is known.
     """
 
     editor: Editor
@@ -72,6 +75,7 @@ class EditSession:
     images: tuple[UInt8[Tensor, "3 h w"], ...]
     turns: tuple[Turn, ...] = ()
     latents: tuple[Float[Tensor, "c lh lw"], ...] | None = None
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def start(
@@ -122,7 +126,13 @@ class EditSession:
             InputError: for an unknown task, an instruction that is empty, too long or not text, a
                 number out of range, or a task that is left open on a model without a predictor.
         """
-        return self.play(self.next_turn(instruction, settings), on_step)
+        prediction = None
+        if settings.task is None:
+            prediction = self.editor.predict_tasks([instruction])[0]
+            settings = replace(settings, task=prediction.task)
+        doubt = doubt_about(self.editor, self.original, prediction)
+        edited = self.play(self.next_turn(instruction, settings), on_step)
+        return replace(edited, doubts=(*self.doubts, doubt))
 
     def next_turn(self, instruction: str, settings: TurnSettings = TurnSettings()) -> Turn:
         """Say what `edit` would do, with every default filled in.
@@ -176,7 +186,8 @@ class EditSession:
             after = _kept_cells(kept, before.to(after), after, editor.multiple)
         chain = None if self.latents is None else (*self.latents, after[0].cpu())
         images = (*self.images, edited)
-        return replace(self, images=images, turns=(*self.turns, turn), latents=chain)
+        turns, doubts = (*self.turns, turn), (*self.doubts, "")
+        return replace(self, images=images, turns=turns, latents=chain, doubts=doubts)
 
     def undo(self) -> "EditSession":
         """Take the last turn back.
@@ -197,7 +208,8 @@ class EditSession:
         if not 0 <= turn <= len(self.turns):
             raise InputError(f"the session has turns 0 to {len(self.turns)}, there is no {turn}")
         chain = None if self.latents is None else self.latents[: turn + 1]
-        return replace(self, images=self.images[: turn + 1], turns=self.turns[:turn], latents=chain)
+        images, doubts = self.images[: turn + 1], self.doubts[:turn]
+        return replace(self, images=images, turns=self.turns[:turn], latents=chain, doubts=doubts)
 
     def manifest(self) -> dict[str, object]:
         """Write down what `replay` needs, as JSON-ready primitives, without file or person."""

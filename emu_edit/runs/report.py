@@ -15,7 +15,7 @@ from datamodules.edit import EditDataModule
 from datamodules.remote.address import parse_place
 from datamodules.world.backgrounds import Photos
 from datamodules.world.data import WorldData
-from emu_edit.editing.editor import Editor
+from emu_edit.editing.editor import WORLD, Editor
 from emu_edit.editing.find import MODEL
 from emu_edit.errors import InputError
 from emu_edit.evaluation.world import (
@@ -29,6 +29,7 @@ from emu_edit.evaluation.world import (
 )
 from emu_edit.files import write_json
 from emu_edit.metrics.table import format_table
+from emu_edit.models.unet import UNetDenoiser
 from emu_edit.runs.curves import draw_curves, read_curves
 from emu_edit.runs.folder import METRICS
 from emu_edit.runs.inversion import write_inversion
@@ -61,7 +62,11 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     if not isinstance(module, EditModule):
         raise InputError("model: only an EditModule can be exported")
     ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
-    export_model(module, folder / MODEL, ema=None if ema is None else ema.average)
+    # a base or a start may have seen more; of these nothing is known
+    is_world = isinstance(data, WorldData) and data.photos is None and options.start is None
+    trained_on = WORLD if is_world and type(module.networks.denoiser) is UNetDenoiser else None
+    average = None if ema is None else ema.average
+    export_model(module, folder / MODEL, ema=average, trained_on=trained_on)
     lines = [f"model       {folder / MODEL}", f"checkpoint  {last_checkpoint(trainer)}"]
     has_predictor = options.predictor and isinstance(data, EditDataModule)
     if has_predictor:

@@ -68,7 +68,13 @@ def load_ema(path: Path | str) -> dict[str, Tensor] | None:
     return None if state is None else state["average"]
 
 
-def export_model(module: EditModule, path: Path | str, *, ema: Mapping[str, Tensor] | None) -> None:
+def export_model(
+    module: EditModule,
+    path: Path | str,
+    *,
+    ema: Mapping[str, Tensor] | None,
+    trained_on: str | None = None,
+) -> None:
     """Write a model directory from a module, with the averaged weights when they are given.
 
     The directory gives the same pixels as the module for the same seed, and says what it was
@@ -81,6 +87,7 @@ def export_model(module: EditModule, path: Path | str, *, ema: Mapping[str, Tens
         check_matches(ema, module)
     editor = module.make_editor()
     editor.objective = module.objective.to_dict()
+    editor.trained_on = trained_on
     with with_weights(module, ema) if ema is not None else nullcontext():
         editor.save_pretrained(path)
 

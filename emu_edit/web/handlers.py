@@ -17,13 +17,15 @@ from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 from gradio.themes import Default  # pyright: ignore[reportMissingImports]
+from PIL import Image
 
+from datamodules.world.pair import make_pair
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.session import TurnSettings
+from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.editing.settings import Sampling
 from emu_edit.editing.threshold import ALPHA, Threshold
 from emu_edit.errors import BadImageError, InputError
-from emu_edit.images import encode_png, to_pil
+from emu_edit.images import encode_png, from_pil, to_pil
 from emu_edit.web import state as web_state
 from emu_edit.web.guard import Limits
 from emu_edit.web.state import PageState
@@ -31,6 +33,10 @@ from emu_edit.web.state import PageState
 PREDICTED = "predicted"  # the entry of the drop-down that asks the predictor
 KEEPING = {"automatic": Threshold.default, "always": ALPHA, "never": None}
 AGAINST = ("compare with the turn before", "compare with the original")
+
+EXAMPLES = ("remove", "add", "global", "background")  # tasks of the pictures to try
+
+SUMMARY, AFTER_SUMMARY = 8, 5  # place of the summary in what `_show` draws, and how many follow
 
 # gradio recognises a parameter whose default is a Progress, and fills it
 PROGRESS = gr.Progress()
@@ -59,25 +65,32 @@ class Handlers:
         self.editor = editor
         self.limits = limits
         self.folder = folder
+        self.examples = draw_examples(min(max(editor.settings.image_size, 16), 128))
 
     def opened(
         self, state: PageState | None, against: str, data: bytes | None, is_resized: bool
     ) -> Any:
         """Begin with the uploaded picture."""
         del state  # a new picture is a new session
-        with one_line():
-            if data is None:
-                raise InputError("no file came; choose a JPEG, PNG or WebP picture")
-            try:
-                opened = web_state.open_picture(
-                    self.editor, data, is_resized=is_resized, limits=self.limits
-                )
-            except BadImageError:
+        if data is None:
+            return self._refused(InputError("no file came; choose a JPEG, PNG or WebP picture"))
+        try:
+            opened = web_state.open_picture(
+                self.editor, data, is_resized=is_resized, limits=self.limits
+            )
+        except InputError as error:
+            if isinstance(error, BadImageError):
                 # gradio keeps an upload in a folder called by its hash; nobody needs this one
                 name = hashlib.sha256(data).hexdigest()
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-                raise
-            return self._show(opened, against)
+            return self._refused(error)
+        return self._show(opened, against)
+
+    def example_chosen(self, against: str, clicked: gr.SelectData) -> list[Any]:
+        """Begin with the example that was clicked, and its instruction."""
+        image, words = self.examples[int(clicked.index)]
+        opened = PageState((EditSession.start(self.editor, from_pil(image)),))
+        return [*self._show(opened, against), words]
 
     def resized(
         self, state: PageState | None, against: str, data: bytes | None, is_resized: bool
@@ -171,6 +184,11 @@ class Handlers:
         others = " or ".join(f"{name} ({part})" for name, part in shares[1:])
         return f"Not sure: {first}, perhaps {others}. Choose above if the first is wrong."
 
+    def _refused(self, error: InputError) -> list[Any]:
+        """Leave the page as it is, and say above the picture, for good, why a file is not taken."""
+        line = html.escape(" ".join(str(error).split()))
+        return [gr.skip()] * SUMMARY + [f"**Not taken:** {line}."] + [gr.skip()] * AFTER_SUMMARY
+
     def _show(self, state: PageState, against: str) -> list[Any]:
         """Draw a state, in the order of `page._tie`."""
         session = state.session
@@ -178,7 +196,7 @@ class Handlers:
         manifest = json.dumps(session.manifest(), indent=1)
         return [
             state,
-            gr.Markdown(visible=False),
+            gr.Column(visible=False),
             gr.Column(visible=True, elem_classes=[PIXELATED] if web_state.is_small(state) else []),
             *self.compared(state, against),
             # in the first turn both are the same
@@ -203,6 +221,12 @@ class Handlers:
         place.mkdir(mode=0o700)
         (place / name).write_bytes(data)
         return gr.DownloadButton(value=str(place / name))
+
+
+def draw_examples(size: int) -> list[tuple[Image.Image, str]]:
+    """Draw pictures to try, each with an instruction that nobody was trained on."""
+    pairs = [make_pair(1, 3, task=task, size=size, split="heldout") for task in EXAMPLES]
+    return [(Image.fromarray(pair.source), pair.instruction) for pair in pairs]
 
 
 def share(part: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
+from emu_edit.editing.doubts import about_training
 from emu_edit.tasks import TASKS
 from emu_edit.web.guard import MEBI
 from emu_edit.web.handlers import AGAINST, KEEPING, PICTURE_HEIGHT, PREDICTED, Handlers
@@ -27,6 +28,22 @@ START = """\
    again to branch off.
 """
 GUESS = " The kind of edit is predicted from the words; choose it when the guess is wrong."
+
+# gradio looks at a file's size before it is sent, and its message is gone after seconds
+TOO_LARGE = """
+() => {
+  const look = (files) => {
+    const large = [...(files || [])].find((file) => file.size > MOST_BYTES);
+    document.querySelector('#too-large').textContent = large
+      ? `${large.name} has ${(large.size / 1048576).toFixed(1)} MiB, at most MOST_MIB are taken; `
+        + 'save it as JPEG or make it smaller.'
+      : '';
+  };
+  const isUpload = (event) => event.target.closest && event.target.closest('#upload');
+  addEventListener('change', (event) => isUpload(event) && look(event.target.files), true);
+  addEventListener('drop', (event) => isUpload(event) && look(event.dataTransfer.files), true);
+}
+"""
 
 # where the columns are one below the other, the picture would change out of sight
 SCROLL = """
@@ -67,6 +84,7 @@ class View:
 
     summary: Any
     start: Any
+    examples: Any
     panel: Any
     pictures: tuple[Any, Any, Any, Any]
     against: Any
@@ -85,15 +103,19 @@ def build_page(handlers: Handlers) -> Any:
     ) as page:
         state = gr.State(None, time_to_live=age)
         gr.Markdown(
-            f"## {TITLE}\nUpload a picture, say what to change, and go on from the result.",
+            f"## {TITLE}\nUpload a picture, say what to change, and go on from the result. "
+            f"{about_training(handlers.editor)}",
             elem_id="title",
         )
         with gr.Row():
             with gr.Column(scale=4, min_width=330):
                 form = _form(handlers)
             with gr.Column(scale=7, min_width=330):
-                view = _view(has_predictor=handlers.editor.predictor is not None)
+                view = _view(handlers)
         _tie(handlers, state, form, view)
+        most = limits.upload_bytes
+        look = TOO_LARGE.replace("MOST_BYTES", str(most)).replace("MOST_MIB", f"{most / MEBI:g}")
+        page.load(None, js=look, api_visibility="private")
     page.queue(max_size=limits.queue, default_concurrency_limit=1, status_update_rate="auto")
     return page
 
@@ -107,6 +129,7 @@ def _form(handlers: Handlers) -> Form:
         height=160,
         elem_id="upload",
     )
+    gr.HTML("", elem_id="too-large")
     is_resized = gr.Checkbox(
         label=f"Resize to the model's size (shorter side {settings.image_size} px)",
         value=False,
@@ -191,9 +214,22 @@ def _task_choice(handlers: Handlers) -> tuple[Any, Any]:
     return task, gr.Markdown("", visible=has_predictor, elem_id="predicted")
 
 
-def _view(*, has_predictor: bool) -> View:
+def _view(handlers: Handlers) -> View:
+    has_predictor = handlers.editor.predictor is not None
     summary = gr.Markdown("No picture yet.", elem_id="summary")
-    start = gr.Markdown(START.format(guess=GUESS if has_predictor else ""), elem_id="start")
+    with gr.Column() as start:
+        gr.Markdown(START.format(guess=GUESS if has_predictor else ""), elem_id="start")
+        examples = gr.Gallery(
+            handlers.examples,
+            label="Or try one of these",
+            columns=4,
+            format="png",
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            elem_id="examples",
+        )
     with gr.Column(visible=False, elem_id="panel") as panel:
         pictures = _pictures()
         against = gr.Radio(
@@ -208,7 +244,9 @@ def _view(*, has_predictor: bool) -> View:
             picture = gr.DownloadButton("Download picture (PNG)", size="sm", elem_id="picture")
             manifest = gr.DownloadButton("Download manifest (JSON)", size="sm", elem_id="manifest")
         line, history = _past()
-    return View(summary, start, panel, pictures, against, picture, manifest, line, history)
+    return View(
+        summary, start, examples, panel, pictures, against, picture, manifest, line, history
+    )
 
 
 def _pictures() -> tuple[Any, Any, Any, Any]:
@@ -283,6 +321,11 @@ def _tie(handlers: Handlers, state: Any, form: Form, view: View) -> None:
     for event in (form.edit.click, form.instruction.submit):
         event(None, form.instruction, js=SCROLL, **quiet)
         event(handlers.edited, asked, **editing)
+    view.examples.select(
+        handlers.example_chosen,
+        [view.against],
+        **{**looking, "outputs": [*shown, form.instruction]},
+    )
     form.undo.click(handlers.undone, [state, view.against], **looking)
     view.history.select(handlers.turn_clicked, [state, view.against], **looking)
     view.line.input(handlers.line_chosen, [state, view.against, view.line], **looking)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from emu_edit.editing.doubts import doubt_about
 from emu_edit.editing.editor import Editor, OnStep
 from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.errors import BadImageError, InputError
@@ -29,6 +30,10 @@ MOST_PIXELATED = 160
 
 # Ours: from so many times the training pictures' size on, the page offers a smaller copy
 MUCH_LARGER = 2
+
+# Ours: a channel that differs by more levels, of 255, is seen side by side; a model's output
+# differs from its input by a few everywhere
+VISIBLE = 8
 
 # Level of the smallest change, of 255. Ours: one grey level in one channel must be told from black.
 FAINTEST = 48
@@ -233,11 +238,12 @@ def summary(state: PageState) -> str:
     size = f"{width}x{height} px"
     branches = "" if state.is_at_end else " The next edit begins a branch."
     if not session.turns:
-        return f"The original, {size}. {_advice(session)}{branches}"
+        return f"The original, {size}. {_advice(session)}{_doubt(session)}{branches}"
     last = session.turns[-1]
     return (
         f"Turn {state.turn} of {len(state.whole_line.turns)}, {size}. Task {last.task}, "
-        f"seed {last.seed}, steps {last.num_steps}. {_how_much(session)}{branches}"
+        f"seed {last.seed}, steps {last.num_steps}. {_how_much(session)}"
+        f"{_doubt(session)}{branches}"
     )
 
 
@@ -274,16 +280,27 @@ def _advice(session: EditSession) -> str:
 
 
 def _how_much(session: EditSession) -> str:
-    is_changed = (session.images[-2] != session.image).any(0)
-    count = int(is_changed.sum())
-    if count == 0:
+    change = (session.images[-2].short() - session.image.short()).abs().amax(0)
+    if not change.any():
         return "Nothing changed: every pixel is as before. Try other words or another seed."
-    if count == is_changed.numel():
-        return "Every pixel changed."
+    is_seen = change > VISIBLE
+    count = int(is_seen.sum())
+    if count == 0:
+        return (
+            f"Nothing visible changed: no pixel by more than {VISIBLE} of 255 levels. Try other "
+            "words or another seed."
+        )
+    if count == is_seen.numel():
+        return "Every pixel changed visibly."
     # never 0 % or 100 %, which would claim the above
-    share = min(max(round(100 * count / is_changed.numel()), 1), 99)
-    kept = "" if session.turns[-1].threshold is None else ", rest kept"
-    return f"{share}% of pixels changed{kept}."
+    share = min(max(round(100 * count / is_seen.numel()), 1), 99)
+    kept = "" if session.turns[-1].threshold is None else ", what hardly changed was kept"
+    return f"{share}% of pixels changed visibly{kept}."
+
+
+def _doubt(session: EditSession) -> str:
+    doubt = session.doubts[-1] if session.doubts else doubt_about(session.editor, session.original)
+    return f" {doubt[0].upper()}{doubt[1:]}." if doubt else ""
 
 
 def _opened(state: PageState | None) -> PageState:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from emu_edit.cli import app
 from emu_edit.cli.main import main
-from emu_edit.editing.editor import Editor
+from emu_edit.editing.editor import WORLD, Editor
 from emu_edit.editing.session import TurnSettings
 from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
@@ -188,26 +188,37 @@ def test_the_page_shows_history_comparison_and_what_was_done(editor: Editor) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "kept", "words"),
+    ("changes", "levels", "kept", "words"),
     [
-        (0, 0.03, "Nothing changed: every pixel is as before. Try other words or another seed."),
-        (1, None, "1% of pixels changed."),
-        (160, 0.03, "50% of pixels changed, rest kept."),
-        (319, None, "99% of pixels changed."),
-        (320, 0.03, "Every pixel changed."),
+        (0, 9, 0.03, "Nothing changed: every pixel is as before. Try other words or another seed."),
+        (320, 8, None, "Nothing visible changed: no pixel by more than 8 of 255 levels. Try other"),
+        (1, 9, None, "1% of pixels changed visibly."),
+        (160, 9, 0.03, "50% of pixels changed visibly, what hardly changed was kept."),
+        (319, 9, None, "99% of pixels changed visibly."),
+        (320, 9, 0.03, "Every pixel changed visibly."),
     ],
 )
-def test_the_page_says_how_much_changed_and_never_rounds_to_all_or_nothing(
-    editor: Editor, changes: int, kept: float | None, words: str
+def test_the_page_counts_what_one_sees_and_never_rounds_to_all_or_nothing(
+    editor: Editor, changes: int, levels: int, kept: float | None, words: str
 ) -> None:
     state = edit(opened(editor))
     after = state.session.original.clone()
-    after.view(3, -1)[0, :changes] ^= 1
+    flat = after.view(3, -1)[0, :changes]
+    flat.copy_(torch.where(flat > 127, flat - levels, flat + levels))
     turn = replace(state.session.turns[0], threshold=kept)
     session = replace(state.session, images=(state.session.original, after), turns=(turn,))
     said = web_state.summary(replace(state, lines=(session,)))
     assert re.match(r"Turn 1 of 1, 20x16 px\. Task local, seed \d+, steps 1\. ", said)
-    assert said.endswith(f"steps 1. {words}")
+    assert f"steps 1. {words}" in said
+
+
+def test_the_page_says_that_a_model_of_the_world_has_never_seen_a_photograph(model: Path) -> None:
+    editor = Editor.from_pretrained(model)
+    editor.trained_on = WORLD
+    state = opened(editor)
+    words = "This looks like a photograph, and the model has never seen one."
+    for shown in (state, edit(state)):
+        assert words in web_state.summary(shown)
 
 
 def test_a_picture_much_larger_than_the_training_pictures_gets_an_advice(editor: Editor) -> None:

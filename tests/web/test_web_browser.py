@@ -145,7 +145,7 @@ def test_a_second_tab_sees_nothing_of_the_first(
         chromium.open(page.address)
         chromium.wait_text("#summary", "No picture yet.")
         chromium.wait_text("#start", "Say what to change")
-        assert chromium.run("return document.querySelectorAll('img').length") == 0
+        assert chromium.run("return document.querySelectorAll('#panel img').length") == 0
     finally:
         request("DELETE", f"{chromium.session}/window")
         request("POST", f"{chromium.session}/window", {"handle": first})

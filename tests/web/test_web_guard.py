@@ -72,8 +72,8 @@ class Asker:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": method, "path": path}
-        scope["headers"] = [HOST, (b"content-length", b"1"), *headers]
+        said = [HOST, (b"content-length", b"1"), *headers]
+        scope: Message = {"type": "http", "method": method, "path": path, "headers": said}
         await self.guard(scope, receive, send)
         if not sent:
             return None

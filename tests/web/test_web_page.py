@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPrediction
+from emu_edit.images import from_pil
 from emu_edit.web.guard import Limits
 from emu_edit.web.server import prepare_environment
 
@@ -229,8 +233,6 @@ def test_a_mistake_is_one_escaped_line_and_a_picture_with_turns_is_kept(handlers
     with pytest.raises(gr.Error) as refused:
         handlers.edited(*asked(None))
     assert refused.value.message == "there is no picture yet; upload one first"
-    with pytest.raises(gr.Error, match="no file came"):
-        handlers.opened(None, against, None, False)
     state, *_ = handlers.opened(None, against, picture(), False)
     for changes, line in (
         ({"task": None}, "choose the kind of edit first"),
@@ -264,5 +266,63 @@ def test_whatever_draws_waits_until_the_one_before_it_is_done(guessing: Any) -> 
 
     functions = build_page(guessing).fns.values()
     model = {fn.name: fn.concurrency_limit for fn in functions if fn.concurrency_id == "model"}
-    assert set(model) == {"opened", "resized", "edited", "undone", "turn_clicked", "line_chosen"}
+    assert set(model) == {
+        "example_chosen",
+        "opened",
+        "resized",
+        "edited",
+        "undone",
+        "turn_clicked",
+        "line_chosen",
+    }
     assert set(model.values()) <= {1, "default"}
+
+
+def test_a_file_that_is_refused_says_so_where_the_picture_would_be_and_is_not_kept(
+    handlers: Any,
+) -> None:
+    against = "compare with the original"
+    drawn = handlers.opened(None, against, picture(), False)
+    for data, words in (
+        (None, r"\*\*Not taken:\*\* no file came; choose a JPEG"),
+        (b"no picture at all", r"\*\*Not taken:\*\* the file is no picture, needs a JPEG"),
+    ):
+        upload = handlers.folder / hashlib.sha256(data or b"").hexdigest() / "a.png"
+        upload.parent.mkdir()
+        upload.write_bytes(data or b"")
+        refused = handlers.opened(None, against, data, False)
+        assert len(refused) == len(drawn)
+        (said,) = [part for part in refused if isinstance(part, str)]
+        assert re.match(words, said)
+        assert isinstance(drawn[refused.index(said)], str)  # the summary
+        assert upload.exists() is (data is None)
+
+
+def test_a_click_on_an_example_opens_it_with_its_instruction(handlers: Any) -> None:
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+
+    assert len(layout(handlers)["examples"]["value"]) == len(handlers.examples) == 4
+    clicked = gr.SelectData(None, {"index": 2, "value": None})
+    state, *_, words = handlers.example_chosen("compare with the original", clicked)
+    image, instruction = handlers.examples[2]
+    assert words == instruction
+    assert torch.equal(state.session.image, from_pil(image))
+
+
+def test_the_page_says_what_the_model_was_trained_on(handlers: Any) -> None:
+    assert "its directory does not say" in layout(handlers)["title"]["value"]
+    handlers.editor.trained_on = "world"
+    said = layout(handlers)["title"]["value"]
+    assert "drawn scenes of the built-in world only, 16 px" in said
+    assert "It has never seen a photograph." in said
+
+
+def test_a_file_too_large_to_be_sent_has_a_place_for_its_message(handlers: Any) -> None:
+    from emu_edit.web.page import build_page
+
+    handlers.limits = replace(handlers.limits, upload_bytes=3 * 2**20)
+    assert "too-large" in layout(handlers)
+    scripts = [fn["js"] for fn in build_page(handlers).get_config_file()["dependencies"]]
+    (script,) = [one for one in scripts if isinstance(one, str) and "#too-large" in one]
+    assert "file.size > 3145728" in script
+    assert "at most 3 are taken" in script
