@@ -26,9 +26,7 @@ from emu_edit.errors import InputError
 from emu_edit.images import (
     MAX_BYTES,
     MAX_SIDE,
-    MOST_TIMES_LARGER,
     decode_rgb,
-    is_far_larger,
     read_image,
     resize,
     with_shorter_side,
@@ -293,11 +291,9 @@ def fit_size(
             raise InputError(
                 f"--size {size} makes {source} {new[1]}x{new[0]}, at most {MAX_SIDE} a side work"
             )
-        return resize(image, new)
-    trained = editor.settings.image_size
-    if is_far_larger(trained, height=height, width=width):
-        raise InputError(
-            f"{source} is {width}x{height}, more than {MOST_TIMES_LARGER} times the {trained} px "
-            f"this model was trained at; edit a smaller copy with --size {trained}"
-        )
+        image = resize(image, new)
+    try:
+        editor.check_size(*image.shape[-2:])
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
     return image

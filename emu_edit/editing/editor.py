@@ -24,7 +24,7 @@ from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
 from emu_edit.editing.settings import EditorSettings, Sampling, choice
 from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import InputError
-from emu_edit.images import from_pil, to_float, to_uint8
+from emu_edit.images import MOST_TIMES_LARGER, from_pil, is_far_larger, to_float, to_uint8
 from emu_edit.models.conditioning import branches
 from emu_edit.models.fingerprints import model_hash
 from emu_edit.models.interfaces import Conditioning
@@ -254,12 +254,26 @@ class Editor:
         )
         return self.decode(latents, images.shape[-2:])
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse a picture far larger than the model's training pictures, before any work is done.
+
+        Raises:
+            InputError: if a side is more than `MOST_TIMES_LARGER` times theirs.
+        """
+        trained = self.settings.image_size
+        if is_far_larger(trained, height=height, width=width):
+            raise InputError(
+                f"the picture is {width}x{height}, more than {MOST_TIMES_LARGER} times the "
+                f"{trained} px this model was trained at; edit a smaller copy: --size {trained}"
+            )
+
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Turn pictures into the latents that `edit_latents` takes and gives.
 
         Scaled, the posterior's mean; sides are padded by reflection to a multiple of `multiple`.
         """
+        self.check_size(*images.shape[-2:])
         padded = reflect_to_multiple(images, self.multiple).to(self.device)
         return self.networks.codec.posterior(to_float(padded))[0]
 

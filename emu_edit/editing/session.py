@@ -94,8 +94,12 @@ class EditSession:
             seed: of the session; the turns' seeds come from it.
             chain_latents: give each turn the latents that the turn before ended with, instead of
                 encoding its picture: what an autoencoder loses is then lost once, not once a turn.
+
+        Raises:
+            InputError: if the picture is far larger than the model's training pictures.
         """
         pixels = from_pil(image) if isinstance(image, Image.Image) else image.cpu()
+        editor.check_size(*pixels.shape[-2:])
         latents = (editor.encode(pixels[None])[0].cpu(),) if chain_latents else None
         return cls(editor, seed, (pixels,), latents=latents)
 

@@ -167,7 +167,7 @@ def test_a_picture_far_larger_than_the_training_pictures_is_refused(
     workplace: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (300, 40)).save(workplace / "wide.png")
-    words = "wide.png is 300x40, more than 16 times the 16 px .* --size 16"
+    words = "wide.png: the picture is 300x40, more than 16 times the 16 px .* --size 16"
     assert_refused(capsys, edit(Path("wide.png"), model), words)
     assert main(edit(Path("wide.png"), model, size="16")) == 0
 

@@ -1,10 +1,12 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from emu_edit.cli.main import main
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPrediction
@@ -182,3 +184,19 @@ def test_a_turn_that_cannot_be_made_is_refused(
     asked: dict[str, Any] = {"instruction": "make it red", "task": "local", **change}
     with pytest.raises(InputError, match=words):
         EditSession.start(editor, picture()).edit(asked.pop("instruction"), TurnSettings(**asked))
+
+
+def test_one_guard_of_size_stands_before_sessions_edits_and_the_command_lines_size(
+    model: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    editor = Editor.from_pretrained(model, "cpu")
+    words = r"is 257x16, more than 16 times the 16 px this model .* --size 16"
+    wide = torch.zeros(3, 16, 257, dtype=torch.uint8)
+    with pytest.raises(InputError, match=words):
+        EditSession.start(editor, wide)
+    with pytest.raises(InputError, match=words):
+        editor.edit(wide, "x", task="local")
+    assert EditSession.start(editor, wide[..., :256]).image.shape == (3, 16, 256)
+    command = ["edit", str(photo), "x", "--task=local", f"--model={model}", "--size=206"]
+    assert main([*command, "-o", str(tmp_path / "out.png")]) == 2
+    assert "photo.png: the picture is 258x206, more than 16 times" in capsys.readouterr().err
