@@ -1,10 +1,16 @@
 """What a person sees in a terminal: progress (how far, how fast, how long still) and tables.
 
-Progress goes to standard error and is gone when the work is done; a table is plain text.
+Progress goes to standard error and is gone when the work is done; a table is plain text, whole in a
+file and as wide as the terminal where there is one.
 """
 
+import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,15 +63,67 @@ def live_bar(console: "Console", *, transient: bool = False) -> "Progress":
     )
 
 
-def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
+def plural(count: int, noun: str) -> str:
+    """Write "1 edit", "1,053 edits"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def terminal_width() -> int | None:
+    """Return how many columns standard output shows; None where it is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fitted(text: str, width: int | None) -> str:
+    """Narrow a text with Markdown tables to so many columns; None leaves it as it is.
+
+    Sentences are broken at words. A table that is too wide loses what stands in brackets, then
+    columns from the right, and says so below it.
+    """
+    if width is None:
+        return text
+    lines: list[str] = []
+    for is_table, part in groupby(text.split("\n"), key=lambda line: line.startswith("| ")):
+        if is_table:
+            lines += _narrowed(list(part), width)
+        else:
+            lines += [piece for line in part for piece in _wrapped(line, width)]
+    return "\n".join(lines)
+
+
+def _narrowed(lines: list[str], width: int) -> list[str]:
+    """Lay out a Markdown table again where it is too wide."""
+    if len(lines[0]) <= width:
+        return lines
+    head, _, *rows = ([cell.strip() for cell in line[2:-2].split(" | ")] for line in lines)
+    short = [[row[0], *(re.sub(r"(?<=\S) \(.*\)$", "", cell) for cell in row[1:])] for row in rows]
+    fits = [
+        n
+        for n in range(1, len(head) + 1)
+        if len(markdown_table(head[:n], [row[:n] for row in short]).split("\n")[0]) <= width
+    ]
+    kept = max(fits, default=1)
+    table = markdown_table(head[:kept], [row[:kept] for row in short])
+    missing = [*(["what is in brackets"] if short != rows else []), *head[kept:]]
+    note = f"no room here for {', '.join(missing)}: see the written table"
+    return [*(line[:width] for line in table.split("\n")), *_wrapped(note, width)]
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], *, numbers: bool = False, width: int | None = None
+) -> list[str]:
     """Give columns of equal width to the rows of a table.
 
     Args:
         rows: the head first, if there is one; all of one length.
         numbers: columns from the second on are numbers, which end at one place.
+        width: break the last column, a text, where lines would be longer; None never does.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(_padded(row, widths, numbers=numbers)).rstrip() for row in rows]
+    lines = ["  ".join(_padded(row, widths, numbers=numbers)).rstrip() for row in rows]
+    if width is None:
+        return lines
+    indent = min(len("  ".join(" " * w for w in widths[:-1])) + 2, width // 2)
+    return [piece for line in lines for piece in _wrapped(line, width, " " * indent)]
 
 
 def markdown_table(
@@ -82,6 +140,20 @@ def markdown_table(
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
     return "\n".join(f"| {' | '.join(_padded(row, widths, numbers=numbers))} |" for row in cells)
+
+
+def _wrapped(line: str, width: int, indent: str = "") -> list[str]:
+    """Break a line at words, but not within one; an empty line stays."""
+    if len(line) <= width:
+        return [line]
+    return wrap(
+        line,
+        width,
+        subsequent_indent=indent,
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _padded(row: Sequence[str], widths: Sequence[int], *, numbers: bool) -> list[str]:

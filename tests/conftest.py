@@ -115,7 +115,7 @@ def quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few resamples where nobody looks at the intervals: thousands take seconds."""
     from functools import partial
 
-    from emu_edit.metrics.bootstrap import bootstrap_mean
+    from emu_edit.metrics.intervals import bootstrap_mean
 
     quick = partial(bootstrap_mean, n=20)
     monkeypatch.setattr("emu_edit.evaluation.results.bootstrap_mean", quick)

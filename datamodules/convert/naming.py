@@ -15,6 +15,7 @@ from pathlib import Path
 from datamodules.convert.pair import Converter, RawPair, Reason, RefusedPairError, SkippedPair
 from emu_edit.errors import InputError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable
+from emu_edit.terminal import plural
 
 NO_TASK = "none"  # in --map: leave these pairs out
 _NAMED = 20  # of the unknown names in a message
@@ -129,7 +130,7 @@ def survey(
 def _unknown(names: Counter[str], known: TaskTable) -> str:
     """List the names that no table has, the most frequent first."""
     found = [
-        f"unknown task {name!r} ({count} pairs).{closest(name, list(known.names))}"
+        f"unknown task {name!r} ({plural(count, 'pair')}).{closest(name, list(known.names))}"
         for name, count in names.most_common(_NAMED)
     ]
     more = f" and {len(names) - _NAMED} more;" if len(names) > _NAMED else ""

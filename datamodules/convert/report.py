@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from datamodules.convert.pair import SkippedPair
+from emu_edit.terminal import plural
 
 QUARANTINE = "quarantine.jsonl"
 _LONGEST_EXAMPLE = 90  # characters of a finding in the table
@@ -40,7 +41,7 @@ class ConvertReport:
     def summary(self) -> str:
         """Return the report as one line."""
         tasks = ", ".join(f"{task} {count}" for task, count in self.written.items())
-        line = f"{sum(self.written.values())} pairs written ({tasks})"
+        line = f"{plural(sum(self.written.values()), 'pair')} written ({tasks})"
         if self.other_part:
             line += f"; {self.other_part} are of the other part"
         if self.skipped:

@@ -31,6 +31,7 @@ from datamodules.shards.manifest import Manifest, ShardEntry, verify_hash, write
 from emu_edit.errors import InputError, ShardError, closest
 from emu_edit.files import atomic_file, write_json
 from emu_edit.models.networks import EditNetworks
+from emu_edit.terminal import plural
 
 WORK = "cache.json"  # says what a folder is being made of, until its manifest does and after
 NAMED = 3  # broken pairs named in a summary; `shards check` of the pictures lists all
@@ -91,7 +92,8 @@ class CacheReport:
         size = sum(entry.bytes for entry in self.manifest.entries)
         text = "and text features" if self.header.text_encoder else "(the text encoder learns)"
         lines = [
-            f"{self.manifest.num_samples} pairs of {len(self.manifest.tasks)} tasks: latents "
+            f"{plural(self.manifest.num_samples, 'pair')} of "
+            f"{plural(len(self.manifest.tasks), 'task')}: latents "
             f"{text} at {self.header.image_size} px in {self.header.dtype}, {size / 2**20:.1f} MiB"
         ]
         if self.kept:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, sampling_of, seed_int
 from emu_edit.errors import InputError
+from emu_edit.terminal import fitted, terminal_width
 
 if TYPE_CHECKING:
     from emu_edit.evaluation.candidate import Candidate, Outcome
@@ -194,7 +195,8 @@ def run(arguments: list[str]) -> int:
     start = time.monotonic()
     outcome = evaluate(options, kind)
     seconds = time.monotonic() - start
-    text = f"{outcome.table}\n\nwrote {outcome.folder} in {seconds:.0f} s\n"
+    table = fitted(outcome.table, terminal_width())
+    text = f"{table}\n\nwrote {outcome.folder} in {seconds:.0f} s\n"
     sys.stdout.write(as_unicode(text))
     return SOME_FAILED if outcome.failed else 0
 

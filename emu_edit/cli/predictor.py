@@ -8,6 +8,7 @@ from emu_edit.cli.arguments import ArgumentParser, Command, positive_int, run_co
 from emu_edit.editing.find import PREDICTOR, RELEASED, RUNS, choose_device, find_model, newest_model
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import predictor_directory, teach_again
+from emu_edit.terminal import plural
 
 PRETRAINED_LR = 1e-4  # fine-tuning; a frozen encoder's head learns at the default rate
 
@@ -103,7 +104,8 @@ def run_fit(arguments: list[str]) -> int:
     predictor.save_pretrained(folder)
     sys.stdout.write(
         f"{describe_training(calibration)}\n"
-        f"wrote {folder} ({len(instructions)} instructions, {time.monotonic() - start:.0f} s)\n"
+        f"wrote {folder} ({plural(len(instructions), 'instruction')}, "
+        f"{time.monotonic() - start:.0f} s)\n"
         f"{teach_again(model) if model is not None and output is None else ''}"
     )
     return 0

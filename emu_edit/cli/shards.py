@@ -20,6 +20,7 @@ from emu_edit.cli.arguments import (
 from emu_edit.cli.shards_convert import run_convert
 from emu_edit.editing.find import choose_device
 from emu_edit.errors import ExitStatus, InputError
+from emu_edit.terminal import aligned, plural, step_bar
 
 if TYPE_CHECKING:
     from datamodules.checks.report import CheckReport, Problem
@@ -93,7 +94,6 @@ def run_world(arguments: list[str]) -> int:
     options = world_parser().parse(arguments)
     from datamodules.world.backgrounds import Photos
     from datamodules.world.write import write_new_task, write_world
-    from emu_edit.terminal import step_bar
 
     photos = None if options.photos is None else Photos(options.photos)
     write = write_world if options.new_task is None else partial(write_new_task, options.new_task)
@@ -108,8 +108,8 @@ def run_world(arguments: list[str]) -> int:
             progress=on_step,
         )
     sys.stdout.write(
-        f"wrote {manifest.num_samples} pairs of {len(manifest.tasks)} tasks to {options.folder}; "
-        f"look at {options.folder}/contact_sheet.png\n"
+        f"wrote {plural(manifest.num_samples, 'pair')} of {plural(len(manifest.tasks), 'task')} "
+        f"to {options.folder}; look at {options.folder}/contact_sheet.png\n"
     )
     return 0
 
@@ -156,7 +156,6 @@ def run_cache(arguments: list[str]) -> int:
     options = cache_parser().parse(arguments)
     from datamodules.encoded.writer import EncodingSettings, write_cache
     from datamodules.remote.folder import open_folder
-    from emu_edit.terminal import step_bar
 
     device = choose_device(options.device)
     folder = open_folder(options.folder)
@@ -226,7 +225,6 @@ def run_check(arguments: list[str]) -> int:
     from datamodules.checks.leaks import LeakGuard
     from datamodules.checks.report import summarize
     from datamodules.remote.address import parse_place
-    from emu_edit.terminal import aligned, step_bar
 
     guard = None
     if options.against is not None:

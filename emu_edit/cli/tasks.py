@@ -11,7 +11,7 @@ from emu_edit.cli.arguments import ArgumentParser, Command, run_command, seed_in
 from emu_edit.editing.find import INDEX, find_model
 from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import TaskRow, is_task_file, model_to_change, task_rows
-from emu_edit.terminal import aligned
+from emu_edit.terminal import aligned, plural, terminal_width
 
 if TYPE_CHECKING:
     from emu_edit.models.learned_task import LearnedTask
@@ -243,21 +243,21 @@ def run_teach(arguments: list[str]) -> int:
 
 def _table(rows: "list[TaskRow]") -> str:
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    return "\n".join(aligned([list(TaskRow._fields), *cells]))
+    return "\n".join(aligned([list(TaskRow._fields), *cells], width=terminal_width()))
 
 
 def _description(task: "LearnedTask") -> str:
     knows = f"knows it, if it is {task.predictor}" if task.predictor else "does not know it"
-    learnt = f"{task.created}, from {task.pairs} pairs, {task.steps} steps, seed {task.seed}"
+    pairs, steps = plural(task.pairs, "pair"), plural(task.steps, "step")
     lines = [
         ("name", task.name),
         ("description", task.description or "(none)"),
         ("instruction", task.instruction or "(its pairs have their own)"),
-        ("learnt", learnt),
+        ("learnt", f"{task.created}, from {pairs}, {steps}, seed {task.seed}"),
         ("base model", task.base),
         ("vector", f"{len(task.vector)} numbers, norm {float(task.vector.norm()):.3g}"),
         ("predictor", knows),
     ]
     if task.allowed_on:
         lines.append(("allowed on", f"{task.allowed_on}, another model"))
-    return "\n".join(aligned(lines))
+    return "\n".join(aligned(lines, width=terminal_width()))

@@ -12,7 +12,7 @@ from typing import Any
 
 from emu_edit.evaluation.figures import MODEL, Block, blocks_of, metric
 from emu_edit.metrics.published import PACKAGED, PublishedRow, load_published
-from emu_edit.terminal import markdown_table
+from emu_edit.terminal import markdown_table, plural
 
 OWN = "this run"
 DIGITS = 3  # at least: JSON drops the zeros a paper prints at the end
@@ -83,9 +83,9 @@ def why_not(results: Mapping[str, Any], row: PublishedRow) -> str:
     if block is None:
         return f"this run has no {row.split or 'split of that kind'}"
     if data["items"] < data["of"]:
-        return f"this run scored only {data['items']} of {data['of']} edits"
+        return f"this run scored only {data['items']} of {plural(data['of'], 'edit')}"
     if row.items is not None and row.items != block.items:
-        return f"this run scored {block.items} edits, the source {row.items}"
+        return f"this run scored {plural(block.items, 'edit')}, the source {row.items}"
     return ""
 
 

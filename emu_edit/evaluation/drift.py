@@ -30,7 +30,6 @@ from emu_edit.errors import InputError
 from emu_edit.evaluation.candidate import Candidate, Outcome
 from emu_edit.evaluation.world import Scenes
 from emu_edit.files import write_json, write_text
-from emu_edit.metrics.bootstrap import bootstrap_ratio
 from emu_edit.metrics.drift import (
     DriftPoint,
     TurnScore,
@@ -39,14 +38,15 @@ from emu_edit.metrics.drift import (
     score_session,
     success_share,
 )
-from emu_edit.terminal import markdown_table, step_bar
+from emu_edit.metrics.intervals import bootstrap_ratio
+from emu_edit.terminal import markdown_table, plural, step_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS, TABLE, CURVES, SESSIONS = "drift.json", "drift.md", "drift.png", "sessions.png"
 SHOWN = 2  # sessions in the picture
-HEADER = ("turn", "L1 outside", "with", "PSNR", "with", "untouched", "with", "success", "with")
+HEADER = ("turn", "outside", "with", "PSNR", "with", "kept", "with", "success", "with")
 ROWS = ("right", "without", "with")  # of a session in the picture
 SPLITS: dict[str, Split] = {"heldout": "heldout", "train": "train"}
 
@@ -186,7 +186,8 @@ def run_drift(options: DriftOptions) -> Outcome:
     folder = candidate.results_folder("drift")
     folder.mkdir(parents=True, exist_ok=True)
     table = drift_table(result)
-    title = f"{name}, drift over {benchmark.turns} turns, {benchmark.sessions} sessions"
+    turns, sessions = plural(benchmark.turns, "turn"), plural(benchmark.sessions, "session")
+    title = f"{name}, drift over {turns}, {sessions}"
     write_json(folder / RESULTS, {**about, **result.to_dict()})
     write_text(folder / TABLE, f"# {title}\n\n{table}")
     draw_curves(result, folder / CURVES, title=title)

@@ -18,6 +18,7 @@ MODEL, COPY, ORACLE = "model", "copy-input", "oracle"
 
 
 WORLD = {
+    "clean": Metric("clean", True, "at most a quarter of the error left, below 0.01 outside"),
     "success": Metric("success", True, "nearer the target inside the mask, untouched outside"),
     "relative_error": Metric("error/copy", False, "error inside relative to not editing"),
     "inside_l1": Metric("L1 inside", False, "mean absolute difference to the target in the mask"),
@@ -187,7 +188,8 @@ def _world_row(summary: Mapping[str, Any]) -> Row:
 
 
 def _world_figures(row: Mapping[str, Any]) -> Figures:
-    interval = {"success": (row["success_low"], row["success_high"])}
     return {
-        name: Figure(row[name], *interval.get(name, (None, None)), row["count"]) for name in WORLD
+        name: Figure(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), row["count"])
+        for name in WORLD
+        if name in row  # results from before `clean`
     }

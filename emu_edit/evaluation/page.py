@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,12 @@ from emu_edit.evaluation.outputs import ItemPictures
 from emu_edit.files import write_text
 from emu_edit.images import read_image, to_pil
 from emu_edit.metrics.published import PublishedRow
+from emu_edit.terminal import plural
 
 PAGE = "index.html"
 GRID = "grid.png"  # of the world benchmark, which writes no items
 MOST_ITEMS = 200
-SHARES = frozenset({"success"})  # shown in percent
+SHARES = frozenset({"clean", "success"})  # shown in percent
 FINE = frozenset({"l2"})  # too small for three digits
 NONE = "\N{EN DASH}"
 EDITORS = {
@@ -169,7 +171,7 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"json": json.dumps, "edits": edits_text}
+    environment.filters |= {"json": json.dumps, "edits": partial(plural, noun="edit")}
     environment.globals |= {
         "metric": metric,
         "number": number,
@@ -212,11 +214,6 @@ def number(name: str, value: float | None) -> str:
     return f"{value:.{4 if name in FINE else 3}f}"
 
 
-def edits_text(count: int) -> str:
-    """Write "1 edit", "1,053 edits"."""
-    return f"{count:,} edit{'' if count == 1 else 's'}"
-
-
 def tables(block: Block) -> Iterator[Table]:
     """Lay out the overall table, then one for each kind that has at least two parts."""
     whole = [
@@ -231,7 +228,7 @@ def tables(block: Block) -> Iterator[Table]:
             rows = [
                 TableRow(
                     name or "none given",
-                    edits_text(max((one.n + one.undefined for one in figures.values()), default=0)),
+                    plural(max((f.n + f.undefined for f in figures.values()), default=0), "edit"),
                     figures,
                     {editor: part[name] for editor, part in parts.items()},
                 )

@@ -6,7 +6,6 @@ first edit.
 
 import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,17 +21,16 @@ from emu_edit.evaluation.compare import compare_table
 from emu_edit.evaluation.edits import GIVEN, PREDICTED, EditRun, claim_folder
 from emu_edit.evaluation.outputs import (
     Inputs,
-    Output,
     check_inputs,
     pictures_sha256,
     read_pictures,
 )
 from emu_edit.evaluation.page import write_page
-from emu_edit.evaluation.results import Evaluation, table_of, write_evaluation
+from emu_edit.evaluation.results import Evaluation, Submission, Work, table_of, write_evaluation
 from emu_edit.evaluation.score import Features, pictures_of, score
 from emu_edit.files import sha256_of
 from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone, find_backbone
-from emu_edit.metrics.protocols import INPUT, Protocol, is_left_out, protocol_for
+from emu_edit.metrics.protocols import INPUT, MENDED, Protocol, is_left_out, protocol_for
 from emu_edit.metrics.published import PACKAGED, load_published
 from emu_edit.terminal import step_bar
 from emu_edit.training.export import model_directory
@@ -77,38 +75,6 @@ class PhotographOptions:
         self.candidate.refuse_for_pictures({"--size": self.size, "--tasks": self.tasks})
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is to be scored: the items of a benchmark, by a protocol.
-
-    Attributes:
-        protocol: how.
-        benchmark: the items, those alone that count.
-        possible: how many are scored without --limit.
-        filtered: keys of those that the protocol leaves out.
-    """
-
-    protocol: Protocol
-    benchmark: Benchmark
-    possible: int
-    filtered: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """Describe what a folder of results depends on, whoever edits."""
-        benchmark = self.benchmark
-        names = {"benchmark": benchmark.name, "split": benchmark.split}
-        return {**names, "protocol": self.protocol.name}
-
-
-@dataclass(frozen=True)
-class Submission:
-    """Edited pictures and where they are from."""
-
-    outputs: Mapping[str, Output]
-    model: Mapping[str, str]
-    settings: Mapping[str, object]
-
-
 def run_photographs(options: PhotographOptions) -> Outcome:
     """Edit, score, and write results.json, items.jsonl, table.md and index.html.
 
@@ -131,20 +97,8 @@ def run_photographs(options: PhotographOptions) -> Outcome:
     outputs = submission.outputs
     with step_bar("scoring", "edits") as on_step:
         scores = score(work.benchmark, outputs, inputs, work.protocol, features, on_step)
-    evaluation = Evaluation(
-        benchmark=work.benchmark,
-        possible=work.possible,
-        filtered=work.filtered,
-        protocol=work.protocol,
-        backbones=backbones,
-        inputs=inputs,
-        model=submission.model,
-        settings=submission.settings,
-        outputs=outputs,
-        scores=scores,
-        device=device,
-        seconds=time.monotonic() - start,
-    )
+    seconds = time.monotonic() - start
+    evaluation = Evaluation(work, submission, backbones, inputs, scores, device, seconds)
     results, items = evaluation.to_dict(), evaluation.item_lines()
     table = table_of(results)
     if compare is not None:
@@ -201,7 +155,13 @@ def load_backbones(
     """
     dtype = getattr(torch, protocol.dtype)
     clip, dino = (find_backbone(name, folder) for name in (protocol.clip, protocol.dino))
-    clip_network = ClipBackbone.load(clip, protocol.clip_preprocess, dtype=dtype, device=device)
+    clip_network = ClipBackbone.load(
+        clip,
+        protocol.clip_preprocess,
+        dtype=dtype,
+        device=device,
+        mends_texts=protocol.captions_read == MENDED,
+    )
     dino_network = DinoBackbone.load(dino, protocol.dino_preprocess, dtype=dtype, device=device)
     hashes = {protocol.clip: clip_network.sha256, protocol.dino: dino_network.sha256}
     return Features(clip_network, dino_network), hashes

@@ -14,6 +14,7 @@ from datamodules.world.predictor_texts import Instruction
 from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
 from emu_edit.editing.sheets import new_figure
 from emu_edit.metrics.calibration import expected_calibration_error
+from emu_edit.terminal import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,8 +111,8 @@ def format_score(result: PredictorScore) -> str:
         )
     lines += [
         "",
-        f"accuracy {result.accuracy:.2%} on {result.num_texts} instructions; expected calibration "
-        f"error {result.calibration_error:.3f}",
+        f"accuracy {result.accuracy:.2%} on {plural(result.num_texts, 'instruction')}; "
+        f"expected calibration error {result.calibration_error:.3f}",
         f"sure of {result.sure:.1%}, and right in {result.right_when_sure:.1%} of those",
     ]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from emu_edit.evaluation.figures import ITEMS, MODEL, RESULTS
 from emu_edit.evaluation.outputs import Inputs, Output
 from emu_edit.evaluation.score import Scores, Values
 from emu_edit.files import write_json, write_text
-from emu_edit.metrics.bootstrap import bootstrap_mean
+from emu_edit.metrics.intervals import bootstrap_mean
 from emu_edit.metrics.protocols import METRICS, Protocol
-from emu_edit.terminal import markdown_table
+from emu_edit.terminal import markdown_table, plural
 
 FORMAT = 1
 TABLE = "table.md"
@@ -33,88 +34,117 @@ Cells = dict[str, dict[str, float | int | None]]  # by metric
 
 
 @dataclass(frozen=True)
+class Work:
+    """What is to be scored: the items of a benchmark, by a protocol.
+
+    Attributes:
+        protocol: how.
+        benchmark: the items, those alone that count.
+        possible: how many are scored without --limit.
+        filtered: keys of those that the protocol leaves out.
+    """
+
+    protocol: Protocol
+    benchmark: Benchmark
+    possible: int
+    filtered: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Describe what a folder of results depends on, whoever edits."""
+        benchmark = self.benchmark
+        names = {"benchmark": benchmark.name, "split": benchmark.split}
+        return {**names, "protocol": self.protocol.name}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Edited pictures and where they are from.
+
+    Attributes:
+        outputs: by key.
+        model: name, kind and hash.
+        settings: of the editor; empty for a folder of pictures.
+    """
+
+    outputs: Mapping[str, Output]
+    model: Mapping[str, str]
+    settings: Mapping[str, object]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Everything that was found, and what it depends on.
 
     Attributes:
-        benchmark: the items that were scored.
-        possible: how many items there are to score without --limit.
-        filtered: keys that the protocol's caption filter left out.
-        protocol: how it was scored.
+        work: what was to be scored.
+        submission: what was scored.
         backbones: hash of each network's weights by name.
         inputs: the hashes of the benchmark's pictures.
-        model: name, kind and hash of what was scored.
-        settings: of the editor; empty for a folder of pictures.
-        outputs: by key.
         scores: by editor and key.
         device: that the networks were on.
         seconds: how long it took.
     """
 
-    benchmark: Benchmark
-    possible: int
-    filtered: tuple[str, ...]
-    protocol: Protocol
+    work: Work
+    submission: Submission
     backbones: Mapping[str, str]
     inputs: Inputs
-    model: Mapping[str, str]
-    settings: Mapping[str, object]
-    outputs: Mapping[str, Output]
     scores: Scores
     device: str
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Lay out results.json."""
-        benchmark, failed = self.benchmark, self.failed()
+        benchmark, protocol, failed = self.work.benchmark, self.work.protocol, self.failed()
         resampled = list(self.scores.resampled)
         return {
             "format": FORMAT,
             "benchmark": benchmark.name,
-            "protocol": asdict(self.protocol),
+            "protocol": asdict(protocol),
             "backbones": dict(self.backbones),
             "data": {
                 "name": benchmark.folder,
                 "split": benchmark.split,
                 "items": len(benchmark.scored()),
-                "of": self.possible,
+                "of": self.work.possible,
                 "sha256": self.inputs.sha256,
             },
-            "model": dict(self.model),
-            "settings": dict(self.settings),
+            "model": dict(self.submission.model),
+            "settings": dict(self.submission.settings),
             "versions": versions(),
             "device": self.device,
             "directions": {
-                name: "up" if METRICS[name].is_up else "down" for name in self.protocol.metrics
+                name: "up" if METRICS[name].is_up else "down" for name in protocol.metrics
             },
             "blocks": {
                 name: {"items": len(keys), "rows": self._rows(keys)}
                 for name, keys in benchmark.blocks.items()
             },
             "failed": [output.failure for output in failed],
-            "filtered": list(self.filtered),
+            "filtered": list(self.work.filtered),
             "resampled": {"count": len(resampled), "keys": resampled},
             "truncated_captions": self.scores.cut_captions,
+            "unmended_captions": self.scores.unmended_captions,
             "seconds": round(self.seconds, 1),
             "inputs": self.inputs.lines(),
         }
 
     def item_lines(self) -> list[dict[str, Any]]:
         """Lay out the lines of items.jsonl, of items that are in a table."""
-        blocks = {name: set(keys) for name, keys in self.benchmark.blocks.items()}
+        blocks = {name: set(keys) for name, keys in self.work.benchmark.blocks.items()}
         return [
             {
-                **item_line(item, self.outputs[item.key]),
+                **item_line(item, self.submission.outputs[item.key]),
                 "block": [name for name, keys in blocks.items() if item.key in keys],
                 "scores": self.scores.rows[MODEL][item.key],
             }
-            for item in self.benchmark.scored()
+            for item in self.work.benchmark.scored()
         ]
 
     def failed(self) -> list[Output]:
         """List what failed; a turn in between that nobody gave us did not fail."""
-        scored = {item.key for item in self.benchmark.scored()}
-        found = [self.outputs[item.key] for item in self.benchmark.items]
+        scored = {item.key for item in self.work.benchmark.scored()}
+        found = [self.submission.outputs[item.key] for item in self.work.benchmark.items]
         return [
             output
             for output in found
@@ -123,7 +153,7 @@ class Evaluation:
 
     def _rows(self, keys: Sequence[str]) -> dict[str, dict[str, object]]:
         wanted = set(keys)
-        items = [item for item in self.benchmark.items if item.key in wanted]
+        items = [item for item in self.work.benchmark.items if item.key in wanted]
         has_tasks = any(item.task for item in items)
         has_turns = any(item.turn > 1 for item in items)
         parts = {
@@ -132,9 +162,12 @@ class Evaluation:
         }
         return {
             editor: {
-                "all": cells(items, values, self.protocol),
+                "all": cells(items, values, self.work.protocol),
                 **{
-                    kind: {name: cells(part, values, self.protocol) for name, part in group.items()}
+                    kind: {
+                        name: cells(part, values, self.work.protocol)
+                        for name, part in group.items()
+                    }
                     for kind, group in parts.items()
                 },
             }
@@ -173,6 +206,7 @@ def versions() -> dict[str, str]:
         "emu-edit": installed_version(),
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
+        **({"ftfy": version("ftfy")} if find_spec("ftfy") else {}),
     }
 
 
@@ -191,7 +225,10 @@ def table_of(results: Mapping[str, Any]) -> str:
     split = f", {data['split']}" if data["split"] else ""
     parts = [f"# {results['model']['name']}, {results['benchmark']}{split}, {protocol['name']}"]
     for name, block in results["blocks"].items():
-        parts += [f"## {name}: {block['items']} edits", _block_table(block, protocol["metrics"])]
+        parts += [
+            f"## {name}: {plural(block['items'], 'edit')}",
+            _block_table(block, protocol["metrics"]),
+        ]
     parts.append("\n".join(_notes(results)))
     return "\n\n".join(parts)
 
@@ -223,18 +260,25 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     data, resampled = results["data"], results["resampled"]["count"]
     notes = ["In brackets the 95 % bootstrap interval (turns of a session are drawn together)."]
     if data["items"] < data["of"]:
-        notes.append(f"Only {data['items']} of {data['of']} edits: not comparable to other rows.")
+        notes.append(
+            f"Only {data['items']} of {plural(data['of'], 'edit')}: not comparable to other rows."
+        )
     notes += failed_note(results["failed"])
     notes += _undefined_notes(results)
     if results["filtered"]:
-        notes.append(f"{len(results['filtered'])} edits left out: wrong captions.")
+        notes.append(f"{plural(len(results['filtered']), 'edit')} left out: wrong captions.")
     if resampled:
         notes.append(
-            f"{resampled} results of another size, resampled "
+            f"{plural(resampled, 'result')} of another size, resampled "
             f"({results['protocol']['resize_filter']}) for L1 and L2."
         )
     if results["truncated_captions"]:
-        notes.append(f"{results['truncated_captions']} captions cut to what CLIP reads.")
+        notes.append(f"{plural(results['truncated_captions'], 'caption')} cut to what CLIP reads.")
+    if unmended := results["unmended_captions"]:
+        notes.append(
+            f"{plural(unmended, 'caption')} with other letters than ASCII read as written: ftfy, "
+            "with which the protocol mends broken encodings, is not installed (pip install ftfy)."
+        )
     return notes
 
 
@@ -246,8 +290,9 @@ def _undefined_notes(results: Mapping[str, Any]) -> list[str]:
             if cell["undefined"]:
                 where = f" of {name}" if len(results["blocks"]) > 1 else ""
                 notes.append(
-                    f"{METRICS[metric].label} is not defined for {cell['undefined']} edits{where}, "
-                    "whose captions are missing or do not differ; its mean is over the others."
+                    f"{METRICS[metric].label} is not defined for "
+                    f"{plural(cell['undefined'], 'edit')}{where}, whose captions are missing "
+                    "or do not differ; its mean is over the others."
                 )
     return notes
 
@@ -256,7 +301,7 @@ def failed_note(failed: Sequence[Mapping[str, Any]]) -> list[str]:
     """Count the edits that failed and name the first; nothing if none did."""
     if not failed:
         return []
-    first = failed[0]
+    first, count = failed[0], "count" if len(failed) > 1 else "counts"
     return [
-        f"{len(failed)} failed and count as not edited, first {first['key']}: {first['reason']}."
+        f"{len(failed)} failed and {count} as not edited, first {first['key']}: {first['reason']}."
     ]

@@ -15,13 +15,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem
+from emu_edit.evaluation.figures import COPY, MODEL, ORACLE
 from emu_edit.evaluation.outputs import Inputs, ItemPictures, OnStep, Output, output_picture
 from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone
 from emu_edit.metrics.preprocess import resample
 from emu_edit.metrics.protocols import INPUT, Protocol
 from emu_edit.metrics.similarity import clip_dir, cosine, l1, l2
 
-MODEL, COPY, ORACLE = "model", "copy-input", "oracle"
 AT_ONCE = 16  # items whose pictures are in memory together
 
 Picture = UInt8[Tensor, "3 _ _"]
@@ -36,11 +36,13 @@ class Scores:
         rows: per editor, per item, its values.
         resampled: keys whose result has another size than its reference.
         cut_captions: how many captions are longer than CLIP reads.
+        unmended_captions: how many the protocol mends, and nothing here can.
     """
 
     rows: dict[str, dict[str, Values]]
     resampled: tuple[str, ...]
     cut_captions: int
+    unmended_captions: int
 
 
 # an empty caption says nothing, whatever its features
@@ -152,8 +154,9 @@ def score(
             if c.editors[MODEL].pixels.shape != c.reference(protocol).pixels.shape
         ]
         on_step(start + len(part), len(items))
-    cut = features.clip_network.count_cut(list(features.text))
-    return Scores(rows, tuple(resampled), cut)
+    clip, captions = features.clip_network, list(features.text)
+    cut, unmended = clip.count_cut(captions), clip.count_unmended(captions)
+    return Scores(rows, tuple(resampled), cut, unmended)
 
 
 def _compare(
@@ -210,7 +213,7 @@ def _columns(
             values.append(distance(resized, b.pixels))
         return torch.tensor(values, dtype=torch.float64)
 
-    metrics: dict[str, Callable[[], Tensor]] = {
+    formulas: dict[str, Callable[[], Tensor]] = {
         "clip_dir": lambda: clip_dir(before, after, text_before, text_after),
         "clip_im": lambda: cosine(after, wanted),
         "clip_out": lambda: cosine(after, text_after),
@@ -220,7 +223,7 @@ def _columns(
         "l1": lambda: pixels(l1),
         "l2": lambda: pixels(l2),
     }
-    return {metric: metrics[metric]().tolist() for metric in protocol.metrics}
+    return {metric: formulas[metric]().tolist() for metric in protocol.metrics}
 
 
 def _stack(known: Mapping[str, Tensor], names: Sequence[str]) -> Float[Tensor, "n d"]:

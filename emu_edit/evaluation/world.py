@@ -31,7 +31,7 @@ from emu_edit.files import write_json, write_text
 from emu_edit.metrics.table import Report, format_table, report
 from emu_edit.metrics.world import Truth
 from emu_edit.tasks import SIXTEEN
-from emu_edit.terminal import step_bar
+from emu_edit.terminal import plural, step_bar
 
 EDITS_AT_ONCE = 32
 ROWS_PER_TASK = 2  # pairs of a task in the grid
@@ -197,7 +197,7 @@ def _write(
     split = benchmark.scenes.split
     folder = options.candidate.results_folder(f"world-{split}")
     table = "\n".join([format_table(result.report), *failed_note(failed)])
-    title = f"{name}, {split} world, {benchmark.pairs_per_task} pairs per task"
+    title = f"{name}, {split} world, {plural(benchmark.pairs_per_task, 'pair')} per task"
     write_results(folder, result, title=title, about=about, table=table)
     write_page(folder)
     return Outcome(table, folder, len(failed))

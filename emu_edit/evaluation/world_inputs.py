@@ -19,6 +19,7 @@ from emu_edit.errors import InputError
 from emu_edit.evaluation.world import SIZE, Scenes, WorldBenchmark, pairs_sha256, world_pairs
 from emu_edit.files import write_json, write_text
 from emu_edit.tasks import SIXTEEN
+from emu_edit.terminal import plural
 
 FORMAT = 1
 INPUTS, BENCHMARK = "inputs.jsonl", "benchmark.json"
@@ -59,7 +60,7 @@ def write_inputs(folder: Path, benchmark: WorldBenchmark) -> str:
     }
     write_json(folder / BENCHMARK, about)
     return (
-        f"wrote {len(pairs)} pictures and {INPUTS} to {folder}\n"
+        f"wrote {plural(len(pairs), 'picture')} and {INPUTS} to {folder}\n"
         "edit each as its line says, keep names and sizes, then\n"
         f"  emu-edit evaluate PICTURES --benchmark world --data {folder}\n"
     )

@@ -4,9 +4,10 @@ Only the networks of transformers are used, not its image processors: what happe
 in `Preprocess`, in sight. (torchmetrics' CLIP score has a processor of its own, too, and clips the
 cosine at 0.) Projected features are asked of the modules themselves, because `get_image_features`
 returned a tensor in transformers 4 and returns a record in 5. A text is tokenized as transformers'
-CLIP tokenizer does it; OpenAI's own also mends broken encodings (ftfy) and HTML entities.
+CLIP tokenizer does it; where a protocol says so, it is mended before as OpenAI's own does.
 """
 
+import html
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -36,6 +37,11 @@ from emu_edit.models.sources import PartSource, first_line, quiet_transformers, 
 from emu_edit.models.surgery import freeze
 from emu_edit.text_rules import MAX_CHARACTERS
 
+try:
+    from ftfy import fix_text  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError:  # an optional library
+    fix_text = None
+
 OLD_END_ID = 2  # of CLIP configs before transformers PR 24773: "the highest id ends the text"
 
 
@@ -48,6 +54,7 @@ class ClipBackbone:
     Attributes:
         sha256: of the weight file.
         max_tokens: longest text the model reads, marks at both ends included.
+        mends_texts: whether texts are mended before they are read, see `mended`.
     """
 
     def __init__(
@@ -57,8 +64,10 @@ class ClipBackbone:
         preprocess: Preprocess,
         *,
         sha256: str,
+        mends_texts: bool = False,
     ) -> None:
         self.sha256 = sha256
+        self.mends_texts = mends_texts
         self.max_tokens = _text_config(model).max_position_embeddings
         self._model = freeze(model)
         self._tokenizer = tokenizer
@@ -71,6 +80,7 @@ class ClipBackbone:
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        mends_texts: bool = False,
     ) -> "ClipBackbone":
         """Load a directory as `save_pretrained` writes it, or a hub name `owner/name`.
 
@@ -85,7 +95,8 @@ class ClipBackbone:
         _check_size(folder, vision.image_size, preprocess)
         tokenizer = _tokenizer(folder, _text_config(model))
         nn.Module.to(model, device=device, dtype=dtype)  # in place
-        return ClipBackbone(model, tokenizer, preprocess, sha256=sha256_of(weight_file(folder)))
+        sha256 = sha256_of(weight_file(folder))
+        return ClipBackbone(model, tokenizer, preprocess, sha256=sha256, mends_texts=mends_texts)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "n d"]:
@@ -117,6 +128,10 @@ class ClipBackbone:
             for text in texts
         )
 
+    def count_unmended(self, texts: Sequence[str]) -> int:
+        """Count the texts whose encoding may be broken and could not be mended, without ftfy."""
+        return sum(self.mends_texts and fix_text is None and not t.isascii() for t in texts)
+
     def _image(self, pixels: Tensor) -> Tensor:
         batch = pixels[None].to(device=self._model.device, dtype=self._model.dtype)
         with _in_full_precision():
@@ -137,13 +152,23 @@ class ClipBackbone:
                 "save its file as UTF-8"
             )
         encoded = self._tokenizer(
-            start,
+            mended(start) if self.mends_texts else start,
             split_special_tokens=True,  # a typed "<|endoftext|>" would end the text
             truncation=cut,
             max_length=self.max_tokens if cut else None,
             verbose=False,
         )
         return cast("list[int]", encoded["input_ids"])
+
+
+def mended(text: str) -> str:
+    """Mend a text as OpenAI's CLIP does: "itâ€™s" to "it's" with ftfy, "&amp;amp;" to "&".
+
+    Without the library ftfy a broken encoding stays as it is, and only HTML is undone.
+    Source: `basic_clean` of openai/CLIP, simple_tokenizer.py.
+    """
+    fixed = text if fix_text is None else fix_text(text)
+    return html.unescape(html.unescape(fixed)).strip()
 
 
 class DinoBackbone:

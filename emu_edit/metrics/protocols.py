@@ -55,6 +55,7 @@ DINO_S16 = "facebook/dino-vits16"
 
 INPUT, GROUND_TRUTH = "input", "ground truth"
 NO_FILTER, KNOWN_BAD = "none", "emu-known-bad"
+AS_WRITTEN, MENDED = "as written", "mended"
 # a caption that stands in the Emu Edit test set beside pictures of other things (OmniGen issue 164)
 KNOWN_BAD_CAPTIONS = ("a train station in city",)
 
@@ -80,6 +81,7 @@ class Protocol:
         reference: what an edited picture is compared with, "input" or "ground truth".
         benchmarks: those it is defined for.
         source: who says so.
+        captions_read: "as written", or "mended" before CLIP reads them as OpenAI's tokenizer does.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Protocol:
     reference: str
     benchmarks: tuple[str, ...]
     source: str
+    captions_read: str = AS_WRITTEN
 
 
 _EMU_L14 = Protocol(
@@ -141,6 +144,7 @@ _ALL = (
         reference=GROUND_TRUTH,
         benchmarks=("magicbrush",),
         source="MagicBrush, arXiv:2306.10012, and its evaluation script; captions: its issue 17",
+        captions_read=MENDED,
     ),
 )
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}

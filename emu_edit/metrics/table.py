@@ -1,4 +1,4 @@
-"""Summing up scores: a row per task, per family and over all, with intervals for success.
+"""Summing up scores: a row per task, per family and over all, with intervals for shares.
 
 A report always holds the model beside copy-input (nothing edited) and the oracle (the target), both
 scored by the same function: an average says little without the floor and the ceiling it lives in.
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from emu_edit.metrics.bootstrap import bootstrap_share
 from emu_edit.metrics.detection import average_precision_at, kind_counts, mean_iou
-from emu_edit.metrics.world import EditScore, Truth, score
+from emu_edit.metrics.intervals import wilson_share
+from emu_edit.metrics.world import CLEAN_ERROR, CLEAN_OUTSIDE, EditScore, Truth, score
 from emu_edit.tasks import SIXTEEN, TASKS, Family
 from emu_edit.terminal import markdown_table
 
@@ -28,8 +28,11 @@ class Row:
     Attributes:
         name: of the task or family, or "overall".
         count: number of edits.
-        success: share of successful edits.
-        success_low: lower end of its 95 % bootstrap interval.
+        clean: share of clean edits, see `EditScore`.
+        clean_low: lower end of its 95 % interval, see `wilson_share`.
+        clean_high: upper end.
+        success: share of successful edits, see `EditScore`.
+        success_low: lower end of its interval.
         success_high: upper end.
         l1: mean of `EditScore.l1`; so the others below.
         inside_l1: see `EditScore`.
@@ -50,6 +53,9 @@ class Row:
 
     name: str
     count: int
+    clean: float
+    clean_low: float
+    clean_high: float
     success: float
     success_low: float
     success_high: float
@@ -133,12 +139,13 @@ def format_table(result: Report) -> str:
 
     A row per task and family with the model's numbers, then model, copy-input and oracle over all.
     """
-    head = ["task", "edits", "success", "95 %", "error/copy"]
+    head = ["task", "edits", "clean", "95 %", "success", "95 %", "error/copy"]
     head += ["inside", "copy", "outside", "picture", "measured"]
     model = result.model
     body = [_cells(row.name, row) for row in (*model.tasks, *model.families)]
     body += [_cells(name, summary.overall) for name, summary in result._named()]
     notes = (
+        f"clean: error/copy at most {CLEAN_ERROR}, outside below {CLEAN_OUTSIDE}. "
         "success: inside the mask closer to the target than to the source, outside untouched. "
         "error/copy: error inside relative to not editing (below 1 is better than copying). "
         "inside, copy, outside, picture: mean absolute differences in [0, 1]. "
@@ -149,8 +156,9 @@ def format_table(result: Report) -> str:
 
 
 def _row(name: str, scores: Sequence[EditScore]) -> Row:
-    successes = sum(s.success for s in scores)
-    low, high = bootstrap_share(successes, len(scores))
+    cleans, successes = sum(s.clean for s in scores), sum(s.success for s in scores)
+    clean_low, clean_high = wilson_share(cleans, len(scores))
+    success_low, success_high = wilson_share(successes, len(scores))
     l1, inside_l1, copy_l1 = np.mean(
         [(s.l1, s.inside_l1, s.copy_l1) for s in scores], axis=0
     ).tolist()
@@ -159,9 +167,12 @@ def _row(name: str, scores: Sequence[EditScore]) -> Row:
     return Row(
         name=name,
         count=len(scores),
+        clean=cleans / len(scores),
+        clean_low=clean_low,
+        clean_high=clean_high,
         success=successes / len(scores),
-        success_low=low,
-        success_high=high,
+        success_low=success_low,
+        success_high=success_high,
         l1=l1,
         inside_l1=inside_l1,
         copy_l1=copy_l1,
@@ -193,6 +204,10 @@ def _mean(records: Sequence[Record], number: Callable[[Record], float | None]) -
     return sum(values) / len(values) if values else None
 
 
+def _percents(share: float, low: float, high: float) -> tuple[str, str]:
+    return f"{100 * share:.0f} %", f"{100 * low:.0f}-{100 * high:.0f}"
+
+
 def _cells(name: str, row: Row) -> list[str]:
     measured = {
         "box IoU {:.2f}": row.detection_iou,
@@ -206,8 +221,8 @@ def _cells(name: str, row: Row) -> list[str]:
     return [
         name,
         str(row.count),
-        f"{100 * row.success:.0f} %",
-        f"{100 * row.success_low:.0f}-{100 * row.success_high:.0f}",
+        *_percents(row.clean, row.clean_low, row.clean_high),
+        *_percents(row.success, row.success_low, row.success_high),
         f"{row.relative_error:.2f}",
         f"{row.inside_l1:.3f}",
         f"{row.copy_l1:.3f}",

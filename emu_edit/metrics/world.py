@@ -27,6 +27,8 @@ from emu_edit.metrics.detection import (
 
 # ours: a mean change that is hard to see; Emu Edit's alpha for "unchanged" is 0.03
 UNTOUCHED = 0.03
+# ours: what a person calls done, where three quarters of the way are made and nothing else is seen
+CLEAN_ERROR, CLEAN_OUTSIDE = 0.25, 0.01
 # ours: pixels around the mask that may soften, about one anti-aliased fringe on each side
 MARGIN = 2
 
@@ -146,8 +148,14 @@ class EditScore:
 
     @property
     def success(self) -> bool:
-        """Whether the edit was made and nothing else was."""
+        """Whether the edit was made more than halfway, and nothing else was; lenient."""
         return self.is_closer and self.is_untouched
+
+    @property
+    def clean(self) -> bool:
+        """Whether the edit looks done: at most a quarter is left of it, nothing else changed."""
+        is_kept = self.outside_l1 is None or self.outside_l1 < CLEAN_OUTSIDE
+        return self.relative_error <= CLEAN_ERROR and is_kept
 
 
 def score(edited: UInt8[Tensor, "3 h w"], truth: Truth) -> EditScore:

@@ -1,11 +1,14 @@
 """Curves of a run from the metrics of the CSV logger: loss, tasks, learning rate, speed."""
 
 import csv
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from emu_edit.editing.sheets import new_figure
 from emu_edit.tasks import SIXTEEN
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Curve = list[tuple[int, float]]  # (optimizer step, value)
+SMOOTHED = ("train/", "throughput/")  # metrics of single steps, which jump
+SMOOTH_FROM = 20  # points; fewer can be seen as they are
 
 
 @dataclass(frozen=True)
@@ -58,21 +63,49 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
         return False
     rows = (len(panels) + 1) // 2
     figure = new_figure(12.0, 4.0 * rows)
-    for number, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(rows, 2, number)
+    grid = figure.add_gridspec(rows, 2)
+    for number, panel in enumerate(panels):
+        is_alone = number % 2 == 0 and number == len(panels) - 1
+        axes = figure.add_subplot(grid[number // 2, slice(None) if is_alone else number % 2])
         _draw(axes, panel, {name: c for name, c in curves.items() if panel.shows(name)})
     figure.savefig(path, dpi=100)
     return True
 
 
-def _draw(axes: "Axes", panel: Panel, curves: dict[str, Curve]) -> None:
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Average each value with those before it, a twentieth of all; NaN and infinity left out."""
+    window = math.ceil(len(values) / 20)
+    is_finite = np.isfinite(values)
+    sums = np.cumsum([0.0, *np.where(is_finite, values, 0.0)])
+    counts = np.cumsum([0, *is_finite])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    with np.errstate(invalid="ignore"):  # nothing finite in a window: NaN, which is not drawn
+        return ((sums[ends] - sums[starts]) / (counts[ends] - counts[starts])).tolist()
+
+
+def without_doubles(curves: dict[str, Curve]) -> dict[str, Curve]:
+    """Keep one of equal curves: the groups of an optimizer mostly have one learning rate."""
+    first: dict[tuple[tuple[int, float], ...], str] = {}
     for name, curve in sorted(curves.items()):
+        first.setdefault(tuple(curve), name)
+    return {name: list(curve) for curve, name in first.items()}
+
+
+def _draw(axes: "Axes", panel: Panel, curves: dict[str, Curve]) -> None:
+    curves = without_doubles(curves)
+    for name, curve in curves.items():
         steps, values = zip(*curve, strict=True)
-        axes.plot(steps, values, label=_task_of(name) or name, linewidth=1, marker=".")
+        label, style = _task_of(name) or name, {"linewidth": 1, "marker": "."}
+        if name.startswith(SMOOTHED) and len(values) > SMOOTH_FROM:
+            (faint,) = axes.plot(steps, values, linewidth=0.5, alpha=0.35)
+            style = {"linewidth": 1.5, "color": faint.get_color()}
+            label, values = f"{label}, smoothed", smoothed(values)
+        axes.plot(steps, values, label=label, **style)
     if panel.is_log:
         axes.set_yscale("log")
     axes.set_title(panel.title)
     axes.set_xlabel("optimizer step")
     axes.grid(visible=True, alpha=0.3)
-    if len(curves) > 1:
+    if len(axes.lines) > 1:
         axes.legend(fontsize="x-small", ncols=2)

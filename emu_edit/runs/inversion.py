@@ -27,6 +27,7 @@ from emu_edit.models.task_files import install_task
 from emu_edit.runs.curves import draw_curves, read_curves
 from emu_edit.runs.folder import METRICS
 from emu_edit.runs.learned_tasks import with_predictor_row
+from emu_edit.terminal import plural
 from emu_edit.training.few_shot import FewShotPair
 from emu_edit.training.inversion import InversionResult
 from emu_edit.training.inversion_module import InversionModule
@@ -146,7 +147,8 @@ class InversionReport:
         use = name if self.installed else quote(str(self.file))
         model = quote(shown_path(self.model))
         lines = [
-            f"{name}: {len(result.trained_on)} pairs learnt from{held_out}; error on {kind} pairs "
+            f"{name}: {plural(len(result.trained_on), 'pair')} learnt from{held_out}; "
+            f"error on {kind} pairs "
             f"{before:.3f} as {result.began_at!r}, {after:.3f} at step {result.best_step} "
             f"({self.inversion.seconds:.0f} s)",
             f"{kind} pairs: {self.nearer} of {self.shown} results are nearer to their target than "

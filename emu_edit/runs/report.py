@@ -35,7 +35,7 @@ from emu_edit.runs.folder import METRICS
 from emu_edit.runs.inversion import write_inversion
 from emu_edit.runs.options import TrainOptions
 from emu_edit.runs.predictor import add_predictor
-from emu_edit.terminal import step_bar
+from emu_edit.terminal import fitted, step_bar, terminal_width
 from emu_edit.training.export import export_model
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
@@ -128,7 +128,7 @@ def score_on_world(
         result = evaluate_world(editor, benchmark, on_step)
     title = f"{folder.name} after {about['steps']} steps, held-out world"
     write_results(folder, result, title=title, about={**about, **benchmark.to_dict()})
-    return f"\n{format_table(result.report)}\n\n"
+    return f"\n{fitted(format_table(result.report), terminal_width())}\n\n"
 
 
 def last_checkpoint(trainer: Trainer) -> str:

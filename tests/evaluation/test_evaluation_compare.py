@@ -47,7 +47,7 @@ def test_anything_else_is_not_comparable_and_says_why(given: dict[str, Any], rea
 
 def test_a_part_of_the_benchmark_is_comparable_to_nothing():
     (group,) = compare(emu_results(items=20, of=3589), [published()])
-    assert group.why_not == "this run scored only 20 of 3589 edits"
+    assert group.why_not == "this run scored only 20 of 3,589 edits"
 
 
 def test_rows_of_another_benchmark_are_left_out():

@@ -57,7 +57,7 @@ def test_drift_writes_numbers_table_curves_and_pictures(
             False,
         ]
     table = (out / "drift.md").read_text()
-    assert table.startswith(f"# {model}, drift over 3 turns, 1 sessions\n")
+    assert table.startswith(f"# {model}, drift over 3 turns, 1 session\n")
     for name in ("drift.png", "sessions.png"):
         with Image.open(out / name) as picture:
             picture.load()

@@ -244,6 +244,9 @@ def world_row(name: str, success: float, outside: float | None) -> dict[str, Any
     return {
         "name": name,
         "count": 2,
+        "clean": success / 2,
+        "clean_low": 0.1,
+        "clean_high": 0.9,
         "success": success,
         "success_low": 0.0,
         "success_high": 1.0,
@@ -272,9 +275,21 @@ def test_the_world_benchmark_has_a_page_too(tmp_path: Path):
     save_png(folder / "grid.png", noise(0, 32))
     page = page_of(folder)
     assert "75 %" in page.text
+    assert "38 %" in page.text  # clean, before success
+    assert "10 % to 90 %" in page.text
     assert "free form" in page.text
     assert "5 min" in page.text
     assert [found["alt"] for found in page.all("img")] == ["some of the edits"]
+
+
+def test_results_from_before_the_share_clean_still_have_a_page(tmp_path: Path):
+    row = {k: v for k, v in world_row("overall", 0.75, 0.01).items() if "clean" not in k}
+    summary = {"tasks": [], "families": [], "overall": row}
+    report = dict.fromkeys(("model", "copy-input", "oracle"), summary)
+    results = {"model": "m", "benchmark": "world", "split": "heldout", "seconds": 1.0}
+    page = page_of(folder_with(tmp_path, {**results, "report": report}))
+    assert "75 %" in page.text
+    assert "clean" not in page.text
 
 
 def test_a_key_cannot_lead_out_of_the_folder(tmp_path: Path):

@@ -90,7 +90,7 @@ def test_the_five_emu_metrics_agree_with_a_second_computation(
         assert found == pytest.approx(wanted, abs=2e-5)
         assert found["l1"] == pytest.approx(wanted["l1"], abs=1e-12)
     assert run.items["test-remove-5"]["scores"]["clip_dir"] is None  # its two captions are equal
-    assert "CLIPdir is not defined for 1 edits, whose captions are missing or do not" in run.table
+    assert "CLIPdir is not defined for 1 edit, whose captions are missing or do not" in run.table
     assert "CLIPout is not defined" not in run.table
     cell = run.results["blocks"]["single edits"]["rows"]["model"]["all"]["clip_dir"]
     assert (cell["n"], cell["undefined"]) == (3, 1)
@@ -252,7 +252,7 @@ def test_results_of_another_size_are_resampled_for_pixels_and_counted(
     assert run.results["resampled"] == {"count": 1, "keys": ["test-add-0"]}
     wanted = distance(small.resize((32, 24), Image.Resampling.BICUBIC), picture(0), 1)
     assert run.items["test-add-0"]["scores"]["l1"] == pytest.approx(wanted, abs=1e-12)
-    assert "1 results of another size, resampled (bicubic)" in run.table
+    assert "1 result of another size, resampled (bicubic)" in run.table
 
 
 def test_a_missing_final_turn_leaves_the_turn_before(
@@ -279,6 +279,25 @@ def test_published_rows_are_printed_below_their_protocol(
     assert "not comparable" in told
     assert "InstructPix2Pix" in run.table
     assert told.index("| copy-input") < told.index("InstructPix2Pix")
+
+
+def test_captions_that_the_protocol_mends_and_nothing_here_can_are_counted(
+    brush: Path, brushed: Path, backbones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = brush / "test" / "local_descriptions.json"
+    path.write_text(path.read_text().replace("the cat", "the caf\u00c3\u00a9 cat"))
+    monkeypatch.setattr("emu_edit.metrics.backbones.fix_text", None)
+    run = evaluate(brushed, brush, backbones)
+    assert run.results["protocol"]["captions_read"] == "mended"
+    assert run.results["unmended_captions"] == 1
+    assert "1 caption with other letters than ASCII read as written: ftfy, with which" in run.table
+    monkeypatch.setattr("emu_edit.metrics.backbones.fix_text", lambda text: text)
+    assert "ftfy" not in evaluate(brushed, brush, backbones).table
+    run = evaluate(brushed, brush, backbones, "--protocol", "emu-b32")
+    assert (run.results["protocol"]["captions_read"], run.results["unmended_captions"]) == (
+        "as written",
+        0,
+    )
 
 
 def test_every_protocol_pins_everything() -> None:

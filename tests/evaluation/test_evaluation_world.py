@@ -152,6 +152,7 @@ def test_every_picture_is_scored_against_the_truth_of_its_own_pair(targets: Path
     for row, expected in zip(found["tasks"], wanted.tasks, strict=True):
         assert row == {name: getattr(expected, name) for name in row}
     assert found["overall"]["success"] == wanted.overall.success
+    assert found["overall"]["clean"] == wanted.overall.clean < wanted.overall.success
     assert 0 < wanted.overall.success < 1
 
 
@@ -174,6 +175,22 @@ def test_missing_pictures_are_refused_or_count_as_not_edited_and_are_listed(
     assert line in capsys.readouterr().out
     assert line in (targets.parent / "out" / "table.md").read_text()
     assert keys[0] in (targets.parent / "out" / "index.html").read_text()
+
+
+def test_the_table_in_a_terminal_is_no_wider_than_it_and_whole_in_the_file(
+    targets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("emu_edit.cli.evaluate.terminal_width", lambda: 80)
+    assert main(command(targets, *PLACE)) == 0
+    told, wrote = capsys.readouterr().out.split("\nwrote ")
+    assert max(map(len, told.split("\n"))) <= 80
+    assert (
+        "| task       | edits | clean | 95 %   | success | 95 %   | error/copy | inside |" in told
+    )
+    assert "no room here for copy, outside, picture, measured: see the written table" in told
+    table = (targets.parent / "out" / "table.md").read_text()
+    assert "| copy  | outside | picture | measured" in table
+    assert wrote.startswith(str(targets.parent / "out"))
 
 
 def test_an_unreadable_picture_counts_as_not_edited(targets: Path) -> None:

@@ -17,7 +17,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from emu_edit.errors import InputError
 from emu_edit.images import to_pil
-from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone, find_backbone
+from emu_edit.metrics import backbones
+from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone, find_backbone, mended
 from emu_edit.metrics.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from emu_edit.models.sources import quiet_transformers
 from tests.metrics.tiny_backbones import (
@@ -195,6 +196,31 @@ def test_a_text_that_is_not_unicode_is_refused(clip: ClipBackbone):
         InputError, match=r"the text 'a \\ud800 cat' has a lone surrogate, .* UTF-8"
     ):
         clip.texts(["a cat", "a \ud800 cat"])
+
+
+def test_captions_are_mended_as_by_openai_where_the_protocol_says_so(
+    clip_folder: Path, clip: ClipBackbone, monkeypatch: pytest.MonkeyPatch
+):
+    # HTML is undone twice, as in tables of the web; the tokenizer sees what a person would
+    mending = ClipBackbone.load(clip_folder, CLIP_CUT, mends_texts=True)
+    written, meant = ["a c&#97;t", "a c&amp;#97;t ", "a dog"], ["a cat", "a cat", "a dog"]
+    assert torch.equal(mending.texts(written), clip.texts(meant))
+    assert not torch.equal(clip.texts(written)[0], clip.texts(meant)[0])
+    broken = "a d\u00c3\u00b6g"
+    monkeypatch.setattr(backbones, "fix_text", None)
+    assert mended(broken) == broken
+    assert (mending.count_unmended([broken, "a cat"]), clip.count_unmended([broken])) == (1, 0)
+    monkeypatch.setattr(backbones, "fix_text", lambda text: text.replace("\u00c3\u00b6", "o"))
+    assert torch.equal(mending.texts([broken]), clip.texts(["a dog"]))
+    assert mending.count_unmended([broken]) == 0
+
+
+def test_a_broken_encoding_is_mended_with_ftfy():
+    pytest.importorskip("ftfy", reason="an optional library")
+    assert (
+        mended(" it\u00e2\u20ac\u2122s a caf\u00c3\u00a9 &amp;amp; bar ")
+        == "it's a caf\u00e9 & bar"
+    )
 
 
 def test_the_networks_are_frozen(clip: ClipBackbone, pictures: list[torch.Tensor]):

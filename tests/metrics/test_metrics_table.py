@@ -94,13 +94,16 @@ def edits() -> list[tuple[torch.Tensor, Truth]]:
 
 def test_a_report_holds_the_model_between_copy_input_and_oracle():
     result = report(edits())
-    assert result.copy_input.overall.success == 0
+    for row, share in ((result.copy_input.overall, 0), (result.oracle.overall, 1)):
+        assert row.clean == row.success == share
+        assert (row.clean_low, row.clean_high) == (row.success_low, row.success_high)
+        assert row.clean_low < row.clean_high  # two edits leave nearly everything open
     assert result.copy_input.overall.relative_error == 1
-    assert result.oracle.overall.success == 1
     assert result.oracle.overall.relative_error == 0
     assert result.model.overall.success == 0.5
     assert result.model.overall.relative_error == pytest.approx(0.5)
     assert [row.success for row in result.model.tasks] == [1, 0]
+    assert [row.clean for row in result.model.tasks] == [1, 0]
 
 
 def test_a_report_becomes_json_and_back():
@@ -124,7 +127,9 @@ def test_the_table_has_a_line_for_every_row_and_equal_widths():
     assert names[2:] == ["add", "style", "region", "free_form", "model", "copy-input", "oracle"]
     assert len({len(line) for line in table}) == 1
     add = [cell.strip() for cell in table[2].split("|")]
-    assert add[1:10] == ["add", "1", "100 %", "100-100", "0.20", "0.078", "0.392", "-", "0.078"]
+    shares = ["100 %", "21-100"]  # one of one says little
+    assert add[1:12] == ["add", "1", *shares * 2, "0.20", "0.078", "0.392", "-", "0.078"]
+    assert "clean: error/copy at most 0.25, outside below 0.01." in lines[-1]
 
 
 def test_the_table_prints_what_was_measured_for_a_task():

@@ -68,6 +68,21 @@ def test_an_edit_that_spoils_the_outside_fails(change, untouched):
     assert result.is_untouched is result.success is untouched
 
 
+@pytest.mark.parametrize(
+    ("left", "spoilt", "clean"),
+    [(0, 0, True), (10, 2, True), (11, 0, False), (0, 3, False), (20, 0, False)],
+)
+def test_an_edit_is_clean_when_a_quarter_at_most_is_left_and_the_outside_looks_the_same(
+    left, spoilt, clean
+):
+    """A quarter of 40 levels are 10, 0.01 of 255 are 2.55; all of them succeed."""
+    truth = Truth("k", "local", flat(100), paint(flat(100), square(), 140), square())
+    edited = paint(paint(truth.source, ~square(), 100 + spoilt), square(), 140 - left)
+    result = score(edited, truth)
+    assert result.clean is clean
+    assert result.success is (left < 20)
+
+
 def test_the_fringe_of_the_mask_is_not_outside():
     truth = recolour()
     edited = paint(truth.source, dilated(square(), 2), 151)
@@ -89,6 +104,7 @@ def test_an_edit_of_the_whole_picture_has_no_outside_and_counts_as_untouched():
     result = score(flat(200), truth)
     assert result.outside_l1 is None
     assert result.success
+    assert result.clean
 
 
 def rectangle(box: tuple[int, int, int, int]) -> torch.Tensor:

@@ -1,8 +1,13 @@
+import math
 from pathlib import Path
 
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
-from emu_edit.runs.curves import draw_curves, read_curves
+from emu_edit.editing.sheets import new_figure
+from emu_edit.runs.curves import Curve, draw_curves, read_curves, smoothed
 
 METRICS = """\
 epoch,lr,step,throughput/samples_per_s,train/loss,val/loss,val/local
@@ -35,3 +40,64 @@ def test_curves_are_drawn_in_as_many_rows_as_there_are_pairs_of_panels(tmp_path:
 def test_nothing_is_drawn_when_there_is_nothing_to_show(tmp_path: Path) -> None:
     assert not draw_curves({"loss/local/t0-250": [(1, 2.0)]}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def axes_of(curves: dict[str, Curve], path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+    """Draw the curves and return what was drawn."""
+    figures: list[Figure] = []
+    made = new_figure
+    monkeypatch.setattr(
+        "emu_edit.runs.curves.new_figure", lambda *size: figures.append(made(*size)) or figures[0]
+    )
+    assert draw_curves(curves, path)
+    return figures[0].axes
+
+
+STEPS = range(10, 810, 10)
+RUN: dict[str, Curve] = {
+    "train/loss": [(step, 2.0 + step % 20) for step in STEPS],
+    "val/loss": [(400, 1.5), (800, 1.0)],
+    "val/local": [(400, 0.5), (800, 0.25)],
+    "lr/pg1": [(step, 1e-4) for step in STEPS],
+    "lr/pg2": [(step, 1e-4) for step in STEPS],
+}
+
+
+def test_equal_learning_rates_are_one_line_and_other_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = axes_of(RUN, tmp_path / "equal.png", monkeypatch)[2]
+    assert (axes.get_title(), len(axes.lines), axes.get_legend()) == ("learning rate", 1, None)
+    other = {**RUN, "lr/pg2": [(step, 2e-4) for step in STEPS]}
+    legend = axes_of(other, tmp_path / "other.png", monkeypatch)[2].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["lr/pg1", "lr/pg2"]
+
+
+def test_three_panels_leave_no_quarter_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, tasks, rate = axes_of(RUN, tmp_path / "three.png", monkeypatch)
+    assert rate.get_position().width > 1.9 * loss.get_position().width
+    assert rate.get_position().x1 == pytest.approx(tasks.get_position().x1)
+
+
+def test_a_loss_that_jumps_has_a_smooth_line_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, tasks, _ = axes_of(RUN, tmp_path / "smooth.png", monkeypatch)
+    faint, smooth, validation = loss.lines
+    assert (faint.get_alpha(), smooth.get_alpha()) == (0.35, None)
+    assert faint.get_color() == smooth.get_color() != validation.get_color()
+    legend = loss.get_legend()
+    assert legend is not None
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["train/loss, smoothed", "val/loss"]
+    assert len(tasks.lines) == 1  # what is measured rarely is shown as it is
+
+
+def test_smoothing_averages_a_twentieth_and_leaves_out_what_is_not_finite() -> None:
+    values = [*(float(i) for i in range(39)), 100.0]
+    assert smoothed(values) == [0.0, *(i - 0.5 for i in range(1, 39)), 69.0]
+    assert smoothed([1.0, math.nan, 3.0] * 14)[:4] == [1.0, 1.0, 2.0, 2.0]
+    assert math.isnan(smoothed([math.inf, 1.0])[0])

@@ -133,7 +133,7 @@ def test_an_instruction_that_speaks_of_a_third_picture_is_left_out(tmp_path):
 
 def test_an_unknown_type_stops_the_run_with_its_count(tmp_path):
     write_parquet(tmp_path / "in" / "a.parquet", SCHEMA, [row(0), row(1, "levitate")])
-    with pytest.raises(InputError, match=r"unknown task 'levitate' \(1 pairs\)"):
+    with pytest.raises(InputError, match=r"unknown task 'levitate' \(1 pair\)"):
         convert("anyedit", tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

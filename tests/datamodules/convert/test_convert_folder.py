@@ -270,7 +270,7 @@ def test_after_fixing_the_data_the_same_command_works(folder, tmp_path):
 
 def test_an_unknown_task_stops_before_anything_is_written(folder, tmp_path):
     write_lines(folder, GOOD, {**GOOD, "task": "colour"})
-    wanted = r"pairs: unknown task 'colour' \(1 pairs\). Did you mean 'color'\? known tasks: local"
+    wanted = r"pairs: unknown task 'colour' \(1 pair\). Did you mean 'color'\? known tasks: local"
     with pytest.raises(InputError, match=wanted):
         convert("folder", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -86,7 +86,7 @@ def test_the_task_is_in_the_name_of_the_table(name, task):
 
 def test_a_table_of_an_unknown_task_stops_the_run(tmp_path):
     table(tmp_path / "in", "juggle_part0", row("x"))
-    with pytest.raises(InputError, match=r"unknown task 'juggle' \(1 pairs\)"):
+    with pytest.raises(InputError, match=r"unknown task 'juggle' \(1 pair\)"):
         convert("imgedit", tmp_path / "in", tmp_path / "out")
 
 

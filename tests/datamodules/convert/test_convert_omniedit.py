@@ -147,7 +147,7 @@ def test_validation_files_of_a_folder_stay_out(tmp_path, dev):
 
 def test_unknown_tasks_and_missing_columns_are_named(tmp_path):
     write_parquet(tmp_path / "in" / "a.parquet", SCHEMA, [row(0, "teleport")])
-    with pytest.raises(InputError, match=r"unknown task 'teleport' \(1 pairs\)"):
+    with pytest.raises(InputError, match=r"unknown task 'teleport' \(1 pair\)"):
         convert("omniedit", tmp_path / "in", tmp_path / "out")
     write_parquet(tmp_path / "other" / "a.parquet", SCHEMA[:3], [])
     with pytest.raises(InputError, match="OmniEdit has the columns edited_img, edited_prompt_list"):

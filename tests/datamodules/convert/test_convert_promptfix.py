@@ -58,7 +58,7 @@ def test_unknown_names_are_listed_with_their_counts_before_anything_is_written(
     names = ["Deblur", "derain", "derain", "stile"]
     write_parquet(tmp_path / "a.parquet", [row(seed, name) for seed, name in enumerate(names)])
     message = (
-        r"a.parquet: unknown task 'derain' \(2 pairs\). unknown task 'stile' \(1 pairs\). "
+        r"a.parquet: unknown task 'derain' \(2 pairs\). unknown task 'stile' \(1 pair\). "
         r"Did you mean 'style'\? known tasks: local, .*--map NAME=TASK, .*--map NAME=none"
     )
     with pytest.raises(InputError, match=message):

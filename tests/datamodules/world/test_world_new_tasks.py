@@ -248,7 +248,7 @@ def test_written_as_shards_they_pass_the_check_and_can_be_learnt_from(
     folder = tmp_path / "contour"
     line = ["world", str(folder), "--new-task", "contour", "--pairs", "3", "--size", "16"]
     assert shards.run(line) == 0
-    assert "wrote 3 pairs of 1 tasks" in capsys.readouterr().out
+    assert "wrote 3 pairs of 1 task " in capsys.readouterr().out
     assert (folder / "contact_sheet.png").is_file()
     assert read_manifest(folder).made_by["new_task"] == "contour"
     assert check_folder(folder).is_good

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means and shares."""
+"""Intervals of means, ratios and shares."""
 
 import math
 from itertools import product
@@ -6,12 +6,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from emu_edit.metrics import bootstrap
-from emu_edit.metrics.bootstrap import (
+from emu_edit.metrics import intervals
+from emu_edit.metrics.intervals import (
     MeanInterval,
     bootstrap_mean,
     bootstrap_ratio,
-    bootstrap_share,
+    wilson_share,
 )
 from emu_edit.randomness import keyed_generator
 
@@ -113,7 +113,7 @@ def one_by_one(values: list[float], groups: list[int], seed: int, n: int) -> Mea
 def test_resamples_drawn_together_are_those_drawn_one_by_one(
     count: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(bootstrap, "AT_ONCE", at_once)
+    monkeypatch.setattr(intervals, "AT_ONCE", at_once)
     values = NORMAL[:count]
     for seed, groups in ((0, list(range(count))), (3, [i // 3 for i in range(count)])):
         wanted = one_by_one(values, groups, seed, 101)
@@ -157,30 +157,39 @@ def test_what_has_no_ratio_is_refused(above: list[float], below: list[float]):
 
 
 def test_the_interval_of_a_share_is_that_of_the_normal_approximation_at_many_edits():
-    low, high = bootstrap_share(300, 1000)
+    low, high = wilson_share(300, 1000)
     spread = 1.96 * (0.3 * 0.7 / 1000) ** 0.5
-    assert low == pytest.approx(0.3 - spread, abs=0.003)
-    assert high == pytest.approx(0.3 + spread, abs=0.003)
-
-
-def test_a_share_and_the_mean_of_yes_and_no_agree():
-    low, high = bootstrap_share(30, 100)
-    of_mean = bootstrap_mean([1.0] * 30 + [0.0] * 70, n=10_000)
-    assert of_mean == pytest.approx((0.3, low, high), abs=0.011)  # one yes of a hundred
+    assert (low, high) == pytest.approx((0.3 - spread, 0.3 + spread), abs=0.001)
 
 
 @pytest.mark.parametrize("successes", [0, 1, 5, 9, 10])
-def test_the_interval_holds_the_share_and_stays_between_0_and_1(successes: int):
-    low, high = bootstrap_share(successes, 10)
+def test_the_ends_are_the_shares_that_the_score_test_just_accepts(successes: int):
+    # Wilson's question: of which true shares p is what was seen no more than 1.96 sigma away?
+    ends = wilson_share(successes, 10)
+    for end in ends:
+        distance = abs(successes / 10 - end)
+        assert distance == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 10), abs=1e-6)
+    low, high = ends
     assert 0 <= low <= successes / 10 <= high <= 1
-    assert (low == high) is (successes in {0, 10})
+
+
+def test_never_and_always_are_not_certain():
+    # z²/(n + z²): what is left open by 12 of 12, and by 192 of 192
+    assert wilson_share(12, 12) == (pytest.approx(12 / (12 + 1.959964**2), abs=1e-6), 1.0)
+    assert wilson_share(0, 192) == (0.0, pytest.approx(1.959964**2 / (192 + 1.959964**2), abs=1e-6))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_the_interval_of_a_share_covers_the_truth_as_often_as_it_says(share: float):
+    # exactly, over all outcomes of 100; the nominal 95 % holds on average over shares
+    covered = sum(
+        math.comb(100, k) * share**k * (1 - share) ** (100 - k)
+        for k in range(101)
+        if (ends := wilson_share(k, 100))[0] <= share <= ends[1]
+    )
+    assert 0.92 < covered < 0.98
 
 
 def test_more_edits_make_the_interval_narrower():
-    few, many = bootstrap_share(5, 10), bootstrap_share(500, 1000)
+    few, many = wilson_share(5, 10), wilson_share(500, 1000)
     assert many[1] - many[0] < 0.2 * (few[1] - few[0])
-
-
-def test_the_interval_of_a_share_is_the_one_that_was_always_printed():
-    assert bootstrap_share(7, 20) == bootstrap_share(7, 20) == (0.15, 0.55)
-    assert bootstrap_share(300, 1000) == (0.272, 0.328)
