@@ -24,7 +24,7 @@ def test_an_unreadable_result_counts_as_not_edited_and_is_listed(
     assert run.items["test-global-0"]["status"] == "failed"
     assert run.items["test-global-0"]["scores"]["l1"] == 0
     assert run.results["blocks"]["single edits"]["rows"]["model"]["all"]["l1"]["n"] == 4
-    assert "1 failed and count as not edited, first test-global-0" in run.table
+    assert "1 failed and counts as not edited, first test-global-0" in run.table
 
 
 def test_unpaired_pictures_are_refused_and_missing_ones_may_count_as_not_edited(
