@@ -6,10 +6,11 @@ A trial draws a layout in turn ({1, 2} ranks x {0, 2} workers x accumulation {1,
 blows: SIGKILL, SIGTERM, SIGUSR1 or SIGINT, to all ranks or to one, at a moment of the whole life of
 the program, its start and its end included. Then it trains to the end. A trial is exact when every
 micro-batch, also one trained on again, had the keys it has in the training left alone, none is
-missing, and weights, optimizer, weight average and data state are equal to the last bit. Every
-tenth trial (`--every-cli`) goes through `python -m emu_edit fit`, the others through the same parts
-in a forked process, which spares them the imports. Goes on with what `-o` holds already. Exit
-status 1 if a trial was not exact or something hung.
+missing (its rank began it, and at least one rank came to its end), and weights, optimizer, weight
+average and data state are equal to the last bit. Every tenth trial (`--every-cli`) goes through
+`python -m emu_edit fit`, the others through the same parts in a forked process, which spares them
+the imports. Goes on with what `-o` holds already. Exit status 1 if a trial was not exact or
+something hung.
 """
 
 import argparse

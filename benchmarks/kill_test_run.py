@@ -69,7 +69,10 @@ class Layout:
 
 
 class Diary(Callback):
-    """Write the keys of every micro-batch that was trained on, as soon as it was.
+    """Write the keys of every micro-batch where it enters the step, and again once it is done.
+
+    The first line is what a rank trains on. The second one cannot prove that it was not trained on:
+    a rank may be killed when its gradients are already in the others' weights, and saved by them.
 
     Args:
         folder: where each rank has its own file.
@@ -77,6 +80,16 @@ class Diary(Callback):
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: EditBatch | DrawnBatch,
+        batch_idx: int,
+    ) -> None:
+        """Note what the step gets."""
+        self._write(trainer, trainer.global_step, batch, batch_idx, is_done=False)
 
     def on_train_batch_end(
         self,
@@ -86,18 +99,30 @@ class Diary(Callback):
         batch: EditBatch | DrawnBatch,
         batch_idx: int,
     ) -> None:
+        """Note that it was trained on."""
+        step = trainer.global_step - (0 if is_accumulating(trainer) else 1)
+        self._write(trainer, step, batch, batch_idx, is_done=True)
+
+    def _write(
+        self,
+        trainer: Trainer,
+        step: int,
+        batch: EditBatch | DrawnBatch,
+        batch_idx: int,
+        *,
+        is_done: bool,
+    ) -> None:
         """Append one line; one write, so that a kill leaves the whole line or none of it."""
         if isinstance(batch, DrawnBatch):  # of `emu-edit fit`
             batch = batch.batch
-        step = trainer.global_step - (0 if is_accumulating(trainer) else 1)
         micro = batch_idx % trainer.accumulate_grad_batches
         place = [trainer.world_size, trainer.global_rank, micro]
-        line = json.dumps({"step": step, "place": place, "keys": list(batch.key)}) + "\n"
+        line = {"step": step, "place": place, "keys": list(batch.key), "done": is_done}
         file = os.open(
             self.folder / f"{DIARY}-{trainer.global_rank}.jsonl",
             os.O_WRONLY | os.O_CREAT | os.O_APPEND,
         )
-        os.write(file, line.encode())
+        os.write(file, (json.dumps(line) + "\n").encode())
         os.close(file)
 
 
@@ -194,12 +219,13 @@ def make_trainer(folder: Path, layout: Layout, *watching: Callback) -> Trainer:
     )
 
 
-def diary(folder: Path, rank: int) -> list[dict[str, Any]]:
-    """Read the micro-batches a rank has trained on, oldest first."""
+def diary(folder: Path, rank: int, *, done: bool = True) -> list[dict[str, Any]]:
+    """Read the micro-batches a rank is done with, or those that it began; oldest first."""
     file = folder / f"{DIARY}-{rank}.jsonl"
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["done"] is done]
 
 
 def differences(folder: Path, alone: Path) -> list[str]:
@@ -251,21 +277,41 @@ def gaps(steps: Sequence[int], ends: Sequence[int], saved: Sequence[bool]) -> li
 
 
 def _different_keys(folder: Path, alone: Path) -> list[str]:
+    """List micro-batches with other keys, and those never begun by their rank or done by none.
+
+    One rank's word is enough for the end: it has averaged its gradients with all others' by then.
+    """
+    ranks = sorted(int(file.stem.rpartition("-")[2]) for file in alone.glob(f"{DIARY}-*.jsonl"))
+    done = {_moment(line) for rank in ranks for line in diary(folder, rank)}
     found = []
-    for file in sorted(alone.glob(f"{DIARY}-*.jsonl")):
-        rank = int(file.stem.rpartition("-")[2])
-        expected = {(line["step"], *line["place"]): line["keys"] for line in diary(alone, rank)}
-        seen = [((line["step"], *line["place"]), line["keys"]) for line in diary(folder, rank)]
-        missing = expected.keys() - {place for place, _ in seen}
+    for rank in ranks:
+        expected = {_place(line): line for line in diary(alone, rank)}
+        begun = diary(folder, rank, done=False)
+        missing = expected.keys() - {_place(line) for line in begun}
+        undone = [p for p in sorted(expected.keys() - missing) if _moment(expected[p]) not in done]
+        keys = {place: line["keys"] for place, line in expected.items()}
+        seen = [(_place(line), line["keys"]) for line in [*begun, *diary(folder, rank)]]
+        wrong = [(place, other) for place, other in seen if keys.get(place) != other]
         found += [
-            f"rank {rank} never trained on {place}" for place in sorted(missing)[:MOST_LISTED]
-        ]
-        wrong = [(place, keys) for place, keys in seen if expected.get(place) != keys]
-        found += [
-            f"rank {rank} at {place} had {keys}, not {expected.get(place)}"
-            for place, keys in wrong[:MOST_LISTED]
+            *(f"rank {rank} never trained on {place}" for place in sorted(missing)[:MOST_LISTED]),
+            *(f"rank {rank} began {place}, but none was done" for place in undone[:MOST_LISTED]),
+            *(
+                f"rank {rank} at {place} had {other}, not {keys.get(place)}"
+                for place, other in wrong[:MOST_LISTED]
+            ),
         ]
     return found
+
+
+def _place(line: dict[str, Any]) -> tuple[int, ...]:
+    """Return where in a training a line belongs: step, number of ranks, rank, micro-batch."""
+    return line["step"], *line["place"]
+
+
+def _moment(line: dict[str, Any]) -> tuple[int, int, int]:
+    """Return when in a training all ranks were at this line: step, their number, micro-batch."""
+    world, _, micro = line["place"]
+    return line["step"], world, micro
 
 
 def _different_numbers(folder: Path, alone: Path) -> list[str]:

@@ -90,6 +90,40 @@ def test_another_key_a_lost_step_and_another_bit_are_found(pair: tuple[Path, Pat
     assert differences(trial, alone) == ["the last checkpoint differs in state_dict"]
 
 
+def write_diaries(folder: Path, *, without: list[tuple[int, int, bool]]) -> None:
+    """Write what two ranks note of three steps; leave out lines, by step, rank and whether done."""
+    for rank in (0, 1):
+        lines = [
+            {"step": step, "place": [2, rank, 0], "keys": [f"{step}-{rank}"], "done": is_done}
+            for step in range(3)
+            for is_done in (False, True)
+            if (step, rank, is_done) not in without
+        ]
+        (folder / f"diary-{rank}.jsonl").write_text("".join(json.dumps(n) + "\n" for n in lines))
+
+
+@pytest.mark.parametrize(
+    ("lost", "found"),
+    [
+        # killed after the gradients were averaged, before its note; the other rank saved the step
+        ([(1, 1, True)], []),
+        ([(1, 1, False), (1, 1, True)], ["rank 1 never trained on (1, 2, 1, 0)"]),
+        (
+            [(1, 0, True), (1, 1, True)],
+            [f"rank {rank} began (1, 2, {rank}, 0), but none was done" for rank in (0, 1)],
+        ),
+    ],
+)
+def test_a_rank_killed_between_the_step_and_its_note_has_trained_on_it(
+    pair: tuple[Path, Path], tmp_path: Path, lost: list[tuple[int, int, bool]], found: list[str]
+) -> None:
+    trial, alone = pair
+    alone = shutil.copytree(alone, tmp_path / "alone", symlinks=True)
+    write_diaries(alone, without=[])
+    write_diaries(trial, without=lost)
+    assert differences(trial, alone) == found
+
+
 def test_a_saved_end_that_is_not_gone_on_with_is_found() -> None:
     steps = [0, 1, 2, 3, 2, 3, 4]
     assert gaps(steps, ends=[4, 7], saved=[False, False]) == []
