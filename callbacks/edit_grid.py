@@ -19,7 +19,7 @@ from callbacks.ema import Ema
 from emu_edit.batch import EditBatch, EditSample
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
-from emu_edit.training.loggers import WandbLogger
+from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
 
 EDITS_AT_ONCE = 16
@@ -91,13 +91,13 @@ class EditGrid(Callback):
         ):
             rows = edited_rows(module, self._pairs, self.seed)
         weights = "trained weights" if ema is None else "averaged weights"
-        page = picture_grid(rows, f"step {trainer.global_step}, {weights}")
+        title = f"step {trainer.global_step}, {weights}"
+        page = picture_grid(rows, title)
         folder = Path(trainer.default_root_dir) / "grids"
         folder.mkdir(parents=True, exist_ok=True)
         page.save(folder / f"step-{trainer.global_step:06}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("edits", [page], step=trainer.global_step)
+        for logger in wandb_loggers(trainer):  # one name at all steps: W&B shows it with a slider
+            logger.log_image("edits", [page], step=trainer.global_step, caption=[title])
 
 
 def first_of_each_task(

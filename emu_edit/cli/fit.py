@@ -39,6 +39,8 @@ Everything lands in one new folder, runs/RECIPE-DATE-TIME.
   --data.photos DIR         photographs as backgrounds of the world (with --config tiny)
   --data.global_batch N     pictures per optimizer step, over all devices
   --model.optimizer.lr X    peak learning rate
+  --wandb.project P         likewise name, group, tags, entity, id; --wandb.log_model true keeps the
+                            model there. Adds Weights & Biases to a recipe without it
 """
 MEASURE = """\
 usage: emu-edit {verb} --ckpt_path PATH [OPTIONS]

@@ -31,6 +31,7 @@ from emu_edit.terminal import plural
 from emu_edit.training.few_shot import FewShotPair
 from emu_edit.training.inversion import InversionResult
 from emu_edit.training.inversion_module import InversionModule
+from emu_edit.training.loggers import wandb_loggers
 
 MOST_ROWS = 16  # of the picture
 
@@ -256,4 +257,15 @@ def write_inversion(
     metrics = folder / METRICS
     if metrics.is_file():
         draw_curves(read_curves(metrics), folder / "curves.png")
+    before, after = inversion.errors()
+    numbers = {"error_before": before, "error_after": after, "seconds": seconds}
+    numbers |= {"error_over_copy": report.error_over_copy}
+    for logger in wandb_loggers(trainer):
+        logger.log_results(
+            trainer.global_step,
+            numbers | {"nearer": report.nearer / max(report.shown, 1)},
+            table=[asdict(check) for check in inversion.result.history],
+            pictures={"edits": report.picture, "curves": folder / "curves.png"},
+            artifact=report.file,
+        )
     sys.stdout.write(report.to_words())

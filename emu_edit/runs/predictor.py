@@ -60,7 +60,7 @@ def train_with_bar(
         return train_predictor(predictor, instructions, settings, on_step)
 
 
-def add_predictor(model: Path, folders: Sequence[Path], tasks: TaskTable) -> str:
+def add_predictor(model: Path, folders: Sequence[Path], tasks: TaskTable) -> Calibration:
     """Train a tiny predictor on shard folders, put it into a model directory; say how good it is.
 
     Raises:
@@ -70,7 +70,7 @@ def add_predictor(model: Path, folders: Sequence[Path], tasks: TaskTable) -> str
     instructions = [one for folder in folders for one in gather(folder, tasks)]
     calibration = train_with_bar(predictor, instructions, PredictorSettings())
     predictor.save_pretrained(model / PREDICTOR)
-    return describe_training(calibration)
+    return calibration
 
 
 def describe_training(calibration: Calibration) -> str:

@@ -5,6 +5,7 @@ user will get.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -28,16 +29,17 @@ from emu_edit.evaluation.world import (
     write_results,
 )
 from emu_edit.files import write_json
-from emu_edit.metrics.table import format_table
+from emu_edit.metrics.table import Report, format_table
 from emu_edit.models.unet import UNetDenoiser
 from emu_edit.runs.curves import draw_curves, read_curves
 from emu_edit.runs.folder import METRICS
 from emu_edit.runs.inversion import write_inversion
 from emu_edit.runs.options import TrainOptions
-from emu_edit.runs.predictor import add_predictor
+from emu_edit.runs.predictor import add_predictor, describe_training
 from emu_edit.terminal import fitted, step_bar, terminal_width
 from emu_edit.training.export import export_model
 from emu_edit.training.inversion_module import InversionModule
+from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
 
 CURVES = "curves.png"
@@ -68,9 +70,11 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     average = None if ema is None else ema.average
     export_model(module, folder / MODEL, ema=average, trained_on=trained_on)
     lines = [f"model       {folder / MODEL}", f"checkpoint  {last_checkpoint(trainer)}"]
+    numbers: dict[str, float] = {}
+    table: list[dict[str, object]] = []
     has_predictor = options.predictor and isinstance(data, EditDataModule)
     if has_predictor:
-        lines.append(f"predictor   {train_predictor_on(data, folder / MODEL, module)}")
+        lines.append(f"predictor   {train_predictor_on(data, folder / MODEL, module, numbers)}")
     metrics = folder / METRICS
     if metrics.is_file() and draw_curves(read_curves(metrics), folder / CURVES):
         lines.append(f"curves      {folder / CURVES}")
@@ -78,12 +82,23 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     if isinstance(data, WorldData) and options.score_pairs > 0:
         photos = None if data.photos is None else Photos(data.photos)
         benchmark = WorldBenchmark(options.score_pairs, Scenes(photos=photos))
-        sys.stdout.write(score_on_world(folder, benchmark, about, str(module.device)))
+        result = score_on_world(folder, benchmark, about, str(module.device))
+        sys.stdout.write(f"\n{fitted(format_table(result), terminal_width())}\n\n")
+        numbers |= world_numbers(result)
+        table = world_table(result)
         lines += [f"table       {folder / TABLE}", f"grid        {folder / GRID}"]
     else:
         write_json(folder / RESULTS, about)
         lines += [f"grid        {grid}" for grid in sorted((folder / "grids").glob("*.png"))[-1:]]
     lines.append(f"numbers     {folder / RESULTS}")
+    for logger in wandb_loggers(trainer):
+        logger.log_results(
+            trainer.global_step,
+            numbers | {"seconds": seconds, "parameters": float(str(about["parameters"]))},
+            table=table,
+            pictures={"curves": folder / CURVES, "grid": folder / GRID},
+            artifact=folder / MODEL,
+        )
     # without a predictor the task has to be named
     task = "" if has_predictor else f" --task {module.networks.tasks.names[0]}"
     sys.stdout.write(
@@ -110,25 +125,54 @@ def about_training(
     }
 
 
-def train_predictor_on(data: EditDataModule, model: Path, module: EditModule) -> str:
-    """Train the predictor on the training instructions, if they are here; say how good it is."""
+def train_predictor_on(
+    data: EditDataModule, model: Path, module: EditModule, numbers: dict[str, float]
+) -> str:
+    """Train the predictor on the training instructions, if they are here; say how good it is.
+
+    What was measured is added to `numbers`.
+    """
     places = [parse_place(place, insecure_http=True) for place in data.train_folders.values()]
     folders = [place for place in places if isinstance(place, Path)]
     if len(folders) < len(places):
         return "none, data.train is on another machine; see emu-edit predictor fit"
-    return add_predictor(model, folders, module.networks.tasks)
+    calibration = add_predictor(model, folders, module.networks.tasks)
+    numbers["predictor/accuracy"] = calibration.accuracy
+    numbers["predictor/calibration_error"] = calibration.error
+    return describe_training(calibration)
 
 
 def score_on_world(
     folder: Path, benchmark: WorldBenchmark, about: dict[str, object], device: str
-) -> str:
-    """Score the exported model on held-out pairs, write results, and return the table."""
+) -> Report:
+    """Score the exported model on held-out pairs and write results."""
     editor = Editor.from_pretrained(folder / MODEL, device=device)
     with step_bar("evaluating", "pairs") as on_step:
         result = evaluate_world(editor, benchmark, on_step)
     title = f"{folder.name} after {about['steps']} steps, held-out world"
     write_results(folder, result, title=title, about={**about, **benchmark.to_dict()})
-    return f"\n{fitted(format_table(result.report), terminal_width())}\n\n"
+    return result.report
+
+
+def world_numbers(result: Report) -> dict[str, float]:
+    """Return the scores over all tasks, and each task's clean and success."""
+    overall = {
+        name: value for name, value in asdict(result.model.overall).items() if name != "name"
+    }
+    found = {f"world/{name}": float(value) for name, value in overall.items() if value is not None}
+    by_task = {f"world/clean/{row.name}": row.clean for row in result.model.tasks}
+    by_task |= {f"world/success/{row.name}": row.success for row in result.model.tasks}
+    return found | by_task
+
+
+def world_table(result: Report) -> list[dict[str, object]]:
+    """Return a row for each task and family, and for the model and its floor and ceiling."""
+    bounds = [("copy-input", result.copy_input), ("oracle", result.oracle)]
+    return [
+        *(asdict(row) for row in (*result.model.tasks, *result.model.families)),
+        asdict(result.model.overall),
+        *({**asdict(summary.overall), "name": name} for name, summary in bounds),
+    ]
 
 
 def last_checkpoint(trainer: Trainer) -> str:

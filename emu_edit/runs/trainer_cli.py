@@ -41,7 +41,7 @@ from emu_edit.runs.report import write_report
 from emu_edit.runs.resume import begin
 from emu_edit.runs.status import StatusWriter
 from emu_edit.training.export import start_from
-from emu_edit.training.loggers import ending_wandb_run, redact
+from emu_edit.training.loggers import WandbLogger, ending_wandb_run, redact
 from emu_edit.training.module import EditModule
 
 # warnings of Lightning that every run would show, and those about other libraries
@@ -128,8 +128,9 @@ class TrainerCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add our own option; its value was taken before parsing."""
+        """Add our own options; the value of `--run` was taken before parsing."""
         parser.add_argument("--run", type=str | None, default=None, help="folder of the run")
+        parser.add_class_arguments(WandbLogger, "wandb", skip={"save_dir"}, instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; what jsonargparse complains about becomes one line.
@@ -182,6 +183,8 @@ class TrainerCLI(LightningCLI):
             section.trainer.default_root_dir = str(self.folder)
         if self.config.subcommand != "fit":
             section.trainer.logger = False
+        elif chosen := {name: value for name, value in vars(section.wandb).items() if value}:
+            section.trainer.logger = _with_wandb(section.trainer.logger, chosen, str(self.folder))
         return config
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -205,6 +208,19 @@ class TrainerCLI(LightningCLI):
         options = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
         resumed = self._begin(self.trainer) if subcommand == "fit" else None
         return options if resumed is None else {**options, "ckpt_path": str(resumed)}
+
+
+def _with_wandb(loggers: Any, chosen: dict[str, Any], folder: str) -> list[Namespace]:
+    """Give the config of W&B's logger what `--wandb.` chose, and add it where it is missing."""
+    kept = loggers if isinstance(loggers, list) else [loggers] if loggers else []
+    path = f"{WandbLogger.__module__}.{WandbLogger.__name__}"
+    ours = [logger for logger in kept if logger.class_path == path]
+    if not ours:
+        ours = [Namespace(class_path=path, init_args=Namespace(save_dir=folder))]
+        kept = [*kept, *ours]
+    for logger in ours:
+        logger.init_args.update(Namespace(**chosen))
+    return kept
 
 
 class UntrainedCLI(TrainerCLI):

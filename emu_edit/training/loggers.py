@@ -1,8 +1,8 @@
 """The Weights & Biases logger: offline when nobody is logged in, and no secret is stored.
 
 W&B would keep the command line, the console and the code; all three may hold secrets and are
-switched off. What a reader of the run needs instead, the resolved config and the git revision, is
-written by us, with secrets replaced.
+switched off. What a reader of the run needs instead, the resolved config under the names of the
+command line and the git revision, is written by us, with secrets replaced.
 """
 
 import logging
@@ -10,19 +10,26 @@ import netrc
 import os
 import re
 import subprocess
+import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import wandb
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from wandb.errors import CommError
 
+from emu_edit.editing.find import CONFIG
+
+PROJECT = "emu-edit"
+RUN_FOLDER = re.compile(r"run-(?P<time>\d{8}_\d{6})-(?P<id>.+)$")  # W&B's, of one start
 KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 SAME_SERVER = {
     "api.forge.coreweave.com": "api.wandb.ai"
@@ -98,34 +105,68 @@ def wandb_mode() -> Literal["online", "offline", "disabled"]:
     )
 
 
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Name each value of a config by the option that sets it, such as `model.optimizer.lr`.
+
+    Parts in a list, such as callbacks, are named by their class; the second of a class is `Ema-2`.
+    """
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        here = prefix if name == "init_args" else f"{prefix}{name}."
+        match value:
+            case Mapping():
+                found |= flat(value, here)
+            case [{"class_path": _}, *_] if all(isinstance(part, Mapping) for part in value):
+                found |= flat(_by_class(value), here)
+            case _:
+                found[here.removesuffix(".")] = value
+    return found
+
+
+def wandb_loggers(trainer: Trainer) -> "list[WandbLogger]":
+    """Return the trainer's loggers to Weights & Biases; usually one or none."""
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
 class WandbLogger(LightningWandbLogger):
     """Log to Weights & Biases, into the run's folder.
 
-    Offline runs are stored in `save_dir/wandb` and can be sent later with `wandb sync`.
+    Offline runs are stored in `save_dir/wandb` and can be sent later with `wandb sync`. What is not
+    given is taken from W&B's own variables (`WANDB_PROJECT`, `WANDB_NAME`, ...), which sweeps set.
 
     Args:
-        project: name of the W&B project.
+        project: name of the W&B project; none means WANDB_PROJECT, or else emu-edit.
         save_dir: the run's folder.
-        name: name of the run; none lets W&B invent one.
-        id: identity of the run; the same one continues it.
-        tags: labels to find the run by.
+        name: name of the run; none means WANDB_NAME, or else that of the run's folder.
+        id: identity of the run; the same one continues it. None means WANDB_RUN_ID, or else a new
+            one, and that of its first start when a run is resumed in its folder.
+        tags: labels to find the run by; none means WANDB_TAGS.
+        entity: user or team; none means WANDB_ENTITY, or else the one logged in.
+        group: of runs that belong together; none means WANDB_RUN_GROUP.
+        log_model: whether the model directory at the end becomes an artifact of the run.
     """
 
     def __init__(
         self,
-        project: str = "emu-edit",
+        project: str | None = None,
         save_dir: str = "runs",
         name: str | None = None,
         id: str | None = None,
         tags: list[str] | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        log_model: bool = False,
     ) -> None:
         Path(save_dir).mkdir(parents=True, exist_ok=True)
+        folder = Path(save_dir).absolute()
         super().__init__(
-            project=project,
+            project=project or os.environ.get("WANDB_PROJECT") or PROJECT,
             save_dir=save_dir,
-            name=name,
-            id=id,
+            name=name or os.environ.get("WANDB_NAME") or folder.name,
+            id=id or os.environ.get("WANDB_RUN_ID") or _first_id(folder),
             tags=tags,
+            entity=entity,
+            group=group,
             mode=wandb_mode(),
             settings=wandb.Settings(
                 console="off",
@@ -139,6 +180,8 @@ class WandbLogger(LightningWandbLogger):
             ),
             config={"git_revision": git_revision(Path(__file__).parent)},
         )
+        self._wandb_init["dir"] = str(folder)  # W&B's process may have another working directory
+        self._has_artifact = log_model
         # Lightning always passes it; W&B has dropped it and warns about it at every start
         self._wandb_init.pop("anonymous", None)
 
@@ -169,28 +212,101 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping | Namespace) -> None:
-        """Store a config in the run, secrets replaced."""
+        """Store a config in the run: flat, secrets replaced."""
         given = vars(params) if isinstance(params, Namespace) else params
-        super().log_hyperparams({name: redact(value, name) for name, value in given.items()})
+        super().log_hyperparams(flat({name: redact(value, name) for name, value in given.items()}))
+
+    @rank_zero_only
+    def log_results(
+        self,
+        step: int,
+        numbers: Mapping[str, float],
+        *,
+        table: Sequence[Mapping[str, object]],
+        pictures: Mapping[str, Path],
+        artifact: Path,
+    ) -> None:
+        """Log what a training has come to; its numbers are then in the run's summary.
+
+        Args:
+            step: the last optimizer step.
+            numbers: by name.
+            table: its rows, all with the same columns; logged as `results`.
+            pictures: files by name; missing ones are left out.
+            artifact: what has been learnt, a folder or a file; logged if `log_model`.
+        """
+        found: dict[str, Any] = dict(numbers)
+        if table:
+            data = [list(row.values()) for row in table]
+            found["results"] = wandb.Table(columns=list(table[0]), data=data)
+        found |= {n: wandb.Image(str(file)) for n, file in pictures.items() if file.is_file()}
+        self.log_metrics(found, step)
+        if not self._has_artifact or _is_lost():
+            return
+        made = wandb.Artifact(re.sub(r"[^\w.-]", "-", f"{self.experiment.name}-model"), "model")
+        # "immutable": W&B reads the files where they are, instead of from a copy of its own
+        if artifact.is_dir():
+            made.add_dir(str(artifact), policy="immutable")
+        else:
+            made.add_file(str(artifact), policy="immutable")
+        try:
+            self.experiment.log_artifact(made)
+        except ConnectionError as error:
+            _lose(error)
 
 
 @contextmanager
 def ending_wandb_run() -> Iterator[None]:
-    """End this process's W&B run on the way out, marked as failed when an exception passes.
+    """End this process's W&B run on the way out, and say where it is or how to send it.
 
-    Lightning ends it only after a training that went through. A run whose W&B process has ended
-    cannot be ended, and is left as it is.
+    It is marked as failed when an exception passes; Lightning ends it only after a training that
+    went through. A run whose W&B process has ended cannot be ended, and is left as it is.
     """
     exit_code = 1
     try:
         yield
         exit_code = 0
     finally:
-        if wandb.run is not None and not _is_lost():
+        run = wandb.run
+        if run is not None and not _is_lost():
             try:
                 wandb.finish(exit_code=exit_code)
             except ConnectionError as error:
                 _lose(error)
+            else:
+                sys.stderr.write(_whereabouts(run))
+
+
+def _whereabouts(run: Any) -> str:
+    """Return the line that says where a run that has ended is; none for one that is disabled."""
+    if run.disabled:
+        return ""
+    if not run.offline:
+        return f"W&B         {run.url}\n"
+    folder = Path(run.dir).parent
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    parts = sorted(folder.parent.glob(f"offline-run-*-{run.id}"))  # one for each start
+    return f"W&B         kept offline; wandb sync {' '.join(quote(str(p)) for p in parts)}\n"
+
+
+def _first_id(folder: Path) -> str | None:
+    """Return the identity a run had when it was begun, None if this is its beginning."""
+    if not (folder / CONFIG).is_file():  # of no run, or of one that has not begun
+        return None
+    found = (RUN_FOLDER.search(path.name) for path in (folder / "wandb").glob("*run-*"))
+    starts = sorted((match["time"], match["id"]) for match in found if match is not None)
+    return starts[0][1] if starts else None
+
+
+def _by_class(parts: list[Any]) -> dict[str, object]:
+    """Name the parts of a list by their class."""
+    named: dict[str, object] = {}
+    for part in parts:
+        name = str(part.get("class_path")).rpartition(".")[2]
+        count = sum(other.partition("-")[0] == name for other in named)
+        named[f"{name}-{count + 1}" if count else name] = part
+    return named
 
 
 def _is_lost() -> bool:

@@ -110,7 +110,7 @@ class EditModule(LightningModule):
         super().__init__()
         # only when built from a config, which is what gets stored: arguments would be networks
         if _given_hyperparameters.get() is not None:
-            self.save_hyperparameters()
+            self.save_hyperparameters(logger=False)  # loggers get the whole config
         table = SIXTEEN if tasks is None else TaskTable(tuple(tasks))
         self.schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=zero_terminal_snr)
         self.objective = Objective(weighting, timestep_shift, balance, huber_c, region_weight)

@@ -22,7 +22,7 @@ class Kept(WandbLogger):
         self._name = self._save_dir = self._project = self._id = None
 
     def log_image(self, key, images, step=None, **kwargs):
-        assert not kwargs
+        assert kwargs == {"caption": [f"step {step}, averaged weights"]}
         self.images.append((key, images, step))
 
     def log_metrics(self, metrics, step=None):

@@ -96,7 +96,8 @@ def test_the_end_of_a_training_puts_a_predictor_beside_the_networks(
     quick = partial(PredictorSettings, steps=2, batch_size=16)
     monkeypatch.setattr(predictor_training, "PredictorSettings", quick)
     write_world(workplace / "world", 32, size=16, workers=1)
-    told = predictor_training.add_predictor(own_model, [workplace / "world"], SIXTEEN)
+    measured = predictor_training.add_predictor(own_model, [workplace / "world"], SIXTEEN)
+    told = predictor_training.describe_training(measured)
     assert "held back from training are right" in told
     assert Editor.from_pretrained(own_model).predictor is not None
 

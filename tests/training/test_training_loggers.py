@@ -10,6 +10,7 @@ import wandb
 from emu_edit.training.loggers import (
     REDACTED,
     WandbLogger,
+    flat,
     git_revision,
     is_secret,
     redact,
@@ -88,6 +89,27 @@ def test_the_query_of_an_address_is_hidden_and_its_path_is_not():
 
 def test_an_address_without_credentials_is_kept():
     assert redact("see https://host/a@b and me@host") == "see https://host/a@b and me@host"
+
+
+def test_a_config_becomes_flat_by_the_names_of_options_and_a_list_of_parts_by_class():
+    ema = {"class_path": "callbacks.ema.Ema", "init_args": {"decay": 0.9}}
+    config = {
+        "seed": 1,
+        "model": {"class_path": "a.M", "init_args": {"optimizer": {"lr": 0.1}, "sizes": [1, 2]}},
+        "trainer": {"callbacks": [ema, ema, {"class_path": "x.Stop"}], "logger": False},
+    }
+    assert flat(config) == {
+        "seed": 1,
+        "model.class_path": "a.M",
+        "model.optimizer.lr": 0.1,
+        "model.sizes": [1, 2],
+        "trainer.callbacks.Ema.class_path": "callbacks.ema.Ema",
+        "trainer.callbacks.Ema.decay": 0.9,
+        "trainer.callbacks.Ema-2.class_path": "callbacks.ema.Ema",
+        "trainer.callbacks.Ema-2.decay": 0.9,
+        "trainer.callbacks.Stop.class_path": "x.Stop",
+        "trainer.logger": False,
+    }
 
 
 @pytest.mark.usefixtures("nobody_home")
