@@ -7,6 +7,7 @@ source and target.
 # the arguments of hooks are Lightning's, used or not
 # ruff: noqa: ARG002
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,9 +25,13 @@ from emu_edit.training.module import EditModule
 
 EDITS_AT_ONCE = 16
 
+logger = logging.getLogger(__name__)
+
 
 class EditGrid(Callback):
     """Write `grids/step-000123.png` into the trainer's root folder, and log it to W&B if in use.
+
+    Without validation pairs nothing is drawn, which is said once, before the first step.
 
     Args:
         every: optimizer steps between two grids; there is always one at the end.
@@ -34,7 +39,7 @@ class EditGrid(Callback):
         seed: of the noise; pair i uses seed + i.
 
     Raises:
-        InputError: if a number is below 1, or training has no validation pairs.
+        InputError: if a number is below 1.
     """
 
     def __init__(self, every: int = 1000, per_task: int = 1, seed: int = 0) -> None:
@@ -50,16 +55,17 @@ class EditGrid(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the pairs, so that missing ones are noticed now and not after an hour."""
-        self._drawn_step = trainer.global_step
-        loader = _val_loader(trainer)
-        if loader is None:
-            raise InputError(
-                "EditGrid draws validation pairs and there are none; set data.val, or take "
-                "EditGrid out of trainer.callbacks"
+        self._drawn_step, self._pairs = trainer.global_step, []
+        if not trainer.is_global_zero:
+            return
+        if (loader := _val_loader(trainer)) is None:
+            logger.warning(
+                "there are no validation pairs, so no validation loss is measured and no grid of "
+                "edits drawn; --data.val DIR gives some"
             )
-        if trainer.is_global_zero:
-            num_tasks = len(_edit_module(pl_module).networks.tasks)
-            self._pairs = first_of_each_task(loader, num_tasks, self.per_task)
+            return
+        num_tasks = len(_edit_module(pl_module).networks.tasks)
+        self._pairs = first_of_each_task(loader, num_tasks, self.per_task)
 
     def on_train_batch_end(
         self,
@@ -80,7 +86,7 @@ class EditGrid(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._drawn_step = trainer.global_step
-        if not trainer.is_global_zero:
+        if not self._pairs:  # of another rank, or there are none
             return
         module = _edit_module(pl_module)
         ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]

@@ -65,7 +65,7 @@ class EditDataModule(LightningDataModule):
     Args:
         train: folder of training shards or its address, or several as NAME: FOLDER.
         val: folder or address of validation shards, each sample once and in order; `test` uses it,
-            too.
+            too. Training goes on without.
         image_size: side of the square pictures are cut and resampled to.
         global_batch: samples per optimizer step, over all processes and accumulated batches.
         micro_batch: samples a process trains on at a time; accumulation follows from it. By
@@ -149,7 +149,8 @@ class EditDataModule(LightningDataModule):
         """Read the manifests and fit the layout to the trainer.
 
         Raises:
-            InputError: if folders, tasks, weights, batch sizes or the trainer do not go together.
+            InputError: if folders, tasks, weights, batch sizes or the trainer do not go together,
+                or there is nothing to evaluate on.
         """
         trainer = self.trainer
         self._rank = 0 if trainer is None else trainer.global_rank
@@ -159,8 +160,9 @@ class EditDataModule(LightningDataModule):
             self._train = self._mix(lanes_of(data_sets))
             if trainer is not None:
                 self._attach(trainer)
-        if self.val_folder is not None:
-            self._val = lanes_of([self._read(self.val_folder)])
+        elif self.val_folder is None:
+            raise InputError("data.val is not set; give it the folder of the shards to evaluate on")
+        self._val = [] if self.val_folder is None else lanes_of([self._read(self.val_folder)])
 
     def train_dataloader(self) -> PositionLoader:
         """Return the loader of one virtual epoch, which goes on where training stands."""
@@ -182,16 +184,15 @@ class EditDataModule(LightningDataModule):
     def val_dataloader(self) -> PositionLoader:
         """Return the loader of the validation folder: every sample once, positions 0, 1, 2, ...
 
-        Raises:
-            InputError: if there is no such folder. (Training without one does not ask for it.)
+        It has no batches where training goes without such a folder.
         """
-        if self.val_folder is None:
-            raise InputError("data.val is not set; give it the folder of the shards to evaluate on")
         if self._val is None:
             raise RuntimeError(NOT_SET_UP)
         order = InOrder([lane.sizes for lane in self._val])
         samples = self.samples(self._val, order, is_training=False)
-        batches = evaluation_batches(len(order), self._layout.micro, self._layout.world, self._rank)
+        layout, batches = self._layout, []
+        if self._val:
+            batches = evaluation_batches(len(order), layout.micro, layout.world, self._rank)
         return PositionLoader(
             samples, batches, num_workers=self._num_workers, timeout=self._loader_timeout
         )

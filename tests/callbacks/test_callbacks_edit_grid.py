@@ -140,13 +140,16 @@ def test_the_grid_is_made_with_the_averaged_weights_and_leaves_the_module_as_it_
 @pytest.mark.filterwarnings(
     "ignore:Total length of `list` across ranks is zero"
 )  # Lightning notices too
-def test_without_validation_pairs_the_run_stops_at_the_start(tmp_path):
+def test_without_validation_pairs_training_goes_on_and_says_so_once(tmp_path, caplog):
     class NoPairs(Squares):
         def val_dataloader(self):  # pyright: ignore[reportIncompatibleMethodOverride]
             return []
 
-    with pytest.raises(InputError, match="EditGrid draws validation pairs and there are none"):
-        make_trainer(tmp_path, EditGrid()).fit(make_module(), datamodule=NoPairs())
+    trainer = make_trainer(tmp_path, EditGrid(every=1))
+    trainer.fit(make_module(), datamodule=NoPairs(steps=2))
+    assert trainer.global_step == 2
+    assert caplog.text.count("no validation loss is measured and no grid of edits drawn; ") == 1
+    assert not (tmp_path / "grids").exists()
 
 
 def test_each_part_gets_its_own_mode_back_also_after_an_exception():

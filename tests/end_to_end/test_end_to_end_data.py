@@ -83,8 +83,7 @@ def test_fit_trains_on_photographs_that_were_converted(
     assert main(["shards", "check", "my_shards"]) == 0
     assert "nothing is wrong" in capsys.readouterr().out
     assert main(["fit", "--config=pairs", *NARROW, "--data.train=my_shards"]) == 0
-    validated = ("--data.val=my_shards", "--trainer.callbacks+=callbacks.edit_grid.EditGrid")
-    arguments = [*NARROW, "--data.train=my_shards", *validated, "--run=validated"]
+    arguments = [*NARROW, "--data.train=my_shards", "--data.val=my_shards", "--run=validated"]
     assert main(["fit", "--config=pairs", *arguments, "--no_predictor"]) == 0
     assert Path("validated", "model", "unet").is_dir()
     assert not Path("validated", "model", "predictor").exists()
