@@ -123,7 +123,7 @@ def step_of(file: Path) -> int | float | None:
     if file.name != LAST:
         return None
     try:
-        return read_checkpoint(file)["global_step"]
+        return read_checkpoint(file).get("global_step")
     except BrokenCheckpointError:
         return float("inf")
 

@@ -11,6 +11,7 @@ checksums of its zip archive.
 import errno
 import hashlib
 import json
+import operator
 import os
 import pickle
 import platform
@@ -30,9 +31,9 @@ from lightning.fabric.plugins import CheckpointIO
 
 from emu_edit.errors import BrokenCheckpointError, InputError, StorageError
 from emu_edit.files import sha256_of, sync_folder
+from emu_edit.training.checkpoint_parts import ADVICE, check_parts
 
 SUFFIX = ".json"
-ADVICE = "give a .ckpt file written by `emu-edit fit`"
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ def read_sidecar(checkpoint: Path) -> Sidecar | None:
         return None
     data = path.read_bytes()
     try:
-        return Sidecar(**json.loads(data))
-    except (ValueError, TypeError, RecursionError) as error:
+        known = json.loads(data)
+        return Sidecar(**{**known, "step": operator.index(known["step"])})
+    except (LookupError, ValueError, TypeError, RecursionError) as error:
         raise BrokenCheckpointError(
             f"{path} is damaged, so {checkpoint.name} cannot be verified; remove it to have the "
             "archive's own checksums used"
@@ -108,6 +110,8 @@ def verify(checkpoint: Path) -> None:
                 f"{checkpoint}: sha256 mismatch, these are not the bytes that were written; "
                 "go on from an older checkpoint"
             )
+        with _archive(checkpoint):
+            pass
     except OSError as error:
         raise StorageError(f"{checkpoint} cannot be read ({error.strerror}); try again") from error
 
@@ -116,17 +120,30 @@ def _verify_archive(checkpoint: Path) -> None:
     # torch also reads older formats, which are bare pickles; a cut file has lost its directory
     if not zipfile.is_zipfile(checkpoint):
         raise BrokenCheckpointError(f"{checkpoint} is truncated or not a checkpoint; {ADVICE}")
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BrokenCheckpointError(
-            f"{checkpoint} is truncated or not a checkpoint; {ADVICE}"
-        ) from error
+    with _archive(checkpoint) as archive:
+        damaged = archive.testzip()
     if damaged is not None:
         raise BrokenCheckpointError(
             f"{checkpoint} is damaged in {damaged} (checksum); go on from an older checkpoint"
         )
+
+
+@contextmanager
+def _archive(checkpoint: Path) -> Iterator[zipfile.ZipFile]:
+    """Open the zip archive that torch writes; its table bounds what reading it can cost."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > checkpoint.stat().st_size:  # torch stores, it does not compress
+                raise BrokenCheckpointError(
+                    f"{checkpoint} would unpack to {in_words(unpacked)}, more than the file has; "
+                    f"no training writes that; {ADVICE}"
+                )
+            yield archive
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise BrokenCheckpointError(
+            f"{checkpoint} is truncated or not a checkpoint; {ADVICE}"
+        ) from error
 
 
 HEADROOM = 1.2  # free bytes asked for, as a multiple of what will be written; ours
@@ -155,7 +172,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path} holds more than tensors and primitives{what}: code, which is never loaded; "
             f"{ADVICE}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise BrokenCheckpointError(f"{path} is truncated or not a checkpoint; {ADVICE}") from error
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({_reason(error)}); try again") from error
@@ -163,6 +180,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise BrokenCheckpointError(
             f"{path} is a file of torch but not a training checkpoint; {ADVICE}"
         )
+    check_parts(checkpoint, str(path))
     return checkpoint
 
 

@@ -16,10 +16,11 @@ from jsonargparse import ArgumentError
 from torch import Tensor
 
 from emu_edit.editing.find import find_model
-from emu_edit.errors import InputError
+from emu_edit.errors import BrokenCheckpointError, InputError
 from emu_edit.models.weights import load_networks
 from emu_edit.tasks import TaskTable
 from emu_edit.training.checkpoint_io import read_checkpoint
+from emu_edit.training.checkpoint_parts import ADVICE, tensors_of
 from emu_edit.training.module import EditModule, check_tasks
 from emu_edit.training.optim import EMA_STATE_KEY, check_matches, copy_of, trainable, with_weights
 
@@ -47,7 +48,7 @@ def load_module(path: Path | str, *, tasks: TaskTable | None = None) -> EditModu
         module = EditModule.load_from_checkpoint(
             path, map_location="cpu", weights_only=True, strict=False
         )
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -64,8 +65,16 @@ def load_ema(path: Path | str) -> dict[str, Tensor] | None:
     Raises:
         InputError: if the file is no checkpoint.
     """
-    state = read_checkpoint(path).get("callbacks", {}).get(EMA_STATE_KEY)
-    return None if state is None else state["average"]
+    return _average_in(read_checkpoint(path), path)
+
+
+def _average_in(checkpoint: Mapping, path: Path | str) -> dict[str, Tensor] | None:
+    state = checkpoint.get("callbacks", {}).get(EMA_STATE_KEY)
+    if state is None:
+        return None
+    if not isinstance(state, dict) or "average" not in state:
+        raise BrokenCheckpointError(f"{path}: {EMA_STATE_KEY} holds no averaged weights; {ADVICE}")
+    return tensors_of(state["average"], f"{path}: {EMA_STATE_KEY}")
 
 
 def export_model(
@@ -81,15 +90,31 @@ def export_model(
     trained to make small. The module is unchanged afterwards.
 
     Raises:
-        InputError: if the averaged weights are of another model, or the folder cannot be written.
+        InputError: if the averaged weights are of another model, weights are not finite, or the
+            folder cannot be written.
     """
     if ema is not None:
         check_matches(ema, module)
+    check_finite({**dict(module.named_parameters()), **(ema or {})})
     editor = module.make_editor()
     editor.objective = module.objective.to_dict()
     editor.trained_on = trained_on
     with with_weights(module, ema) if ema is not None else nullcontext():
         editor.save_pretrained(path)
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights with which every picture would be black.
+
+    Raises:
+        InputError: naming the first of them and their number.
+    """
+    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{len(broken)} of {len(weights)} weights are not finite, e.g. {broken[0]}; take an "
+            "older checkpoint, or weights raw instead of averaged"
+        )
 
 
 def export_checkpoint(
@@ -170,6 +195,7 @@ def start_from(module: EditModule, path: Path) -> None:
     positions = {name: p for name, p in own.items() if ".positions." in name}
     weights = {**positions, **{name: tensor for name, tensor in weights.items() if name in own}}
     check_matches(weights, module, what=f"the weights of {path}")
+    check_finite(weights)
     for name, parameter in own.items():
         parameter.copy_(weights[name])
 
@@ -177,8 +203,7 @@ def start_from(module: EditModule, path: Path) -> None:
 def _of_checkpoint(path: Path, module: EditModule) -> Mapping[str, Tensor]:
     checkpoint = read_checkpoint(path)
     check_tasks(checkpoint, module.networks.tasks)
-    average = checkpoint.get("callbacks", {}).get(EMA_STATE_KEY, {}).get("average") or {}
-    return {**checkpoint["state_dict"], **average}
+    return {**checkpoint["state_dict"], **(_average_in(checkpoint, path) or {})}
 
 
 def _of_directory(path: Path, module: EditModule) -> Mapping[str, Tensor]:
