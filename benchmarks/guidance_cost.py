@@ -11,7 +11,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -31,12 +30,7 @@ PROMISE = 1.05
 WARM_UP = 3
 
 
-@dataclass(frozen=True)
-class Forwards:
-    """The two things to time, each without arguments."""
-
-    guided: Callable[[], object]
-    bare: Callable[[], object]
+Run = Callable[[], object]  # what is timed
 
 
 def main() -> int:
@@ -50,15 +44,15 @@ def main() -> int:
     options = parser.parse_args()
     editor = Editor.from_pretrained(find_model(options.model), device=options.device)
     size = editor.settings.image_size if options.size is None else options.size
-    forwards = make_forwards(editor, size=size, batch=options.batch)
+    of_guided, bare = make_forwards(editor, size=size, batch=options.batch)
     with torch.no_grad(), step_bar("timing", "turns") as on_step:
-        times = measure(forwards, editor.device, options.repeats, on_step)
+        times = measure(of_guided, bare, editor.device, options.repeats, on_step)
     ratios = [first / second for first, second in times]
     low, *_, high = quantiles(ratios, n=20)
-    of_guided, of_bare = (1000 * median(column) for column in zip(*times, strict=True))
+    guided_ms, bare_ms = (1000 * median(column) for column in zip(*times, strict=True))
     sys.stdout.write(
-        f"guided forward of three branches {of_guided:.1f} ms, three bare forward passes "
-        f"{of_bare:.1f} ms\n"
+        f"guided forward of three branches {guided_ms:.1f} ms, three bare forward passes "
+        f"{bare_ms:.1f} ms\n"
         f"ratio {median(ratios):.3f} (5th to 95th percentile {low:.3f} to {high:.3f}, "
         f"{options.repeats} turns), promised at most {PROMISE}\n"
         f"batch {options.batch}, {size} px, {editor.device}, {torch.get_num_threads()} threads\n"
@@ -66,7 +60,7 @@ def main() -> int:
     return 0 if median(ratios) <= PROMISE else 1
 
 
-def make_forwards(editor: Editor, *, size: int, batch: int) -> Forwards:
+def make_forwards(editor: Editor, *, size: int, batch: int) -> tuple[Run, Run]:
     """Return a guided forward and three bare ones over the same noise and condition."""
     networks = editor.networks
     side = -(-size // editor.multiple)
@@ -83,29 +77,30 @@ def make_forwards(editor: Editor, *, size: int, batch: int) -> Forwards:
         return with_source(denoiser, condition.z_source, editor.prediction)
 
     three, one = guided(predict(branches(cond, null_text)), Guidance()), predict(cond)
-    return Forwards(partial(three, z_t, t), lambda: [one(z_t, t) for _ in range(3)])
+    return partial(three, z_t, t), lambda: [one(z_t, t) for _ in range(3)]
 
 
 def measure(
-    forwards: Forwards,
+    first: Run,
+    second: Run,
     device: torch.device,
     repeats: int,
     on_step: Callable[[int, int], None],
 ) -> list[tuple[float, float]]:
-    """Return (guided, bare) seconds of each turn; which goes first alternates."""
+    """Return the seconds of both in each turn, after a warm-up; which goes first alternates."""
     times = []
     for turn in range(-WARM_UP, repeats):
         if turn % 2:
-            bare, of_guided = seconds(forwards.bare, device), seconds(forwards.guided, device)
+            of_second, of_first = seconds(second, device), seconds(first, device)
         else:
-            of_guided, bare = seconds(forwards.guided, device), seconds(forwards.bare, device)
+            of_first, of_second = seconds(first, device), seconds(second, device)
         if turn >= 0:
-            times.append((of_guided, bare))
+            times.append((of_first, of_second))
             on_step(turn + 1, repeats)
     return times
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
+def seconds(run: Run, device: torch.device) -> float:
     """Return how long a call takes, work of the device included."""
     start = time.perf_counter()
     run()

@@ -15,7 +15,7 @@ With --cost, the time and memory of inversion are measured instead (`cost.py`).
 
 import argparse
 import sys
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from benchmarks.inversion.cells import BASE, Cell, Study, read_cell
@@ -29,34 +29,18 @@ from emu_edit.editing.find import choose_device, find_model
 from emu_edit.errors import InputError
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which cells are asked for; `expert_pairs` is how many the expert learns from."""
-
-    tasks: list[str]
-    methods: list[str]
-    pairs: list[int]
-    seeds: list[int]
-    expert_pairs: int
-
-    def cells(self, *, has_predictor: bool) -> list[Cell]:
-        """List them, quick ones first; the base needs someone to name a task it knows."""
-        few = [m for m in self.methods if m != EXPERT]
-        cells = [Cell(task, BASE, 0, 0) for task in self.tasks if has_predictor]
-        cells += [
-            Cell(task, method, pairs, seed)
-            for seed in self.seeds
-            for task in self.tasks
-            for pairs in self.pairs
-            for method in few
-        ]
-        if EXPERT in self.methods:
-            cells += [
-                Cell(task, EXPERT, self.expert_pairs, seed)
-                for seed in self.seeds
-                for task in self.tasks
-            ]
-        return cells
+def cells_of(options: argparse.Namespace, *, has_predictor: bool) -> list[Cell]:
+    """List the cells asked for, quick ones first; the base needs someone to name a known task."""
+    few = [method for method in options.methods if method != EXPERT]
+    lessons = list(product(options.seeds, options.tasks))
+    cells = [Cell(task, BASE, 0, 0) for task in options.tasks if has_predictor]
+    cells += [
+        Cell(task, method, pairs, seed)
+        for (seed, task), pairs, method in product(lessons, options.pairs, few)
+    ]
+    if EXPERT in options.methods:
+        cells += [Cell(task, EXPERT, options.expert_pairs, seed) for seed, task in lessons]
+    return cells
 
 
 def parser() -> argparse.ArgumentParser:
@@ -118,9 +102,8 @@ def run(options: argparse.Namespace) -> int:
         old_pairs=options.old_pairs,
         photos=None if options.photos is None else Photos(options.photos),
     )
-    plan = Plan(options.tasks, options.methods, options.pairs, options.seeds, options.expert_pairs)
     options.output.mkdir(parents=True, exist_ok=True)
-    cells = plan.cells(has_predictor=study.editor().predictor is not None)
+    cells = cells_of(options, has_predictor=study.editor().predictor is not None)
     if left := make_cells(cells, study, options.output):
         sys.stderr.write(
             f"{left} cells are being made by other processes; the last one writes all curves\n"

@@ -71,11 +71,7 @@ class Study:
     """What all cells share.
 
     Attributes:
-        model: directory of the base.
-        device: where to learn.
         steps: of every method but the expert.
-        expert_steps: of the expert.
-        batch_size: of all.
         test_pairs: pairs of a new task to score on; another seed's, with phrasings and colour/shape
             pairs that no training has.
         old_pairs: pairs of each of the sixteen tasks to tell forgetting by.
@@ -93,11 +89,7 @@ class Study:
     photos: Photos | None = None
 
     def __post_init__(self) -> None:
-        """Refuse photographs that cannot be split, before long work.
-
-        Raises:
-            InputError: if there is but one.
-        """
+        """Refuse photographs that cannot be split, before long work."""
         if self.photos is not None:
             self.photos.split()
 
@@ -179,7 +171,8 @@ class Begun:
         if cell.method == BASE:
             return Begun("", 0.0)
         editor, start = study.editor(), study.clock()
-        return Begun(beginning_of(editor, _lesson(cell, study, editor)), study.clock() - start)
+        init = beginning_of(editor, _lesson(cell, study, editor)).name
+        return Begun(init, study.clock() - start)
 
 
 def run_cell(
@@ -271,11 +264,14 @@ class _Stream(Sequence[EditSample]):
     def pair(self, index: int) -> FewShotPair:
         """Return one pair, also beyond the stream's end."""
         seed = TRAIN_SEED + self._cell.seed
-        made = make_new_pair(
-            seed, index, task=self._cell.task, size=self._size, photos=self._photos
+        return few_shot(
+            make_new_pair(seed, index, task=self._cell.task, size=self._size, photos=self._photos)
         )
-        source, target = pixels(made.source), pixels(made.target)
-        return FewShotPair(source, target, made.instruction, made.key)
+
+
+def few_shot(pair: WorldPair) -> FewShotPair:
+    """Return a pair of the world as inversion takes it."""
+    return FewShotPair(pixels(pair.source), pixels(pair.target), pair.instruction, pair.key)
 
 
 def edit_all(

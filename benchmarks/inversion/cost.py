@@ -12,12 +12,15 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import count
 from pathlib import Path
 from statistics import median, quantiles
 
 import torch
 from torch import nn
 
+from benchmarks.guidance_cost import Run, measure
+from benchmarks.inversion.cells import few_shot
 from benchmarks.inversion.methods import MAX_NORM, Lesson, make_module
 from datamodules.world.new_tasks import make_new_pair
 from emu_edit.editing.editor import Editor
@@ -32,7 +35,6 @@ from emu_edit.training.optim import OptimizerSettings, adamw, copy_of, update
 
 TASK, PAIRS = "contour", 10
 STEP_PROMISE, TIME_PROMISE = 0.75, 180.0
-WARM_UP = 3
 MEASURED_STEPS = 5  # of a process whose memory is measured
 KINDS = ("load", "inversion", "full")
 PEAK, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -74,14 +76,9 @@ def step_times(
             inversion_step(editor, batch_size),
             full_step(Editor.from_pretrained(model, device), batch_size),
         )
-        times = []
+        first, second = map(_counted, steps)
         with step_bar("timing", "turns") as on_step:
-            for turn in range(-WARM_UP, repeats):
-                order = (0, 1) if turn % 2 else (1, 0)
-                taken = {kind: _seconds(steps[kind], turn + WARM_UP, device) for kind in order}
-                if turn >= 0:
-                    times.append((taken[0], taken[1]))
-                    on_step(turn + 1, repeats)
+            times = measure(first, second, editor.device, repeats, on_step)
     ratios = [first / second for first, second in times]
     return ratios, median(t[0] for t in times), median(t[1] for t in times)
 
@@ -155,23 +152,12 @@ def _make(step: Step) -> None:
         step(number)
 
 
-def _seconds(step: Step, number: int, device: str) -> float:
-    start = time.perf_counter()
-    step(number)
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+def _counted(step: Step) -> Run:
+    """Return what makes one step after the other."""
+    numbers = count()
+    return lambda: step(next(numbers))
 
 
 def _pairs(editor: Editor) -> list[FewShotPair]:
     size = editor.settings.image_size
-    made = [make_new_pair(0, i, task=TASK, size=size) for i in range(PAIRS)]
-    return [
-        FewShotPair(
-            torch.from_numpy(pair.source).permute(2, 0, 1).contiguous(),
-            torch.from_numpy(pair.target).permute(2, 0, 1).contiguous(),
-            pair.instruction,
-            pair.key,
-        )
-        for pair in made
-    ]
+    return [few_shot(make_new_pair(0, i, task=TASK, size=size)) for i in range(PAIRS)]

@@ -41,13 +41,10 @@ def write_curves(folder: Path, cells: Sequence[dict], study: dict[str, object]) 
         }
         for task, by_method in grouped.items()
     }
-    text, table = (
-        json.dumps({"study": study, "curves": curves}, indent=1),
-        format_table(grouped, study),
-    )
+    table = format_table(grouped, study)
     # whole or not at all: several processes may end at once
-    for name, written in ((JSON_FILE, text), (TABLE_FILE, table)):
-        write_text(folder / name, written)
+    write_text(folder / JSON_FILE, json.dumps({"study": study, "curves": curves}, indent=1))
+    write_text(folder / TABLE_FILE, table)
     with atomic_file(folder / PLOT_FILE) as stream:
         draw_curves(stream, grouped)
     return table
@@ -57,10 +54,9 @@ def group(cells: Sequence[dict]) -> Grouped:
     """Group cells by task, method and pairs; methods in the order of `NAMES`, pairs rising."""
     found: Grouped = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     order = list(NAMES)
-    place = [(order.index(cell["cell"]["method"]), cell["cell"]["pairs"]) for cell in cells]
-    for number in sorted(range(len(cells)), key=lambda i: place[i]):
-        what = cells[number]["cell"]
-        found[what["task"]][what["method"]][what["pairs"]].append(cells[number])
+    for cell in sorted(cells, key=lambda c: (order.index(c["cell"]["method"]), c["cell"]["pairs"])):
+        what = cell["cell"]
+        found[what["task"]][what["method"]][what["pairs"]].append(cell)
     return found
 
 
@@ -143,13 +139,12 @@ def _draw(
 
 def format_table(grouped: Grouped, study: dict[str, object]) -> str:
     """Return the study as a Markdown table: error and success by pairs, and what was forgotten."""
-    levels = set(LEVELS)
     columns = sorted({
         pairs
         for by_method in grouped.values()
         for method, by_pairs in by_method.items()
         for pairs in by_pairs
-        if method not in levels
+        if method not in LEVELS
     })
     header = ["new task", "method", *(_pairs_of(n) for n in columns), "old tasks", "learnt", "time"]
     rows = [header, ["---"] * len(header)]

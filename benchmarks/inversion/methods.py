@@ -149,21 +149,17 @@ def make_module(editor: Editor, lesson: Lesson) -> EditModule:
         seed=lesson.settings.seed,
     ).to(editor.device)
     module.schedule = editor.schedule
-    rows = [networks.task_embedding.table.detach(), _beginning(editor, lesson).vector[None]]
+    rows = [networks.task_embedding.table.detach(), beginning_of(editor, lesson).vector[None]]
     module.networks.task_embedding.table.data.copy_(torch.cat(rows))
     return module
 
 
-def beginning_of(editor: Editor, lesson: Lesson) -> str:
-    """Return what the vector is called at which a lesson begins: as `init` it begins there again.
+def beginning_of(editor: Editor, lesson: Lesson) -> Beginning:
+    """Return the vector at which a lesson begins; its name, as `init`, begins there again.
 
     Raises:
         InputError: if the lesson's `init` names no task.
     """
-    return _beginning(editor, lesson).name
-
-
-def _beginning(editor: Editor, lesson: Lesson) -> Beginning:
     train, _ = split(lesson.pairs, lesson.settings.held_out, seed=lesson.settings.seed)
     with frozen(editor.networks):
         task = NewTask(editor, Objective.of_editor(editor))
@@ -175,11 +171,7 @@ def _beginning(editor: Editor, lesson: Lesson) -> Beginning:
 
 
 def check_methods(methods: Sequence[str]) -> None:
-    """Refuse methods that cannot be used here; call it before long work.
-
-    Raises:
-        InputError: for LoRA without peft.
-    """
+    """Refuse methods that cannot be used here; call it before long work."""
     if LORA in methods and find_spec("peft") is None:
         raise InputError("LoRA needs peft; install it with: pip install peft, or the extra 'study'")
 
@@ -189,9 +181,6 @@ def add_lora(module: EditModule) -> None:
 
     Every linear map and convolution of the denoiser gets one; they begin at zero, so nothing
     changes yet.
-
-    Raises:
-        InputError: if peft is not installed.
     """
     check_methods([LORA])
     from peft import LoraConfig, inject_adapter_in_model

@@ -29,9 +29,6 @@ def make_cells(cells: Sequence[Cell], study: Study, folder: Path) -> int:
 
     Returns:
         How many are still missing: those that other processes are making.
-
-    Raises:
-        InputError: if a cell in the folder is of another study.
     """
     missing = missing_of(cells, study, folder)
     if not missing:
@@ -44,11 +41,7 @@ def make_cells(cells: Sequence[Cell], study: Study, folder: Path) -> int:
 
 
 def missing_of(cells: Sequence[Cell], study: Study, folder: Path) -> list[Cell]:
-    """Return the cells that are not in the folder.
-
-    Raises:
-        InputError: if one that is there is of another study.
-    """
+    """Return the cells that are not in the folder."""
     return [cell for cell in cells if read_cell(folder / cell.file, study) is None]
 
 

@@ -7,9 +7,8 @@ is.
 """
 
 import hashlib
-from collections import OrderedDict
 from copy import copy
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +40,15 @@ def named_background(name: str, size: int) -> Float32[np.ndarray, "size size 3"]
     return picture
 
 
-def _meadow(picture: np.ndarray, parts: list[np.ndarray]) -> None:
-    sky, grass = parts
+def _banded(picture: np.ndarray, parts: list[np.ndarray], *, edges: tuple[float, ...]) -> None:
+    """Paint horizontal bands of colour with anti-aliased edges."""
     size = len(picture)
-    picture[:] = _bands(size, (0.45,), (sky, grass))
-
-
-def _beach(picture: np.ndarray, parts: list[np.ndarray]) -> None:
-    picture[:] = _bands(len(picture), (0.35, 0.62), tuple(parts))
+    at = pixel_centres(size)
+    column = np.broadcast_to(parts[0], (size, 3)).astype(np.float32)
+    for edge, colour in zip(edges, parts[1:], strict=True):
+        share = np.clip(0.5 + (at - np.float32(edge)) * size, 0, 1)[:, None]
+        column += share * (colour - column)
+    picture[:] = column[:, None, :]
 
 
 def _sunset(picture: np.ndarray, parts: list[np.ndarray]) -> None:
@@ -86,24 +86,12 @@ def _brick_wall(picture: np.ndarray, parts: list[np.ndarray]) -> None:
 
 
 _SCENIC = {
-    "meadow": _meadow,
-    "beach": _beach,
+    "meadow": partial(_banded, edges=(0.45,)),
+    "beach": partial(_banded, edges=(0.35, 0.62)),
     "sunset": _sunset,
     "night sky": _night_sky,
     "brick wall": _brick_wall,
 }
-
-
-def _bands(
-    size: int, edges: tuple[float, ...], colours: tuple[np.ndarray, ...]
-) -> Float32[np.ndarray, "size 1 3"]:
-    """Return horizontal bands of colour with anti-aliased edges."""
-    at = pixel_centres(size)
-    column = np.broadcast_to(colours[0], (size, 3)).astype(np.float32)
-    for edge, colour in zip(edges, colours[1:], strict=True):
-        share = np.clip(0.5 + (at - np.float32(edge)) * size, 0, 1)[:, None]
-        column += share * (colour - column)
-    return column[:, None, :]
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -131,14 +119,9 @@ class Photos:
                 f"{', '.join(SUFFIXES)} files"
             )
         self.short_side = short_side
-        self._cache: OrderedDict[int, Image.Image] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    def __getstate__(self) -> dict[str, object]:
-        # another process reads the photographs it needs itself
-        return {**self.__dict__, "_cache": OrderedDict()}
 
     @property
     def description(self) -> dict[str, object]:
@@ -162,7 +145,7 @@ class Photos:
         return self._part([path for path in self.paths if path not in test]), self._part(test)
 
     def _part(self, paths: list[Path]) -> "Photos":
-        part = copy(self)  # without the photographs read so far
+        part = copy(self)
         part.paths = paths
         return part
 
@@ -178,23 +161,18 @@ class Photos:
         Raises:
             BadImageError: if the file cannot be read as a picture.
         """
-        photo = self._photo(crop.picture)
+        photo = _photo(self.paths[crop.picture], self.short_side)
         side = crop.side * min(photo.size)
         left, top = crop.left * (photo.width - side), crop.top * (photo.height - side)
         box = (left, top, left + side, top + side)
         return np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
-    def _photo(self, number: int) -> Image.Image:
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        pixels = read_image(self.paths[number]).permute(1, 2, 0).contiguous().numpy()
-        photo = Image.fromarray(pixels)
-        scale = self.short_side / min(photo.size)
-        if scale < 1:
-            smaller = (round(photo.width * scale), round(photo.height * scale))
-            photo = photo.resize(smaller, Image.Resampling.LANCZOS)
-        self._cache[number] = photo
-        if len(self._cache) > MAX_CACHED:
-            self._cache.popitem(last=False)
-        return photo
+
+@lru_cache(MAX_CACHED)
+def _photo(path: Path, short_side: int) -> Image.Image:
+    photo = Image.fromarray(read_image(path).permute(1, 2, 0).contiguous().numpy())
+    scale = short_side / min(photo.size)
+    if scale < 1:
+        smaller = (round(photo.width * scale), round(photo.height * scale))
+        photo = photo.resize(smaller, Image.Resampling.LANCZOS)
+    return photo

@@ -40,13 +40,7 @@ def world_instructions(
     """Return the instructions of pairs 0 to `count` - 1 of a world, as its shards have them.
 
     A pair's instruction follows from its scene, which does not depend on the size; so the pairs are
-    made at the smallest size, in about a millisecond each.
-
-    Args:
-        seed: of the world.
-        count: at least 1; sixteen in a row are of sixteen tasks.
-        split: "heldout" has held-out phrasings only, "train" has none.
-        on_step: called every 100 instructions.
+    made at the smallest size, in about a millisecond each; sixteen in a row are of sixteen tasks.
 
     Raises:
         InputError: if `count` is below 1 or the split is unknown.
@@ -62,11 +56,7 @@ def world_instructions(
 
 
 def paraphrases(seed: int, count: int) -> list[Instruction]:
-    """Return `count` sentences of `phrasings.PARAPHRASES` with words of the training world.
-
-    Raises:
-        InputError: if `count` is below 1.
-    """
+    """Return `count` sentences of `phrasings.PARAPHRASES` with words of the training world."""
     _refuse_none(count)
     made = []
     for index in range(count):
@@ -83,12 +73,8 @@ def shard_instructions(
 ) -> list[Instruction]:
     """Return the instructions of a shard folder, in the order of the shards; no picture is read.
 
-    A pair whose instruction has other wordings gives them all.
-
-    Args:
-        folder: what `shards world` or `shards convert` wrote.
-        most_per_task: read at most so many pairs of a task, at equal distances; None reads all.
-        on_step: called every 1000 pairs.
+    A pair whose instruction has other wordings gives them all. Of a task at most `most_per_task`
+    pairs are read, at equal distances.
 
     Raises:
         ShardError: if there is no such folder, or its manifest, an index or a text is damaged.
@@ -115,11 +101,6 @@ def training_instructions(
 
     When the folder holds a world, or none is given, the paraphrases are added; and to a world of
     few pairs, which cannot have every sentence, all training sentences of the world.
-
-    Args:
-        folder: shards, at most `MOST_PER_TASK` of a task are read; None means the training world.
-        seed: of the world and the paraphrases.
-        on_step: called now and then.
 
     Raises:
         ShardError: if the folder cannot be read.

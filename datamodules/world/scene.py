@@ -138,7 +138,10 @@ class Scene:
     @property
     def caption(self) -> str:
         """What the picture shows, e.g. "a red circle and a blue star on a beach"."""
-        return f"{self.subjects} {self.setting}{self.writing}"
+        shown = f"{self.subjects} on {background_words(self.background.name)}"
+        if self.word is None:
+            return shown
+        return f"{shown}, with the {self.word.ink} word {self.word.text} at the {self.word.band}"
 
     @property
     def subjects(self) -> str:
@@ -147,15 +150,3 @@ class Scene:
         if not names:
             return "nothing"
         return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-    @property
-    def setting(self) -> str:
-        """The background as part of a caption."""
-        return f"on {background_words(self.background.name)}"
-
-    @property
-    def writing(self) -> str:
-        """The word as part of a caption, or ""."""
-        if self.word is None:
-            return ""
-        return f", with the {self.word.ink} word {self.word.text} at the {self.word.band}"

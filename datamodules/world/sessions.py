@@ -57,15 +57,8 @@ def make_session(
 ) -> WorldSession:
     """Return the session of an index, a pure function of the arguments.
 
-    The first turns do not depend on how many there are, nor the scenes on the size.
-
-    Args:
-        seed: of the world.
-        index: at least 0.
-        turns: how many, at least 1.
-        size: side of the pictures in pixels.
-        split: "heldout" has held-out phrasings, and begins with one held-out colour/shape pair.
-        photos: photographs used as backgrounds.
+    The first turns do not depend on how many there are, nor the scenes on the size. The split
+    "heldout" has held-out phrasings, and begins with one held-out colour/shape pair.
 
     Raises:
         InputError: if there are no turns, or the size is too small.

@@ -80,8 +80,9 @@ def joints(person: Person) -> Float32[np.ndarray, "11 2"]:
 
 
 @cache
-def _joints_of(angles: tuple[float, ...]) -> Float32[np.ndarray, "11 2"]:
+def _joints(pose: Pose) -> Float32[np.ndarray, "11 2"]:
     """Return the joints for a height of one, the top of the head at the origin."""
+    angles = (*pose.upper_arms, *pose.forearms, *pose.thighs, *pose.shins)
     neck, hip = np.array((0.0, NECK)), np.array((0.0, HIP))
     directions = [
         np.array((side * np.sin(a), np.cos(a))) for a, side in zip(angles, (-1, 1) * 4, strict=True)
@@ -92,10 +93,6 @@ def _joints_of(angles: tuple[float, ...]) -> Float32[np.ndarray, "11 2"]:
     feet = [knee + SHIN * d for knee, d in zip(knees, directions[6:8], strict=True)]
     head = np.array((0.0, HEAD_RADIUS))
     return np.array([head, neck, hip, *elbows, *hands, *knees, *feet], dtype=np.float32)
-
-
-def _joints(pose: Pose) -> Float32[np.ndarray, "11 2"]:
-    return _joints_of((*pose.upper_arms, *pose.forearms, *pose.thighs, *pose.shins))
 
 
 def limb_distances(

@@ -109,15 +109,8 @@ class Studio:
     ) -> "Studio":
         """Return the studio of one pair, whose draws are a function of seed, index and purpose.
 
-        Args:
-            purpose: what is drawn; two purposes share no draws.
-            stem: the beginning of the pair's key.
-            seed: of the world; two seeds share no pairs.
-            index: at least 0.
-            size: side of the pictures in pixels, at least 16.
-            split: one of `SPLITS`.
-            photos: photographs used as backgrounds.
-            paraphrased: in training sentences, also ask as the paraphrases do.
+        Two purposes share no draws; the pair's key begins with `stem`. The rest is as in
+        `make_pair`.
         """
         if index < 0:
             raise InputError(f"index={index} of a world pair is negative; give 0 or more")
@@ -149,14 +142,8 @@ class Studio:
     ) -> WorldPair:
         """Return a pair of two pictures, asked for in a sentence that is drawn now.
 
-        Args:
-            task: what the pair teaches.
-            kind: which kind of edit of the task.
-            pictures: source and target.
-            captions: what they show.
-            words: what fills the sentence.
-            mask: where the pictures may differ; None is everywhere.
-            extra: what the sample says besides its kind; by default the words.
+        `words` fill the sentence, and are what the sample says besides its kind unless `extra` is
+        given. The pictures may differ where the mask is; None is everywhere.
         """
         if self.paraphrased and self.sentences == "train":
             choices = paraphrased_templates(task, kind)

@@ -30,7 +30,7 @@ from emu_edit.tasks import SIXTEEN
 
 PROGRAM = "emu_edit shards world"
 CONTACT_SHEET = "contact_sheet.png"
-SHOWN = 5  # pairs of a new task in its contact sheet
+SHOWN = 5  # pairs of a task in the contact sheet
 MIN_FOR_PROCESSES = 2000  # pairs; fewer are written before other processes have started
 
 
@@ -157,7 +157,9 @@ def write_world(
         done += sum(entry.samples for entry in written)
         if progress is not None:
             progress(done, world.total)
-    save_contact_sheet(folder / CONTACT_SHEET, seed, size=size, split=split, photos=photos)
+    # scenes do not depend on the size, and pictures larger than a tile could not be seen
+    rows = sample_rows(seed, size=min(size, TILE), split=split, photos=photos)
+    contact_sheet(rows).save(folder / CONTACT_SHEET)
     return write_manifest(folder, entries, made_by=world.made_by())
 
 
@@ -246,33 +248,20 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[WorldPair]]]) -> Image.Imag
 
 
 def sample_rows(
-    seed: int, columns: int, *, size: int, split: str, photos: Photos | None
+    seed: int, *, size: int, split: str, photos: Photos | None
 ) -> list[tuple[str, list[WorldPair]]]:
     """Return pairs of each task, of as many kinds of edit as fit, both directions among them."""
     rows = []
     for number, task in enumerate(SIXTEEN.names):
-        pairs: list[WorldPair] = []
-        kinds: set[object] = set()
         candidates = [
             make_pair(seed, number + 16 * i, task=task, size=size, split=split, photos=photos)
-            for i in range(2 * columns)
+            for i in range(2 * SHOWN)
         ]
-        for pair in candidates:
-            if pair.extra["kind"] not in kinds:
-                kinds.add(pair.extra["kind"])
-                pairs.append(pair)
-        pairs.extend(pair for pair in candidates if all(pair is not p for p in pairs))
-        rows.append((task, pairs[:columns]))
+        firsts = {pair.extra["kind"]: pair for pair in reversed(candidates)}
+        # stable: first one pair of each kind, then the others, in their order
+        pairs = sorted(candidates, key=lambda pair: pair is not firsts[pair.extra["kind"]])
+        rows.append((task, pairs[:SHOWN]))
     return rows
-
-
-def save_contact_sheet(
-    path: Path, seed: int, *, size: int, split: str, photos: Photos | None, columns: int = 5
-) -> None:
-    """Write the sheet of a world as a PNG."""
-    # scenes do not depend on the size, and pictures larger than a tile could not be seen
-    rows = sample_rows(seed, columns, size=min(size, TILE), split=split, photos=photos)
-    contact_sheet(rows).save(path)
 
 
 def _enlarged(picture: np.ndarray) -> Image.Image:

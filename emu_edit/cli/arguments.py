@@ -108,14 +108,7 @@ class Command:
 def run_command(
     verb: str, commands: Mapping[str, Command], arguments: list[str], *, about: str = ""
 ) -> int:
-    """Run the command that `arguments` begin with; without one, show the verb's help.
-
-    Args:
-        verb: what stands before the command.
-        commands: the known ones, by name.
-        arguments: the command and its own arguments.
-        about: what the verb is for, in one line of help.
-    """
+    """Run the command that `arguments` begin with; without one, show the verb's help."""
     first = arguments[0] if arguments else "--help"
     if first in {"--help", "-h"}:
         sys.stdout.write(overview(verb, commands, about))
@@ -126,13 +119,18 @@ def run_command(
     return commands[first].run(arguments[1:])
 
 
+def summaries(commands: Mapping[str, Command]) -> list[str]:
+    """Return a line of help for each command."""
+    return [f"  {name:<10}{command.summary}" for name, command in commands.items()]
+
+
 def overview(verb: str, commands: Mapping[str, Command], about: str) -> str:
     """List the commands of a verb."""
     return "\n".join([
         f"usage: emu-edit {verb} COMMAND [ARGUMENTS]",
         "",
         *([about, ""] if about else []),
-        *(f"  {name:<10}{command.summary}" for name, command in commands.items()),
+        *summaries(commands),
         "",
         f"emu-edit {verb} COMMAND --help tells more.",
         "",

@@ -9,39 +9,39 @@ the program and keeps its traceback.
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from emu_edit.cli.arguments import Command, summaries
 from emu_edit.errors import ExitStatus, InputError, closest, installed_version, status_of
 
 # errors of the machine rather than of a path: full disk, quota, read-only disk, no memory
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
-@dataclass(frozen=True)
-class Verb:
-    """One command: the module and function that run it on its arguments, and one line of help."""
-
-    module: str
-    function: str
-    summary: str
+def _of(module: str, function: str = "run") -> Callable[[list[str]], int]:
+    """Return what imports a verb's module and runs its function."""
+    return lambda arguments: getattr(import_module(f"emu_edit.cli.{module}"), function)(arguments)
 
 
 VERBS = {
-    "fit": Verb("fit", "run_fit", "train; without arguments the tiny editor on a built-in world"),
-    "validate": Verb("fit", "run_validate", "measure a checkpoint's loss on the validation set"),
-    "test": Verb("fit", "run_test", "measure a checkpoint's loss on the test set"),
-    "edit": Verb("edit", "run", "edit a picture by instruction"),
-    "shards": Verb("shards", "run", "write, convert and check training data"),
-    "evaluate": Verb("evaluate", "run", "score a model against exact ground truth, per task"),
-    "predictor": Verb(
-        "predictor", "run", "train and measure what tells the task from the instruction"
+    "fit": Command(
+        _of("fit", "run_fit"), "train; without arguments the tiny editor on a built-in world"
     ),
-    "invert": Verb("invert", "run", "teach a model a new task from 1 to 100 pairs"),
-    "tasks": Verb("tasks", "run", "list, add, remove and rename the tasks a model knows"),
-    "app": Verb("app", "run", "serve a web page for editing in turns, on this computer"),
-    "export": Verb("export", "run", "turn a checkpoint into a model directory"),
+    "validate": Command(
+        _of("fit", "run_validate"), "measure a checkpoint's loss on the validation set"
+    ),
+    "test": Command(_of("fit", "run_test"), "measure a checkpoint's loss on the test set"),
+    "edit": Command(_of("edit"), "edit a picture by instruction"),
+    "shards": Command(_of("shards"), "write, convert and check training data"),
+    "evaluate": Command(_of("evaluate"), "score a model against exact ground truth, per task"),
+    "predictor": Command(
+        _of("predictor"), "train and measure what tells the task from the instruction"
+    ),
+    "invert": Command(_of("invert"), "teach a model a new task from 1 to 100 pairs"),
+    "tasks": Command(_of("tasks"), "list, add, remove and rename the tasks a model knows"),
+    "app": Command(_of("app"), "serve a web page for editing in turns, on this computer"),
+    "export": Command(_of("export"), "turn a checkpoint into a model directory"),
 }
 
 
@@ -80,9 +80,7 @@ def dispatch(arguments: list[str]) -> int:
     if first not in VERBS:
         hint = closest(first, list(VERBS))
         raise InputError(f"unknown command {first!r}; known: {', '.join(VERBS)}.{hint}")
-    verb = VERBS[first]
-    run = getattr(import_module(f"emu_edit.cli.{verb.module}"), verb.function)
-    return run(arguments[1:])
+    return VERBS[first].run(arguments[1:])
 
 
 def describe(error: InputError | OSError) -> str | None:
@@ -98,13 +96,12 @@ def describe(error: InputError | OSError) -> str | None:
 
 def overview() -> str:
     """Return the help of the program."""
-    lines = [f"  {name:<10}{verb.summary}" for name, verb in VERBS.items()]
     return "\n".join([
         "usage: emu-edit COMMAND [ARGUMENTS]",
         "",
         "Edit images by instruction over sixteen tasks, and train models that do.",
         "",
-        *lines,
+        *summaries(VERBS),
         "",
         "emu-edit COMMAND --help tells more; emu-edit --version prints the version.",
         "",

@@ -63,11 +63,7 @@ def fit_parser() -> ArgumentParser:
 
 
 def run_fit(arguments: list[str]) -> int:
-    """Train, save, and say how sure the predictor may be.
-
-    Raises:
-        InputError: if model, data, encoder or output cannot be used.
-    """
+    """Train, save, and say how sure the predictor may be."""
     options = fit_parser().parse(arguments)
     if options.freeze and options.encoder is None:
         raise InputError("--freeze needs --encoder: a small encoder of our own has to be trained")
@@ -76,9 +72,13 @@ def run_fit(arguments: list[str]) -> int:
     from emu_edit.editing.predictor import INDEX
     from emu_edit.models.directory import refuse_another_kind
     from emu_edit.models.task_files import read_base_tasks
-    from emu_edit.runs.predictor import describe_training, gather, train_with_bar, untrained
+    from emu_edit.runs.predictor import describe_training, gather, train_with_bar
     from emu_edit.tasks import SIXTEEN
-    from emu_edit.training.predictor import PredictorSettings
+    from emu_edit.training.predictor import (
+        PredictorSettings,
+        pretrained_predictor,
+        tiny_predictor,
+    )
 
     folder = output
     if folder is None:
@@ -97,7 +97,11 @@ def run_fit(arguments: list[str]) -> int:
         threads=defaults.threads if options.encoder is None else None,
     )
     device = choose_device("cpu" if options.encoder is None else options.device)
-    predictor = untrained(options.encoder, tasks, is_tuned=is_tuned, seed=options.seed).to(device)
+    if options.encoder is None:
+        predictor = tiny_predictor(tasks, seed=options.seed)
+    else:
+        predictor = pretrained_predictor(options.encoder, tasks, trainable=is_tuned)
+    predictor.to(device)
     instructions = gather(options.data, tasks, seed=options.seed)
     start = time.monotonic()
     calibration = train_with_bar(predictor, instructions, settings)
@@ -136,11 +140,7 @@ def evaluate_parser() -> ArgumentParser:
 
 
 def run_evaluate(arguments: list[str]) -> int:
-    """Measure the predictor, print the table, write numbers and picture.
-
-    Raises:
-        InputError: if there is no predictor, or its data cannot be read.
-    """
+    """Measure the predictor, print the table, write numbers and picture."""
     options = evaluate_parser().parse(arguments)
     directory = predictor_directory(options.model)
     from datamodules.world.predictor_texts import shard_instructions, world_instructions

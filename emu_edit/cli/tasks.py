@@ -53,11 +53,7 @@ def list_parser() -> ArgumentParser:
 
 
 def run_list(arguments: list[str]) -> int:
-    """Print the table.
-
-    Raises:
-        InputError: if there is no such model, or a file of it is damaged.
-    """
+    """Print the table."""
     options = list_parser().parse(arguments)
     rows = task_rows(find_model(options.model))
     as_json = json.dumps([row._asdict() for row in rows], indent=2)
@@ -79,11 +75,7 @@ def info_parser() -> ArgumentParser:
 
 
 def run_info(arguments: list[str]) -> int:
-    """Print what is known of a task.
-
-    Raises:
-        InputError: if there is no such file, model or learned task.
-    """
+    """Print what is known of a task."""
     options = info_parser().parse(arguments)
     from emu_edit.models.learned_task import LearnedTask
     from emu_edit.models.task_files import read_learned_task
@@ -122,11 +114,7 @@ def add_parser() -> ArgumentParser:
 
 
 def run_add(arguments: list[str]) -> int:
-    """Put a task into a model or into a copy of it.
-
-    Raises:
-        InputError: if model, file or name cannot be used, or the task is another model's.
-    """
+    """Put a task into a model or into a copy of it."""
     options = add_parser().parse(arguments)
     output: Path | None = options.output
     model = model_to_change(options.model) if output is None else find_model(options.model)
@@ -171,11 +159,7 @@ def remove_parser() -> ArgumentParser:
 
 
 def run_remove(arguments: list[str]) -> int:
-    """Remove a task.
-
-    Raises:
-        InputError: if there is no such model or learned task.
-    """
+    """Remove a task."""
     options = remove_parser().parse(arguments)
     model = model_to_change(options.model)
     from emu_edit.models.task_files import remove_task
@@ -194,11 +178,7 @@ def rename_parser() -> ArgumentParser:
 
 
 def run_rename(arguments: list[str]) -> int:
-    """Rename a task.
-
-    Raises:
-        InputError: if there is no such model or learned task, or the new name cannot be used.
-    """
+    """Rename a task."""
     options = rename_parser().parse(arguments)
     model = model_to_change(options.model)
     from emu_edit.models.task_files import rename_task
@@ -226,12 +206,7 @@ def teach_parser() -> ArgumentParser:
 
 
 def run_teach(arguments: list[str]) -> int:
-    """Teach the predictor a task.
-
-    Raises:
-        InputError: if there is no such model, predictor or learned task, or its instructions cannot
-            be told from another task's.
-    """
+    """Teach the predictor a task."""
     options = teach_parser().parse(arguments)
     model = model_to_change(options.model)
     from emu_edit.runs.learned_tasks import teach_task

@@ -20,10 +20,6 @@ from emu_edit.errors import InputError
 class Guidance:
     """How strongly the output is pushed towards instruction and source image; 1 is no push.
 
-    Args:
-        text: scale of the instruction.
-        image: scale of the source image.
-
     Source: both defaults, Emu Edit, arXiv:2311.10089.
     """
 
@@ -31,11 +27,7 @@ class Guidance:
     image: float = 1.5
 
     def __post_init__(self) -> None:
-        """Refuse scales that are not numbers.
-
-        Raises:
-            InputError: if a scale is infinite or NaN.
-        """
+        """Refuse scales that are not numbers."""
         if not (math.isfinite(self.text) and math.isfinite(self.image)):
             raise InputError(
                 f"guidance scales must be finite, got text={self.text!r}, image={self.image!r}"

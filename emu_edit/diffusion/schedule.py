@@ -39,11 +39,7 @@ class NoiseSchedule:
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse tables that are not variance preserving.
-
-        Raises:
-            ValueError: if alpha² + sigma² differs from 1.
-        """
+        """Refuse tables that are not variance preserving."""
         worst = (self.alpha**2 + self.sigma**2 - 1).abs().max().item()
         if not worst < 1e-9:
             raise ValueError(f"alpha² + sigma² must be 1 at every step, it is off by {worst:.3g}")

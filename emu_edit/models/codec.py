@@ -129,11 +129,7 @@ class KLCodec(ImageCodec):
 
 
 def check_sides(images: Float[Tensor, "b 3 H W"], factor: int) -> None:
-    """Refuse pictures whose sides are no multiples of `factor`.
-
-    Raises:
-        InputError: with size and factor.
-    """
+    """Refuse pictures whose sides are no multiples of `factor`."""
     height, width = images.shape[-2:]
     if height % factor or width % factor:
         raise InputError(

@@ -42,10 +42,8 @@ def branches(
 ) -> Conditioning:
     """Stack branches of dual guidance along the batch: those needed of (full, image only, nothing).
 
-    Args:
-        cond: what the full branch is told.
-        null_text: the encoding of "" or of a negative text (b = 1), as many tokens as `cond.text`.
-        needed: which of the three to stack, at least one; the order is kept.
+    `null_text` is the encoding of "" or of a negative text (b = 1), as many tokens as `cond.text`;
+    at least one branch is needed, and the order is kept.
     """
     image_only = with_null_text(cond, null_text)
     three = (cond, image_only, null_image(image_only))
@@ -90,13 +88,7 @@ def drop(
 
     u[:, 0] in [0, text) loses text, in [text, text + image) the picture, in the next `both` wide
     stretch both; u[:, 1] < task sets v_task to 0. `u` is uniform in [0, 1); on a GPU nothing here
-    waits for the device.
-
-    Args:
-        cond: what the samples would be told.
-        null_text: the encoding of "" (b = 1), padded to the token count of `cond.text`.
-        rates: how often.
-        u: two uniforms for each sample.
+    waits for the device. `null_text`, the encoding of "" (b = 1), has the token count of the text.
     """
     u = u.to(cond.v_task.device)
     r = u[:, 0]

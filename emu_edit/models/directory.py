@@ -34,7 +34,13 @@ def new_directory(path: str | Path, index: str, *, what: str) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        _put_in_place(part, target)
+        if not target.exists():
+            part.rename(target)
+            return
+        old = target.parent / f".{target.name}.{os.getpid()}.old"
+        target.rename(old)
+        part.rename(target)
+        shutil.rmtree(old)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -78,13 +84,3 @@ def read_json(file: Path) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{file} holds {type(value).__name__}, needs a JSON object")
     return value
-
-
-def _put_in_place(part: Path, target: Path) -> None:
-    if not target.exists():
-        part.rename(target)
-        return
-    old = target.parent / f".{target.name}.{os.getpid()}.old"
-    target.rename(old)
-    part.rename(target)
-    shutil.rmtree(old)

@@ -181,11 +181,7 @@ class LearnedTask:
 
 
 def check_name(name: str) -> None:
-    """Refuse names that would not be safe as a file's, in a command or beside "+" of a mix.
-
-    Raises:
-        InputError: with what a name may be.
-    """
+    """Refuse names that would not be safe as a file's, in a command or beside "+" of a mix."""
     if not NAME.fullmatch(name):
         raise InputError(
             f"a task's name must begin with a-z and have at most 40 of a-z, 0-9, '_' and '-', "

@@ -67,18 +67,11 @@ class EditNetworks(nn.Module):
         tasks: TaskTable,
     ) -> None:
         super().__init__()
-        for name, value, other_name, other in (
-            ("text_dim", denoiser.text_dim, "the text encoder's width", text_encoder.dim),
-            ("task_dim", denoiser.task_dim, "the task table's width", task_embedding.dim),
-            (
-                "latent_channels",
-                denoiser.latent_channels,
-                "the codec's latent channels",
-                codec.latent_channels,
-            ),
-        ):
-            _check_equal(f"denoiser.{name}", value, other_name, other)
-        rows = len(task_embedding)
+        text, task, rows = text_encoder.dim, task_embedding.dim, len(task_embedding)
+        latent, channels = denoiser.latent_channels, codec.latent_channels
+        _check_equal("denoiser.text_dim", denoiser.text_dim, "the text encoder's width", text)
+        _check_equal("denoiser.task_dim", denoiser.task_dim, "the task table's width", task)
+        _check_equal("denoiser.latent_channels", latent, "the codec's latent channels", channels)
         _check_equal("the number of task names", len(tasks), "the rows of the task table", rows)
         self.denoiser = denoiser
         self.text_encoder = text_encoder

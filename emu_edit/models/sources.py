@@ -32,13 +32,8 @@ class PartSource:
         return f"{self.root}/{self.subfolder}" if self.subfolder else self.root
 
 
-def find_part(path: str | Path, part: str, *, weights: bool = True) -> PartSource:
-    """Find `part` ("unet", "vae", "text_encoder", "tokenizer") under a local path or a hub name.
-
-    Args:
-        path: model directory, directory of the part, or hub name.
-        part: folder of the part in diffusers' layout.
-        weights: whether the part has weights, which must be safetensors (a tokenizer has none).
+def find_part(path: str | Path, part: str) -> PartSource:
+    """Find `part` ("unet", "vae" or "text_encoder") under a local path or a hub name.
 
     Raises:
         InputError: if the path is neither, lacks the part, or holds pickled weights only.
@@ -52,19 +47,12 @@ def find_part(path: str | Path, part: str, *, weights: bool = True) -> PartSourc
     if not local.is_dir():
         return _on_hub(str(path), part)
     folder = local / part if (local / part).is_dir() else local
-    if weights:
-        check_safetensors(folder, part)
-    if folder == local:
-        return PartSource(str(local))
-    return PartSource(str(local), part)
+    check_safetensors(folder, part)
+    return PartSource(str(local), "" if folder == local else part)
 
 
 def check_safetensors(folder: Path, part: str) -> None:
-    """Refuse a folder that is no part of a model or whose weights are pickled.
-
-    Raises:
-        InputError: naming the folder and what it holds.
-    """
+    """Refuse a folder that is no part of a model or whose weights are pickled."""
     if not (folder / "config.json").is_file():
         raise InputError(
             f"{folder} has no config.json, needs the {part} of a model in diffusers layout"
@@ -109,11 +97,7 @@ def load_diffusers(kind: type[AnyModel], source: PartSource) -> AnyModel:
 
 
 def refuse_missing(keys: Iterable[str], source: PartSource) -> None:
-    """Refuse weights that a file lacks: libraries fill them with random numbers and go on.
-
-    Raises:
-        InputError: naming one of them and their number.
-    """
+    """Refuse weights that a file lacks: libraries fill them with random numbers and go on."""
     missing = sorted(keys)
     if missing:
         raise InputError(

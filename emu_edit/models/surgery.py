@@ -41,11 +41,7 @@ def learns(module: nn.Module) -> bool:
 
 
 def check_plain(unet: UNet2DConditionModel, where: str) -> None:
-    """Refuse a U-Net with conditions this project does not feed (SDXL's, for now).
-
-    Raises:
-        InputError: naming the setting, its value, and `where` it came from.
-    """
+    """Refuse a U-Net with conditions this project does not feed (SDXL's, for now)."""
     config = unet.config
     if config["addition_embed_type"] == "text_time":
         raise InputError(

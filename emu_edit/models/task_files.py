@@ -111,9 +111,6 @@ def refuse_to_lose(folder: Path, learned: Sequence[LearnedTask] = ()) -> None:
     """Refuse to replace a model directory with learned tasks that are not among `learned`.
 
     Without those, call it before a training that will export there.
-
-    Raises:
-        InputError: naming them, and what to do.
     """
     has = {task.name for task in learned}
     lost = sorted(file.stem for file in (folder / LEARNED).glob(f"*{SUFFIX}"))
@@ -126,12 +123,9 @@ def refuse_to_lose(folder: Path, learned: Sequence[LearnedTask] = ()) -> None:
 
 
 def check_base(task: LearnedTask, base: str, *, allow_mismatch: bool) -> LearnedTask:
-    """Return the task as it may be used on the model whose hash is `base`.
+    """Return the task as it may be used on the model whose `model_hash` is `base`.
 
-    Args:
-        task: learnt with any model.
-        base: `model_hash` of the model it shall be used on.
-        allow_mismatch: allow it on another model than its own; the task returned says so.
+    Allowed on another model than its own, the task returned says so.
 
     Raises:
         InputError: if it was learnt with another model and that is not allowed.
@@ -164,13 +158,9 @@ def check_free(folder: Path, name: str) -> None:
 def install_task(
     folder: Path, task: LearnedTask, *, base: str, allow_mismatch: bool = False
 ) -> LearnedTask:
-    """Put a learned task into a model directory; return it as it was written.
+    """Put a learned task into a model directory, under its name; return it as it was written.
 
-    Args:
-        folder: a model directory.
-        task: under the name that it shall have there.
-        base: `model_hash` of the model.
-        allow_mismatch: take a task of another model, too; that it was allowed is written down.
+    `base` is the `model_hash` of the model. That a task of another one was allowed is written down.
 
     Raises:
         InputError: if its name is taken, its vector too wide or narrow, or it was learnt with
@@ -189,11 +179,7 @@ def install_task(
 
 
 def remove_task(folder: Path, name: str) -> None:
-    """Remove a learned task from a model directory.
-
-    Raises:
-        InputError: if it has no learned task of that name.
-    """
+    """Remove a learned task from a model directory."""
     # a damaged file, or one learnt with another model, can be removed as well
     learned_file(folder, name).unlink()
 

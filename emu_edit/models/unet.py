@@ -138,20 +138,17 @@ class UNetDenoiser(Denoiser):
         text, mask = cond.text.tokens, cond.text.mask
         tokens = self.task_to_tokens(cond.v_task).to(text.dtype)
         task_tokens = rearrange(tokens, "b (n d) -> b n d", n=NUM_TASK_TOKENS)
+        shift = self.task_to_time(cond.v_task)
+        if self.text_to_time is not None:
+            shift = shift + self.text_to_time(cond.text.mean())
         return self.unet(
             torch.cat([z_t, cond.z_source], dim=1),
             t,
             torch.cat([text, task_tokens], dim=1),
             encoder_attention_mask=functional.pad(mask, (0, NUM_TASK_TOKENS), value=True),
-            class_labels=self._time_shift(cond),
+            class_labels=shift,
             return_dict=False,
         )[0]
-
-    def _time_shift(self, cond: Conditioning) -> Float[Tensor, "b d"]:
-        shift = self.task_to_time(cond.v_task)
-        if self.text_to_time is None:
-            return shift
-        return shift + self.text_to_time(cond.text.mean())
 
 
 class PretrainedUNetDenoiser(UNetDenoiser):
@@ -311,9 +308,14 @@ class TaskTokenAttention:
         assert attn.to_k is not None
         assert attn.to_v is not None
         assert attn.to_out is not None
-        q = _heads(attn.to_q(hidden_states), attn.heads)
-        k = _heads(attn.to_k(encoder_hidden_states), attn.heads)
-        v = _heads(attn.to_v(encoder_hidden_states), attn.heads)
+        q, k, v = (
+            rearrange(x, "b n (heads d) -> b heads n d", heads=attn.heads)
+            for x in (
+                attn.to_q(hidden_states),
+                attn.to_k(encoder_hidden_states),
+                attn.to_v(encoder_hidden_states),
+            )
+        )
         text, task = slice(None, -NUM_TASK_TOKENS), slice(-NUM_TASK_TOKENS, None)
         bias = None if attention_mask is None else attention_mask[:, None, :, text]
         out = functional.scaled_dot_product_attention(
@@ -329,7 +331,3 @@ def attend_task_tokens(unet: UNet2DConditionModel) -> None:
     for module in unet.modules():
         if isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
             module.attn2.set_processor(TaskTokenAttention())  # pyright: ignore[reportArgumentType]
-
-
-def _heads(x: Float[Tensor, "b n c"], heads: int) -> Float[Tensor, "b heads n d"]:
-    return rearrange(x, "b n (heads d) -> b heads n d", heads=heads)

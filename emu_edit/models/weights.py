@@ -22,6 +22,7 @@ from emu_edit.models.directory import INDEX, new_directory, read_index, read_jso
 from emu_edit.models.interfaces import ImageCodec
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.sources import check_safetensors, quiet_transformers
+from emu_edit.models.surgery import learns
 from emu_edit.models.task_files import (
     TASKS_JSON,
     append_learned,
@@ -151,7 +152,7 @@ def _write_parts(
             "_networks": {
                 "max_tokens": text.max_tokens,
                 "attend_padding": text.attend_padding,
-                "trainable_text": any(p.requires_grad for p in text.parameters()),
+                "trainable_text": learns(text),
                 "scale_condition": isinstance(codec, KLCodec) and codec.scale_condition,
             },
             "_emu_edit": settings,

@@ -38,16 +38,7 @@ MOST_ROWS = 16  # of the picture
 
 @dataclass(frozen=True)
 class Inversion:
-    """A finished inversion: what was learnt, and from what.
-
-    Attributes:
-        name: of the task.
-        description: of the task, "" if nobody said.
-        pairs: all pairs, those held out too.
-        result: the vector and how it came about.
-        seed: of the inversion.
-        seconds: how long learning took.
-    """
+    """A finished inversion: what was learnt, and from what; `pairs` has those held out, too."""
 
     name: str
     description: str
@@ -94,10 +85,6 @@ class InversionReport:
     """What a user reads about a finished inversion.
 
     Attributes:
-        inversion: what was learnt.
-        file: the learned task.
-        picture: of the pairs and their edits.
-        model: the base.
         installed: whether the model knows the task now.
         error_over_copy: mean distance of the shown results from their targets, relative to that of
             their sources: 1 is as if nothing was done.

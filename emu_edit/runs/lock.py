@@ -24,12 +24,7 @@ MISSED = 3  # beats without one, then the holder on another machine is gone
 
 
 class RunLock:
-    """Holds a run folder from `acquire` until the end of the `with` block.
-
-    Args:
-        folder: the run's folder; it is made if needed.
-        beat: seconds between two signs of life.
-    """
+    """Holds a run folder, made if needed, from `acquire` until the end of the `with` block."""
 
     def __init__(self, folder: Path, beat: float = BEAT) -> None:
         self.folder = folder

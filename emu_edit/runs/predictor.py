@@ -12,7 +12,6 @@ from emu_edit.terminal import step_bar
 from emu_edit.training.predictor import (
     Calibration,
     PredictorSettings,
-    pretrained_predictor,
     tiny_predictor,
     train_predictor,
 )
@@ -37,35 +36,16 @@ def gather(folder: Path | None, tasks: TaskTable, *, seed: int = 0) -> list[Inst
     return found
 
 
-def untrained(encoder: str | None, tasks: TaskTable, *, is_tuned: bool, seed: int) -> TaskPredictor:
-    """Return a predictor on a pretrained encoder, or on a tiny one of our own.
-
-    Raises:
-        InputError: if the encoder cannot be found or loaded.
-    """
-    if encoder is None:
-        return tiny_predictor(tasks, seed=seed)
-    return pretrained_predictor(encoder, tasks, trainable=is_tuned)
-
-
 def train_with_bar(
     predictor: TaskPredictor, instructions: list[Instruction], settings: PredictorSettings
 ) -> Calibration:
-    """Train and show how far it is.
-
-    Raises:
-        InputError: if an instruction is too long for the encoder.
-    """
+    """Train and show how far it is."""
     with step_bar("training the task predictor") as on_step:
         return train_predictor(predictor, instructions, settings, on_step)
 
 
 def add_predictor(model: Path, folders: Sequence[Path], tasks: TaskTable) -> Calibration:
-    """Train a tiny predictor on shard folders, put it into a model directory; say how good it is.
-
-    Raises:
-        InputError: if the shards cannot be read, or have tasks the model does not know.
-    """
+    """Train a tiny predictor on shard folders, put it into a model; say how good it is."""
     predictor = tiny_predictor(tasks)
     instructions = [one for folder in folders for one in gather(folder, tasks)]
     calibration = train_with_bar(predictor, instructions, PredictorSettings())

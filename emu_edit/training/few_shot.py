@@ -20,14 +20,10 @@ CHECK_BATCH = 8
 
 @dataclass(frozen=True)
 class FewShotPair:
-    """One example of the new task, at the size the model is trained for.
+    """One example of the new task, both pictures at the size the model is trained for.
 
-    Attributes:
-        source: before.
-        target: after, of the same size.
-        instruction: what asks for it.
-        name: where it came from; views (crops) of one pair share it, and are never on both sides of
-            the split.
+    `name` is where it came from; views (crops) of one pair share it, and are never on both sides of
+    the split.
     """
 
     source: UInt8[Tensor, "3 h w"]
@@ -46,10 +42,7 @@ def split(
 ) -> tuple[list[FewShotPair], list[FewShotPair]]:
     """Return the pairs to learn from and those to hold out, in their order.
 
-    Args:
-        pairs: all of them.
-        share: of the names, to hold out: at least one when there are `ENOUGH`; 0 for none.
-        seed: keys the choice.
+    Held out is a `share` of the names, at least one when there are `ENOUGH`; 0 for none.
 
     Raises:
         InputError: if there are no pairs, or their sizes differ.

@@ -70,11 +70,7 @@ class InversionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that learn nothing.
-
-        Raises:
-            InputError: naming the value.
-        """
+        """Refuse values that learn nothing."""
         for name in ("steps", "batch_size", "check_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} of an inversion must be at least 1")
@@ -124,8 +120,6 @@ class Learner:
     `invert`, or a Lightning trainer (`inversion_module.py`).
 
     Attributes:
-        task: owns the vector.
-        seed: of noise and noise levels.
         began_at: what the vector it began with is called; "" before it began.
         history: the checks so far.
         best: the vector with the lowest loss on the held-out pairs; None when none are held out,
@@ -166,12 +160,9 @@ class Learner:
         return self.task.drawn(batch, seed=self.seed, phase=phase).to(self.task.vector.device)
 
     def check(self, step: int, vector: Float[Tensor, " k"], held_out: float | None = None) -> None:
-        """Measure a vector and keep it if it is the best.
+        """Measure the vector of a step and keep it if it is the best.
 
-        Args:
-            step: the optimizer steps it is of.
-            vector: the average, say.
-            held_out: its loss on the held-out pairs, if it has been measured.
+        `held_out` is its loss on the held-out pairs, if that has been measured already.
 
         Raises:
             InputError: if its loss is not finite.
@@ -195,13 +186,7 @@ class Learner:
         *,
         stopped_early: bool,
     ) -> InversionResult:
-        """Return what was learnt: the best vector, or the last one when nothing is held out.
-
-        Args:
-            last: the vector of the last check.
-            pairs: those learnt from, and those held out.
-            stopped_early: whether the held-out pairs ended learning.
-        """
+        """Return what was learnt: the best vector, or the last one when nothing is held out."""
         best, step = self.best, self.best_step
         if best is None:
             best, step = last, self.history[-1].step
@@ -224,11 +209,8 @@ def invert(
 ) -> InversionResult:
     """Learn the vector of a new task; the editor and its networks are unchanged afterwards.
 
-    Args:
-        editor: the base, on the device to learn on.
-        pairs: at least one, of one size.
-        settings: how.
-        on_step: called after every step, and when learning ends early.
+    The editor is on the device to learn on. `on_step` is called after every step; when learning
+    ends early, the steps done are all.
 
     Raises:
         InputError: if there are no pairs, sizes differ, `init` names no task, or the error is not

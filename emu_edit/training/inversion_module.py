@@ -121,11 +121,7 @@ class InversionModule(LightningModule):
         self._held_out.clear()
 
     def result(self, average: Float[Tensor, " k"] | None) -> InversionResult:
-        """Return what was learnt: the best vector on held-out pairs, or else the last one.
-
-        Args:
-            average: of the vector, kept instead of the last one itself.
-        """
+        """Return what was learnt: the best vector on held-out pairs, or else the last one."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         last = self.new_task.vector if average is None else average
         if self.learner.best is None:

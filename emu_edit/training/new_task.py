@@ -198,12 +198,8 @@ def beginning(task: NewTask, init: str, batches: Sequence[DrawnBatch]) -> Beginn
     """Find where a new task's vector begins.
 
     "best" tries every task of the base on the pairs, the mean of all, and no task at all: forward
-    passes only, a few seconds for the tiny model.
-
-    Args:
-        task: the new task, whose own vector is not looked at.
-        init: "best", "mean", "nearest", "none" or a task's name, see `InversionSettings`.
-        batches: pairs to learn from, with their noise.
+    passes only, a few seconds for the tiny model. What else `init` may be: see `InversionSettings`.
+    The vector that `task` has now is not looked at.
 
     Raises:
         InputError: see `check_init`.

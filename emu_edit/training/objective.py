@@ -106,11 +106,7 @@ class Objective:
         return objective
 
     def check(self, prediction: Prediction, schedule: NoiseSchedule) -> None:
-        """Refuse a weighting that does not go with prediction and schedule, or no weight at all.
-
-        Raises:
-            InputError: saying why.
-        """
+        """Refuse a weighting that does not go with prediction and schedule, or no weight at all."""
         check_weighting(self.weighting, prediction, schedule)
         if self.region_weight is not None and not 0 < self.region_weight < math.inf:
             raise InputError(

@@ -6,8 +6,6 @@ predictor is always right, and would learn to be certain of everything.
 Source: a Flan-T5 that names the task, Sheynin et al. 2023, arXiv:2311.10089; temperature scaling,
 Guo et al. 2017, arXiv:1706.04599.
 
-Vary instructions as people would write them, and then some, while a task predictor is trained.
-
 People write capitals and full stops, say please, make slips, and use words no training set has. A
 predictor that has only seen tidy sentences relies on one or two telling words; with words left out,
 put in, swapped or replaced by invented ones it has to use all that is left. Half of the invented
@@ -30,6 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.errors import InputError
 from emu_edit.metrics.calibration import expected_calibration_error, nll_temperature
+from emu_edit.models.surgery import learns
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.tiny import TinyText
 from emu_edit.randomness import keyed_generator
@@ -53,8 +52,7 @@ class Rephraser:
     @staticmethod
     def of(texts: Iterable[str]) -> "Rephraser":
         """Return a rephraser that knows the words of some texts, each once."""
-        found = dict.fromkeys(word for text in texts for word in text.split(" "))
-        return Rephraser(tuple(found))
+        return Rephraser(tuple(dict.fromkeys(word for text in texts for word in text.split(" "))))
 
     def __call__(self, text: str, generator: np.random.Generator) -> str:
         """Return a variant of an instruction that asks for the same, as far as words can tell."""
@@ -137,11 +135,7 @@ class PredictorSettings:
     threads: int | None = 1
 
     def __post_init__(self) -> None:
-        """Refuse values that train nothing.
-
-        Raises:
-            InputError: naming the value.
-        """
+        """Refuse values that train nothing."""
         counts = {"steps": self.steps, "batch_size": self.batch_size, "threads": self.threads}
         for name, value in counts.items():
             if value is not None and value < 1:
@@ -185,22 +179,17 @@ def tiny_predictor(tasks: TaskTable, *, seed: int = 0) -> TaskPredictor:
 
 
 def pretrained_predictor(
-    encoder: str, tasks: TaskTable, *, trainable: bool = True, max_tokens: int = 77
+    encoder: str, tasks: TaskTable, *, trainable: bool = True
 ) -> TaskPredictor:
     """Return an untrained head on a pretrained encoder: Flan-T5, CLIP, BERT and their kin.
 
-    Args:
-        encoder: directory or hub name, see `TransformersText`.
-        tasks: the table of the model it is for.
-        trainable: fine-tune the encoder too; otherwise it stays frozen and only the head learns.
-        max_tokens: longest instruction in tokens.
+    `encoder` is a directory or a hub name, see `TransformersText`; not `trainable`, it stays frozen
+    and only the head learns.
 
     Raises:
         InputError: if the encoder cannot be found or loaded.
     """
-    text = TransformersText(
-        encoder, trainable=trainable, attend_padding=False, max_tokens=max_tokens
-    )
+    text = TransformersText(encoder, trainable=trainable, attend_padding=False)
     return TaskPredictor(text, tasks)
 
 
@@ -303,8 +292,7 @@ def _train(
         optimizer, warmup_steps=WARMUP_STEPS, total_steps=settings.steps
     )
     # a frozen encoder stays in eval mode: dropout in it would be noise nothing learns from
-    is_trained = any(p.requires_grad for p in predictor.encoder.parameters())
-    predictor.encoder.train(is_trained)
+    predictor.encoder.train(learns(predictor.encoder))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)  # of a pretrained encoder's dropout
         for step in range(settings.steps):

@@ -70,7 +70,9 @@ def learn_predictor_row(
     )
     varied, _ = asked.draw(NEW_TEXTS, seed=seed, purpose="new predictor texts", step=0)
     varied_old, _ = against.draw(OLD_TEXTS, seed=seed, purpose="old predictor texts", step=0)
-    with torch_threads(_threads_for(predictor)):
+    # a small encoder is fastest on one thread; None leaves what is set
+    is_small = sum(p.numel() for p in predictor.encoder.parameters()) < SMALL
+    with torch_threads(1 if is_small else None):
         new = _encode(predictor, [*texts, *varied])
         old = _encode(predictor, [*plain, *varied_old])
     row = _fit(new, old)
@@ -89,11 +91,6 @@ class _Encoded:
 
     def first(self, count: int) -> "_Encoded":
         return _Encoded(self.features[:count], self.logits[:count])
-
-
-def _threads_for(predictor: TaskPredictor) -> int | None:
-    """Return 1 for a small encoder, which is fastest on one thread; None leaves what is set."""
-    return 1 if sum(p.numel() for p in predictor.encoder.parameters()) < SMALL else None
 
 
 @torch.no_grad()

@@ -153,7 +153,7 @@ def test_a_cell_begins_where_its_lesson_was_found_to_begin(model: Path):
     base = Editor.from_pretrained(model)
     given = make_lesson(cell, study, base.settings.image_size, new_index=len(TASKS))
     assert given.settings.init == "best"
-    assert begun.init == beginning_of(base, given)
+    assert begun.init == beginning_of(base, given).name
     made = run_cell(cell, study, OldTasks.of(study), begun, lambda *_: None)
     assert made["began_at"] == begun.init
     assert Begun.of(Cell("contour", "base", 0, 0), study) == Begun("", 0.0)
