@@ -35,7 +35,8 @@ from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.reader import OpenShard, decode_pair
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.errors import InputError, ShardError, closest
-from emu_edit.images import BLACK, FORMATS, decode_rgb
+from emu_edit.images import decode_rgb
+from emu_edit.pictures import BLACK, FORMATS
 from emu_edit.tasks import SIXTEEN, TaskTable
 
 _BLACKEST = 8  # of 255; JPEG leaves a black picture a little above 0

@@ -26,7 +26,7 @@ from datamodules.shards.manifest import MANIFEST, read_manifest
 from datamodules.shards.writer import PairRecord
 from datamodules.stream.reader import OpenShard
 from emu_edit.errors import InputError
-from emu_edit.images import EXTENSIONS
+from emu_edit.pictures import EXTENSIONS
 
 BITS = 64
 THUMBNAIL = 16  # side

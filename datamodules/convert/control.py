@@ -14,11 +14,11 @@ from pathlib import Path
 from datamodules.convert.pair import Converter, RawPair, Reason, SkippedPair, is_safe_name
 from datamodules.convert.picture import Picture
 from emu_edit.errors import InputError
-from emu_edit.images import EXTENSIONS
+from emu_edit.pictures import EXTENSIONS
 
 TARGETS, SOURCES = "images", "control"
 # pictures in such folders that are refused by name; other files (notes, leftovers) are no pairs
-_REFUSED = {".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jfif"}
+_REFUSED = {".heic", ".jfif"}
 
 
 def list_pairs(

@@ -21,7 +21,7 @@ from datamodules.convert.pair import (
 from datamodules.convert.picture import Picture
 from datamodules.shards.evaluation_only import refuse_columns
 from emu_edit.errors import InputError
-from emu_edit.images import EXTENSIONS
+from emu_edit.pictures import EXTENSIONS
 
 LINES = "instructions.jsonl"
 _TEXTS = (

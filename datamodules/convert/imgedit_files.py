@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from datamodules.convert.pair import check_name
 from datamodules.convert.picture import MissingPictureError, Picture
 from emu_edit.errors import InputError
-from emu_edit.images import read_image_bytes
+from emu_edit.pictures import read_image_bytes
 
 # a table is called PREFIX TASK ORIGIN PART, all but the task optional
 _PREFIX, _PART = "results_", re.compile(r"(_laion)?(_part\d+.*)?$")

@@ -25,7 +25,8 @@ from PIL import Image
 from datamodules.convert.imgedit_files import Samples
 from datamodules.convert.picture import MissingPictureError
 from emu_edit.errors import BadImageError
-from emu_edit.images import MAX_PIXELS, decode_mask, read_image_bytes
+from emu_edit.images import decode_mask
+from emu_edit.pictures import MAX_PIXELS, read_image_bytes
 
 RESULT = "result.json"
 _OBJECTS = ("edit_obj", "edit_result")  # for "add" the object is what came

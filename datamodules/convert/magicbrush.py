@@ -49,7 +49,8 @@ from datamodules.convert.rows import (
 )
 from datamodules.shards.evaluation_only import refusal_of_magicbrush
 from emu_edit.errors import InputError
-from emu_edit.images import BLACK, decode_rgb
+from emu_edit.images import decode_rgb
+from emu_edit.pictures import BLACK
 
 SESSIONS, TURNS, IMAGES = "edit_sessions.json", "edit_turns.json", "images"
 TABLE = Table(

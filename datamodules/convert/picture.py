@@ -14,7 +14,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from emu_edit.errors import BadImageError
-from emu_edit.images import decode_rgb, read_image_bytes
+from emu_edit.images import decode_rgb
+from emu_edit.pictures import read_image_bytes
 
 
 class MissingPictureError(BadImageError):

@@ -19,6 +19,7 @@ from datamodules.world.palette import PLAIN_BACKGROUNDS, SCENIC_BACKGROUNDS
 from datamodules.world.scene import Crop
 from emu_edit.errors import InputError
 from emu_edit.images import read_image
+from emu_edit.pictures import EXTENSIONS
 from emu_edit.randomness import keyed_generator
 
 
@@ -94,7 +95,6 @@ _SCENIC = {
 }
 
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_CACHED = 64  # photographs kept in memory, each about 0.8 MB at the default side
 
 
@@ -102,7 +102,7 @@ class Photos:
     """The pictures of a folder and its sub-folders, by path; each is read when first needed.
 
     Args:
-        folder: where to look for .jpg, .jpeg, .png and .webp files.
+        folder: where to look for pictures.
         short_side: photographs are kept at most this large; also the sharpest a background can be.
     """
 
@@ -112,11 +112,11 @@ class Photos:
             raise InputError(
                 f"photos={str(folder)!r} is not a folder; give a folder with photographs"
             )
-        self.paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        self.paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
         if not self.paths:
             raise InputError(
                 f"photos={str(folder)!r} has no pictures; give a folder with "
-                f"{', '.join(SUFFIXES)} files"
+                f"{', '.join(EXTENSIONS)} files"
             )
         self.short_side = short_side
 

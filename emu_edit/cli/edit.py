@@ -19,8 +19,8 @@ from emu_edit.cli.arguments import (
     seed_int,
 )
 from emu_edit.cli.edit_places import (
+    READ,
     STREAM,
-    SUFFIXES,
     check_session_folder,
     find_sources,
     is_many,
@@ -210,7 +210,7 @@ def asked_turns(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str
     """
     check_combination(options)
     for text in options.instructions:
-        if Path(text).suffix.lower() in SUFFIXES and Path(text).is_file():
+        if Path(text).suffix.lower() in READ and Path(text).is_file():
             raise InputError(
                 f"the instruction {text!r} is a picture; to edit many, quote the pattern, so that "
                 "the shell leaves it alone: 'photos/*.jpg'"

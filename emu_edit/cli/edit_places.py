@@ -13,7 +13,8 @@ from pathlib import Path
 
 from emu_edit.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # what `emu_edit.images` reads and writes
+WRITTEN = (".png", ".jpg", ".jpeg", ".webp")  # as `emu_edit.images` writes
+READ = (*WRITTEN, ".gif", ".tif", ".tiff", ".bmp", ".avif")  # as `emu_edit.pictures` reads
 STREAM = "-"
 MAX_PICTURES = 100_000
 
@@ -95,10 +96,10 @@ def find_sources(image: str) -> tuple[list[Source], list[str]]:
         return [Source(None)], []
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        pictures = [p for p in found if p.suffix.lower() in SUFFIXES]
-        passed_over = [p.name for p in found if p.suffix.lower() not in SUFFIXES]
+        pictures = [p for p in found if p.suffix.lower() in READ]
+        passed_over = [p.name for p in found if p.suffix.lower() not in READ]
         if not pictures:
-            raise InputError(f"{image} is a folder without a picture ({', '.join(SUFFIXES)})")
+            raise InputError(f"{image} is a folder without a picture ({', '.join(WRITTEN)})")
     elif is_glob(image):
         pictures = sorted(p for p in map(Path, glob(image, recursive=True)) if p.is_file())
         passed_over = []
@@ -136,10 +137,8 @@ def place_for_one(output: str, source: Source, *, sheet: bool, manifest: bool) -
         check_folder(path)
         return Place(folder=path)
     place = Place(picture=path, has_sheet=sheet, has_manifest=manifest)
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(
-            f"{path}: cannot write {path.suffix!r}, needs one of {', '.join(SUFFIXES)}"
-        )
+    if path.suffix.lower() not in WRITTEN:
+        raise InputError(f"{path}: cannot write {path.suffix!r}, needs one of {', '.join(WRITTEN)}")
     for file in (path, place.sheet, place.manifest):
         if file is not None:
             check_file(file, [source])

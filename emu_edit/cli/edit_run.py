@@ -24,13 +24,12 @@ from emu_edit.editing.session import EditSession, TurnSettings, replay
 from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task, task_names
 from emu_edit.errors import InputError
 from emu_edit.images import (
-    MAX_BYTES,
-    MAX_SIDE,
     decode_rgb,
     read_image,
     resize,
     with_shorter_side,
 )
+from emu_edit.pictures import MAX_BYTES, MAX_SIDE
 from emu_edit.runs.learned_tasks import add_task_files, files_of, read_task_files
 from emu_edit.terminal import step_bar
 
@@ -266,7 +265,7 @@ def read_source(source: Source) -> UInt8[Tensor, "3 h w"]:
         InputError: if standard input is a terminal or closed.
     """
     if source.path is not None:
-        return read_image(source.path)
+        return read_image(source.path, on_note=lambda note: _say(source, note))
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("standard input has no picture; pipe one in: emu-edit edit - < a.png")
     # one byte more than allowed tells an endless stream from the largest picture
@@ -274,6 +273,10 @@ def read_source(source: Source) -> UInt8[Tensor, "3 h w"]:
     if len(data) > MAX_BYTES:
         raise InputError(f"{source} gave more than the {MAX_BYTES} bytes a picture may have")
     return decode_rgb(data, where=str(source))
+
+
+def _say(source: Source, note: str) -> None:
+    sys.stderr.write(f"{source}: {note}\n")
 
 
 def fit_size(

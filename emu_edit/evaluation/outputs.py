@@ -22,7 +22,8 @@ from datamodules.evaluation_sets import EMU_EDIT
 from datamodules.evaluation_sets.generations import holds_generations, load_generations
 from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem, Picture, as_unicode, some
 from emu_edit.errors import BadImageError, InputError
-from emu_edit.images import EXTENSIONS, decode_rgb
+from emu_edit.images import decode_rgb
+from emu_edit.pictures import EXTENSIONS
 
 OK, FAILED = "ok", "failed"
 MISSING = "there is no picture of it"

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from emu_edit.errors import BadImageError
-from emu_edit.images import MAX_PIXELS, MAX_SIDE, MIN_SIDE, decode_mask, decode_rgb
+from emu_edit.images import decode_mask, decode_rgb
+from emu_edit.pictures import MAX_PIXELS, MAX_SIDE, MIN_SIDE
 from tests.images.pictures import encoded, noise
 
 

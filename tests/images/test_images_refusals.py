@@ -2,14 +2,17 @@
 
 import os
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from emu_edit.errors import BadImageError
-from emu_edit.images import decode_rgb, read_image
+from emu_edit.images import decode_rgb, from_pil, read_image
+from emu_edit.pictures import MOST_SCANS
 from tests.images.pictures import GREEN, RED, encoded, noise, png
 
 
@@ -21,26 +24,42 @@ def test_an_animation_is_refused(kind):
         decode_rgb(data, where="a.x")
 
 
-@pytest.mark.parametrize(
-    ("kind", "came"),
-    [
-        ("GIF", "a GIF"),
-        ("TIFF", "a TIFF"),
-        ("BMP", "a BMP"),
-        ("EPS", "PostScript"),
-        ("PDF", "a PDF"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "came"), [("EPS", "PostScript"), ("PDF", "a PDF")])
 def test_other_formats_are_refused_whatever_their_name(tmp_path, kind, came):
     (tmp_path / "photo.jpg").write_bytes(encoded(Image.fromarray(noise()), kind))
-    with pytest.raises(BadImageError, match=f"photo.jpg: is {came}, needs a JPEG, PNG or WebP"):
+    with pytest.raises(BadImageError, match=f"photo.jpg: is {came}, needs a JPEG, PNG, WebP, GIF"):
         read_image(tmp_path / "photo.jpg")
 
 
-def test_a_float_tiff_is_refused():
-    data = encoded(Image.fromarray(np.zeros((16, 16), dtype=np.float32)), "TIFF")
-    with pytest.raises(BadImageError, match=r"deep.tif: is a TIFF, needs"):
-        decode_rgb(data, where="deep.tif")
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP"])
+def test_common_formats_are_read_whatever_their_name(tmp_path, kind):
+    picture = Image.fromarray(noise()).convert("P").convert("RGB")  # 256 colours, as a GIF has
+    (tmp_path / "photo.jpg").write_bytes(encoded(picture, kind))
+    assert torch.equal(read_image(tmp_path / "photo.jpg"), from_pil(picture))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+def test_an_avif_is_read():
+    data = encoded(Image.new("RGB", (16, 16), GREEN), "AVIF", quality=100)
+    assert (decode_rgb(data).int() - torch.tensor(GREEN)[:, None, None]).abs().max() <= 2
+
+
+def test_of_a_moving_gif_the_first_frame_is_taken_and_said(tmp_path):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
+    (tmp_path / "a.gif").write_bytes(data)
+    notes: list[str] = []
+    image = read_image(tmp_path / "a.gif", on_note=notes.append)
+    assert image[:, 0, 0].tolist() == list(RED)
+    assert notes == ["the first frame of a GIF was taken"]
+
+
+def test_a_float_tiff_is_scaled_and_one_out_of_range_refused():
+    levels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    grey = decode_rgb(encoded(Image.fromarray(levels), "TIFF"))
+    assert torch.equal(grey[0].flatten(), torch.arange(256, dtype=torch.uint8))
+    with pytest.raises(BadImageError, match=r"deep.tif: has grey values 0..2 in mode F"):
+        decode_rgb(encoded(Image.fromarray(levels * 2), "TIFF"), where="deep.tif")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +76,9 @@ def test_a_float_tiff_is_refused():
     ],
 )
 def test_bytes_that_are_no_picture_are_named(data, came):
-    with pytest.raises(BadImageError, match=f"x: is {came}, needs a JPEG, PNG or WebP picture"):
+    with pytest.raises(
+        BadImageError, match=f"x: is {came}, needs a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF"
+    ):
         decode_rgb(data, where="x")
 
 
@@ -136,12 +157,51 @@ def test_a_truncated_jpeg_says_so():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_unreadable_exif_is_refused_because_the_picture_may_lie_on_its_side(kind):
+def test_damaged_exif_never_decides_whether_pixels_are_read_and_is_said(tmp_path, kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(Image.fromarray(noise()), kind, exif=exif.tobytes().replace(b"MM\0*", b"MM\0?"))
-    with pytest.raises(BadImageError, match=r"a.x: has damaged EXIF data, so which side is up"):
-        decode_rgb(data, where="a.x")
+    damaged = exif.tobytes().replace(b"MM\0*", b"MM\0?")
+    picture = Image.fromarray(noise())
+    (tmp_path / "a.x").write_bytes(encoded(picture, kind, exif=damaged, lossless=True))
+    notes: list[str] = []
+    read = read_image(tmp_path / "a.x", on_note=notes.append)
+    assert torch.equal(read, decode_rgb(encoded(picture, kind, lossless=True)))
+    assert notes == ["damaged EXIF data were ignored; the picture may lie on its side"]
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_long_text_in_a_png_is_passed_over(place):
+    picture = Image.fromarray(noise())
+    data = encoded(picture, "PNG")
+    text = zlib.compress(b"a" * 2**24)
+    body = b"zTXt" + b"Comment\0\0" + text
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    at = data.index(b"IDAT") - 4 if place == "before" else data.index(b"IEND") - 4
+    assert torch.equal(decode_rgb(data[:at] + chunk + data[at:]), from_pil(picture))
+
+
+def scans(data: bytes, count: int) -> bytes:
+    """Repeat the last scan of a progressive JPEG until it has `count`."""
+    start = data.rindex(b"\xff\xda")
+    scan, end = data[start:-2], data[-2:]
+    return data[:start] + scan * (count - data.count(b"\xff\xda") + 1) + end
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(monkeypatch):
+    data = encoded(Image.fromarray(noise()), "JPEG", progressive=True)
+    assert decode_rgb(scans(data, MOST_SCANS)).shape == (3, *noise().shape[:2])
+    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(BadImageError, match=r"a.jpg: is a JPEG of over 100 scans, .* save it"):
+        decode_rgb(scans(data, 500), where="a.jpg")
+
+
+def test_fewer_scans_are_taken_of_a_large_picture(monkeypatch):
+    data = encoded(Image.fromarray(noise()), "JPEG", progressive=True)
+    monkeypatch.setattr("emu_edit.pictures.MOST_SCANNED", 20 * noise().shape[0] * noise().shape[1])
+    assert decode_rgb(scans(data, 20)).shape[0] == 3
+    with pytest.raises(BadImageError, match=r"is a JPEG of over 20 scans"):
+        decode_rgb(scans(data, 21))
 
 
 def test_an_empty_file_is_refused(tmp_path):
