@@ -29,6 +29,7 @@ from emu_edit.models.fingerprints import hash_of
 from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.sources import check_safetensors, quiet_transformers
 from emu_edit.models.text import ModelText, TransformersText
+from emu_edit.models.trust import judge_directory
 from emu_edit.tasks import TaskTable
 
 INDEX = "predictor.json"
@@ -218,6 +219,7 @@ class TaskPredictor(nn.Module):
         """
         folder = Path(path).expanduser()
         table, temperature, max_tokens = _read_index(folder)
+        judge_directory(folder, is_ours=True)
         if tasks is not None and table != tasks:
             raise InputError(
                 f"{folder} predicts other tasks than the model has: {', '.join(table.names)}; "

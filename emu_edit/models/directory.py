@@ -3,7 +3,6 @@
 A directory appears whole or not at all: it is written under another name and renamed.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emu_edit.errors import InputError
+from emu_edit.models.trust import read_bounded_json
 
 INDEX = "model_index.json"  # diffusers' name; what makes a directory a model directory
 
@@ -77,10 +77,7 @@ def read_json(file: Path) -> dict:
     Raises:
         InputError: if it cannot be read or holds something else.
     """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file}, a part of every model directory: {error}") from error
+    value = read_bounded_json(file)
     if not isinstance(value, dict):
         raise InputError(f"{file} holds {type(value).__name__}, needs a JSON object")
     return value

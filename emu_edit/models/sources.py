@@ -6,19 +6,21 @@ directory of one part. A hub name is `owner/name` for a repository that is one p
 loaded; they are refused, never opened.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
+import torch
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from emu_edit.errors import InputError
-
-PICKLED = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+from emu_edit.models.trust import PICKLED, judge_directory
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ def find_part(path: str | Path, part: str) -> PartSource:
     """Find `part` ("unet", "vae" or "text_encoder") under a local path or a hub name.
 
     Raises:
-        InputError: if the path is neither, lacks the part, or holds pickled weights only.
+        InputError: if the path is neither, lacks the part, holds pickled weights only, or is
+            refused by `judge_directory`.
     """
     local = Path(path).expanduser()
     if local.is_file():
@@ -47,6 +50,7 @@ def find_part(path: str | Path, part: str) -> PartSource:
     if not local.is_dir():
         return _on_hub(str(path), part)
     folder = local / part if (local / part).is_dir() else local
+    judge_directory(folder)
     check_safetensors(folder, part)
     return PartSource(str(local), "" if folder == local else part)
 
@@ -71,6 +75,13 @@ def check_safetensors(folder: Path, part: str) -> None:
     )
 
 
+SMALL = 10**6  # weights a library may add that no file has
+# what libraries raise for configs and weights that do not fit together is anything of this
+LIBRARY_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError),
+    *(OSError, RuntimeError, SafetensorError, TypeError, ValueError),
+)
+
 AnyModel = TypeVar("AnyModel", bound=ModelMixin)
 
 
@@ -81,6 +92,7 @@ def load_diffusers(kind: type[AnyModel], source: PartSource) -> AnyModel:
         InputError: if it cannot be read or lacks weights.
     """
     try:
+        refuse_larger(lambda: _untrained(kind, source), source)
         loaded = kind.from_pretrained(
             source.root,
             subfolder=source.subfolder or None,
@@ -88,12 +100,51 @@ def load_diffusers(kind: type[AnyModel], source: PartSource) -> AnyModel:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+    except LIBRARY_ERRORS as error:
         message = f"cannot load {kind.__name__} from {source}: {first_line(error)}"
         raise InputError(message) from error
     model, info = cast("tuple[AnyModel, dict[str, list[str]]]", loaded)
     refuse_missing(info["missing_keys"], source)
+    refuse_non_finite(model.named_parameters(), str(source))
     return model
+
+
+def _untrained(kind: type[ModelMixin], source: PartSource) -> nn.Module:
+    assert issubclass(kind, ConfigMixin)  # as every network of diffusers
+    config = kind.load_config(source.root, subfolder=source.subfolder or None)
+    return cast("nn.Module", kind.from_config(cast("dict[str, object]", config)))
+
+
+def refuse_larger(build: Callable[[], nn.Module], source: PartSource) -> None:
+    """Refuse a config that asks for a far larger network than its weights are for.
+
+    The network is built without memory; one on the hub is taken as it is.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    folder = Path(source.root, source.subfolder)
+    if not folder.is_dir():
+        return
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    with torch.device("meta"):
+        asked = sum(parameter.numel() for parameter in build().parameters())
+    if asked > stored + SMALL:  # a weight takes at least a byte
+        raise InputError(
+            f"{folder}: config.json asks for {asked:.2g} weights, its files have {stored:.2g} "
+            "bytes; they belong to different models"
+        )
+
+
+def refuse_non_finite(named: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Refuse weights that are not numbers: every picture of theirs would be black.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name, value in named:
+        if not value.isfinite().all():
+            raise InputError(f"{where}: {name} holds values that are not numbers; get it again")
 
 
 def refuse_missing(keys: Iterable[str], source: PartSource) -> None:

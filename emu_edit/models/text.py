@@ -9,13 +9,14 @@ from typing import cast
 
 import torch
 from jaxtyping import Bool, Int64
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForTextEncoding,
     AutoTokenizer,
+    CLIPTextConfig,
     CLIPTextModel,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,13 +24,17 @@ from transformers import (
 from emu_edit.errors import InputError
 from emu_edit.models.interfaces import TextEncoder, TextFeatures
 from emu_edit.models.sources import (
+    LIBRARY_ERRORS,
     PartSource,
     find_part,
     first_line,
     quiet_transformers,
+    refuse_larger,
     refuse_missing,
+    refuse_non_finite,
 )
 from emu_edit.models.surgery import freeze
+from emu_edit.models.trust import judge_directory
 
 MULTIPLE = 8  # token counts are rounded up to it: fewer shapes to compile, and matrix units like it
 
@@ -150,10 +155,15 @@ def _tokenizer_source(source: PartSource) -> PartSource:
 def _load(
     source: PartSource, tokenizer_source: PartSource
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if Path(tokenizer_source.root).is_dir():
+        judge_directory(Path(tokenizer_source.root, tokenizer_source.subfolder))
     try:
-        config = AutoConfig.from_pretrained(source.root, subfolder=source.subfolder)
+        config = AutoConfig.from_pretrained(
+            source.root, subfolder=source.subfolder, trust_remote_code=False
+        )
         # AutoModelForTextEncoding does not know "clip", a whole CLIP with its text half inside
         loader = CLIPTextModel if config.model_type == "clip" else AutoModelForTextEncoding
+        refuse_larger(lambda: _untrained(config), source)
         with quiet_transformers():
             loaded = loader.from_pretrained(
                 source.root,
@@ -162,13 +172,20 @@ def _load(
                 output_loading_info=True,
             )
         tokenizer = AutoTokenizer.from_pretrained(
-            tokenizer_source.root, subfolder=tokenizer_source.subfolder
+            tokenizer_source.root, subfolder=tokenizer_source.subfolder, trust_remote_code=False
         )
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except LIBRARY_ERRORS as error:
         message = f"cannot load a text encoder from {source}: {first_line(error)}"
         raise InputError(message) from error
     model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
     refuse_missing(info["missing_keys"], source)
+    refuse_non_finite(model.named_parameters(), str(source))
     # transformers keeps the checkpoint's own precision, which may be half
     model.float()
     return model, tokenizer
+
+
+def _untrained(config: PretrainedConfig) -> PreTrainedModel:
+    if config.model_type == "clip":
+        return CLIPTextModel(cast("CLIPTextConfig", getattr(config, "text_config", config)))
+    return AutoModelForTextEncoding.from_config(config, trust_remote_code=False)

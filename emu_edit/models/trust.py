@@ -21,10 +21,7 @@ MEBI = 2**20
 MOST_BYTES = {"tokenizer.json": 64 * MEBI, "vocab.json": 16 * MEBI}
 MOST_BYTES_INDEX, MOST_BYTES_JSON = 16 * MEBI, MEBI
 MOST_DEPTH = 64  # of brackets in brackets; model configs have 5, tokenizers 8
-RUNS_CODE = frozenset(
-    {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5"}
-    | {".py", ".pyc", ".so", ".dll", ".msgpack"}
-)
+PICKLED = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5"}
 # keys with which a config makes a library run code, fetch another model or need another program
 FORBIDDEN_KEYS = {
     "auto_map": "names Python code to run",
@@ -73,10 +70,11 @@ def judge_directory(folder: Path, *, is_ours: bool = False) -> None:
             raise InputError(
                 f"{path} {FORBIDDEN_FILES[path.name]}; remove it if you trust the rest"
             )
-        if path.suffix.lower() in RUNS_CODE and (is_ours or path.suffix == ".py"):
+        if path.suffix == ".py" or (is_ours and path.suffix.lower() in PICKLED):
+            what = "Python" if path.suffix == ".py" else "pickled weights"
             raise InputError(
-                f"{path} can run code when it is loaded, and a model is safetensors and JSON only; "
-                "it is never opened, remove it if you trust the rest"
+                f"{path.parent} holds {what} ({path.name}), which can run code; a model is "
+                "safetensors and JSON only, convert or remove it"
             )
         if path.suffix == ".json":
             _judge_json(path)
@@ -107,14 +105,14 @@ def read_bounded_json(path: Path) -> object:
     """
     is_index = path.name.endswith(".index.json")
     most = MOST_BYTES.get(path.name, MOST_BYTES_INDEX if is_index else MOST_BYTES_JSON)
-    if not path.is_file():
+    if path.exists() and not path.is_file():
         raise InputError(f"{path} is no plain file")
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}, a part of every model directory: {error}") from error
     if len(data) > most:
         raise InputError(f"{path} has more than {most} bytes, too many for a model's JSON")
     if _depth(text) > MOST_DEPTH:
@@ -122,7 +120,7 @@ def read_bounded_json(path: Path) -> object:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"cannot read {path}, which is not JSON: {error}") from error
 
 
 def _refuse_constant(name: str) -> None:

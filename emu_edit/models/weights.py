@@ -21,7 +21,7 @@ from emu_edit.models.codec import KLCodec, PatchCodec
 from emu_edit.models.directory import INDEX, new_directory, read_index, read_json
 from emu_edit.models.interfaces import ImageCodec
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
-from emu_edit.models.sources import check_safetensors, quiet_transformers
+from emu_edit.models.sources import check_safetensors, quiet_transformers, refuse_non_finite
 from emu_edit.models.surgery import learns
 from emu_edit.models.task_files import (
     TASKS_JSON,
@@ -31,10 +31,12 @@ from emu_edit.models.task_files import (
     write_learned,
 )
 from emu_edit.models.text import ModelText, TransformersText
+from emu_edit.models.trust import judge_directory
 from emu_edit.models.unet import TASK_FILE, PretrainedUNetDenoiser, UNetDenoiser
 from emu_edit.tasks import TaskTable
 
 TABLE = "table"
+MOST_TOKENS = 2**17  # of a text
 
 
 def save_networks(
@@ -85,6 +87,7 @@ def load_networks(
     """
     folder = Path(path).expanduser()
     index = read_index(folder)
+    judge_directory(folder, is_ours=True)
     for name in ("unet", "text_encoder"):
         check_safetensors(folder / name, name)
     encoding = index["_networks"]
@@ -95,11 +98,11 @@ def load_networks(
         PretrainedUNetDenoiser(str(folder), task_dim=task_embedding.dim),
         TransformersText(
             str(folder),
-            attend_padding=bool(encoding["attend_padding"]),
-            trainable=bool(encoding["trainable_text"]),
-            max_tokens=int(encoding["max_tokens"]),
+            attend_padding=_flag(encoding, "attend_padding", folder),
+            trainable=_flag(encoding, "trainable_text", folder),
+            max_tokens=_max_tokens(encoding, folder),
         ),
-        _read_codec(folder, scale_condition=bool(encoding["scale_condition"])),
+        _read_codec(folder, scale_condition=_flag(encoding, "scale_condition", folder)),
         task_embedding=task_embedding,
         tasks=names,
     )
@@ -107,6 +110,22 @@ def load_networks(
         append_learned(networks, folder)
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     return networks.eval().to(device), scheduler_config, index["_emu_edit"]
+
+
+def _flag(encoding: dict[str, object], name: str, folder: Path) -> bool:
+    value = encoding.get(name)
+    if not isinstance(value, bool):
+        raise InputError(f"{folder / INDEX}: {name} is {value!r}, needs true or false")
+    return value
+
+
+def _max_tokens(encoding: dict[str, object], folder: Path) -> int:
+    value = encoding.get("max_tokens")
+    if not isinstance(value, int) or not 1 <= value <= MOST_TOKENS:
+        raise InputError(
+            f"{folder / INDEX}: max_tokens is {value!r}, needs a number of 1 to {MOST_TOKENS}"
+        )
+    return value
 
 
 def _write_parts(
@@ -184,7 +203,7 @@ def _read_codec(folder: Path, *, scale_condition: bool) -> ImageCodec:
         return PatchCodec(
             patch=int(config["patch"]), shift=float(config["shift"]), scale=float(config["scale"])
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{folder}/vae/config.json lacks a number of the PatchCodec: {error}"
         ) from error
@@ -206,4 +225,5 @@ def _read_tasks(folder: Path, expected: TaskTable | None) -> tuple[Float[Tensor,
             f"{folder / TASK_FILE} has a table of shape {tuple(table.shape)}, "
             f"tasks.json names {len(tasks)} tasks; the two files belong to different models"
         )
+    refuse_non_finite([(TABLE, table)], str(folder / TASK_FILE))
     return table, tasks

@@ -141,7 +141,7 @@ def test_what_is_no_predictor_is_refused(tmp_path: Path) -> None:
         ({"tasks": "local"}, "has no list of task names"),
         ({"tasks": []}, "needs at least one task"),
         ({"temperature": 0.0}, "must be numbers above 0, got 0.0 and 40"),
-        ({"temperature": float("nan")}, "must be numbers above 0, got nan and 40"),
+        ({"temperature": float("nan")}, "NaN is not a number"),
         ({"temperature": None}, "must be numbers above 0, got None"),
         ({"max_tokens": "many"}, "must be numbers above 0, got 1.5 and 'many'"),
     ],
