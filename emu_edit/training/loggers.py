@@ -117,7 +117,7 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
             case Mapping():
                 found |= flat(value, here)
             case [{"class_path": _}, *_] if all(isinstance(part, Mapping) for part in value):
-                found |= flat(_by_class(value), here)
+                found |= flat(_by_class(list(value)), here)
             case _:
                 found[here.removesuffix(".")] = value
     return found
