@@ -22,8 +22,8 @@ from benchmarks.inversion.methods import (
     INVERSION,
     LEARNING_RATES,
     Lesson,
+    MethodResult,
     OnStep,
-    Taught,
     beginning_of,
     teach,
 )
@@ -159,30 +159,30 @@ class OldTasks:
 
 
 @dataclass(frozen=True)
-class Begun:
+class LessonStart:
     """Where a lesson begins, and how long it took to find it: each of its cells is charged that."""
 
     init: str
     seconds: float
 
     @staticmethod
-    def of(cell: Cell, study: Study) -> "Begun":
+    def of(cell: Cell, study: Study) -> "LessonStart":
         """Find the beginning of a cell's lesson; the base has none."""
         if cell.method == BASE:
-            return Begun("", 0.0)
+            return LessonStart("", 0.0)
         editor, start = study.editor(), study.clock()
         init = beginning_of(editor, _lesson(cell, study, editor)).name
-        return Begun(init, study.clock() - start)
+        return LessonStart(init, study.clock() - start)
 
 
 def run_cell(
-    cell: Cell, study: Study, old: OldTasks, begun: Begun, on_step: OnStep
+    cell: Cell, study: Study, old: OldTasks, begun: LessonStart, on_step: OnStep
 ) -> dict[str, object]:
     """Learn and score one cell."""
     editor = study.editor()
     start = study.clock()
     if cell.method == BASE:
-        taught = Taught(editor, steps=0, best_step=0, weights=0)
+        taught = MethodResult(editor, steps=0, best_step=0, weights=0)
     else:
         lesson = _lesson(cell, study, editor)
         given = replace(lesson, settings=replace(lesson.settings, init=begun.init))

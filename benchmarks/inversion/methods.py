@@ -58,8 +58,8 @@ MAX_NORM = 1.0  # gradients are clipped as in the recipes
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What came out of a method.
+class MethodResult:
+    """What a method learnt.
 
     Attributes:
         editor: edits with the new task, too.
@@ -76,7 +76,7 @@ class Taught:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a method is given.
+    """What a method learns from.
 
     Attributes:
         task: name of the new task.
@@ -91,7 +91,9 @@ class Lesson:
     stream: Sequence[EditSample] = ()
 
 
-def teach(editor: Editor, method: str, lesson: Lesson, on_step: OnStep | None = None) -> Taught:
+def teach(
+    editor: Editor, method: str, lesson: Lesson, on_step: OnStep | None = None
+) -> MethodResult:
     """Teach a task by one of the methods; the editor is used up.
 
     Raises:
@@ -110,7 +112,7 @@ def teach(editor: Editor, method: str, lesson: Lesson, on_step: OnStep | None = 
     return _Tuner(module, lesson, LEARNING_RATES[method]).run(on_step)
 
 
-def _invert(editor: Editor, lesson: Lesson, on_step: OnStep | None) -> Taught:
+def _invert(editor: Editor, lesson: Lesson, on_step: OnStep | None) -> MethodResult:
     inverted = invert(editor, lesson.pairs, lesson.settings, on_step)
     learned = LearnedTask(
         lesson.task,
@@ -125,7 +127,7 @@ def _invert(editor: Editor, lesson: Lesson, on_step: OnStep | None) -> Taught:
     )
     editor.add_task(learned)
     steps = inverted.history[-1].step
-    return Taught(editor, steps, inverted.best_step, weights=len(inverted.vector))
+    return MethodResult(editor, steps, inverted.best_step, weights=len(inverted.vector))
 
 
 def make_module(editor: Editor, lesson: Lesson) -> EditModule:
@@ -222,7 +224,7 @@ class _Tuner:
         self.best = copy_of(module)
         self.best_step, self.lowest = 0, math.inf
 
-    def run(self, on_step: OnStep | None) -> Taught:
+    def run(self, on_step: OnStep | None) -> MethodResult:
         """Make the steps; end when the held-out pairs get no better."""
         steps, every = self.settings.steps, self.settings.check_every
         self._check(0)
@@ -240,7 +242,7 @@ class _Tuner:
                 weights[name].copy_(value)
         self.module.eval()
         count = sum(value.numel() for value in self.best.values())
-        return Taught(self.module.make_editor(), done, self.best_step, weights=count)
+        return MethodResult(self.module.make_editor(), done, self.best_step, weights=count)
 
     def _step(self, step: int) -> None:
         size, seed = self.settings.batch_size, self.settings.seed

@@ -12,8 +12,8 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.inversion.cells import (
-    Begun,
     Cell,
+    LessonStart,
     OldTasks,
     OnStep,
     Study,
@@ -62,12 +62,12 @@ class _Maker:
                     todo = missing_of(list(group), self.study, self.folder) if is_ours else []
                     begun = None
                     for cell in todo:
-                        begun = begun or Begun.of(cell, self.study)
+                        begun = begun or LessonStart.of(cell, self.study)
                         self._make(cell, begun, on_step)
                         done_some = True
         return done_some
 
-    def _make(self, cell: Cell, begun: Begun, on_step: OnStep) -> None:
+    def _make(self, cell: Cell, begun: LessonStart, on_step: OnStep) -> None:
         left = missing_of(self.cells, self.study, self.folder)
         before = self.total - sum(map(self.study.budget, left))
 

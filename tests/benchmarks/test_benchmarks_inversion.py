@@ -11,8 +11,8 @@ from PIL import Image
 from benchmarks.inversion import __main__ as command
 from benchmarks.inversion import methods, shared
 from benchmarks.inversion.cells import (
-    Begun,
     Cell,
+    LessonStart,
     OldTasks,
     Study,
     make_lesson,
@@ -107,13 +107,13 @@ def test_cells_that_are_there_are_not_made_again(
         made.append(cell)
         return made_cell(cell.method, cell.pairs, cell.seed, 0.5) | {"study": known}
 
-    def begun(cell: Cell, *_: object) -> Begun:
+    def begun(cell: Cell, *_: object) -> LessonStart:
         lessons.append(cell.lesson)
-        return Begun("mean", 1.0)
+        return LessonStart("mean", 1.0)
 
     known = json.loads((folder / "contour-full-2-0.json").read_text())["study"]
     monkeypatch.setattr(shared, "run_cell", run_cell)
-    monkeypatch.setattr(Begun, "of", begun)
+    monkeypatch.setattr(LessonStart, "of", begun)
     files = {path: path.read_bytes() for path in folder.iterdir()}
     assert command.main(study_line(model, folder, "--methods", "inversion", "full")) == 0
     assert made == []
@@ -148,7 +148,7 @@ def test_a_lesson_that_another_process_learns_is_left_to_it(
 def test_a_cell_begins_where_its_lesson_was_found_to_begin(model: Path):
     study = Study(model, steps=1, batch_size=2, test_pairs=1, old_pairs=1)
     cell = Cell("contour", "full", 2, 0)
-    begun = Begun.of(cell, study)
+    begun = LessonStart.of(cell, study)
     assert begun.seconds > 0
     base = Editor.from_pretrained(model)
     given = make_lesson(cell, study, base.settings.image_size, new_index=len(TASKS))
@@ -156,7 +156,7 @@ def test_a_cell_begins_where_its_lesson_was_found_to_begin(model: Path):
     assert begun.init == beginning_of(base, given).name
     made = run_cell(cell, study, OldTasks.of(study), begun, lambda *_: None)
     assert made["began_at"] == begun.init
-    assert Begun.of(Cell("contour", "base", 0, 0), study) == Begun("", 0.0)
+    assert LessonStart.of(Cell("contour", "base", 0, 0), study) == LessonStart("", 0.0)
 
 
 def test_photographs_of_the_test_are_never_learnt_from(model: Path, tmp_path: Path):
