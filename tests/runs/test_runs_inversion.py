@@ -60,7 +60,7 @@ def test_the_recipe_writes_task_picture_curves_and_checkpoint(
     ("options", "message"),
     [
         (["--model.task=local"], "model.task='local': "),
-        (["--model.model=nowhere"], "nowhere is no model directory"),
+        (["--model.model=nowhere"], "there is no model at nowhere"),
         (["--data.data=nowhere"], "nowhere: no such file or folder"),
         (["--model.init=meen"], "cannot begin at 'meen'"),
         (["--start_from=model"], "--start_from is for weights; a new task begins at model.init"),
