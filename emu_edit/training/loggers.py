@@ -299,7 +299,7 @@ def _first_id(folder: Path) -> str | None:
     return starts[0][1] if starts else None
 
 
-def _by_class(parts: list[Any]) -> dict[str, object]:
+def _by_class(parts: Sequence[Any]) -> dict[str, object]:
     """Name the parts of a list by their class."""
     named: dict[str, object] = {}
     for part in parts:

@@ -81,14 +81,21 @@ def test_a_training_leaves_config_results_table_pictures_and_model_in_wandb(
     assert {"denoiser", "model", "data", "trainer"}.isdisjoint(run.config)
     assert not [name for name, value in run.config.items() if isinstance(value, dict) and value]
 
-    successes = {f"world/success/{name}" for name in SIXTEEN.names}
-    expected = {"world/success", "predictor/accuracy", "val/loss", "train/loss", "parameters"}
-    assert run.summary.keys() >= successes | expected
+    shares = {f"world/{share}/{name}" for share in ("clean", "success") for name in SIXTEEN.names}
+    expected = {
+        "world/clean",
+        "world/success",
+        "predictor/accuracy",
+        "val/loss",
+        "train/loss",
+        "parameters",
+    }
+    assert run.summary.keys() >= shares | expected
     columns, rows = table_of(run)
-    assert columns[:3] == ["name", "count", "success"]
+    assert {"name", "count", "clean", "success", "relative_error"} <= set(columns)
     assert [row[0] for row in rows][:16] == list(SIXTEEN.names)
     assert [row[0] for row in rows][-3:] == ["overall", "copy-input", "oracle"]
-    assert run.summary["world/success"] == rows[-3][2]
+    assert run.summary["world/clean"] == rows[-3][columns.index("clean")]
     assert run.history["edits.captions"] == [["step 2, averaged weights"]]
     assert run.history["curves._type"] == run.history["grid._type"] == ["image-file"]
     assert "unet/diffusion_pytorch_model.safetensors" in run.artifacts["first-model"]
@@ -202,7 +209,7 @@ def test_the_command_of_a_sweep_is_one_that_fit_takes(
         group, _, rest = name.partition(".")
         assert section[f"{group}.init_args.{rest}"] == value
     assert sweep["method"] in {"random", "grid", "bayes"}
-    assert sweep["metric"]["name"] in {"world/success", "error_over_copy"}
+    assert sweep["metric"]["name"] in {"world/clean", "error_over_copy"}
 
 
 def test_variables_of_wandb_hold_where_no_option_says_otherwise(

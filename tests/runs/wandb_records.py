@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
+from wandb.proto import wandb_internal_pb2
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")
 
@@ -34,7 +34,7 @@ def read_run(folder: Path) -> OfflineRun:
     (file,) = folder.glob("*.wandb")
     found = OfflineRun(folder)
     for content in _contents(file.read_bytes()):
-        record = Record()
+        record: Any = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  made at import
         record.ParseFromString(content)
         if record.HasField("run"):
             found.run = record.run
