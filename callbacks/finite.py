@@ -25,6 +25,7 @@ from emu_edit.errors import InputError, NonFiniteError
 from emu_edit.files import write_json
 from emu_edit.training.draws import DrawnBatch
 from emu_edit.training.module import EditModule, StepOutput, StepWatcher
+from emu_edit.training.optim import EMA_STATE_KEY
 
 FILE = "nonfinite.json"
 NUM_NAMED = 8  # samples or tensors named; the rest is counted
@@ -131,12 +132,18 @@ class Finite(StepWatcher):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to save weights, or averages of them, that are not finite.
+        """Refuse to save weights, averages of them or an optimizer that are not finite.
+
+        What other callbacks keep is theirs: several begin with an infinite best score.
 
         Raises:
             NonFiniteError: on every rank, before anything is written.
         """
-        parts = {"weights": checkpoint["state_dict"], "callbacks": checkpoint.get("callbacks", {})}
+        parts = {
+            "weights": checkpoint["state_dict"],
+            "optimizer": checkpoint.get("optimizer_states", []),
+            "averages": checkpoint.get("callbacks", {}).get(EMA_STATE_KEY, {}),
+        }
         tensors = dict(_tensors(parts, ""))
         # gathered on the device, so that there is one wait for all
         flags = [tensor.isfinite().all().to(pl_module.device) for tensor in tensors.values()]

@@ -36,8 +36,14 @@ SAME_SERVER = {
 }  # wandb 0.31 accepts a key of the old name
 REDACTED = "***"
 # whole words, so that tokenizer, num_tokens and max_tokens stay readable
-SECRET_WORDS = {"token", "secret", "password", "apikey", "credential", "credentials"}
-URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
+SECRET_WORDS = {
+    *("token", "secret", "password", "passwd", "pwd", "passphrase", "credential", "credentials"),
+    *("apikey", "accesskey", "privatekey", "auth", "authorization", "signature"),
+}
+# up to the last @ of the login, which may itself hold one; a password may hold a slash, a port not
+URL_CREDENTIALS = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^/\s:@]+:(?!\d+(?:/|\s|$))\S*|[^/\s]+)@", re.IGNORECASE
+)
 URL_QUERY = re.compile(r"(?P<address>[a-z][a-z0-9+.-]*://[^\s?#]*)\?[^\s#]+", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
@@ -65,7 +71,7 @@ def redact(value: object, key: str = "") -> object:
 
 
 def is_secret(key: str) -> bool:
-    """Tell whether a key names a secret: token, secret, password, api_key, credential.
+    """Tell whether a key names a secret, such as token, password, api_key or signature.
 
     Whole words only, in snake, kebab or camel case.
     """

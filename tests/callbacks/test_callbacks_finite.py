@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from callbacks.finite import Finite
 from emu_edit.errors import ExitStatus, InputError, NonFiniteError
 from emu_edit.training.module import EditModule
-from emu_edit.training.optim import copy_of
+from emu_edit.training.optim import EMA_STATE_KEY, copy_of
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_module, make_trainer
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
@@ -195,6 +195,10 @@ class BreakWeights(Callback):
 
 
 class BreakAverage(Callback):
+    @property
+    def state_key(self):
+        return EMA_STATE_KEY
+
     def state_dict(self):
         return {"average": {"networks.x": torch.tensor([1.0, float("nan")])}, "num": 3}
 
@@ -215,7 +219,28 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 def test_an_average_that_is_not_finite_is_not_saved_either(tmp_path):
     trainer = make_trainer(tmp_path, Finite(), BreakAverage())
     trainer.fit(make_module(), datamodule=Squares(steps=1))
-    with pytest.raises(NonFiniteError, match=r"callbacks\.BreakAverage\.average\.networks\.x"):
+    with pytest.raises(NonFiniteError, match=r"averages\.average\.networks\.x"):
+        trainer.save_checkpoint(tmp_path / "bad.ckpt")
+
+
+class BestSoFar(Callback):
+    def state_dict(self):
+        return {"best": torch.tensor(float("inf"))}
+
+
+def test_what_other_callbacks_keep_may_be_infinite(tmp_path):
+    trainer = make_trainer(tmp_path, Finite(), BestSoFar())
+    trainer.fit(make_module(), datamodule=Squares(steps=1))
+    trainer.save_checkpoint(tmp_path / "good.ckpt")
+    assert (tmp_path / "good.ckpt").is_file()
+
+
+def test_an_optimizer_that_is_not_finite_is_not_saved(tmp_path):
+    trainer = make_trainer(tmp_path, Finite())
+    trainer.fit(make_module(), datamodule=Squares(steps=1))
+    state = next(iter(trainer.optimizers[0].state.values()))
+    state["exp_avg"].fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"optimizer\.0\.state\.\d+\.exp_avg"):
         trainer.save_checkpoint(tmp_path / "bad.ckpt")
 
 

@@ -55,6 +55,7 @@ def nobody_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "db.password",
         "client_secret",
         "credentials",
+        *("passwd", "db_pwd", "auth", "private_key", "accessKey", "X-Amz-Signature"),
     ],
 )
 def test_keys_that_name_a_secret_are_recognised(key):
@@ -87,8 +88,22 @@ def test_the_query_of_an_address_is_hidden_and_its_path_is_not():
     assert redact("what is 2 ? 3") == "what is 2 ? 3"
 
 
-def test_an_address_without_credentials_is_kept():
-    assert redact("see https://host/a@b and me@host") == "see https://host/a@b and me@host"
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://me:p@ss@host/x", "https://***@host/x"),
+        ("s3://AKIA12:se/cr+et@bucket/train", "s3://***@bucket/train"),
+        ("s3://KEY:SECRET@bucket", "s3://***@bucket"),
+        ("https://token@host:8080/x", "https://***@host:8080/x"),
+    ],
+)
+def test_logins_in_addresses_are_hidden_whole(address, shown):
+    assert redact({"train": address}) == {"train": shown}
+
+
+@pytest.mark.parametrize("address", ["https://host/a@b and me@host", "http://host:8080/a@b"])
+def test_an_address_without_credentials_is_kept(address):
+    assert redact(f"see {address}") == f"see {address}"
 
 
 def test_a_config_becomes_flat_by_the_names_of_options_and_a_list_of_parts_by_class():
