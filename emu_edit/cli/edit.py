@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from emu_edit.editing.session import TurnSettings
 
 EPILOG = """\
-IMAGE is a picture (JPEG, PNG, WebP, TIFF ...), '-' for standard input, or, to edit many, a folder
-or a quoted pattern such as 'photos/*.jpg'. The turns are made one after the other, each on the result
-of the one before; from the second turn on, pixels that hardly changed are kept bit for bit (see
---threshold).
+IMAGE is a picture (JPEG, PNG, WebP, TIFF ...), '-' for standard input, or, to edit many alike, a
+folder or a quoted pattern such as 'photos/*.jpg'. The turns are made one after the other, each on
+the result of the one before; from the second turn on, pixels that hardly changed are kept bit for
+bit (see --threshold).
 
 OUT with a picture's suffix is the final picture, '-' the final picture as PNG on standard output.
 Any other OUT is a folder, made if it is missing: turn-01.png, turn-02.png, ..., original.png,
