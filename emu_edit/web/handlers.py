@@ -73,7 +73,7 @@ class Handlers:
         """Begin with the uploaded picture."""
         del state  # a new picture is a new session
         if data is None:
-            return self._refused(InputError("no file came; choose a JPEG, PNG or WebP picture"))
+            return self._refused(InputError("no file came; choose a picture"))
         try:
             opened = web_state.open_picture(
                 self.editor, data, is_resized=is_resized, limits=self.limits

@@ -21,7 +21,7 @@ MOST_TEXT_GUIDANCE = 15.0
 MOST_IMAGE_GUIDANCE = 5.0
 
 START = """\
-1. **Upload** a picture: JPEG, PNG or WebP.
+1. **Upload** a picture: JPEG, PNG, WebP, TIFF …
 2. **Say what to change**, for example *remove the red circle*, *make it night* or
    *turn it into a sketch*.{guess}
 3. **Go on from the result.** Every turn stays in the history: click one to go back to it, edit it
@@ -123,7 +123,7 @@ def build_page(handlers: Handlers) -> Any:
 def _form(handlers: Handlers) -> Form:
     limits, settings = handlers.limits, handlers.editor.settings
     upload = gr.File(
-        label=f"Picture: JPEG, PNG or WebP, up to {limits.upload_bytes / MEBI:g} MiB",
+        label=f"Picture, up to {limits.upload_bytes / MEBI:g} MiB",
         type="binary",
         file_types=[".jpg", ".jpeg", ".png", ".webp"],
         height=160,

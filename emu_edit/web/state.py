@@ -73,7 +73,7 @@ def read_upload(data: bytes, limits: Limits) -> UInt8[Tensor, "3 h w"]:
     """Decode an uploaded picture: pixels only, upright; metadata (EXIF, GPS) is left behind.
 
     Raises:
-        BadImageError: if it has too many bytes or pixels, or is no JPEG, PNG or WebP.
+        BadImageError: if it has too many bytes or pixels, or is no picture.
     """
     if len(data) > limits.upload_bytes:
         most = limits.upload_bytes / MEBI

@@ -39,7 +39,8 @@ def test_all_pictures_of_a_folder_are_edited_and_a_broken_one_is_named_and_count
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png", "c.png"]
     assert printed.err.splitlines() == [
         "left alone, no picture by name: notes.txt",
-        "emu-edit: not edited: photos/broken.png: is no picture, needs a JPEG, PNG or WebP picture",
+        "emu-edit: not edited: photos/broken.png: is no picture, "
+        "needs a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF picture",
         "edited 3 of 4 pictures",
     ]
     assert printed.out.count("wrote out/") == 3

@@ -60,7 +60,8 @@ def test_a_damaged_picture_of_the_benchmark_is_refused_before_anything_is_writte
 ) -> None:
     (emu / "2.png").write_bytes(b"GIF89a")
     told = refused(capsys, made, emu, backbones)
-    assert "2.png: is a GIF, needs a JPEG, PNG or WebP picture; it is the benchmark's own" in told
+    assert "2.png: is a damaged GIF, needs a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF" in told
+    assert "; it is the benchmark's own" in told
     assert not (made.parent / "out").exists()
 
 

@@ -73,7 +73,10 @@ def instructions(state: PageState) -> list[str]:
         (b"\0" * (MEBI + 1), r"the file has 1\.0 MiB, at most 1 are taken"),
         (header_of(6000, 6000), r"the picture is 6000x6000, at most 33\.6 megapixels are decoded"),
         (header_of(50_000, 50_000), "pixels"),
-        (b"GIF89a" + b"\0" * 40, "the picture is a GIF, needs a JPEG, PNG or WebP picture"),
+        (
+            b"GIF89a" + b"\0" * 40,
+            "the picture is a damaged GIF, needs a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF picture",
+        ),
         (b"<svg xmlns='x'/>", "is SVG, needs a JPEG"),
         (b"no picture at all", "^the file is no picture, needs a JPEG"),
         (b"", r"is empty \(0 bytes\)"),

@@ -284,7 +284,7 @@ def test_a_file_that_is_refused_says_so_where_the_picture_would_be_and_is_not_ke
     against = "compare with the original"
     drawn = handlers.opened(None, against, picture(), False)
     for data, words in (
-        (None, r"\*\*Not taken:\*\* no file came; choose a JPEG"),
+        (None, r"\*\*Not taken:\*\* no file came; choose a picture"),
         (b"no picture at all", r"\*\*Not taken:\*\* the file is no picture, needs a JPEG"),
     ):
         upload = handlers.folder / hashlib.sha256(data or b"").hexdigest() / "a.png"

@@ -102,9 +102,9 @@ def double_target(folder):
     Image.new("RGB", (24, 16)).save(folder / "images" / "dog.jpg")
 
 
-def gif_control(folder):
+def heic_control(folder):
     (folder / "control" / "dog.webp").unlink()
-    Image.new("RGB", (24, 16)).save(folder / "control" / "dog.gif")
+    (folder / "control" / "dog.heic").write_bytes(b"a photograph of a phone")
 
 
 def cut_target(folder):
@@ -127,7 +127,7 @@ def line_end_in_name(folder):
         (latin_text, "bad instruction", "dog.txt: is not UTF-8 at byte 3"),
         (huge_text, "bad instruction", "dog.txt: has more than 65536 bytes"),
         (double_target, "ambiguous name", "images/dog exists as .jpg and .png"),
-        (gif_control, "refused format", "control/dog.gif needs to be one of .png"),
+        (heic_control, "refused format", "control/dog.heic needs to be one of .png"),
         (cut_target, "unreadable picture", "dog.png: cannot be decoded"),
         (line_end_in_name, "unsafe name", "a name needs printable characters"),
     ],

@@ -179,7 +179,7 @@ def test_one_shard_under_two_names_is_kept_under_both(tmp_path: Path):
 
 FETCH = """
 import sys
-from datamodules.remote import CacheSettings, open_folder
+from datamodules.remote.folder import CacheSettings, open_folder
 folder = open_folder(sys.argv[1], CacheSettings(sys.argv[2], stall=30.0))
 for entry in folder.manifest.entries:
     folder.path(entry)

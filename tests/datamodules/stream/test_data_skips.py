@@ -113,7 +113,10 @@ def test_a_record_says_what_was_bad_and_where(tmp_path: Path):
     assert (record.task, record.index, record.samples) == ("local", 3, 4)
     assert record.shard == str(tmp_path / "local-000000.tar")
     assert record.kind == "source_unreadable"
-    assert record.reason == "source: is no picture, needs a JPEG, PNG or WebP picture"
+    assert (
+        record.reason
+        == "source: is no picture, needs a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF picture"
+    )
     assert {key: record.kind for key, record in bad.items()} == {
         key: f"{role}_unreadable" for key, role in FAULTS.items()
     }

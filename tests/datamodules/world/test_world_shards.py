@@ -161,7 +161,7 @@ def test_a_world_before_photographs_reports_progress_and_names_the_photographs(
 
 
 def test_a_folder_without_photographs_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"has no pictures; give a folder with \.jpg"):
+    with pytest.raises(InputError, match=r"has no pictures; give a folder with \.png"):
         Photos(tmp_path)
     with pytest.raises(InputError, match="nowhere' is not a folder; give a folder with photo"):
         Photos(tmp_path / "nowhere")
