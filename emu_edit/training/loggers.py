@@ -263,7 +263,7 @@ class WandbLogger(LightningWandbLogger):
 
 @contextmanager
 def ending_wandb_run() -> Iterator[None]:
-    """End this process's W&B run on the way out, and say where it is or how to send it.
+    """End this process's W&B run on the way out, and say where it is, if it holds anything.
 
     It is marked as failed when an exception passes; Lightning ends it only after a training that
     went through. A run whose W&B process has ended cannot be ended, and is left as it is.
@@ -275,12 +275,13 @@ def ending_wandb_run() -> Iterator[None]:
     finally:
         run = wandb.run
         if run is not None and not _is_lost():
+            has_something = exit_code == 0 or run.step > 0  # beside an error of options or data
             try:
                 wandb.finish(exit_code=exit_code)
             except ConnectionError as error:
                 _lose(error)
             else:
-                sys.stderr.write(_whereabouts(run))
+                sys.stderr.write(_whereabouts(run) if has_something else "")
 
 
 def _whereabouts(run: Any) -> str:
