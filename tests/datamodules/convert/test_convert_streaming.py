@@ -134,7 +134,11 @@ def test_a_torn_file_is_refused_before_anything_is_written(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("source", "reason", "detail"),
     [
-        ({"bytes": b"GIF89a", "path": None}, "unreadable picture", "row 1: is a damaged GIF, needs a JPEG"),
+        (
+            {"bytes": b"GIF89a", "path": None},
+            "unreadable picture",
+            "row 1: is a damaged GIF, needs a JPEG",
+        ),
         ({"bytes": b"", "path": None}, "unreadable picture", "row 1: is empty (0 bytes)"),
         (
             {"bytes": None, "path": "a.png"},
