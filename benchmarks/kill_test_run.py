@@ -28,6 +28,7 @@ from datamodules.shards.manifest import write_manifest
 from datamodules.shards.writer import PairRecord, write_task_shards
 from emu_edit.batch import EditBatch
 from emu_edit.errors import ExitStatus
+from emu_edit.runs.failures import closing_connections
 from emu_edit.runs.lock import RunLock
 from emu_edit.runs.resume import begin
 from emu_edit.runs.status import StatusWriter
@@ -185,7 +186,7 @@ def train(folder: Path, data: Path, layout: Layout, *watching: Callback) -> Exit
         num_workers=layout.workers,
     )
     status = StatusWriter(folder)
-    with RunLock(folder) as lock, status.noting_errors():
+    with RunLock(folder) as lock, status.noting_errors(), closing_connections():
         resumed = begin(trainer, lock, "auto")
         status.follow(trainer)
         path = None if resumed is None else str(resumed)

@@ -27,7 +27,7 @@ from emu_edit.editing.find import CONFIG, MODEL
 from emu_edit.errors import InputError
 from emu_edit.files import write_text
 from emu_edit.models.task_files import refuse_to_lose
-from emu_edit.runs.failures import lost_rank, one_line, out_of_memory
+from emu_edit.runs.failures import closing_connections, lost_rank, one_line, out_of_memory
 from emu_edit.runs.folder import CHECKPOINTS, LAST, PLACEHOLDER
 from emu_edit.runs.lock import RunLock
 from emu_edit.runs.options import (
@@ -289,7 +289,13 @@ def run_trainer(verb: str, options: TrainOptions) -> int:
     else:
         options, folder = measured_run(verb, options)
     status = StatusWriter(folder)
-    with quiet(), ending_wandb_run(), RunLock(folder) as lock, status.noting_errors():
+    with (
+        quiet(),
+        ending_wandb_run(),
+        RunLock(folder) as lock,
+        status.noting_errors(),
+        closing_connections(),
+    ):
 
         def begin_run(trainer: Trainer) -> Path | None:
             resumed = begin(trainer, lock, options.resume)

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 
 from callbacks.skipped import Skipped, TooManySkippedError
 from datamodules.edit import EditDataModule
+from emu_edit.runs.failures import closing_connections
 from tests.datamodules.toy import SaveEverything, Toy
 
 
@@ -54,4 +55,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with closing_connections():
+        main()

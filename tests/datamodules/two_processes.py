@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 
 from datamodules.edit import EditDataModule
+from emu_edit.runs.failures import closing_connections
 from tests.datamodules.toy import SaveEverything, Toy
 
 
@@ -43,4 +44,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with closing_connections():
+        main()

@@ -15,6 +15,7 @@ import torch
 from lightning import Callback
 
 from datamodules.edit import EditDataModule
+from emu_edit.runs.failures import closing_connections
 from emu_edit.training.optim import copy_of
 from tests.datamodules.cached_stage import SIZE, kl_codec, make_module
 from tests.training.stage import TRAINER_WARNINGS, make_trainer
@@ -53,8 +54,8 @@ def main() -> None:
         warnings.filterwarnings("ignore", message=line.removeprefix("ignore:"))
     result = train(folder, folder / "cache", devices=2)
     torch.save(result, folder / f"rank{torch.distributed.get_rank()}.pt")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    with closing_connections():
+        main()

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from callbacks.durable import Checkpoints
 from emu_edit.errors import StorageError
+from emu_edit.runs.failures import closing_connections
 from tests.callbacks.line import train
 from tests.training.stage import TRAINER_WARNINGS
 
@@ -49,8 +50,8 @@ def main() -> None:
     torch.distributed.barrier()
     result["no folder"] = outcome(base / "c")
     (base / f"rank{rank}.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    with closing_connections():
+        main()

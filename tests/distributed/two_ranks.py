@@ -18,6 +18,7 @@ from torch import Tensor
 from callbacks.ema import Ema
 from callbacks.finite import Finite, NonFiniteError
 from callbacks.task_loss import TaskLoss
+from emu_edit.runs.failures import closing_connections
 from emu_edit.training.optim import copy_of, trainable
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_module, make_trainer
 
@@ -86,8 +87,8 @@ def main() -> None:
     result["report"] = (folder / "nonfinite.json").read_text() if rank == 0 else ""
     result["left_out"], result["weights_left_out"] = train_spoilt(folder / "left_out", max_skips=1)
     torch.save(result, folder / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    with closing_connections():
+        main()
