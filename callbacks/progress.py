@@ -12,13 +12,13 @@ import time
 from collections.abc import Sized
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
 from emu_edit.errors import InputError
-from emu_edit.terminal import live_bar
+from emu_edit.terminal import clock, live_bar
 
 LIVE_PERIOD = 0.5  # seconds between two redraws; reading the loss waits for the device
 
@@ -162,17 +162,22 @@ class Progress(ProgressBar):
             for name, value in metrics
             if name != "v_num" and isinstance(value, float)
         )
+        limit = time_left(trainer) if trainer.training else None
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, status=status)
+            self._bar.update(self._bar.task_ids[0], completed=done, status=status, limit=limit)
         else:
-            self.console.print(self._line(done, elapsed, status), soft_wrap=True)
+            self.console.print(self._line(done, elapsed, limit, status), soft_wrap=True)
 
-    def _line(self, done: int, elapsed: float, status: str) -> str:
+    def _line(self, done: int, elapsed: float, limit: float | None, status: str) -> str:
         """Say in words what the bar shows."""
-        if self._total is None:
-            return f"{self._what} step {done} · {status}"
         made = done - self._start_step
-        left = clock(elapsed * (self._total - done) / made) if made > 0 else "?"
+        known = [] if limit is None else [limit]
+        if self._total is not None and made > 0:
+            known.append(elapsed * (self._total - done) / made)
+        left = clock(min(known)) if known else "?"
+        if self._total is None:
+            left = "" if limit is None else f"{left} left · "
+            return f"{self._what} step {done} · {left}{status}"
         share = 100 * done / max(self._total, 1)
         return (
             f"{self._what} step {done}/{self._total:.0f} ({share:.0f} %) · {left} left · {status}"
@@ -184,11 +189,24 @@ class Progress(ProgressBar):
         self._bar = None
 
 
-def clock(seconds: float) -> str:
-    """Write a duration as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def time_left(trainer: Trainer) -> float | None:
+    """Return the seconds until `trainer.max_time`, None where there is no such limit."""
+    left = [timer.time_remaining() for timer in _timers(trainer)]
+    return min((seconds for seconds in left if seconds is not None), default=None)
+
+
+def time_limit(trainer: Trainer) -> str | None:
+    """Say that a training stopped at its time limit with steps left; None if it did not."""
+    left = time_left(trainer)
+    if left is None or left > 0 or trainer.global_step >= trainer.estimated_stepping_batches:
+        return None
+    total = trainer.estimated_stepping_batches
+    of = f" of {total:.0f}" if math.isfinite(total) else ""
+    return f"stopped at its time limit (trainer.max_time), {trainer.global_step}{of} steps"
+
+
+def _timers(trainer: Trainer) -> list[Timer]:
+    return [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
 
 
 def _finite_sum(counts: list) -> float | None:

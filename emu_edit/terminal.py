@@ -40,27 +40,44 @@ def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int | No
 def live_bar(console: "Console", *, transient: bool = False) -> "Progress":
     """Return a bar with count, time left and a `status` field; nothing where there's no terminal.
 
-    A log file wants lines, not bars. With `transient` the bar is gone when the work is done.
+    A log file wants lines, not bars. With `transient` the bar is gone when the work is done. A task
+    may have a field `limit`, the seconds after which it ends whatever is left.
     """
     # here, because the help pages of the command line draw tables and must be instant
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
-        TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            known = [s for s in (task.time_remaining, task.fields.get("limit")) if s is not None]
+            return Text(clock(min(known)) if known else "-:--:--", style="progress.remaining")
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TimeLeft(),
         TextColumn("{task.fields[status]}"),
         console=console,
         transient=transient,
         disable=not console.is_terminal,
     )
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss or m:ss; a negative one as 0:00."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def plural(count: int, noun: str) -> str:

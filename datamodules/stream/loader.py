@@ -8,6 +8,8 @@ meant for the training: Ctrl-C, SLURM and systemd signal every process of a job,
 makes one more optimizer step, for which it needs its loader.
 """
 
+import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -31,8 +33,12 @@ from emu_edit.errors import InputError, StorageError
 SHARED_MEMORY = Path("/dev/shm")
 NUM_NAMED = 4  # shards named in a message
 GRACE = 2.0  # seconds in which the system tells how a process ended
+BEGINS = 30.0  # seconds a forked process has to begin; it needs some milliseconds
+TRIES = 3
 
 Batches = list[list[int]] | GlobalBatchSampler
+
+log = logging.getLogger(__name__)
 
 _MEMORY = "lower data.num_workers, or give the machine or container more memory"
 
@@ -142,9 +148,32 @@ class PositionLoader(DataLoader[Sample]):
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # workers start now, not at the first batch
-        batches = super().__iter__()
-        _word_deaths()
-        return self._checked(batches)
+        if not self._will_fork():
+            batches = super().__iter__()
+            _word_deaths()
+            return self._checked(batches)
+        for _ in range(TRIES):
+            began = self.worker_init_fn = _Began()
+            batches = super().__iter__()
+            _word_deaths()
+            if began.all(self.num_workers):
+                return self._checked(batches)
+            log.warning(
+                "a loader process has not begun after %g s and is replaced: a copy of a process "
+                "made while a thread of it holds a lock can wait for ever",
+                BEGINS,
+            )
+            _end(batches)
+            self._iterator = None
+        raise LoaderError(
+            f"the loader's processes do not begin, {TRIES} times in {BEGINS:g} s; look whether the "
+            "machine is overloaded, or set data.num_workers to 0"
+        )
+
+    def _will_fork(self) -> bool:
+        context = self.multiprocessing_context or multiprocessing
+        is_new = self.num_workers > 0 and self._iterator is None  # they are kept for all epochs
+        return is_new and context.get_start_method() == "fork"
 
     def state_dict(self) -> dict[str, object]:
         """Return nothing: the position is in the data module's state."""
@@ -268,6 +297,38 @@ def _word_deaths() -> None:
         current.latest = None
     elif callable(current) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, _OnDeath(current))
+
+
+class _Began:
+    """A `worker_init_fn` by which the parent learns that a forked worker has begun.
+
+    CPython 3.11 forks a process that never begins if at that moment a thread of C++, such as one of
+    gloo's or NCCL's, enters or leaves the interpreter: the lock on the list of threads is copied as
+    taken, and `PyOS_AfterFork_Child` waits for it. Seen in one of some hundred validations on two
+    ranks.
+    """
+
+    def __init__(self) -> None:
+        self._count = multiprocessing.Semaphore(0)
+
+    def __call__(self, worker: int) -> None:
+        shield(worker)
+        self._count.release()
+
+    def all(self, count: int) -> bool:
+        """Wait until so many have begun; return whether they have."""
+        end = time.monotonic() + BEGINS
+        return all(
+            self._count.acquire(timeout=max(end - time.monotonic(), 0)) for _ in range(count)
+        )
+
+
+def _end(batches: Any) -> None:
+    """End the workers of torch's iterator, also one that does nothing at a signal."""
+    batches._shutdown_workers()
+    for worker in batches._workers:
+        worker.kill()
+        worker.join()
 
 
 def shield(_worker: int) -> None:

@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 
 from callbacks.durable import Checkpoints
 from callbacks.preemption import Stop
+from callbacks.progress import time_limit
 from datamodules.edit import EditDataModule
 from emu_edit.errors import ExitStatus, InputError, status_of
 from emu_edit.files import write_json
@@ -36,7 +37,7 @@ GRACE = 6.0  # seconds a failed rank waits for the one that started it
 POLL = 0.05  # seconds
 DEFECT = 1  # Python's status for an exception nobody caught
 
-State = Literal["running", "done", "preempted", "interrupted", "failed", "diverged"]
+State = Literal["running", "done", "time_limit", "preempted", "interrupted", "failed", "diverged"]
 OF_STOP: dict[Stop, State] = {
     Stop.no: "done",
     Stop.interrupted: "interrupted",
@@ -49,13 +50,14 @@ class RunStatus:
     """The content of the file.
 
     Attributes:
-        status: "running" (or killed without a word), "done", "preempted" (go on later),
-            "interrupted" (by Ctrl-C), "diverged" (numbers are not finite) or "failed".
+        status: "running" (or killed without a word), "done", "time_limit" (trainer.max_time is
+            over, steps are left; exit status 0), "preempted" (go on later), "interrupted" (by
+            Ctrl-C), "diverged" (numbers are not finite) or "failed".
         exit: the exit status the program ends with; None while it runs.
         step: optimizer steps made.
         consumed: samples trained on; None if the data module does not count them.
         resume: the newest checkpoint that was read back, None before there is one.
-        message: what went wrong, in one line; empty if nothing did.
+        message: what went wrong or ended it early, in one line; empty if nothing did.
         rank: which process wrote this.
         pid: its number.
         host: its machine.
@@ -136,7 +138,9 @@ class StatusWriter(Callback):
             return stop.status
         if not self._trainer.is_global_zero:
             return ExitStatus.done
-        self._write(OF_STOP[stop], exit_status=stop.status)
+        limit = time_limit(self._trainer) if stop is Stop.no else None
+        status = OF_STOP[stop] if limit is None else "time_limit"
+        self._write(status, exit_status=stop.status, message=limit or "")
         return stop.status
 
     @contextmanager

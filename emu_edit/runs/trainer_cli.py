@@ -23,6 +23,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from callbacks.preemption import Stop, stopped
+from callbacks.progress import time_limit
 from emu_edit.editing.find import CONFIG, MODEL
 from emu_edit.errors import InputError
 from emu_edit.files import write_text
@@ -311,6 +312,8 @@ def run_trainer(verb: str, options: TrainOptions) -> int:
             _say_how_to_go_on(folder)
         elif cli.trainer.is_global_zero and verb == "fit" and not is_trial:
             write_report(cli.trainer, folder, options, time.monotonic() - start)
+            if (ended := time_limit(cli.trainer)) is not None:
+                _say_how_to_go_on(folder, ended, " --trainer.max_time DD:HH:MM:SS, more than now")
         return status.ended(stop)
 
 
@@ -347,5 +350,5 @@ def _keyboard_interrupt(folder: Path) -> Iterator[None]:
         raise KeyboardInterrupt from stop
 
 
-def _say_how_to_go_on(folder: Path) -> None:
-    sys.stderr.write(f"stopped; go on with: emu-edit fit --resume auto --run {folder}\n")
+def _say_how_to_go_on(folder: Path, ended: str = "stopped", more: str = "") -> None:
+    sys.stderr.write(f"{ended}; go on with: emu-edit fit --resume auto --run {folder}{more}\n")

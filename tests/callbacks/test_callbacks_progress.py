@@ -4,9 +4,12 @@ import re
 import pytest
 from rich.console import Console
 
-from callbacks.progress import Progress, clock
+from callbacks.progress import Progress, time_limit
 from emu_edit.errors import InputError
+from emu_edit.terminal import clock
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_module, make_trainer
+
+SHORT = "00:00:00:01"
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
 
@@ -72,3 +75,25 @@ def test_durations_are_written_as_a_clock_shows_them(seconds, text):
 def test_a_period_of_nothing_is_refused():
     with pytest.raises(InputError, match="line_every must be above 0"):
         Progress(line_every=0.0)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_time_left_ends_at_the_time_limit(tmp_path, is_terminal):
+    bar = Progress(line_every=1e-6)
+    text = shown(bar, is_terminal=is_terminal, folder=tmp_path, max_epochs=10**6, max_time=SHORT)
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text)
+    left = re.findall(r" (\d+:\d\d(?::\d\d)?)(?: left)? ", plain)
+    assert left
+    assert set(left) <= {"0:00", "0:01"}
+
+
+def test_a_training_says_that_its_time_limit_ended_it(tmp_path):
+    trainer = make_trainer(tmp_path, max_epochs=10**6, max_time=SHORT)
+    trainer.fit(make_module(), datamodule=Squares(steps=2))
+    assert re.fullmatch(
+        rf"stopped at its time limit \(trainer.max_time\), {trainer.global_step} of \d+ steps",
+        time_limit(trainer) or "",
+    )
+    trainer = make_trainer(tmp_path, max_epochs=1, max_time="00:01:00:00")
+    trainer.fit(make_module(), datamodule=Squares(steps=2))
+    assert time_limit(trainer) is None

@@ -97,6 +97,46 @@ def test_the_end_of_a_worker_is_one_line_with_what_was_due_and_a_hint(
     assert caught.value.status is ExitStatus.storage
 
 
+def copies_that_wait(monkeypatch: pytest.MonkeyPatch, ever: int) -> list[int]:
+    """Let the first `ever` forks give a process that never begins and hears no SIGTERM."""
+    forked: list[int] = []
+    real = os.fork
+
+    def fork() -> int:
+        forked.append(0)
+        pid = real()
+        if pid == 0 and len(forked) <= ever:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            threading.Event().wait()
+        forked[-1] = pid
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr("datamodules.stream.loader.BEGINS", 0.5)
+    return forked
+
+
+@pytest.mark.slow  # torch waits five seconds for a worker to end by itself
+def test_a_worker_that_never_begins_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    there = list(loader(tmp_path, ShardDataset))
+    forked = copies_that_wait(monkeypatch, 1)
+    batches = loader(tmp_path, ShardDataset)
+    assert [b.position.tolist() for b in batches] == [b.position.tolist() for b in there]
+    assert "a loader process has not begun after 0.5 s and is replaced" in caplog.text
+    assert len(forked) == 2
+    with pytest.raises(ProcessLookupError):
+        os.kill(forked[0], 0)
+
+
+@pytest.mark.slow
+def test_workers_that_never_begin_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    copies_that_wait(monkeypatch, 99)
+    with pytest.raises(LoaderError, match=r"processes do not begin, 3 times in 0\.5 s; look"):
+        list(loader(tmp_path, ShardDataset))
+
+
 def test_a_report_that_was_raised_where_nobody_hears_it_is_used_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
