@@ -4,6 +4,8 @@ The tiny model works on patches: space-to-depth loses nothing, costs nothing and
 of 64 x 64 pixels. A pretrained base brings its own autoencoder.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -96,8 +98,7 @@ class KLCodec(ImageCodec):
         self, images: Float[Tensor, "b 3 H W"]
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
         """Return mean and standard deviation of the scaled latent."""
-        check_sides(images, self.factor)
-        (distribution,) = self.vae.encode(images, return_dict=False)
+        distribution = self._distribution(images)
         return (distribution.mean - self.shift) * self.scale, distribution.std * self.scale
 
     def encode(
@@ -114,9 +115,11 @@ class KLCodec(ImageCodec):
         """Encode sources: the mode, in the autoencoder's own units unless `scale_condition`."""
         if self.scale_condition:
             return self.posterior(images)[0]
+        return self._distribution(images).mode()
+
+    def _distribution(self, images: Float[Tensor, "b 3 H W"]) -> Any:
         check_sides(images, self.factor)
-        (distribution,) = self.vae.encode(images, return_dict=False)
-        return distribution.mode()
+        return self.vae.encode(images.to(self.vae.dtype), return_dict=False)[0]
 
     def as_condition(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return scaled latents in the autoencoder's own units unless `scale_condition`."""
@@ -125,7 +128,7 @@ class KLCodec(ImageCodec):
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Decode scaled latents to pixels, not clamped."""
         z = latents / self.scale + self.shift
-        return self.vae.decode(z, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
+        return self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0]  # pyright: ignore[reportArgumentType]
 
 
 def check_sides(images: Float[Tensor, "b 3 H W"], factor: int) -> None:

@@ -37,6 +37,11 @@ class Conditioning:
     z_source: Float[Tensor, "b c h w"]
     v_task: Float[Tensor, "b k"]
 
+    def to(self, dtype: torch.dtype) -> "Conditioning":
+        """Return it in another precision."""
+        text = TextFeatures(tokens=self.text.tokens.to(dtype), mask=self.text.mask)
+        return Conditioning(text, self.z_source.to(dtype), self.v_task.to(dtype))
+
     @staticmethod
     def cat(parts: "list[Conditioning]") -> "Conditioning":
         """Stack conditionings along the batch; their token counts must agree."""

@@ -135,6 +135,9 @@ class UNetDenoiser(Denoiser):
         self, z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         """Return the raw output (eps, v, z0 or change, as the model was trained)."""
+        weights = self.task_to_time.weight.dtype  # bf16 where a trainer's precision is bf16-true
+        if z_t.dtype != weights:
+            return self(z_t.to(weights), t, cond.to(weights)).to(z_t.dtype)
         text, mask = cond.text.tokens, cond.text.mask
         tokens = self.task_to_tokens(cond.v_task).to(text.dtype)
         task_tokens = rearrange(tokens, "b (n d) -> b n d", n=NUM_TASK_TOKENS)

@@ -25,7 +25,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from callbacks.preemption import Stop, stopped
 from callbacks.progress import time_limit
 from emu_edit.editing.find import CONFIG, MODEL
-from emu_edit.errors import InputError
+from emu_edit.errors import InputError, StorageError
 from emu_edit.files import write_text
 from emu_edit.models.task_files import refuse_to_lose
 from emu_edit.runs.failures import closing_connections, lost_rank, one_line, out_of_memory
@@ -57,6 +57,7 @@ NOISE = (
     r".*`?lr_scheduler.step\(\)`? before.*",
     r".*add the following callbacks: \['?\"?ModelCheckpoint.*",  # of before callbacks.durable
 )
+LONGEST = 200  # characters of what a library says
 # where only the module of a config is wanted
 NO_TRAINER = (
     "--trainer.logger=false",
@@ -172,8 +173,10 @@ class TrainerCLI(LightningCLI):
             start_from(self.model, self.start)
         try:
             self.trainer = self.instantiate_trainer()
-        except (MisconfigurationException, ModuleNotFoundError) as error:
-            raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+            # callbacks, loggers and plugins are built by now: it is what Lightning says of options,
+            # the machine or the launcher's variables
+            raise _wrong_trainer(error) from error
         if self.start is not None and self.trainer.is_global_zero:
             sys.stderr.write(f"starts with the weights of {self.start}\n")
 
@@ -184,6 +187,11 @@ class TrainerCLI(LightningCLI):
             section.trainer.default_root_dir = str(self.folder)
         if self.config.subcommand != "fit":
             section.trainer.logger = False
+        if not section.trainer.logger:  # Lightning refuses it where nothing is logged
+            given = section.trainer.callbacks or []
+            section.trainer.callbacks = [
+                each for each in given if not each.class_path.endswith(".LearningRateMonitor")
+            ]
         elif chosen := {name: value for name, value in vars(section.wandb).items() if value}:
             section.trainer.logger = _with_wandb(section.trainer.logger, chosen, str(self.folder))
         return config
@@ -194,21 +202,43 @@ class TrainerCLI(LightningCLI):
         Raises:
             OutOfMemoryError: if the device has no memory left.
             LostRankError: if another process of the training has died.
+            InputError: if the trainer's options do not fit together.
+            StorageError: if a checkpoint holds something else than this training can go on with.
         """
         try:
             super()._run_subcommand(subcommand)
-        except (RuntimeError, MemoryError) as error:
+        except InputError:
+            raise
+        except Exception as error:
+            raise self._worded(error, subcommand) from error
+
+    def _worded(self, error: Exception, subcommand: str) -> Exception:
+        """Return an error for a user in place of one of libraries, the same if it is a defect."""
+        if isinstance(error, MisconfigurationException):
+            return _wrong_trainer(error)
+        # Lightning 2.6 keeps the file's content as long as it restores from it
+        if self.trainer._checkpoint_connector._loaded_checkpoint:
+            what = " ".join(str(error).split()) or "no message"
+            return StorageError(
+                f"{self.trainer.ckpt_path}: training cannot go on with what this checkpoint holds "
+                f"({type(error).__name__}: {what[:LONGEST]}); take another one, or begin with its "
+                "weights alone: --start_from"
+            )
+        if isinstance(error, RuntimeError | MemoryError):
             data = self.config[subcommand].data.init_args
             sizes = {name: data.get(name) for name in ("global_batch", "batch_size", "image_size")}
             known = out_of_memory(error, self.trainer, **sizes) or lost_rank(error, self.trainer)
-            if known is None:
-                raise
-            raise known from error
+            return known or error
+        return error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         options = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
         resumed = self._begin(self.trainer) if subcommand == "fit" else None
         return options if resumed is None else {**options, "ckpt_path": str(resumed)}
+
+
+def _wrong_trainer(error: Exception) -> InputError:
+    return InputError(f"trainer: {' '.join(str(error).split())}")
 
 
 def _with_wandb(loggers: Any, chosen: dict[str, Any], folder: str) -> list[Namespace]:

@@ -7,6 +7,7 @@ a list stands for the weights is refused here in one line, whoever asks for it.
 from typing import Any
 
 import torch
+from packaging.version import InvalidVersion, Version
 
 from emu_edit.errors import BrokenCheckpointError
 
@@ -20,7 +21,11 @@ KINDS = {
     "lr_schedulers": list,
     "global_step": int,
     "epoch": int,
+    "pytorch-lightning_version": str,
 }
+
+# how far Lightning's loops are
+COUNTS = ("ready", "started", "processed", "completed", "is_last_batch", "_batches_that_stepped")
 
 
 def check_parts(checkpoint: dict[str, Any], where: str) -> None:
@@ -36,6 +41,47 @@ def check_parts(checkpoint: dict[str, Any], where: str) -> None:
                 f"{ADVICE}"
             )
     tensors_of(checkpoint["state_dict"], f"{where}: state_dict")
+    try:
+        Version(checkpoint.get("pytorch-lightning_version") or "0")
+    except InvalidVersion as error:
+        raise BrokenCheckpointError(
+            f"{where}: pytorch-lightning_version: {error}; {ADVICE}"
+        ) from error
+    _check_counts(checkpoint.get("loops", {}), f"{where}: loops")
+    for number, state in enumerate(checkpoint.get("optimizer_states", [])):
+        _check_optimizer(state, f"{where}: optimizer_states.{number}")
+
+
+def _check_counts(loops: dict[Any, Any], where: str) -> None:
+    """Refuse progress that is no number of steps or batches; what loaders keep is theirs."""
+    for name, value in loops.items():
+        if name in COUNTS and (not isinstance(value, int) or value < 0):
+            raise BrokenCheckpointError(
+                f"{where}.{name} is {_shown(value)}, needs a count; {ADVICE}"
+            )
+        if isinstance(value, dict):
+            _check_counts(value, f"{where}.{name}")
+        elif str(name).endswith(("loop", "progress", "total", "current")):
+            raise BrokenCheckpointError(f"{where}.{name} is {_shown(value)}, needs dict; {ADVICE}")
+
+
+def _check_optimizer(state: object, where: str) -> None:
+    """Refuse what no optimizer of torch has made."""
+    memory = state.get("state") if isinstance(state, dict) else None
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    if not isinstance(memory, dict) or not isinstance(groups, list):
+        raise BrokenCheckpointError(
+            f"{where} is {_shown(state)}, needs state and param_groups; {ADVICE}"
+        )
+    for name, entry in [*memory.items(), *enumerate(groups)]:
+        if not isinstance(entry, dict):
+            raise BrokenCheckpointError(
+                f"{where}.{name} is {_shown(entry)}, needs the numbers of a parameter; {ADVICE}"
+            )
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, int | float) else type(value).__name__
 
 
 def tensors_of(value: object, where: str) -> dict[str, torch.Tensor]:

@@ -139,6 +139,13 @@ class EditModule(LightningModule):
         if compile:
             self.networks.denoiser.compile()
 
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Keep a trainer of precision bf16-true from converting batches, which are frozen records.
+
+        The networks convert what they are given to the precision of their weights.
+        """
+        self.trainer.precision_plugin.convert_input = _as_it_is
+
     def drawn(self, batch: Batch, phase: Phase) -> DrawnBatch:
         """Return the batch, still on the CPU, with its random numbers."""
         codec = self.networks.codec
@@ -304,3 +311,7 @@ def check_tasks(checkpoint: dict, table: TaskTable) -> None:
             f"the checkpoint was trained for other tasks: it knows {names}, the model "
             f"{list(table.names)}; set model.tasks to the checkpoint's list"
         )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -15,6 +15,7 @@ import torch
 
 from emu_edit.cli.main import main
 from emu_edit.runs.lock import RunLock
+from emu_edit.runs.status import RunStatus
 from emu_edit.training.checkpoint_io import read_checkpoint, read_sidecar
 from tests.end_to_end.killer import KILL_AT
 
@@ -180,3 +181,36 @@ def test_a_rank_that_is_killed_is_named_and_the_checkpoint_before_stays():
     assert "Traceback" not in lost.stderr
     assert not checkpoint(folder, 6).exists()
     assert read_checkpoint(checkpoint(folder, 4))["global_step"] == 4
+
+
+COUNT = ("loops", "fit_loop", "epoch_loop.batch_progress", "total", "ready")
+WRONG = {
+    COUNT: (None, "x", {"a": 1}, -1),
+    ("loops", "fit_loop", "epoch_loop.batch_progress"): (None, "x"),
+    ("optimizer_states", 0): (None, [1], {"a": 1}),
+    ("optimizer_states", 0, "state", 0): (None, "x"),
+    ("optimizer_states", 0, "param_groups"): ([], [{}, {}]),
+    ("lr_schedulers", 0): (None, [1]),
+    ("pytorch-lightning_version",): (None, "x"),
+    ("callbacks", "emu_edit.ema"): ([1], {"a": 1}),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "value"), [(where, value) for where, values in WRONG.items() for value in values]
+)
+def test_a_checkpoint_of_wrong_types_is_refused_in_one_line(where, value, capsys):
+    content = torch.load(checkpoint("whole", 6), weights_only=True)
+    part = content
+    for name in where[:-1]:
+        part = part[name]
+    part[where[-1]] = value
+    torch.save(content, "wrong.ckpt")
+    begin = ["fit", "--config=whole/config.yaml", "--ckpt_path=wrong.ckpt", "--run=hostile"]
+    assert main([*begin, "--trainer.max_epochs=9"]) == 74
+    assert re.fullmatch(
+        r"emu-edit: error: wrong\.ckpt: .*(; give a \.ckpt file written by|: --start_from).*",
+        capsys.readouterr().err.splitlines()[-1],
+    )
+    assert RunStatus.read(Path("hostile")) is None or RunStatus.read(Path("hostile")).exit == 74
+    shutil.rmtree("hostile", ignore_errors=True)
