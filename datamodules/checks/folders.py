@@ -154,7 +154,7 @@ class _Check:
         keys, contents = [], []
         for sample in range(entry.samples):
             row = shard.index[sample]
-            pair = [(int(row["crc32"][role]), int(row["size"][role])) for role in _PAIR]
+            pair = [(row.crc32[role], row.size[role]) for role in _PAIR]
             keys.append(hash_of(str(folder), entry.task, shard.key(sample)))
             contents.append(hash_of(pair, shard.text(sample)["instruction"]))
         self._keys.add(number, keys)

@@ -91,8 +91,8 @@ class PairReader(Dataset[ReadPair]):
         is_cut = source.shape[-1] != source.shape[-2]
         source, target, mask = self._crop(source, target, mask, position=0)
         text[CACHED_FROM] = {
-            role: f"{int(checksum):08x}"
-            for role, checksum in zip(ROLES, shard.index["crc32"][sample], strict=True)
+            role: f"{checksum:08x}"
+            for role, checksum in zip(ROLES, shard.index[sample].crc32, strict=True)
             if shard.member(sample, role) is not None
         }
         return ReadPair(key, text, torch.stack([source, target]), mask, is_cut, None)

@@ -4,7 +4,6 @@
 `open_folder`, which tells them apart.
 """
 
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,9 @@ from pathlib import Path
 from datamodules.shards.index import Index, load_index
 from datamodules.shards.manifest import MAKE_AGAIN, Manifest, ShardEntry, verify_hash
 from emu_edit.errors import ShardError, StorageError
+from emu_edit.files import open_regular, read_regular
+
+MAX_FILE_BYTES = 64 * 2**20  # of a small file beside the shards
 
 
 class ShardFolder(ABC):
@@ -80,7 +82,7 @@ class LocalFolder(ShardFolder):
         return open_descriptor(self.path(entry))
 
     def index(self, entry: ShardEntry) -> Index:
-        """Map the index that lies beside the shard."""
+        """Read the index that lies beside the shard."""
         return load_index(self.path(entry), entry)
 
     def verify_hashes(self) -> None:
@@ -91,7 +93,7 @@ class LocalFolder(ShardFolder):
     def read_file(self, name: str) -> bytes:
         """Read a file of the folder."""
         try:
-            return (self.root / name).read_bytes()
+            return read_regular(self.root / name, MAX_FILE_BYTES)
         except OSError as error:
             reason = f"{self.root / name} cannot be read ({error.strerror})"
             raise ShardError(f"{reason}; {MAKE_AGAIN}") from error
@@ -100,7 +102,7 @@ class LocalFolder(ShardFolder):
 def open_descriptor(path: Path) -> int:
     """Open a shard for reading."""
     try:
-        return os.open(path, os.O_RDONLY)
+        return open_regular(path)
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -10,11 +10,14 @@ adjacent members `<key>.source.png`, `<key>.target.png`, `<key>.json` and, optio
 `<key>.target.safetensors`.
 """
 
+import io
 import json
-import tarfile
+import os
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, BinaryIO
@@ -22,14 +25,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from datamodules.shards.manifest import MAKE_AGAIN, ShardEntry
+from datamodules.shards.tar_headers import AGAIN, BLOCK, Member, read_members
 from emu_edit.errors import InputError, ShardError
-from emu_edit.files import atomic_file, sha256_of
+from emu_edit.files import atomic_file, open_regular, open_stream, sha256_of
 from emu_edit.text_rules import clean_instruction
 
 ROLES = ("source", "target", "json", "mask")
 REQUIRED = ("source", "target", "json")
 MAX_MEMBER_BYTES = 256 * 2**20  # a picture of 64 megapixels without any compression fits
 MAX_JSON_BYTES = 2**20
+MAX_NAME_BYTES = 1024  # of a member; every row of an index is as wide as the longest key
 
 _PICTURES = ("png", "jpg", "jpeg", "webp")
 _ROLE_OF = {
@@ -37,7 +42,6 @@ _ROLE_OF = {
     **{f"{role}.{kind}": role for role in ("source", "target", "mask") for kind in _PICTURES},
     **{f"{role}.safetensors": role for role in ("source", "target")},
 }
-_BLOCK = 512  # bytes; everything in a tar is padded to this
 _END_BLOCKS = 2  # POSIX.1-2001: an archive ends with two blocks of zeros
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -48,7 +52,11 @@ _COMPRESSED = {
 
 # the header of a .npy file is a Python literal; a damaged one fails in many ways, or promises more
 # rows than there is memory
-_BAD_HEADER = (OSError, ValueError, EOFError, SyntaxError, TokenError, OverflowError, MemoryError)
+_BAD_HEADER = (
+    *(OSError, ValueError, EOFError, SyntaxError, TokenError),
+    *(OverflowError, MemoryError, RecursionError, TypeError),
+)
+_LONGEST_HEAD = 4096  # bytes at the beginning of an index; ours are 256
 
 Index = np.ndarray  # structured; its fields are those of `index_shard`
 _Place = tuple[int, int, int]  # offset, size, crc32
@@ -73,17 +81,17 @@ def index_shard(path: Path, *, task: str) -> Index:
     """
     samples: dict[str, dict[str, _Place]] = {}
     current = None
-    with _open(path) as (stream, tar):
+    with _open(path) as stream:
         end = 0
-        for info in _members(path, tar):
-            key, role = _split(path, info)
+        for member in _members(path, stream):
+            key, role = _split(path, member.name)
             _refuse_repeats(path, key, role, samples, is_current=key == current)
             current = key
-            data = _read(path, stream, info)
+            data, crc32 = _read(path, stream, member)
             if role == "json":
                 check_text(data, task, where=f"{path}: sample {key!r}")
-            samples.setdefault(key, {})[role] = (info.offset_data, info.size, zlib.crc32(data))
-            end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
+            samples.setdefault(key, {})[role] = (member.start, member.size, crc32)
+            end = member.end
         _refuse_missing_end(path, stream, end)
     _refuse_halves(path, samples)
     return _to_array(samples)
@@ -102,36 +110,111 @@ def add_index(path: Path, *, task: str) -> ShardEntry:
     return ShardEntry(task, path.name, path.stat().st_size, sha256_of(path), len(index))
 
 
-def load_index(shard: Path, entry: ShardEntry) -> Index:
-    """Map the index of a shard into memory; processes that read the same file share its pages.
+@dataclass(frozen=True)
+class IndexRow:
+    """Where the members of one sample lie: of each of the `ROLES`, size 0 where there is none."""
+
+    key: str
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+    crc32: tuple[int, ...]
+
+
+class IndexFile:
+    """The index of a shard as it lies on the disk; a row is read when it is asked for.
+
+    Not mapped into memory: a process that touches the map of a file that was truncated meanwhile
+    dies without a word (SIGBUS). Reading has no file position, so forked workers may share it.
 
     Raises:
         ShardError: if the index is missing, damaged, or does not belong to this shard.
     """
-    path = index_path(shard)
-    try:
-        index = np.lib.format.open_memmap(path, mode="r")
-    except _BAD_HEADER as error:
-        raise ShardError(
-            f"{path} cannot be read as a shard index ({error}); {MAKE_AGAIN}"
-        ) from error
-    names = index.dtype.names or ()
-    width = index.dtype["key"].itemsize if "key" in names else 0
-    if index.dtype != _row(width) or index.shape != (entry.samples,):
-        rows = " x ".join(map(str, index.shape))
-        raise ShardError(
-            f"{path} is not the index of {shard.name}: it has {rows} rows of {list(names)}, "
-            f"the manifest says {entry.samples} samples; {MAKE_AGAIN}"
-        )
-    # each of them first: the sum of two damaged ones may wrap around
-    if max(index["offset"].max(), index["size"].max()) > entry.bytes or (
-        (index["offset"] + index["size"]).max() > entry.bytes
-    ):
-        raise ShardError(
-            f"{path} is damaged: it points outside the {entry.bytes} bytes of {shard.name}; "
-            f"{MAKE_AGAIN}"
-        )
-    return index
+
+    def __init__(self, shard: Path, entry: ShardEntry) -> None:
+        self.path, self._shard = index_path(shard), shard.name
+        self._bytes, self._last = entry.bytes, (-1, IndexRow("", (), (), ()))
+        try:
+            self._descriptor = open_regular(self.path)
+            head = io.BytesIO(os.pread(self._descriptor, _LONGEST_HEAD, 0))
+            np.lib.format.read_magic(head)
+            shape, _, self.dtype = np.lib.format.read_array_header_1_0(head)
+            size = os.fstat(self._descriptor).st_size
+        except _BAD_HEADER as error:
+            reason = " ".join(str(error).split())
+            raise ShardError(
+                f"{self.path} cannot be read as a shard index ({reason:.200}); {MAKE_AGAIN}"
+            ) from error
+        self._start, self._count, n = head.tell(), entry.samples, len(ROLES)
+        names = self.dtype.names or ()
+        width = self.dtype["key"].itemsize if "key" in names else 0
+        if self.dtype != _row(width) or shape != (entry.samples,) or width > MAX_NAME_BYTES:
+            rows = " x ".join(map(str, shape))
+            raise ShardError(
+                f"{self.path} is not the index of {self._shard}: it has {rows:.40} rows of "
+                f"{list(names)}, the manifest says {entry.samples} samples; {MAKE_AGAIN}"
+            )
+        self._fields = struct.Struct(f"<{width}s{n}Q{n}Q{n}I")  # as _row
+        if size != self._start + entry.samples * self._fields.size:
+            raise self._damaged(f"it has {size} bytes, too few or too many for its rows")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, sample: int) -> IndexRow:
+        """Return the row of a sample, 0..len - 1; the last one is remembered.
+
+        Raises:
+            ShardError: if the file was damaged, truncated or overwritten.
+        """
+        if self._last[0] == sample:
+            return self._last[1]
+        if not 0 <= sample < self._count:
+            raise IndexError(f"row {sample} is outside 0..{self._count - 1}")
+        name, *numbers = self._fields.unpack(self._read(sample, 1))
+        key = name.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        if not key.isprintable():  # a lone surrogate is not
+            raise self._damaged(f"the key of row {sample} is no text")
+        n = len(ROLES)
+        row = IndexRow(key, *(tuple(numbers[i : i + n]) for i in range(0, 3 * n, n)))
+        if any(o + s > self._bytes for o, s in zip(row.offset, row.size, strict=True)):
+            raise self._outside()
+        self._last = sample, row
+        return row
+
+    def whole(self) -> Index:
+        """Read all rows; raises as one row does."""
+        index = np.frombuffer(self._read(0, self._count), dtype=self.dtype)
+        # each of them first: the sum of two damaged ones may wrap around
+        if max(index["offset"].max(), index["size"].max()) > self._bytes or (
+            (index["offset"] + index["size"]).max() > self._bytes
+        ):
+            raise self._outside()
+        return index
+
+    def _read(self, first: int, count: int) -> bytes:
+        size = self._fields.size
+        try:
+            data = os.pread(self._descriptor, count * size, self._start + first * size)
+        except OSError as error:
+            raise ShardError(f"{self.path} cannot be read ({error.strerror})") from error
+        if len(data) != count * size:
+            raise self._damaged(f"it ends before row {first + count}, cut while it was in use")
+        return data
+
+    def _outside(self) -> ShardError:
+        return self._damaged(f"it points outside the {self._bytes} bytes of {self._shard}")
+
+    def _damaged(self, reason: str) -> ShardError:
+        return ShardError(f"{self.path} is damaged: {reason}; {MAKE_AGAIN}")
+
+
+def load_index(shard: Path, entry: ShardEntry) -> Index:
+    """Read the whole index of a shard; raises as `IndexFile`."""
+    return IndexFile(shard, entry).whole()
 
 
 def check_text(data: bytes, task: str, *, where: str) -> dict[str, Any]:
@@ -178,11 +261,10 @@ def _check_kinds(text: dict[str, Any], where: str) -> None:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[BinaryIO, tarfile.TarFile]]:
+def _open(path: Path) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as stream:
+        with open_stream(path) as stream:
             head = stream.read(8)
-            stream.seek(0)
             if not head:
                 raise ShardError(f"{path}: the file is empty, needs a tar")
             for magic, name in _COMPRESSED.items():
@@ -190,67 +272,30 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, tarfile.TarFile]]:
                     raise ShardError(
                         f"{path}: is compressed with {name}; shards are plain tars, unpack it first"
                     )
-            with _opened(path, stream) as tar:
-                yield stream, tar
-    except tarfile.ReadError as error:
-        reason = (
-            "is cut inside a member"
-            if "unexpected end" in str(error)
-            else f"is not a plain tar ({error})"
-        )
-        raise ShardError(f"{path}: {reason}; fetch or write it again") from error
+            yield stream
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _opened(path: Path, stream: BinaryIO) -> tarfile.TarFile:
-    with _headers_of(path):  # tarfile reads the first one now
-        # "r:" opens plain tars only: a compressed one could unfold to any size
-        return tarfile.open(fileobj=stream, mode="r:")
-
-
-@contextmanager
-def _headers_of(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except tarfile.ReadError:
-        raise
-    except (tarfile.TarError, ValueError) as error:  # a damaged pax header ends in int() or decode
-        raise ShardError(
-            f"{path}: has a damaged header ({error}); fetch or write it again"
-        ) from error
-
-
-def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while True:
-        with _headers_of(path):
-            info = tar.next()
-        if info is None:
-            return
-        # tarfile keeps every header; those of a long shard would fill the memory
-        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-        if not info.isreg() or info.issparse():
+def _members(path: Path, stream: BinaryIO) -> Iterator[Member]:
+    for member in read_members(path, stream):
+        if len(member.name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+            name = member.name[:80]
+            raise ShardError(f"{path}: member {name!r}... has a name above {MAX_NAME_BYTES} bytes")
+        if member.kind:
             raise ShardError(
-                f"{path}: member {info.name!r} is {_kind(info)}; a shard holds regular files only"
+                f"{path}: member {member.name!r} is {member.kind}; a shard holds regular files only"
             )
-        # a negative size sends tarfile backwards for ever (CVE-2025-8194)
-        limit = MAX_JSON_BYTES if info.name.endswith(".json") else MAX_MEMBER_BYTES
-        if not 0 <= info.size <= limit:
+        limit = MAX_JSON_BYTES if member.name.endswith(".json") else MAX_MEMBER_BYTES
+        if not 0 <= member.size <= limit:  # a negative size would send the reader backwards
             raise ShardError(
-                f"{path}: member {info.name!r} has {info.size} bytes, allowed are 0..{limit}"
+                f"{path}: member {member.name!r} has {member.size} bytes, allowed are 0..{limit}"
             )
-        yield info
+        yield member
 
 
-def _kind(info: tarfile.TarInfo) -> str:
-    kinds = {"a symbolic link": info.issym(), "a hard link": info.islnk(), "a folder": info.isdir()}
-    kinds |= {"a device or pipe": info.isdev(), "a sparse file": info.issparse()}
-    return next((name for name, holds in kinds.items() if holds), "of an unknown type")
-
-
-def _split(path: Path, info: tarfile.TarInfo) -> tuple[str, str]:
+def _split(path: Path, name: str) -> tuple[str, str]:
     """Return key and role; the key ends at the first dot of the file name, as in webdataset."""
-    name = info.name
     if name.startswith("/") or "\\" in name or ".." in name.split("/") or not name.isprintable():
         raise ShardError(
             f"{path}: member name {name!r} is absolute, leaves its folder, or is not printable"
@@ -281,19 +326,24 @@ def _refuse_repeats(
         )
 
 
-def _read(path: Path, stream: BinaryIO, info: tarfile.TarInfo) -> bytes:
-    stream.seek(info.offset_data)
-    data = stream.read(info.size)
-    if len(data) != info.size:
-        raise ShardError(f"{path}: is cut inside a member ({info.name!r}); fetch or write it again")
-    return data
+def _read(path: Path, stream: BinaryIO, member: Member) -> tuple[bytes, int]:
+    """Return the last part of a member's bytes, of a json all of them, and the CRC-32 of all."""
+    stream.seek(member.start)
+    data, crc32, left = b"", 0, member.size
+    while left:
+        data = stream.read(min(left, MAX_JSON_BYTES))
+        if not data:
+            name = member.name
+            raise ShardError(f"{path}: is cut inside a member ({name!r}); {AGAIN}")
+        crc32, left = zlib.crc32(data, crc32), left - len(data)
+    return data, crc32
 
 
 def _refuse_missing_end(path: Path, stream: BinaryIO, end: int) -> None:
-    """Refuse an archive that ends in a cut, in more data, or in what tarfile took for the end."""
+    """Refuse an archive that ends in a cut, in more data, or in what is no header."""
     stream.seek(end)
-    tail = stream.read(_END_BLOCKS * _BLOCK)
-    if tail.count(0) == _END_BLOCKS * _BLOCK:
+    tail = stream.read(_END_BLOCKS * BLOCK)
+    if tail.count(0) == _END_BLOCKS * BLOCK:
         while block := stream.read(2**20):  # readers would lose the second of two joined archives
             if any(block):
                 raise ShardError(
@@ -301,13 +351,13 @@ def _refuse_missing_end(path: Path, stream: BinaryIO, end: int) -> None:
                     "member"
                 )
         return
-    if len(tail) >= _BLOCK and any(tail[:_BLOCK]):
+    if len(tail) >= BLOCK and any(tail[:BLOCK]):
         reason = f"has a header with a bad checksum at byte {end}"
     elif any(tail):
         reason = "is cut inside a header"
     else:
         reason = "has no end-of-archive mark, so it may be cut at a header"
-    raise ShardError(f"{path}: {reason}; fetch or write it again")
+    raise ShardError(f"{path}: {reason}; {AGAIN}")
 
 
 def _refuse_halves(path: Path, samples: dict[str, dict[str, _Place]]) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.shards.folder import CacheFullError, ShardFolder, open_descriptor
-from datamodules.shards.index import ROLES, check_text, load_index
+from datamodules.shards.index import ROLES, IndexFile, check_text
 from datamodules.shards.manifest import ShardEntry
 from datamodules.stream.mixing import Lane
 from datamodules.stream.order import Position
@@ -34,7 +34,7 @@ from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardEr
 from emu_edit.images import decode_mask, decode_rgb
 from emu_edit.tasks import TaskTable
 
-MAX_OPEN_SHARDS = 64  # per process; each holds a file descriptor and the map of an index
+MAX_OPEN_SHARDS = 64  # per process; each holds two file descriptors
 
 
 class InOrder:
@@ -57,13 +57,13 @@ class InOrder:
 
 
 class OpenShard:
-    """One shard opened for reading: its file descriptor and its index."""
+    """One shard opened for reading: its file descriptor and its index, both read where asked."""
 
     def __init__(self, path: Path, entry: ShardEntry, descriptor: int | None = None) -> None:
         self.path = path
         self.task = entry.task
         self._descriptor = open_descriptor(path) if descriptor is None else descriptor
-        self.index = load_index(path, entry)
+        self.index = IndexFile(path, entry)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -71,7 +71,7 @@ class OpenShard:
 
     def key(self, sample: int) -> str:
         """Return the key of a sample."""
-        return self.index["key"][sample].decode()
+        return self.index[sample].key
 
     def member(self, sample: int, role: str) -> bytes | None:
         """Return the bytes of a member, or None for a mask the sample does not have.
@@ -81,14 +81,14 @@ class OpenShard:
         """
         column = ROLES.index(role)
         row = self.index[sample]
-        size = int(row["size"][column])
+        size = row.size[column]
         if size == 0:
             return None
         try:
-            data = os.pread(self._descriptor, size, int(row["offset"][column]))
+            data = os.pread(self._descriptor, size, row.offset[column])
         except OSError as error:
             raise ShardError(f"{self.path}: cannot be read ({error.strerror})") from error
-        if len(data) != size or zlib.crc32(data) != row["crc32"][column]:
+        if len(data) != size or zlib.crc32(data) != row.crc32[column]:
             raise ShardError(
                 f"{self.path}: {role} of sample {self.key(sample)!r} changed since the shard was "
                 "indexed; check the folder with `python -m emu_edit shards check`"
