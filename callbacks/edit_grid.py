@@ -20,6 +20,7 @@ from callbacks.ema import Ema
 from emu_edit.batch import EditBatch, EditSample
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
+from emu_edit.randomness import check_seed
 from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
 
@@ -47,6 +48,7 @@ class EditGrid(Callback):
             raise InputError(
                 f"EditGrid needs every and per_task of at least 1, got {every} and {per_task}"
             )
+        check_seed(seed, "the seed of EditGrid")
         self.every = every
         self.per_task = per_task
         self.seed = seed

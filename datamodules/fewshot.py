@@ -20,7 +20,7 @@ from datamodules.shards.manifest import MANIFEST, read_manifest
 from datamodules.stream.reader import OpenShard, decode_pair
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.errors import InputError, closest
-from emu_edit.randomness import keyed_generator
+from emu_edit.randomness import check_seed, keyed_generator
 from emu_edit.text_rules import clean_instruction
 from emu_edit.training.few_shot import FewShotPair
 
@@ -60,6 +60,7 @@ class FewShotSource:
         """Refuse what cannot be meant."""
         if self.instruction:
             clean_instruction(self.instruction)
+        check_seed(self.seed, "the seed of a new task")
         for name, value in (("pairs", self.pairs), ("max_pairs", self.max_pairs)):
             if value is not None and value < 1:
                 raise InputError(f"{name} of a new task must be at least 1, got {value}")

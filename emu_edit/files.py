@@ -15,6 +15,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -88,7 +89,7 @@ def open_regular(path: Path) -> int:
     return descriptor
 
 
-def open_stream(path: Path) -> BinaryIO:
+def open_stream(path: Path) -> BufferedReader:
     """Open a regular file as a stream of bytes; raises as `open_regular`.
 
     A file of no bytes is an empty stream and never read: what the kernel shows under /proc calls
@@ -101,7 +102,7 @@ def open_stream(path: Path) -> BinaryIO:
     return open(os.devnull, "rb")  # a stream with a descriptor, as the others
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_regular(path: Path, most: int = 2**30) -> bytes:
     """Return what a regular file of at most `most` bytes holds.
 
     Raises:

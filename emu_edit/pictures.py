@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageCms, features
 
 from emu_edit.errors import BadImageError
+from emu_edit.files import read_regular
 
 OnNote = Callable[[str], None]
 
@@ -149,7 +150,7 @@ def read_image_bytes(path: Path | str) -> bytes:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise bad_image(where, f"is {size} bytes, a picture may have at most {MAX_BYTES}")
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise bad_image(where, f"cannot be read ({error.strerror})") from error
 

@@ -13,6 +13,19 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from emu_edit.errors import InputError
+
+
+def check_seed(seed: int, what: str = "a seed", *, bits: int = 63) -> None:
+    """Refuse (InputError) a seed outside 0..2^bits - 1; 63 is what torch and files can hold.
+
+    `what` is its name in the message.
+    """
+    if not 0 <= seed < 2**bits:
+        # Python does not write a number of more than 4300 digits
+        came = seed if seed.bit_length() < 100 else f"a number of {seed.bit_length()} bits"
+        raise InputError(f"{what} must be at least 0 and below 2^{bits}, got {came}")
+
 
 def keyed_generator(seed: int, purpose: str, position: int) -> np.random.Generator:
     """Return the generator of one sample for one purpose, e.g. ("noise", 12345)."""

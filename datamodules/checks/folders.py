@@ -30,7 +30,13 @@ from datamodules.remote.address import parse_place
 from datamodules.remote.folder import open_folder
 from datamodules.shards.folder import LocalFolder, ShardFolder
 from datamodules.shards.index import ROLES, index_shard, load_index
-from datamodules.shards.manifest import ShardEntry, load_manifest, verify_hash, verify_size
+from datamodules.shards.manifest import (
+    NEW_TASK,
+    ShardEntry,
+    load_manifest,
+    verify_hash,
+    verify_size,
+)
 from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.reader import OpenShard, decode_pair
 from datamodules.stream.transforms import SquareCrop
@@ -112,7 +118,7 @@ class _Check:
         summary.samples += entry.samples
         summary.bytes += entry.bytes
         # a new task is one that no table has, on purpose
-        if entry.task not in {*self._table.names, folder.manifest.made_by.get("new_task")}:
+        if entry.task not in {*self._table.names, folder.manifest.made_by.get(NEW_TASK)}:
             hint = closest(entry.task, list(self._table.names))
             self._add("", f"unknown task {entry.task!r}.{hint}")
         try:

@@ -21,6 +21,7 @@ from datamodules.convert.pair import (
 from datamodules.convert.picture import Picture
 from datamodules.shards.evaluation_only import refuse_columns
 from emu_edit.errors import InputError
+from emu_edit.files import open_stream
 from emu_edit.pictures import EXTENSIONS
 
 LINES = "instructions.jsonl"
@@ -38,7 +39,7 @@ def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
         if (path / "images").is_dir() and (path / "control").is_dir():
             wanted += "; it has images/ and control/: convert it as 'control'"
         raise InputError(f"{lines}: no such file; {wanted}")
-    with lines.open("rb") as file:
+    with open_stream(lines) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 name = f"{lines.name}:{number}"

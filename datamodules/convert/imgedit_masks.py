@@ -25,6 +25,7 @@ from PIL import Image
 from datamodules.convert.imgedit_files import Samples
 from datamodules.convert.picture import MissingPictureError
 from emu_edit.errors import BadImageError
+from emu_edit.files import read_regular
 from emu_edit.images import decode_mask
 from emu_edit.pictures import MAX_PIXELS, read_image_bytes
 
@@ -95,7 +96,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file() or file.stat().st_size > _MOST_BYTES:
         return {}
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_regular(file))
     except (OSError, ValueError, RecursionError) as error:
         raise BadImageError(f"{file}: is not JSON ({error}), the mask cannot be read") from error
     return content if isinstance(content, dict) else {}

@@ -20,6 +20,7 @@ from pathlib import Path
 from datamodules.convert.pair import Converter, RawPair, Reason, SkippedPair, is_safe_name
 from datamodules.convert.picture import Picture
 from datamodules.convert.rows import Table, finite, list_rows, read_json
+from emu_edit.files import read_regular
 
 SEEDS, PROMPT, METADATA = "seeds.json", "prompt.json", "metadata.jsonl"
 TABLE = Table(
@@ -82,7 +83,7 @@ def _prompt(path: Path) -> dict[str, str] | str:
     if not path.is_file():
         return "is missing"
     try:
-        texts = json.loads(path.read_bytes())
+        texts = json.loads(read_regular(path))
     except (ValueError, RecursionError) as error:
         return f"is not JSON ({error})"
     if not isinstance(texts, dict) or not isinstance(texts.get("edit"), str):
@@ -94,7 +95,7 @@ def _scores(path: Path) -> dict[str, dict[str, float | None]]:
     """Return the scores by seed; older copies have none, which is no reason to refuse a pair."""
     found: dict[str, dict[str, float | None]] = {}
     if path.is_file():
-        for line in path.read_bytes().splitlines():
+        for line in read_regular(path).splitlines():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):

@@ -21,6 +21,7 @@ from jaxtyping import Bool, UInt8
 from datamodules.convert.picture import MissingPictureError, Picture
 from datamodules.shards.writer import PairRecord
 from emu_edit.errors import BadSampleError, InputError
+from emu_edit.files import open_stream
 from emu_edit.images import decode_mask, resize
 from emu_edit.text_rules import clean_instruction
 
@@ -225,7 +226,7 @@ def _text_file(path: Path) -> str:
     if not path.is_file():
         raise RefusedPairError(Reason.missing_instruction, f"{path}: no such file")
     try:
-        with path.open("rb") as file:
+        with open_stream(path) as file:
             data = file.read(MAX_TEXT_BYTES + 1)
         if len(data) > MAX_TEXT_BYTES:
             detail = f"{path}: has more than {MAX_TEXT_BYTES} bytes"

@@ -7,6 +7,7 @@ no more than a row group, of which the hub's files of pictures have 100. (A memo
 less; but a file that is cut or a network disk that fails would then kill the process.)
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 
 from datamodules.convert.picture import MissingPictureError, Picture
 from emu_edit.errors import InputError
+from emu_edit.files import open_regular
 
 PICTURE_ROWS = 16  # rows of a column of pictures that are taken from a page at a time
 TEXT_ROWS = 1024  # rows of the other columns
@@ -181,6 +183,7 @@ def _open(path: Path, name: str) -> Iterator[Any]:
             "the data set as metadata.jsonl with pictures"
         ) from error
     with _damage(name):
+        os.close(open_regular(path))  # pyarrow would wait for a pipe
         file = parquet.ParquetFile(path, buffer_size=_BUFFER)
     yield file
 

@@ -23,6 +23,7 @@ from datamodules.convert.parquet import read_parquet
 from datamodules.convert.picture import MissingPictureError, Picture
 from datamodules.shards.evaluation_only import refuse_columns, refuse_name
 from emu_edit.errors import InputError
+from emu_edit.files import open_stream, read_regular
 
 SUFFIXES = (".parquet", ".jsonl")
 _HELD_OUT = {"dev", "val", "valid", "validation", "test"}  # names of tables not for training
@@ -262,7 +263,7 @@ def read_json(path: Path, kind: type[T], needed: str) -> T:
         InputError: if it is not JSON or holds something else than `kind`, in words `needed`.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_regular(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error}); download it again") from error
     if not isinstance(values, kind):
@@ -282,7 +283,7 @@ def finite(value: object) -> float | None:
 
 def _of_lines(file: Path, name: str, table: Table) -> Iterator[Row]:
     is_checked = False
-    with file.open("rb") as lines:
+    with open_stream(file) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 where = f"{name}:{number}"

@@ -29,7 +29,7 @@ from datamodules.shards.folder import LocalFolder, ShardFolder
 from datamodules.shards.index import add_index
 from datamodules.shards.manifest import Manifest, ShardEntry, verify_hash, write_manifest
 from emu_edit.errors import InputError, ShardError, closest
-from emu_edit.files import atomic_file, write_json
+from emu_edit.files import atomic_file, read_regular, write_json
 from emu_edit.models.networks import EditNetworks
 from emu_edit.terminal import plural
 
@@ -226,7 +226,7 @@ def _begin(
 def _begun(output: Path, header: CacheHeader) -> CacheHeader:
     """Return the header of a cache that was begun; refuse one of something else."""
     try:
-        old = CacheHeader.from_dict(json.loads((output / WORK).read_bytes()), output / WORK)
+        old = CacheHeader.from_dict(json.loads(read_regular(output / WORK)), output / WORK)
     except ValueError as error:
         raise InputError(f"{output / WORK} is damaged ({error}); give a new folder") from error
     # another machine's last bits of it may differ; those of the first run hold

@@ -29,6 +29,7 @@ from datamodules.evaluation_sets.items import (
     check_text,
 )
 from emu_edit.errors import InputError
+from emu_edit.files import read_regular
 
 NAME = "magicbrush"
 SESSIONS, IMAGES = "edit_sessions.json", "images"
@@ -95,7 +96,7 @@ def _json(path: Path) -> dict[str, Any]:
             "MagicBrush's test set again"
         )
     try:
-        values = json.loads(path.read_bytes(), object_pairs_hook=_unique)
+        values = json.loads(read_regular(path), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path.name} is not JSON ({error}); unpack the test set again") from error
     if not isinstance(values, dict) or not values:

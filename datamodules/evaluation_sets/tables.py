@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from datamodules.convert.parquet import read_columns, read_parquet
 from datamodules.convert.picture import Picture
 from datamodules.evaluation_sets.items import check_text
 from emu_edit.errors import InputError
+from emu_edit.files import open_stream, read_regular
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 
@@ -177,7 +179,7 @@ def _file_column(fields: dict[str, object], layout: Layout) -> str:
 
 def _lines(table: Path, name: str) -> Iterator[tuple[int, dict[str, object]]]:
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
+        with TextIOWrapper(open_stream(table), "utf-8-sig", newline="") as file:
             if table.suffix == ".csv":
                 yield from _cells(csv.reader(file, strict=True), name)
                 return
@@ -211,7 +213,7 @@ def _cells(reader: Any, name: str) -> Iterator[tuple[int, dict[str, object]]]:
 
 def _bad_line(table: Path) -> int:
     """Count to the first line that is not UTF-8."""
-    data = table.read_bytes()
+    data = read_regular(table)
     try:
         data.decode()
     except UnicodeDecodeError as error:  # whose place, unlike a stream's, is that in the file

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from emu_edit.errors import InputError
+from emu_edit.files import read_regular
 
 EMU_EDIT, MAGICBRUSH = "the Emu Edit test set", "MagicBrush's test set"
 # the columns of facebook/emu_edit_test_set and of its published generations, and those that hold
@@ -152,7 +153,7 @@ def _export(folder: Path) -> str | None:
         if not file.is_file() or file.stat().st_size > _MOST_BYTES:
             continue
         try:
-            content = json.loads(file.read_bytes())
+            content = json.loads(read_regular(file, _MOST_BYTES))
         except (OSError, ValueError, RecursionError):  # somebody else's file
             continue
         if isinstance(content, dict) and needed <= content.keys():

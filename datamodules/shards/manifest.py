@@ -14,14 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from emu_edit.errors import ShardError
-from emu_edit.files import sha256_of, write_json
+from emu_edit.files import read_regular, sha256_of, write_json
 
 MANIFEST = "manifest.json"
+NEW_TASK = "new_task"  # entry of `made_by`: the task of a folder that no training has
 _FIELDS = ("file", "bytes", "sha256", "samples")
 # names and hashes become paths, and a manifest may come from anywhere
 _FILE = re.compile(r"[^./\\][^/\\]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = 1
+MAX_BYTES = 64 * 2**20  # of a manifest; a quarter of a million shards fit
+# parsing takes many times the memory of a text that is all brackets and commas: what is written
+# here has one in 30 bytes
+_DENSEST = 16  # bytes to a bracket or comma, on average
+_SOME_MARKS = 10_000  # which are let be in a short file
+_LONGEST_TASK = 100  # characters
+_MOST = 2**63  # of bytes and samples
+_LEAST_SAMPLE = 3 * 512  # bytes: the headers of its members
 MAKE_AGAIN = "write the folder again with `python -m emu_edit shards world` or `shards convert`"
 
 
@@ -104,7 +113,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise ShardError(
             f"{folder} is not a shard folder: {path.name} cannot be read ({error.strerror}); "
@@ -145,6 +154,12 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     Raises:
         ShardError: if it is damaged.
     """
+    marks = sum(map(data.count, (b"[", b"{", b",")))
+    if len(data) > MAX_BYTES or marks > _SOME_MARKS + len(data) // _DENSEST:
+        raise ShardError(
+            f"{where} has {len(data)} bytes with {marks} brackets and commas, more than the list "
+            f"of any shards; {MAKE_AGAIN}"
+        )
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:  # the latter from ten thousand brackets
@@ -155,7 +170,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     if not isinstance(tasks, dict) or not isinstance(made_by, dict):
         raise ShardError(f"{where} has no tasks or no made_by; {MAKE_AGAIN}")
     entries = []
+    _refuse_odd_maker(made_by, where)
     for task, shards in tasks.items():
+        _refuse_odd_task(task, where)
         for shard in shards if isinstance(shards, list) else [shards]:
             if not isinstance(shard, dict) or not set(_FIELDS) <= shard.keys():
                 raise ShardError(f"{where}: a shard of {task!r} lacks {_FIELDS}; {MAKE_AGAIN}")
@@ -166,18 +183,50 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     return manifest
 
 
+def _refuse_odd_task(task: str, where: str) -> None:
+    # printable: no lone surrogate, which no file can hold, and nothing that moves the cursor
+    if not task.isprintable() or not 0 < len(task) <= _LONGEST_TASK:
+        raise ShardError(
+            f"{where}: a task is called {_short(task)}, needs 1..{_LONGEST_TASK} printable "
+            f"characters; {MAKE_AGAIN}"
+        )
+
+
+def _refuse_odd_maker(made_by: dict[str, object], where: str) -> None:
+    new_task = made_by.get(NEW_TASK)
+    if new_task is not None and not isinstance(new_task, str):
+        raise ShardError(
+            f"{where}: {NEW_TASK} in made_by is {_short(new_task)}, needs the name of a task"
+        )
+
+
+def _short(value: object) -> str:
+    """Return a value as a line of a message can hold it."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _MOST:
+        return "a number of 2^63 or more"  # Python does not write those of 4300 digits
+    return ascii(value)[:80]
+
+
 def _refuse_odd_fields(entries: list[tuple[Any, ...]], where: str) -> None:
     for _, file, size, sha256, samples in entries:
         if not isinstance(file, str) or not _FILE.fullmatch(file) or not file.isprintable():
-            raise ShardError(f"{where}: shard {file!r} is not a plain file name that ends in .tar")
-        if not all(isinstance(number, int) and number > 0 for number in (size, samples)):
             raise ShardError(
-                f"{where}: shard {file!r} has {size!r} bytes and {samples!r} samples, needs "
-                "positive integers"
+                f"{where}: shard {_short(file)} is not a plain file name that ends in .tar"
+            )
+        if not all(type(number) is int and 0 < number < _MOST for number in (size, samples)):
+            raise ShardError(
+                f"{where}: shard {file!r} has {_short(size)} bytes and {_short(samples)} samples, "
+                "needs positive integers"
+            )
+        if samples * _LEAST_SAMPLE > size:
+            raise ShardError(
+                f"{where}: shard {file!r} has {size} bytes, too few for {samples} samples; "
+                f"{MAKE_AGAIN}"
             )
         if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
             raise ShardError(
-                f"{where}: shard {file!r} has the sha256 {sha256!r}, needs 64 hexadecimal digits"
+                f"{where}: shard {file!r} has the sha256 {_short(sha256)}, needs 64 hexadecimal "
+                "digits"
             )
 
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emu_edit.errors import InputError
-from emu_edit.randomness import keyed_generator
+from emu_edit.randomness import check_seed, keyed_generator
 
 ORDER_VERSION = 1  # part of every fingerprint; a change of the function below changes this number
 PERIOD = 4096
@@ -90,6 +90,7 @@ class OrderSpec:
 
     def __post_init__(self) -> None:
         """Refuse what has no order."""
+        check_seed(self.seed, "data.seed")
         if not self.lanes:
             raise InputError("an order needs at least one task, got none")
         if self.window < 1:

@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from datamodules.shards.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
+from datamodules.shards.manifest import (
+    MANIFEST,
+    NEW_TASK,
+    Manifest,
+    ShardEntry,
+    write_manifest,
+)
 from datamodules.shards.writer import PairRecord, write_task_shards
 from datamodules.world.backgrounds import Photos
 from datamodules.world.new_tasks import make_new_pair
@@ -191,7 +197,7 @@ def write_new_task(
 
     entries = write_task_shards(folder, task, records())
     contact_sheet([(task, shown)]).save(folder / CONTACT_SHEET)
-    maker = {**World(pairs, seed, size, split, photos).made_by(), "new_task": task}
+    maker = {**World(pairs, seed, size, split, photos).made_by(), NEW_TASK: task}
     return write_manifest(folder, entries, made_by=maker)
 
 

@@ -23,6 +23,7 @@ from emu_edit.editing.predictor import TaskPrediction
 from emu_edit.editing.session import EditSession, TurnSettings, replay
 from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task, task_names
 from emu_edit.errors import InputError
+from emu_edit.files import read_regular
 from emu_edit.images import (
     decode_rgb,
     read_image,
@@ -186,7 +187,7 @@ def read_manifest(path: Path) -> Manifest:
     if path.stat().st_size > MAX_MANIFEST:
         raise InputError(f"{path}: a manifest has at most {MAX_MANIFEST} bytes")
     try:
-        wanted = parse_manifest(path.read_bytes())
+        wanted = parse_manifest(read_regular(path, MAX_MANIFEST))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if not wanted.turns:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int
 from emu_edit.errors import InputError, closest
+from emu_edit.files import read_regular
 from emu_edit.terminal import aligned
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _number(option: str, name: str, text: str) -> float:
 
 def _lines(path: Path) -> frozenset[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--skip-names {path}: cannot be read ({error}); give a text file"

@@ -32,6 +32,7 @@ from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.networks import EditNetworks
 from emu_edit.models.task_files import check_base
 from emu_edit.models.weights import load_networks, save_networks
+from emu_edit.randomness import check_seed
 from emu_edit.text_rules import clean_instruction
 
 WORLD = "world"  # as `trained_on`: drawn scenes of the built-in world, and nothing else
@@ -232,7 +233,8 @@ class Editor:
         `on_step` hears of every step of the sampler and may replace the latents, see `StepEnd`.
 
         Raises:
-            InputError: for an unknown task, or an instruction that is empty, too long or not text.
+            InputError: for an unknown task, a seed that is out of range, or an instruction that is
+                empty, too long or not text.
             ValueError: if the four sequences differ in length.
         """
         counts = (len(images), len(instructions), len(tasks), len(seeds))
@@ -240,6 +242,9 @@ class Editor:
             raise ValueError(
                 f"an edit needs as many instructions, tasks and seeds as images, got {counts}"
             )
+        for seed in seeds:
+            if not isinstance(seed, torch.Generator):
+                check_seed(seed)
         texts = [clean_instruction(text) for text in instructions]
         unnamed = [text for text, task in zip(texts, tasks, strict=True) if task is None]
         guesses = iter(self._guess(unnamed) if unnamed else [])

@@ -24,10 +24,10 @@ from emu_edit.editing.threshold import check_alpha
 from emu_edit.errors import InputError
 from emu_edit.models.fingerprints import codec_numbers, hash_of
 from emu_edit.models.learned_task import check_name
+from emu_edit.randomness import check_seed
 from emu_edit.text_rules import clean_instruction
 
 VERSION = 1
-SEEDS = 2**63  # a seed is at least 0 and below this, as on the command line
 MOST_TURNS = 1000
 MOST_STEPS = 1000  # the schedule has no more
 MOST_NUMBER = 1e300
@@ -79,8 +79,7 @@ class Turn:
         object.__setattr__(self, "instruction", clean_instruction(self.instruction))
         parse_task(self.task)
         Guidance(self.guidance_text, self.guidance_image)
-        if not 0 <= self.seed < SEEDS:
-            raise InputError(f"a seed must be at least 0 and below 2^63, got {self.seed}")
+        check_seed(self.seed)
         if not 1 <= self.num_steps <= MOST_STEPS:
             raise InputError(f"num_steps must be 1 to {MOST_STEPS}, got {self.num_steps}")
         sampler_named(self.sampler)
@@ -184,10 +183,11 @@ class Manifest:
         learned = _read({"learned_tasks": {}, **values}, "learned_tasks", dict)
         for name in learned:
             check_name(str(name))
+        check_seed(seed := _read(values, "seed", int), "the session's seed")
         if len(turns) != len(results):
             raise InputError(f"the manifest has {len(turns)} turns and {len(results)} results")
         return Manifest(
-            seed=_read(values, "seed", int),
+            seed=seed,
             width=_read(original, "width", int),
             height=_read(original, "height", int),
             original=_read_hash(original, "sha256"),

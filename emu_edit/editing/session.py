@@ -25,7 +25,7 @@ from emu_edit.editing.threshold import Threshold, check_alpha, default_alpha, is
 from emu_edit.errors import InputError
 from emu_edit.images import from_pil
 from emu_edit.models.learned_task import SUFFIX
-from emu_edit.randomness import keyed_generator
+from emu_edit.randomness import check_seed, keyed_generator
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,10 @@ class EditSession:
                 encoding its picture: what an autoencoder loses is then lost once, not once a turn.
 
         Raises:
-            InputError: if the picture is far larger than the model's training pictures.
+            InputError: if the picture is far larger than the model's training pictures, or the seed
+                is out of range.
         """
+        check_seed(seed)
         pixels = from_pil(image) if isinstance(image, Image.Image) else image.cpu()
         editor.check_size(*pixels.shape[-2:])
         latents = (editor.encode(pixels[None])[0].cpu(),) if chain_latents else None

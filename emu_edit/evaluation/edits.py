@@ -20,7 +20,7 @@ from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem, Picture
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.evaluation.outputs import OK, OnStep, Output, failed, output_picture
-from emu_edit.files import sha256_of, write_json
+from emu_edit.files import read_regular, sha256_of, write_json
 from emu_edit.images import resize, save_png, with_shorter_side
 
 IMAGES, EDITS, RUN = "images", "edits.jsonl", "run.json"
@@ -143,7 +143,7 @@ def item_line(item: BenchmarkItem, output: Output) -> dict[str, object]:
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
     """Read the last line of each key; a line cut short by a crash is cut off, and not counted."""
-    data = path.read_bytes() if path.is_file() else b""
+    data = read_regular(path) if path.is_file() else b""
     if data and not data.endswith(b"\n"):
         data = data[: data.rfind(b"\n") + 1]
         path.write_bytes(data)  # else the next line would be appended to half a line
@@ -178,7 +178,7 @@ def claim_folder(folder: Path, about: Mapping[str, object]) -> None:
         write_json(path, wanted)
         return
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_regular(path))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); give another -o") from error
     if found == wanted:

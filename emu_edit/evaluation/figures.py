@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emu_edit.errors import InputError
+from emu_edit.files import read_regular
 from emu_edit.metrics.protocols import METRICS, Metric
 
 RESULTS, ITEMS = "results.json", "items.jsonl"
@@ -103,7 +104,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} has no {RESULTS}; give the folder that `evaluate` wrote")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(read_regular(path))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); run `evaluate` again") from error
     if not isinstance(results, dict):
@@ -121,7 +122,7 @@ def read_items(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     # not splitlines(): an instruction may hold U+2028, which ends a line there but not in JSON
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = read_regular(path).decode().rstrip("\n").split("\n")
     items: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:

@@ -30,6 +30,7 @@ from emu_edit.evaluation.results import failed_note, versions
 from emu_edit.files import write_json, write_text
 from emu_edit.metrics.table import Report, format_table, report
 from emu_edit.metrics.world import Truth
+from emu_edit.randomness import check_seed
 from emu_edit.tasks import SIXTEEN
 from emu_edit.terminal import plural, step_bar
 
@@ -57,7 +58,8 @@ class Scenes:
     photos: Photos | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a split that the world does not have."""
+        """Refuse a split that the world does not have, and an impossible seed."""
+        check_seed(self.seed, "the world's seed")
         if self.split not in SPLITS:
             raise InputError(f"--split {self.split}: world has {', '.join(SPLITS)}")
 

@@ -17,7 +17,7 @@ from datamodules.world.backgrounds import Photos
 from datamodules.world.pair import VERSION, WorldPair
 from emu_edit.errors import InputError
 from emu_edit.evaluation.world import SIZE, Scenes, WorldBenchmark, pairs_sha256, world_pairs
-from emu_edit.files import write_json, write_text
+from emu_edit.files import read_regular, write_json, write_text
 from emu_edit.tasks import SIXTEEN
 from emu_edit.terminal import plural
 
@@ -100,7 +100,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
             f"{folder} has no {BENCHMARK}; give --data the folder that --write-inputs wrote"
         )
     try:
-        about = json.loads(path.read_bytes())
+        about = json.loads(read_regular(path))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); write the inputs again") from error
     whole = ("pairs_per_task", "seed", "size")

@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from emu_edit.errors import InputError
+from emu_edit.files import read_regular
 
 PACKAGED = "published"  # the word that stands for the packaged file
 FILE = "published.json"
@@ -67,7 +68,7 @@ def load_published(choice: str | Path) -> tuple[PublishedRow, ...]:
         raise InputError(
             f"{path} has more than {MOST_BYTES} bytes; published rows are a short list"
         )
-    return _parsed(path.read_bytes(), str(path))
+    return _parsed(read_regular(path, MOST_BYTES), str(path))
 
 
 def _parsed(data: bytes, name: str) -> tuple[PublishedRow, ...]:

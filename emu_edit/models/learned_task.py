@@ -21,6 +21,7 @@ from torch import Tensor
 
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file
+from emu_edit.randomness import check_seed
 from emu_edit.text_rules import clean_instruction
 
 SUFFIX = ".safetensors"
@@ -94,9 +95,10 @@ class LearnedTask:
             raise InputError(f"created must be an ISO date, got {self.created[:40]!r}") from error
 
     def _check_numbers(self) -> None:
-        for entry, least in (("pairs", 1), ("steps", 0), ("seed", 0)):
+        for entry, least in (("pairs", 1), ("steps", 0)):
             if getattr(self, entry) < least:
                 raise InputError(f"{entry} must be at least {least}, got {getattr(self, entry)}")
+        check_seed(self.seed)
         if (self.predictor_row is None) != (not self.predictor):
             raise InputError(
                 "a predictor_row needs the hash of its predictor, and the hash a row; give both or "

@@ -28,7 +28,7 @@ from callbacks.preemption import Stop
 from callbacks.progress import time_limit
 from datamodules.edit import EditDataModule
 from emu_edit.errors import ExitStatus, InputError, status_of
-from emu_edit.files import write_json
+from emu_edit.files import read_regular, write_json
 from emu_edit.runs.failures import LostRankError
 from emu_edit.training.loggers import redact
 
@@ -84,7 +84,7 @@ class RunStatus:
     def read(folder: Path) -> "RunStatus | None":
         """Return what the file of a run's folder says, None if there is none that is whole."""
         try:
-            return RunStatus(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+            return RunStatus(**json.loads(read_regular(folder / FILE)))
         except (OSError, ValueError, TypeError):
             return None
 

@@ -28,6 +28,7 @@ from emu_edit.editing.find import CONFIG, MODEL
 from emu_edit.errors import InputError, StorageError
 from emu_edit.files import write_text
 from emu_edit.models.task_files import refuse_to_lose
+from emu_edit.randomness import check_seed
 from emu_edit.runs.failures import closing_connections, lost_rank, one_line, out_of_memory
 from emu_edit.runs.folder import CHECKPOINTS, LAST, PLACEHOLDER
 from emu_edit.runs.lock import RunLock
@@ -138,13 +139,16 @@ class TrainerCLI(LightningCLI):
         """Parse; what jsonargparse complains about becomes one line.
 
         Raises:
-            InputError: for an unknown or malformed option.
+            InputError: for an unknown or malformed option, or a seed out of range.
         """
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             known = [action.dest for action in self._parser(args[0])._actions]
             raise InputError(one_line(str(error), known)) from error
+        seed = self.config[args[0]].seed_everything
+        if type(seed) is int:  # true asks for a random one
+            check_seed(seed, "--seed_everything", bits=32)
 
     def _parse_ckpt_path(self) -> None:
         """Do not let the configuration stored in a checkpoint overrule the user's."""

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 
 from emu_edit.errors import BrokenCheckpointError, InputError, StorageError
-from emu_edit.files import sha256_of, sync_folder
+from emu_edit.files import read_regular, sha256_of, sync_folder
 from emu_edit.training.checkpoint_parts import ADVICE, check_parts
 
 SUFFIX = ".json"
@@ -76,7 +76,7 @@ def read_sidecar(checkpoint: Path) -> Sidecar | None:
     path = sidecar_of(checkpoint)
     if not path.is_file():
         return None
-    data = path.read_bytes()
+    data = read_regular(path)
     try:
         known = json.loads(data)
         return Sidecar(**{**known, "step": operator.index(known["step"])})

@@ -20,6 +20,7 @@ from emu_edit.batch import EditBatch, EditSample
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.learned_task import BEST
+from emu_edit.randomness import check_seed
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import FewShotPair, batch_at, check_batches, names_of, split, views
 from emu_edit.training.new_task import NewTask, beginning, frozen
@@ -74,6 +75,7 @@ class InversionSettings:
         for name in ("steps", "batch_size", "check_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} of an inversion must be at least 1")
+        check_seed(self.seed)
         if not self.lr > 0:
             raise InputError(f"lr of an inversion must be above 0, got {self.lr!r}")
         for name in ("held_out", "ema"):

@@ -19,6 +19,7 @@ from emu_edit.errors import InputError
 from emu_edit.models.fingerprints import model_hash
 from emu_edit.models.learned_task import BEST, SHOWN, check_new_name
 from emu_edit.models.surgery import freeze
+from emu_edit.randomness import check_seed
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import views
 from emu_edit.training.inversion import (
@@ -61,6 +62,7 @@ class InversionModule(LightningModule):
     ) -> None:
         super().__init__()
         check_new_name(task)
+        check_seed(seed, "model.seed")
         self.optimizer_settings = optimizer_settings(lr)
         self.editor = Editor.from_pretrained(model, "cpu")  # Lightning moves it
         if task in self.editor.networks.tasks.names:

@@ -28,6 +28,7 @@ from emu_edit.models.conditioning import DropoutRates, drop
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.surgery import freeze, learns
+from emu_edit.randomness import check_seed
 from emu_edit.tasks import SIXTEEN, TaskTable
 from emu_edit.training.draws import DrawnBatch, Phase, draw
 from emu_edit.training.encoder import BatchEncoder
@@ -120,6 +121,7 @@ class EditModule(LightningModule):
         self.dropout = DropoutRates() if dropout is None else dropout
         self.optimizer_settings = OptimizerSettings() if optimizer is None else optimizer
         self.editor_settings = EditorSettings() if editor is None else editor
+        check_seed(seed, "model.seed")
         self.seed = seed
         self.networks = EditNetworks(
             # train: pretrained networks arrive in eval mode, where gradient checkpointing is off;

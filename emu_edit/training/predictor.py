@@ -31,7 +31,7 @@ from emu_edit.metrics.calibration import expected_calibration_error, nll_tempera
 from emu_edit.models.surgery import learns
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.tiny import TinyText
-from emu_edit.randomness import keyed_generator
+from emu_edit.randomness import check_seed, keyed_generator
 from emu_edit.tasks import TaskTable
 from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_schedule
 
@@ -140,6 +140,7 @@ class PredictorSettings:
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} of the predictor must be at least 1, got {value}")
+        check_seed(self.seed)
         if not self.lr > 0:
             raise InputError(f"lr of the predictor must be above 0, got {self.lr!r}")
         if not 0 < self.held_back < 1:

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from webdataset.compat import WebDataset
 
 from datamodules.shards.index import index_path
-from datamodules.shards.manifest import read_manifest, verify_hash, write_manifest
+from datamodules.shards.manifest import load_manifest, read_manifest, verify_hash, write_manifest
 from datamodules.shards.writer import PairRecord, write_task_shards
 from emu_edit.errors import InputError, ShardError
 from emu_edit.files import atomic_file
@@ -140,6 +141,26 @@ BROKEN = {
         '{"version": 1, "made_by": {}, "tasks": {"local": [{"file": "a.tar"}]}}',
         "a shard of 'local' lacks",
     ),
+    "a new task that is none": (
+        '{"version": 1, "made_by": {"new_task": ["a"]}, "tasks": {"local": []}}',
+        r"new_task in made_by is \['a'\], needs the name of a task",
+    ),
+    "a task with half a character": (
+        '{"version": 1, "made_by": {}, "tasks": {"a\\ud800": []}}',
+        r"a task is called 'a\\ud800', needs 1\.\.100 printable characters",
+    ),
+    "a task that moves the cursor": (
+        '{"version": 1, "made_by": {}, "tasks": {"a\\u001b[2J": []}}',
+        r"a task is called 'a\\x1b\[2J', needs",
+    ),
+    "a task without end": (
+        '{"version": 1, "made_by": {}, "tasks": {"' + "a" * 5000 + '": []}}',
+        r"a task is called 'a{79}, needs",
+    ),
+    "millions of lists": (
+        "[" + "[]," * 2_000_000 + "[]]",
+        "has 6000004 bytes with 4000002 brackets and commas, more than the list of any shards",
+    ),
 }
 
 
@@ -147,8 +168,13 @@ BROKEN = {
 def test_a_damaged_manifest_is_refused(tmp_path: Path, name: str):
     content, reason = BROKEN[name]
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(ShardError, match=reason):
+    tracemalloc.start()
+    with pytest.raises(ShardError, match=reason) as caught:
         read_manifest(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20  # parsed, the millions of lists would take eight times as much
+    assert str(caught.value).isprintable()
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
@@ -172,6 +198,11 @@ def edit_manifest(folder: Path, **changes: object) -> None:
         ({"sha256": 1}, "has the sha256 1, needs 64 hexadecimal digits"),
         ({"sha256": "../../" + "a" * 58}, "needs 64 hexadecimal digits"),
         ({"file": "local-000001.tar"}, "names shard 'local-000001.tar' twice"),
+        ({"file": "a\ud800.tar"}, "is not a plain file name"),
+        ({"samples": True}, "True samples, needs positive integers"),
+        ({"samples": 10**400}, "a number of 2.63 or more samples, needs positive integers"),
+        ({"bytes": 2**63}, "a number of 2.63 or more bytes and 4 samples, needs positive"),
+        ({"samples": 10**9}, "bytes, too few for 1000000000 samples"),
     ],
 )
 def test_odd_entries_of_a_manifest_are_refused(
@@ -208,6 +239,17 @@ def test_a_shard_that_kept_its_size_but_not_its_bytes_is_named(tmp_path: Path):
     read_manifest(tmp_path)
     with pytest.raises(ShardError, match=r"local-000000\.tar changed since .* its sha256 is"):
         verify_hash(path, manifest.entries[0])
+
+
+def test_a_long_manifest_is_read(tmp_path: Path):
+    folder = tmp_path / "one"
+    entry = make_folder(folder, {"local": 1}).entries[0]
+    entries = [replace(entry, file=f"local-{i:06d}.tar") for i in range(20_000)]
+    manifest = write_manifest(folder, entries, made_by={"program": "test"})
+    assert load_manifest(folder) == manifest
+    compact = json.dumps(json.loads((folder / "manifest.json").read_text()), separators=(",", ":"))
+    (folder / "manifest.json").write_text(compact)
+    assert load_manifest(folder) == manifest
 
 
 def test_a_manifest_of_nothing_is_not_written(tmp_path: Path):
