@@ -1,6 +1,7 @@
 """Rows of the fault list as the command line words them: no memory, a checkpoint from the web."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,13 +11,20 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from callbacks.edit_grid import EditGrid
+from datamodules.fewshot import FewShotSource
+from datamodules.stream.order import OrderSpec
 from emu_edit.cli.fit import parse
 from emu_edit.cli.main import main
 from emu_edit.errors import ExitStatus, InputError, status_of
+from emu_edit.evaluation.world import Scenes
+from emu_edit.randomness import check_seed
 from emu_edit.runs.failures import LostRankError, OutOfMemoryError, lost_rank
 from emu_edit.runs.options import config_arguments, find_config
 from emu_edit.runs.status import OtherRankError, RunStatus, StatusWriter
 from emu_edit.runs.trainer_cli import TrainerCLI, quiet
+from emu_edit.training.inversion import InversionSettings
+from emu_edit.training.predictor import PredictorSettings
 from tests.runs.test_runs_configs import ON_A_CPU
 from tests.runs.test_runs_status import StandIn
 
@@ -45,6 +53,37 @@ def fit(folder: Path, *options: str, recipe: str = "smoke") -> None:
     with quiet():
         arguments = [*config_arguments([find_config(recipe)]), *ON_A_CPU, *options]
         TrainerCLI("fit", arguments, folder, begin=lambda _: None)
+
+
+SEEDED: dict[str, Callable[[int], object]] = {
+    "a seed": lambda seed: InversionSettings(seed=seed),
+    "a seed of a predictor": lambda seed: PredictorSettings(seed=seed),
+    "the world's seed": lambda seed: Scenes(seed=seed),
+    "data.seed": lambda seed: OrderSpec(seed, ()),
+    "the seed of a new task": lambda seed: FewShotSource(Path("a"), "a", seed=seed),
+    "the seed of EditGrid": lambda seed: EditGrid(seed=seed),
+    "a seed of anything": check_seed,
+}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**400])
+@pytest.mark.parametrize("name", SEEDED)
+def test_every_seed_has_the_same_bounds(name: str, seed: int):
+    came = "a number of 1329 bits" if seed == 10**400 else str(seed)
+    what = name if name.startswith(("data", "the")) else "a seed"
+    with pytest.raises(InputError, match=rf"{what} must be at least 0 and below 2\^63, got {came}"):
+        SEEDED[name](seed)
+
+
+@pytest.mark.parametrize("option", ["model.seed", "seed_everything"])
+@pytest.mark.parametrize("seed", [-1, 2**70])
+def test_a_seed_that_cannot_be_is_one_line_before_anything_is_made(
+    option: str, seed: int, workplace: Path
+):
+    words = rf"{option} must be at least 0 and below 2\^\d\d, got {seed}"
+    with pytest.raises(InputError, match=words):
+        fit(workplace / "run", f"--{option}={seed}")
+    assert not (workplace / "run").exists()
 
 
 @pytest.mark.parametrize(
