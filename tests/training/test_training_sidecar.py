@@ -161,7 +161,7 @@ def test_a_disk_that_does_not_answer_says_nothing_about_the_file(file, monkeypat
     def broken_disk(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "open", broken_disk)
+    monkeypatch.setattr(os, "open", broken_disk)
     with pytest.raises(StorageError, match=r"cannot be read \(Input/output error\)") as caught:
         verify(file)
     assert not isinstance(caught.value, BrokenCheckpointError)
