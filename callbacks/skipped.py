@@ -1,5 +1,7 @@
 """Count and list the samples that could not be used, and stop when there are too many.
 
+Instructions that were cut to what the text encoder takes are counted beside them.
+
 The data module puts another sample of the same task in the place of one it cannot use, and each
 batch says which those were. Here they are written to `skipped.jsonl` in the run's folder, a line
 each, counted per task and kind over all ranks, and held against limits, by all ranks together.
@@ -13,7 +15,6 @@ is made, and the counters are part of the checkpoint, so a resumed training coun
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,158 +23,14 @@ from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from callbacks.finite import from_all_ranks
-from emu_edit.batch import BadSample, Batch
-from emu_edit.errors import BadDataError, InputError
+from callbacks.skip_counts import SkipCounts, SkipLimits, TooManySkippedError
+from emu_edit.batch import BadSample, Batch, CutText
+from emu_edit.errors import InputError
 from emu_edit.files import atomic_file
-from emu_edit.terminal import aligned
 from emu_edit.training.draws import DrawnBatch
 
 FILE = "skipped.jsonl"
-STATE_VERSION = 1
-# the last shard of a task may hold a handful: one bad sample of three is no broken shard
-FEW = 3
-NUM_SHARDS_SHOWN = 10
-
-HOW_TO_REPAIR = "`emu-edit shards check FOLDER` lists all bad samples of a folder"
-
 logger = logging.getLogger(__name__)
-
-
-class TooManySkippedError(BadDataError):
-    """More samples than allowed could not be used."""
-
-
-@dataclass(frozen=True)
-class SkipLimits:
-    """How much may be bad.
-
-    Attributes:
-        fraction: bad samples per sample trained on.
-        after: samples to train on before `fraction` counts.
-        shard_fraction: bad samples per sample of one shard; `FEW` in a shard are always allowed.
-    """
-
-    fraction: float
-    after: int
-    shard_fraction: float
-
-
-@dataclass
-class SkipCounts:
-    """The counters of a training, over all ranks.
-
-    Attributes:
-        seen: samples trained on.
-        kinds: by task, how often each kind of fault was met; a sample counts in every epoch.
-        shards: by shard, how many samples it has.
-        bad: by shard, which of its samples are bad, each once.
-    """
-
-    seen: int = 0
-    kinds: dict[str, dict[str, int]] = field(default_factory=dict)
-    shards: dict[str, int] = field(default_factory=dict)
-    bad: dict[str, set[int]] = field(default_factory=dict)
-
-    @property
-    def skipped(self) -> int:
-        """How often a sample could not be used."""
-        return sum(sum(kinds.values()) for kinds in self.kinds.values())
-
-    def add(self, seen: int, bad: Iterable[BadSample]) -> None:
-        """Count `seen` more samples, and those in whose place others came."""
-        self.seen += seen
-        for sample in bad:
-            kinds = self.kinds.setdefault(sample.task, {})
-            kinds[sample.kind] = kinds.get(sample.kind, 0) + 1
-            self.shards[sample.shard] = sample.samples
-            self.bad.setdefault(sample.shard, set()).add(sample.index)
-
-    def scalars(self) -> dict[str, float]:
-        """Return `data/skipped/<task>` and `data/skipped/<task>/<kind>`; none while all is well."""
-        values: dict[str, float] = {}
-        for task, kinds in sorted(self.kinds.items()):
-            values[f"data/skipped/{task}"] = float(sum(kinds.values()))
-            values |= {f"data/skipped/{task}/{kind}": float(n) for kind, n in sorted(kinds.items())}
-        return values
-
-    def refuse_too_many(self, limits: SkipLimits, listed_in: str) -> None:
-        """Do nothing within the limits.
-
-        Raises:
-            TooManySkippedError: with the numbers, in one line.
-        """
-        where = f"they are listed in {listed_in}; {HOW_TO_REPAIR}"
-        if self.seen >= limits.after and self.skipped > limits.fraction * self.seen:
-            raise TooManySkippedError(
-                f"{self.skipped} of {self.seen} samples ({self.skipped / self.seen:.2%}) could not "
-                f"be used, allowed are {limits.fraction:.2%} after {limits.after}: "
-                f"{self._by_task()}; {where}; to go on all the same, raise max_fraction of the "
-                "callback Skipped"
-            )
-        for shard, bad in sorted(self.bad.items()):
-            if len(bad) > max(FEW, limits.shard_fraction * self.shards[shard]):
-                raise TooManySkippedError(
-                    f"{shard}: {len(bad)} of its {self.shards[shard]} samples cannot be used, "
-                    f"allowed are {limits.shard_fraction:.2%}; fetch or write the shard again; "
-                    f"{where}"
-                )
-
-    def table(self) -> str:
-        """Return counts per task and kind, then the worst shards, as lines of text."""
-        rows = [
-            (task, kind, str(n))
-            for task, kinds in sorted(self.kinds.items())
-            for kind, n in sorted(kinds.items())
-        ]
-        worst = sorted(self.bad, key=lambda shard: -len(self.bad[shard]) / self.shards[shard])
-        shards = [
-            (shard, f"{len(self.bad[shard])} of {self.shards[shard]}", "")
-            for shard in worst[:NUM_SHARDS_SHOWN]
-        ]
-        return "\n".join([
-            *aligned([("task", "what is wrong", "samples"), *rows]),
-            *aligned([("shard", "bad samples", ""), *shards]),
-        ])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return primitives only, so that a checkpoint loads with `weights_only=True`."""
-        return {
-            "version": STATE_VERSION,
-            "seen": self.seen,
-            "kinds": {task: dict(kinds) for task, kinds in self.kinds.items()},
-            "shards": dict(self.shards),
-            "bad": {shard: sorted(indices) for shard, indices in self.bad.items()},
-        }
-
-    @staticmethod
-    def from_dict(state: Mapping[str, Any]) -> "SkipCounts":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            BadDataError: if it is of another version.
-        """
-        if state["version"] != STATE_VERSION:
-            raise BadDataError(
-                f"the checkpoint counts skipped samples in version {state['version']}, this "
-                f"program in {STATE_VERSION}; continue with the program that wrote it"
-            )
-        return SkipCounts(
-            seen=state["seen"],
-            kinds={task: dict(kinds) for task, kinds in state["kinds"].items()},
-            shards=dict(state["shards"]),
-            bad={shard: set(indices) for shard, indices in state["bad"].items()},
-        )
-
-    def _by_task(self) -> str:
-        totals = {
-            task: sum(kinds.values())
-            for task, kinds in sorted(self.kinds.items(), key=lambda item: -sum(item[1].values()))
-        }
-        kinds = {
-            task: ", ".join(f"{kind} {n}" for kind, n in sorted(self.kinds[task].items()))
-            for task in totals
-        }
-        return ", ".join(f"{task} {n} ({kinds[task]})" for task, n in totals.items())
 
 
 @dataclass
@@ -182,6 +39,12 @@ class _Part:
 
     seen: int = 0
     bad: list[BadSample] = field(default_factory=list)
+    cut: list[CutText] = field(default_factory=list)
+
+    def take(self, other: "_Part") -> None:
+        self.seen += other.seen
+        self.bad += other.bad
+        self.cut += other.cut
 
 
 class Skipped(Callback):
@@ -221,6 +84,7 @@ class Skipped(Callback):
         self._pending = _Part()  # trained on, not summed over ranks yet
         self._summed_step = 0
         self._is_first = True
+        self._named: set[tuple[str, int]] = set()  # bad samples of the validation data
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with an empty window: what was read before was not trained on."""
@@ -245,15 +109,13 @@ class Skipped(Callback):
             # after its last checkpoint, and will come again
             _keep_before(self._file, int(batch.position[0]))
         self._is_first = False
-        self._window.seen += len(batch)
-        self._window.bad += batch.bad
+        self._window.take(_Part(len(batch), list(batch.bad), list(batch.cut)))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Count the batches of this step: before anything can save a checkpoint behind it."""
-        self._pending.seen += self._window.seen
-        self._pending.bad += self._window.bad
+        self._pending.take(self._window)
         self._window = _Part()
 
     def on_train_batch_end(
@@ -280,6 +142,24 @@ class Skipped(Callback):
                 logger.warning("%s", self.counts.table())
             raise
 
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Batch | DrawnBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Name each bad sample of the validation data once: another was measured in its place."""
+        pairs = batch.batch if isinstance(batch, DrawnBatch) else batch
+        for sample in pairs.bad:
+            if (place := (sample.shard, sample.index)) not in self._named:
+                self._named.add(place)
+                logger.warning(
+                    "%s: sample %r cannot be used (%s); validation measures another in its place",
+                    *(sample.shard, sample.key, sample.reason),
+                )
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last lines and values."""
         self._sum(trainer)
@@ -289,6 +169,12 @@ class Skipped(Callback):
                 self.counts.skipped,
                 self.counts.seen,
                 self._file,
+            )
+        if self.counts.cut and self._writes:
+            logger.warning(
+                "%d of %d instructions were longer than the text encoder takes and were cut",
+                sum(self.counts.cut.values()),
+                self.counts.seen,
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -308,16 +194,18 @@ class Skipped(Callback):
 
     def _gather(self) -> None:
         """Add what all ranks have pending to the counters, and write it down."""
-        parts = from_all_ranks(self._pending)
+        whole = _Part()
+        for part in from_all_ranks(self._pending):
+            whole.take(part)
         self._pending = _Part()
-        bad = sorted(
-            (sample for part in parts for sample in part.bad), key=lambda sample: sample.position
-        )
+        bad = sorted(whole.bad, key=lambda sample: sample.position)
         if bad and self._writes:
             if not self.counts.skipped:
                 self._announce(bad[0])
             _append(self._file, bad)
-        self.counts.add(sum(part.seen for part in parts), bad)
+        if whole.cut and self._writes and not self.counts.cut:
+            self._announce_cut(whole.cut[0])
+        self.counts.add(whole.seen, bad, whole.cut)
 
     def _announce(self, first: BadSample) -> None:
         logger.warning(
@@ -327,6 +215,16 @@ class Skipped(Callback):
             first.key,
             first.reason,
             self._file,
+        )
+
+    def _announce_cut(self, first: CutText) -> None:
+        logger.warning(
+            "%s: sample %r: %s; the words that fit are read, of any others, too, and counted "
+            "(data/cut/%s); data.long_texts: skip or refuse does otherwise",
+            first.shard,
+            first.key,
+            first.reason,
+            first.task,
         )
 
 

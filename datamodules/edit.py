@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from datamodules.encoded.reader import evaluation_decoder, training_decoder
 from datamodules.remote.ahead import fetch_ahead, refuse_small_cache, retry_metrics
 from datamodules.remote.folder import CacheSettings, open_folder
+from datamodules.stream.limits import LongTexts, TextRule, refuse_unknown_tasks
 from datamodules.stream.loader import PositionLoader
 from datamodules.stream.mixing import (
     DataSet,
@@ -32,14 +33,14 @@ from datamodules.stream.mixing import (
     where_of,
 )
 from datamodules.stream.order import Order, OrderSpec, Position
-from datamodules.stream.reader import InOrder, ShardDataset
+from datamodules.stream.reader import InOrder, ShardDataset, refuse_long_texts
 from datamodules.stream.resume import (
     Fingerprint,
     FollowTraining,
     StreamState,
     continued,
     fingerprint_of,
-    rescale_progress,
+    restore_progress,
 )
 from datamodules.stream.sampler import (
     GlobalBatchSampler,
@@ -50,7 +51,7 @@ from datamodules.stream.sampler import (
 )
 from datamodules.stream.transforms import Noops, SquareCrop, Substitutes, Wordings
 from emu_edit.batch import Batch
-from emu_edit.errors import InputError, closest
+from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN, TaskTable
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ class EditDataModule(LightningDataModule):
             (source = target), so that the model learns to leave alone; by default none.
         tasks: the model's task table, in the order of its embedding; by default the sixteen.
         allow_change: go on from a checkpoint although the data have changed since.
+        long_texts: what becomes of instructions longer than the text encoder takes: `truncate`
+            keeps the words that fit, `skip` takes another sample, `refuse` stops.
         loader_timeout: seconds without a batch from the loader processes after which training
             ends, saying what was due; 0 waits for ever.
         cache: where shards from addresses (`https://`, `s3://`, `hf://`, ...) are kept, and how
@@ -104,6 +107,7 @@ class EditDataModule(LightningDataModule):
         noops: dict[str, float] | None = None,
         tasks: list[str] | None = None,
         allow_change: bool = False,
+        long_texts: LongTexts = LongTexts.truncate,
         loader_timeout: float = 600.0,
         cache: CacheSettings | None = None,
     ) -> None:
@@ -128,6 +132,8 @@ class EditDataModule(LightningDataModule):
         self._noops = Noops(noops or {}, seed)
         self._val_crop = SquareCrop(image_size)
         self._allow_change = allow_change
+        self._texts = TextRule(None, long_texts)
+        self._substitutes: Substitutes | None = None
         self._loader_timeout = loader_timeout
         self._cache = cache
         self._layout = Layout(global_batch=1, accumulate=1, world=1)
@@ -150,11 +156,14 @@ class EditDataModule(LightningDataModule):
 
         Raises:
             InputError: if folders, tasks, weights, batch sizes or the trainer do not go together,
-                or there is nothing to evaluate on.
+                or there is nothing to evaluate on; or the data are not for the trainer's model.
         """
         trainer = self.trainer
+        self._texts = self._texts.fit(trainer, self.table, self._crop.image_size)
         self._rank = 0 if trainer is None else trainer.global_rank
         self._layout = self.fit_layout(1 if trainer is None else trainer.world_size)
+        # a broken pair of validation must not end a training either
+        self._substitutes = Substitutes(self._seed) if stage == "fit" else None
         if stage == "fit":
             data_sets = [self._read(folder, name) for name, folder in self.train_folders.items()]
             self._train = self._mix(lanes_of(data_sets))
@@ -205,9 +214,8 @@ class EditDataModule(LightningDataModule):
         self, lanes: Sequence[Lane], order: Callable[[int], Position], *, is_training: bool
     ) -> ShardDataset:
         """Return the samples of some lanes as training, or as evaluation is to see them."""
-        decoder, crop = evaluation_decoder, self._val_crop
-        if is_training:
-            decoder, crop = training_decoder, self._crop
+        decoder = training_decoder if is_training else evaluation_decoder
+        crop = self._crop if is_training else self._val_crop
         return ShardDataset(
             lanes,
             order=order,
@@ -215,7 +223,8 @@ class EditDataModule(LightningDataModule):
             decode=decoder(lanes, crop),
             noops=self._noops if is_training else None,
             wordings=Wordings(self._seed) if is_training else None,
-            substitutes=Substitutes(self._seed) if is_training else None,
+            substitutes=self._substitutes,
+            texts=self._texts,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -246,14 +255,13 @@ class EditDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
         """Check that the batch about to be trained on is the one that is due."""
-        if self.trainer is not None and self.trainer.training:
-            micro = self._layout.micro
-            due = self._consumed + (self._num_pending * self._layout.world + self._rank) * micro
-            found = int(batch.position[0])
-            if found != due:
-                raise RuntimeError(
-                    f"a batch starts at position {found} of the stream, due is {due}"
-                )
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        micro = self._layout.micro
+        due = self._consumed + (self._num_pending * self._layout.world + self._rank) * micro
+        found = int(batch.position[0])
+        if found != due:
+            raise RuntimeError(f"a batch starts at position {found} of the stream, due is {due}")
         return batch
 
     def restored(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -263,17 +271,8 @@ class EditDataModule(LightningDataModule):
             InputError: if the virtual epoch has become shorter than what was trained of it.
         """
         del trainer
-        state = checkpoint.get(type(self).__qualname__)
-        if state is None:
-            return
-        rescale_progress(checkpoint, state["accumulate"], self._layout.accumulate)
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        done = progress["current"]["ready"] // self._layout.accumulate
-        if done > self.steps_per_epoch:
-            raise InputError(
-                f"data.steps_per_epoch={self.steps_per_epoch} is less than the {done} steps of its "
-                "epoch the checkpoint has; raise it, or take a checkpoint from an epoch's end"
-            )
+        if (state := checkpoint.get(type(self).__qualname__)) is not None:
+            restore_progress(checkpoint, state, self._layout.accumulate, self.steps_per_epoch)
 
     def started(self, trainer: Trainer, module: LightningModule) -> None:
         """Compare the position of the data with the number of optimizer steps.
@@ -348,12 +347,11 @@ class EditDataModule(LightningDataModule):
     def _read(self, location: str, name: str = "") -> DataSet:
         """Open a folder of shards: the one place where this is done."""
         folder = open_folder(location, self._cache)
-        for task in folder.manifest.tasks:
-            if task not in self.table.names:
-                hint = closest(task, list(self.table.names))
-                raise InputError(f"{folder} has shards of unknown task {task!r}.{hint}")
+        refuse_unknown_tasks(folder, self.table)
         if sum(entry.bytes for entry in folder.manifest.entries) < HASHED_BELOW:
             folder.verify_hashes()
+            if self._texts.long_texts is LongTexts.refuse:  # now rather than at some late step
+                refuse_long_texts(folder, self._texts)
         return DataSet(name, folder)
 
     def _mix(self, lanes: list[Lane]) -> Mixture:
@@ -370,13 +368,15 @@ class EditDataModule(LightningDataModule):
         )
 
     def _fingerprint(self, mixture: Mixture) -> Fingerprint:
+        rule = self._texts.long_texts
         settings = {
             "global_batch": self.global_batch,
             "steps_per_epoch": self.steps_per_epoch,
             "image_size": self._crop.image_size,
             "flip": self._crop.flip,
-            # absent without them, as in checkpoints of versions that had none
+            # absent by default, as in checkpoints of versions that had none
             **({"noops": dict(self._noops.rates)} if self._noops.rates else {}),
+            **({} if rule is LongTexts.truncate else {"long_texts": rule.name}),
         }
         return fingerprint_of(self._order_spec(mixture), mixture.hashes(), settings)
 

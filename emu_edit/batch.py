@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
+TEXT_TOO_LONG = "text_too_long"
+
 Record = TypeVar("Record", bound="TensorRecord")
 
 
@@ -95,6 +97,8 @@ class EncodedText(TensorRecord):
 class BadSample:
     """A sample that could not be used, and whose place another of its task has taken.
 
+    `kind` is `TEXT_TOO_LONG` for one that is left out by choice, which is no damage.
+
     Attributes:
         position: the place in the stream.
         task: its task, or `dataset/task` where data sets are mixed.
@@ -116,6 +120,23 @@ class BadSample:
     reason: str
 
 
+@dataclass(frozen=True)
+class CutText:
+    """An instruction that was longer than the text encoder takes, and was cut.
+
+    Attributes:
+        task: its task, or `dataset/task` where data sets are mixed.
+        shard: the file it lies in.
+        key: the name of its sample in the shard.
+        reason: how long it was.
+    """
+
+    task: str
+    shard: str
+    key: str
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairSample:
     """What every sample says of its pair.
@@ -123,6 +144,7 @@ class PairSample:
     Attributes:
         mask: True where the edit may change pixels; None if there is no mask.
         bad: the samples that should have been here, the last of them replaced by this one.
+        cut: says so if a part of the instruction was left out.
     """
 
     key: str
@@ -133,6 +155,7 @@ class PairSample:
     target_caption: str = ""
     position: int = 0
     bad: tuple[BadSample, ...] = ()
+    cut: CutText | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +192,7 @@ class PairBatch(TensorRecord):
     """What every batch says of its pairs.
 
     Rows of `mask` whose `has_mask` is False are all True and mean nothing. `bad` are the samples in
-    whose place others came, of all rows.
+    whose place others came, `cut` the instructions that were too long, of all rows.
     """
 
     key: tuple[str, ...]
@@ -181,6 +204,7 @@ class PairBatch(TensorRecord):
     target_caption: tuple[str, ...]
     position: Int64[Tensor, " b"]
     bad: tuple[BadSample, ...] = ()
+    cut: tuple[CutText, ...] = ()
 
     def __len__(self) -> int:
         return len(self.key)
@@ -269,4 +293,5 @@ def _stacked(samples: Sequence[PairSample], mask_size: Sequence[int]) -> dict[st
         "target_caption": tuple(s.target_caption for s in samples),
         "position": torch.tensor([s.position for s in samples]),
         "bad": tuple(bad for s in samples for bad in s.bad),
+        "cut": tuple(s.cut for s in samples if s.cut is not None),
     }

@@ -37,11 +37,13 @@ from datamodules.shards.manifest import (
     verify_hash,
     verify_size,
 )
+from datamodules.stream.limits import too_long
 from datamodules.stream.mixing import DataSet, lanes_of
-from datamodules.stream.reader import OpenShard, decode_pair
+from datamodules.stream.reader import OpenShard, decode_pair, wordings_of
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.errors import InputError, ShardError, closest
 from emu_edit.images import decode_rgb
+from emu_edit.models.interfaces import TextLimit
 from emu_edit.pictures import BLACK, FORMATS
 from emu_edit.tasks import SIXTEEN, TaskTable
 
@@ -57,9 +59,10 @@ def check_folder(
     *,
     table: TaskTable = SIXTEEN,
     guard: LeakGuard | None = None,
+    limit: TextLimit | None = None,
 ) -> CheckReport:
     """Read everything in one shard folder and report all findings, as `check_folders` does."""
-    return check_folders([folder], progress, table=table, guard=guard)
+    return check_folders([folder], progress, table=table, guard=guard, limit=limit)
 
 
 def check_folders(
@@ -68,6 +71,7 @@ def check_folders(
     *,
     table: TaskTable = SIXTEEN,
     guard: LeakGuard | None = None,
+    limit: TextLimit | None = None,
 ) -> CheckReport:
     """Read everything in shard folders that are to be trained on together; report all findings.
 
@@ -77,13 +81,14 @@ def check_folders(
         progress: called with the samples done and their total.
         table: the tasks that may occur.
         guard: knows evaluation pictures, each of which is an error here.
+        limit: how long an instruction may be; training cuts or skips longer ones.
 
     Raises:
         ShardError: if there is no manifest to start from, or it is damaged.
         StorageError: if what lies elsewhere cannot be fetched.
     """
     opened = [_folder_at(place) for place in folders]
-    check = _Check(opened, progress, table, guard)
+    check = _Check(opened, progress, table, guard, limit)
     for folder in opened:
         cache = _cache_of(folder)
         for entry in folder.manifest.entries:
@@ -101,9 +106,11 @@ class _Check:
         progress: OnStep | None,
         table: TaskTable,
         guard: LeakGuard | None,
+        limit: TextLimit | None,
     ) -> None:
         self.report = CheckReport([str(folder) for folder in folders])
         self._progress, self._table, self._guard = progress, table, guard
+        self._limit = limit
         self._done = 0
         self._total = sum(folder.manifest.num_samples for folder in folders)
         self._shards: list[tuple[ShardFolder, ShardEntry]] = []
@@ -134,6 +141,7 @@ class _Check:
                     self._look_at(shard, sample)
                 else:
                     cache.decode(shard, sample)
+                self._measure(shard, sample)
             except InputError as error:
                 self._add(shard.key(sample), str(error))
             self._advance(1)
@@ -165,6 +173,15 @@ class _Check:
             contents.append(hash_of(pair, shard.text(sample)["instruction"]))
         self._keys.add(number, keys)
         self._contents.add(number, contents)
+
+    def _measure(self, shard: OpenShard, sample: int) -> None:
+        """Name instructions that are too long; they are text in caches, too."""
+        limit = self._limit
+        if limit is None:
+            return
+        for text in wordings_of(shard.text(sample)):
+            if not limit.fits(text):
+                self._add(shard.key(sample), too_long(text, limit), is_error=False)
 
     def _look_at(self, shard: OpenShard, sample: int) -> None:
         key = shard.key(sample)

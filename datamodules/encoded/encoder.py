@@ -27,6 +27,7 @@ from datamodules.encoded.reader import (
 from datamodules.shards.folder import ShardFolder
 from datamodules.shards.index import ROLES
 from datamodules.shards.manifest import ShardEntry
+from datamodules.stream.limits import TextRule
 from datamodules.stream.reader import OpenShard, decode_pair, wordings_of
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.errors import BadSampleError, InputError
@@ -52,6 +53,7 @@ class ReadPair:
         pictures: source and target, stacked; None if they cannot be used.
         mask: where the edit may change, if the pair has one.
         is_cut: whether a part of the pictures lies outside the square.
+        is_shortened: whether its instruction was cut to what the text encoder takes.
         fault: (kind, reason) if the pair cannot be used.
     """
 
@@ -60,14 +62,22 @@ class ReadPair:
     pictures: UInt8[Tensor, "2 3 h w"] | None
     mask: Bool[Tensor, "h w"] | None
     is_cut: bool
+    is_shortened: bool
     fault: tuple[str, str] | None
 
 
 class PairReader(Dataset[ReadPair]):
     """Read the pairs of some shards by (shard, sample), cut to the centre square."""
 
-    def __init__(self, folder: ShardFolder, entries: Sequence[ShardEntry], image_size: int) -> None:
+    def __init__(
+        self,
+        folder: ShardFolder,
+        entries: Sequence[ShardEntry],
+        image_size: int,
+        texts: TextRule | None = None,
+    ) -> None:
         self._folder = folder
+        self._texts = TextRule() if texts is None else texts
         self._entries = entries
         self._crop = SquareCrop(image_size)
         self._open: tuple[int, OpenShard] | None = None
@@ -84,10 +94,15 @@ class PairReader(Dataset[ReadPair]):
         text: dict[str, Any] = {}
         try:
             text = shard.text(sample)
+            fitted = self._texts(wordings_of(text), shard.where(sample))
+            text["instruction"], *others = [wording.text for wording in fitted]
+            if "instruction_alt" in text:
+                text["instruction_alt"] = others
             source, target, mask = decode_pair(shard, sample)
         except BadSampleError as error:
             reason = str(error).removeprefix(f"{shard.where(sample)}: ")
-            return ReadPair(key, text, None, None, False, (error.kind, reason))
+            return ReadPair(key, text, None, None, False, False, (error.kind, reason))
+        is_shortened = any(wording.reason for wording in fitted)
         is_cut = source.shape[-1] != source.shape[-2]
         source, target, mask = self._crop(source, target, mask, position=0)
         text[CACHED_FROM] = {
@@ -95,7 +110,8 @@ class PairReader(Dataset[ReadPair]):
             for role, checksum in zip(ROLES, shard.index[sample].crc32, strict=True)
             if shard.member(sample, role) is not None
         }
-        return ReadPair(key, text, torch.stack([source, target]), mask, is_cut, None)
+        pictures = torch.stack([source, target])
+        return ReadPair(key, text, pictures, mask, is_cut, is_shortened, None)
 
     def __getitems__(self, places: list[tuple[int, int]]) -> list[ReadPair] | InputError:
         """Read a batch; an error travels as a value, without a worker's traceback around it."""
@@ -138,6 +154,7 @@ class CacheEncoder:
         self._dtype = DTYPES[dtype]
         self.codec = codec_fingerprint(networks.codec)
         self.has_text = not learns(networks.text_encoder)
+        self.text_limit = networks.text_encoder.limit if self.has_text else None
         self.text_encoder = text_fingerprint(networks.text_encoder) if self.has_text else ""
 
     @torch.no_grad()
@@ -151,8 +168,7 @@ class CacheEncoder:
         """Return the members of each pair, in order.
 
         Raises:
-            InputError: if a text is too long for the text encoder, or a number too large for the
-                precision on disk.
+            InputError: if a number is too large for the precision on disk.
         """
         usable = [pair for pair in pairs if pair.pictures is not None]
         encoded = iter(self._encode(usable))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -56,6 +57,7 @@ class CacheHeader:
         null_text: SHA-256 of `null_text.safetensors`; "" if no text is kept.
         folder: where the pictures were.
         shards: SHA-256 of each of their shards.
+        long_texts: what became of instructions that were longer than the text encoder takes.
     """
 
     image_size: int
@@ -65,6 +67,7 @@ class CacheHeader:
     null_text: str
     folder: str
     shards: dict[str, str]
+    long_texts: str
 
     @staticmethod
     def of(manifest: Manifest, where: object) -> "CacheHeader | None":
@@ -81,13 +84,13 @@ class CacheHeader:
         """Rebuild a header from what `asdict` gave; `where` is its place, for messages."""
         kinds = {"image_size": int, "shards": dict}
         names = {field.name for field in fields(CacheHeader)}
-        if (
-            not isinstance(values, dict)
-            or values.keys() != names
-            or not all(isinstance(values[name], kinds.get(name, str)) for name in names)
+        # versions without an entry for long texts refused them
+        given: Any = {"long_texts": "refuse", **values} if isinstance(values, dict) else {}
+        if given.keys() != names or not all(
+            isinstance(given[name], kinds.get(name, str)) for name in names
         ):
             raise ShardError(f"{where}: what it says of its cache is damaged; {AGAIN}")
-        return CacheHeader(**values)
+        return CacheHeader(**given)
 
     def same_networks(self, other: "CacheHeader") -> bool:
         """Whether samples of both can be in one batch."""
@@ -126,7 +129,7 @@ class Cache:
         origin = shard.text(sample).get(CACHED_FROM, {})
         if BROKEN in origin:
             raise BadSampleError(
-                f"{where}: had no usable pictures when it was cached ({origin[BROKEN]})",
+                f"{where}: could not be used when it was cached ({origin[BROKEN]})",
                 kind=origin[KIND],
             )
         try:

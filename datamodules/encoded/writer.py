@@ -28,6 +28,7 @@ from datamodules.shards.evaluation_only import refuse_declared, refuse_name, ref
 from datamodules.shards.folder import LocalFolder, ShardFolder
 from datamodules.shards.index import add_index
 from datamodules.shards.manifest import Manifest, ShardEntry, verify_hash, write_manifest
+from datamodules.stream.limits import LongTexts, TextRule
 from emu_edit.errors import InputError, ShardError, closest
 from emu_edit.files import atomic_file, read_regular, write_json
 from emu_edit.models.networks import EditNetworks
@@ -50,6 +51,8 @@ class EncodingSettings:
             (float16: 11 bits).
         batch_size: pairs the networks encode at a time.
         num_workers: processes that decode.
+        long_texts: what becomes of instructions that are longer than the text encoder takes; all
+            are kept whole where it learns.
 
     Raises:
         InputError: for another precision, or sizes below 1.
@@ -59,6 +62,7 @@ class EncodingSettings:
     dtype: str = "float32"
     batch_size: int = 16
     num_workers: int = 0
+    long_texts: LongTexts = LongTexts.truncate
 
     def __post_init__(self) -> None:
         """Refuse what cannot be used."""
@@ -78,6 +82,7 @@ class CacheReport:
         header: what the manifest says of it.
         kept: shards that were whole already.
         cut: pairs of this run that are not square and lost their ends.
+        shortened: pairs of this run whose instruction was longer than the text encoder takes.
         broken: pairs of this run that cannot be used, each with its reason.
     """
 
@@ -85,6 +90,7 @@ class CacheReport:
     header: CacheHeader
     kept: int = 0
     cut: int = 0
+    shortened: int = 0
     broken: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -100,6 +106,11 @@ class CacheReport:
             lines.append(f"{self.kept} shards were there already")
         if self.cut:
             lines.append(f"{self.cut} pairs are not square: only their centre is in the cache")
+        if self.shortened:
+            lines.append(
+                f"{self.shortened} instructions are longer than the text encoder takes and were "
+                "cut (--long-texts skip or refuse does otherwise)"
+            )
         if self.broken:
             named = "; ".join(self.broken[:NAMED])
             lines.append(f"{len(self.broken)} pairs cannot be used and are marked: {named}")
@@ -125,6 +136,7 @@ def write_cache(
     Raises:
         InputError: if `output` holds something else, the size does not go with the codec, or the
             shards are of an evaluation set.
+        BadDataError: if an instruction is too long and that is to be refused.
         ShardError: if a shard of `folder` is damaged.
     """
     manifest = folder.manifest
@@ -175,7 +187,8 @@ class _Run:
             for number, entry in enumerate(entries)
             for first in range(0, entry.samples, size)
         ]
-        reader = PairReader(folder, entries, settings.image_size)
+        texts = TextRule(self._encoder.text_limit, settings.long_texts)
+        reader = PairReader(folder, entries, settings.image_size, texts)
         read = zip(batches, read_batches(reader, batches, settings.num_workers), strict=True)
         for number, of_shard in groupby(read, key=lambda batch_and_pairs: batch_and_pairs[0][0][0]):
             entry = entries[number]
@@ -186,6 +199,7 @@ class _Run:
     def _members(self, batches: Iterable[list[ReadPair]], entry: ShardEntry) -> Iterator[Members]:
         for pairs in batches:
             self._report.cut += sum(pair.is_cut for pair in pairs)
+            self._report.shortened += sum(pair.is_shortened for pair in pairs)
             self._report.broken += [f"{pair.key} ({pair.fault[1]})" for pair in pairs if pair.fault]
             yield from self._encoder(pairs, entry.task)
             self.count += len(pairs)
@@ -210,6 +224,7 @@ def _begin(
         null_text=hashlib.sha256(null_text).hexdigest() if null_text else "",
         folder=str(folder.root.resolve()) if isinstance(folder, LocalFolder) else folder.name,
         shards={entry.file: entry.sha256 for entry in manifest.entries},
+        long_texts=settings.long_texts.name,
     )
     if (output / WORK).is_file():
         return _begun(output, header)

@@ -13,6 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -26,10 +27,11 @@ from torch.utils.data import Dataset
 from datamodules.shards.folder import CacheFullError, ShardFolder, open_descriptor
 from datamodules.shards.index import ROLES, IndexFile, check_text
 from datamodules.shards.manifest import ShardEntry
+from datamodules.stream.limits import TextRule
 from datamodules.stream.mixing import Lane
 from datamodules.stream.order import Position
 from datamodules.stream.transforms import MAX_ATTEMPTS, Noops, SquareCrop, Substitutes, Wordings
-from emu_edit.batch import BadSample, EditSample, Sample
+from emu_edit.batch import BadSample, CutText, EditSample, Sample
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
 from emu_edit.images import decode_mask, decode_rgb
 from emu_edit.tasks import TaskTable
@@ -113,6 +115,20 @@ class OpenShard:
         return f"{self.path.name}: sample {self.key(sample)!r}"
 
 
+def refuse_long_texts(folder: ShardFolder, texts: TextRule) -> None:
+    """Look at every instruction of a folder; what is bad otherwise is left to who reads it.
+
+    Raises:
+        BadDataError: naming the first that `texts` refuses.
+    """
+    for entry in folder.manifest.entries:
+        descriptor = folder.open(entry)  # before its path: while open, it stays
+        shard = OpenShard(folder.path(entry), entry, descriptor)
+        for sample in range(entry.samples):
+            with suppress(BadSampleError):
+                texts(wordings_of(shard.text(sample)), shard.where(sample))
+
+
 def wordings_of(text: dict[str, Any]) -> list[str]:
     """Return the instruction and its other wordings, of a json that `check_text` accepted."""
     return [text["instruction"], *text.get("instruction_alt", [])]
@@ -194,6 +210,7 @@ class ShardDataset(Dataset[Sample]):
         noops: which pairs are shown as already edited; by default none.
         wordings: which wording is read where there are several; by default the first.
         substitutes: what is read in place of a bad sample; by default nothing, it is an error.
+        texts: what becomes of instructions that are too long; by default they are read whole.
     """
 
     def __init__(
@@ -206,6 +223,7 @@ class ShardDataset(Dataset[Sample]):
         noops: Noops | None = None,
         wordings: Wordings | None = None,
         substitutes: Substitutes | None = None,
+        texts: TextRule | None = None,
     ) -> None:
         self._lanes = lanes
         self._order = order
@@ -214,6 +232,7 @@ class ShardDataset(Dataset[Sample]):
         self._noops = Noops() if noops is None else noops
         self._wordings = wordings
         self._substitutes = substitutes
+        self._texts = TextRule() if texts is None else texts
         self._open: OrderedDict[tuple[ShardFolder, str], OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
@@ -225,7 +244,7 @@ class ShardDataset(Dataset[Sample]):
 
         Raises:
             BadSampleError: if it cannot be used and there are no substitutes.
-            BadDataError: if none of the substitutes can be used either.
+            BadDataError: if none of the substitutes can be used either, or a text is refused.
             ShardError: if a shard changed since it was indexed; nothing takes its place.
         """
         where = place = self._order(position)
@@ -252,17 +271,18 @@ class ShardDataset(Dataset[Sample]):
         lane = self._lanes[where.lane]
         shard = self._shard(lane, lane.shards[where.shard])
         text = shard.text(where.sample)
-        wordings = wordings_of(text)
+        wordings = self._texts(wordings_of(text), shard.where(where.sample))
         wording = 0
         if self._wordings is not None and len(wordings) > 1:
             wording = self._wordings(len(wordings), position)
         sample = self._decode(shard, where.sample, position, wording)(
             key=shard.key(where.sample),
-            instruction=wordings[wording],
+            instruction=wordings[wording].text,
             task=self._tasks.index(shard.task),
             source_caption=text.get("source_caption", ""),
             target_caption=text.get("target_caption", ""),
             position=position,
+            cut=self._cut(lane, shard, where, wordings[wording].reason),
         )
         return already_edited(sample) if self._noops(shard.task, position) else sample
 
@@ -271,6 +291,10 @@ class ShardDataset(Dataset[Sample]):
         where = self._order(position)
         lane = self._lanes[where.lane]
         return f"{lane.shards[where.shard].file} ({lane.name})"
+
+    def _cut(self, lane: Lane, shard: OpenShard, where: Position, reason: str) -> CutText | None:
+        file = f"{lane.folder.name}/{lane.shards[where.shard].file}"
+        return CutText(lane.name, file, shard.key(where.sample), reason) if reason else None
 
     def _bad(self, where: Position, position: int, error: BadSampleError) -> BadSample:
         lane = self._lanes[where.lane]

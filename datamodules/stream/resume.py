@@ -141,6 +141,24 @@ def rescale_progress(checkpoint: dict[str, Any], old: int, new: int) -> None:
         progress["is_last_batch"] = progress["is_last_batch"] and not is_inside
 
 
+def restore_progress(
+    checkpoint: dict[str, Any], state: Mapping[str, Any], accumulate: int, steps_per_epoch: int
+) -> None:
+    """Fit Lightning's counters to the present accumulation, as `rescale_progress` does.
+
+    Raises:
+        InputError: if the virtual epoch has become shorter than what was trained of it.
+    """
+    rescale_progress(checkpoint, state["accumulate"], accumulate)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    done = progress["current"]["ready"] // accumulate
+    if done > steps_per_epoch:
+        raise InputError(
+            f"data.steps_per_epoch={steps_per_epoch} is less than the {done} steps of its epoch "
+            "the checkpoint has; raise it, or take a checkpoint from an epoch's end"
+        )
+
+
 @runtime_checkable
 class FollowedData(Protocol):
     """What `FollowTraining` tells a data module."""

@@ -3,12 +3,15 @@
 A named background has one look and no randomness, so "replace the background with a beach" has one
 right answer. Which photograph and which square of it a scene shows is drawn by the scene's
 generator, so the world stays a pure function of seed and index as long as the folder stays as it
-is.
+is. A file that is no picture gives its place to the next one by name, and is named and counted.
 """
 
 import hashlib
+import logging
+from collections.abc import Mapping
 from copy import copy
 from functools import cache, lru_cache, partial
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +20,13 @@ from PIL import Image
 
 from datamodules.world.palette import PLAIN_BACKGROUNDS, SCENIC_BACKGROUNDS
 from datamodules.world.scene import Crop
-from emu_edit.errors import InputError
+from emu_edit.errors import BadDataError, BadImageError, InputError
 from emu_edit.images import read_image
 from emu_edit.pictures import EXTENSIONS
 from emu_edit.randomness import keyed_generator
+
+
+logger = logging.getLogger(__name__)
 
 
 def pixel_centres(size: int) -> Float32[np.ndarray, " size"]:
@@ -95,6 +101,7 @@ _SCENIC = {
 }
 
 
+MAX_BAD_IN_A_ROW = 8
 MAX_CACHED = 64  # photographs kept in memory, each about 0.8 MB at the default side
 
 
@@ -104,6 +111,9 @@ class Photos:
     Args:
         folder: where to look for pictures.
         short_side: photographs are kept at most this large; also the sharpest a background can be.
+
+    Attributes:
+        bad: the files that were met and are no pictures that can be read, and why.
     """
 
     def __init__(self, folder: str | Path, short_side: int = 512) -> None:
@@ -119,6 +129,7 @@ class Photos:
                 f"{', '.join(EXTENSIONS)} files"
             )
         self.short_side = short_side
+        self.bad: dict[Path, str] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -146,8 +157,15 @@ class Photos:
 
     def _part(self, paths: list[Path]) -> "Photos":
         part = copy(self)
-        part.paths = paths
+        part.paths, part.bad = paths, {}
         return part
+
+    def add_bad(self, bad: Mapping[Path, str]) -> None:
+        """Take note of files that cannot be used; each is named once, by the first process."""
+        for path, reason in bad.items():
+            if path not in self.bad and parent_process() is None:
+                logger.warning("%s cannot be used; the next photograph takes its place", reason)
+            self.bad.setdefault(path, reason)
 
     def draw(self, generator: np.random.Generator) -> Crop:
         """Return a square of some photograph: 60 to 100 % of its shorter side, anywhere in it."""
@@ -156,16 +174,34 @@ class Photos:
         return Crop(number, left, top, 0.6 + 0.4 * side)
 
     def picture(self, crop: Crop, size: int) -> UInt8[np.ndarray, "size size 3"]:
-        """Return a crop as a square picture.
+        """Return a crop as a square picture; of the next photograph if its own cannot be read.
 
         Raises:
-            BadImageError: if the file cannot be read as a picture.
+            BadDataError: if several in a row cannot be read as pictures.
         """
-        photo = _photo(self.paths[crop.picture], self.short_side)
+        photo = self._readable(crop.picture)
         side = crop.side * min(photo.size)
         left, top = crop.left * (photo.width - side), crop.top * (photo.height - side)
         box = (left, top, left + side, top + side)
         return np.asarray(photo.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+    def _readable(self, number: int) -> Image.Image:
+        tried = [
+            self.paths[(number + k) % len(self)] for k in range(min(MAX_BAD_IN_A_ROW, len(self)))
+        ]
+        for path in tried:
+            if path in self.bad:
+                continue
+            try:
+                return _photo(path, self.short_side)
+            except BadImageError as error:
+                if isinstance(error.__cause__, MemoryError):
+                    raise  # of this machine at this moment: what is read must not depend on it
+                self.add_bad({path: str(error)})
+        raise BadDataError(
+            f"photos={str(self.folder)!r}: {len(tried)} files in a row cannot be read as pictures, "
+            f"the last: {self.bad[tried[-1]]}; mend or remove them"
+        )
 
 
 @lru_cache(MAX_CACHED)

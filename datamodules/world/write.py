@@ -5,6 +5,7 @@ its index, the bytes do not depend on how many processes there are. The contact 
 pairs of every task, source beside target under the instruction.
 """
 
+import json
 import multiprocessing
 import os
 import textwrap
@@ -32,13 +33,16 @@ from datamodules.world.pair import VERSION, make_pair
 from datamodules.world.sessions import NOOPS, make_noop
 from datamodules.world.studio import WorldPair
 from emu_edit.errors import InputError
+from emu_edit.files import write_text
 from emu_edit.tasks import SIXTEEN
 
 PROGRAM = "emu_edit shards world"
 CONTACT_SHEET = "contact_sheet.png"
 SHOWN = 5  # pairs of a task in the contact sheet
+SKIPPED = "skipped.jsonl"  # photographs that cannot be used
 MIN_FOR_PROCESSES = 2000  # pairs; fewer are written before other processes have started
 
+_Written = tuple[list[ShardEntry], dict[Path, str]]  # shards of a task, and bad photographs met
 
 # kinds of edit that a small model learns last, and that share a task with easy ones
 HARD: dict[str, frozenset[str]] = {
@@ -158,14 +162,17 @@ def write_world(
     write = partial(_write_task, world, folder)
     entries: list[ShardEntry] = []
     done = 0
-    for written in _in_order(write, workers=1 if pairs < MIN_FOR_PROCESSES else workers):
+    for written, bad in _in_order(write, workers=1 if pairs < MIN_FOR_PROCESSES else workers):
         entries.extend(written)
+        if photos is not None:
+            photos.add_bad(bad)
         done += sum(entry.samples for entry in written)
         if progress is not None:
             progress(done, world.total)
     # scenes do not depend on the size, and pictures larger than a tile could not be seen
     rows = sample_rows(seed, size=min(size, TILE), split=split, photos=photos)
     contact_sheet(rows).save(folder / CONTACT_SHEET)
+    _list_bad(folder, photos)
     return write_manifest(folder, entries, made_by=world.made_by())
 
 
@@ -197,6 +204,7 @@ def write_new_task(
 
     entries = write_task_shards(folder, task, records())
     contact_sheet([(task, shown)]).save(folder / CONTACT_SHEET)
+    _list_bad(folder, photos)
     maker = {**World(pairs, seed, size, split, photos).made_by(), NEW_TASK: task}
     return write_manifest(folder, entries, made_by=maker)
 
@@ -207,14 +215,20 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _write_task(world: World, folder: Path, task: str) -> list[ShardEntry]:
-    return write_task_shards(folder, task, world.records(task))
+def _write_task(world: World, folder: Path, task: str) -> _Written:
+    entries = write_task_shards(folder, task, world.records(task))
+    return entries, {} if world.photos is None else world.photos.bad
 
 
-def _in_order(
-    write: Callable[[str], list[ShardEntry]], workers: int | None
-) -> Iterator[list[ShardEntry]]:
-    """Yield the shards of each task, in the order of the tasks."""
+def _list_bad(folder: Path, photos: Photos | None) -> None:
+    """List the photographs that others took the place of, a line of JSON each."""
+    if photos is not None and photos.bad:
+        rows = [{"file": str(path), "reason": why} for path, why in sorted(photos.bad.items())]
+        write_text(folder / SKIPPED, "\n".join(json.dumps(row) for row in rows))
+
+
+def _in_order(write: Callable[[str], _Written], workers: int | None) -> Iterator[_Written]:
+    """Yield what each task came to, in the order of the tasks."""
     number = min((os.cpu_count() or 1) if workers is None else workers, len(SIXTEEN))
     if number == 1:
         yield from map(write, SIXTEEN.names)

@@ -111,6 +111,11 @@ def run_world(arguments: list[str]) -> int:
         f"wrote {plural(manifest.num_samples, 'pair')} of {plural(len(manifest.tasks), 'task')} "
         f"to {options.folder}; look at {options.folder}/contact_sheet.png\n"
     )
+    if photos is not None and photos.bad:
+        sys.stdout.write(
+            f"{len(photos.bad)} of {plural(len(photos), 'photograph')} cannot be read, others took "
+            f"their place: {options.folder}/skipped.jsonl\n"
+        )
     return 0
 
 
@@ -143,6 +148,13 @@ def cache_parser() -> ArgumentParser:
     made.add_argument(
         "--workers", type=positive_or_zero, default=0, help="processes that decode (default 0)"
     )
+    made.add_argument(
+        "--long-texts",
+        default="truncate",
+        choices=("truncate", "skip", "refuse"),
+        help="instructions longer than the text encoder takes: keep the words that fit and count, "
+        "mark as bad, or stop (default truncate)",
+    )
     made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
     return made
 
@@ -156,6 +168,7 @@ def run_cache(arguments: list[str]) -> int:
     options = cache_parser().parse(arguments)
     from datamodules.encoded.writer import EncodingSettings, write_cache
     from datamodules.remote.folder import open_folder
+    from datamodules.stream.limits import LongTexts
 
     device = choose_device(options.device)
     folder = open_folder(options.folder)
@@ -165,6 +178,7 @@ def run_cache(arguments: list[str]) -> int:
         dtype=options.dtype,
         batch_size=options.batch,
         num_workers=options.workers,
+        long_texts=LongTexts[options.long_texts],
     )
     with step_bar("caching", "pairs") as on_step:
         report = write_cache(folder, options.output, networks.eval().to(device), settings, on_step)
@@ -211,6 +225,14 @@ def check_parser() -> ArgumentParser:
         help="evaluation pictures, shards or parquet files: any of them in DIR is an error "
         "(repeatable)",
     )
+    whose = made.add_mutually_exclusive_group()
+    whose.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="name instructions longer than the text encoder of this model or run takes",
+    )
+    whose.add_argument("--config", metavar="RECIPE", help="the same, for what a recipe starts from")
     return made
 
 
@@ -218,7 +240,7 @@ def run_check(arguments: list[str]) -> int:
     """Check folders of shards; list what is wrong.
 
     Raises:
-        InputError: if there is no such folder, or the list cannot be written.
+        InputError: if there is no such folder or model, or the list cannot be written.
     """
     options = check_parser().parse(arguments)
     from datamodules.checks.folders import check_folders
@@ -236,8 +258,11 @@ def run_check(arguments: list[str]) -> int:
         raise InputError(
             "a folder elsewhere cannot take a list of problems; say where: --list FILE"
         )
+    limit = None
+    if options.model is not None or options.config is not None:
+        limit = _networks(options)[0].text_encoder.limit
     with step_bar("checking", "pairs") as on_step:
-        report = check_folders(folders, on_step, guard=guard)
+        report = check_folders(folders, on_step, guard=guard, limit=limit)
     listings = write_lists(report, options.list)
     lines = [*aligned(report.rows()), "", *summarize(report.problems)]
     if report.problems:

@@ -5,6 +5,8 @@ no data set.
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,40 @@ class TextFeatures:
         """Return the mean of the real tokens; every text has at least its end mark."""
         is_real = self.mask[..., None].to(self.tokens.dtype)
         return (self.tokens * is_real).sum(dim=1) / is_real.sum(dim=1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class TextLimit:
+    """How long a text may be for a text encoder; without weights, for processes that read data.
+
+    Attributes:
+        max_tokens: longest text in tokens, special ones included.
+        count: the tokens of a text, special ones included.
+    """
+
+    max_tokens: int
+    count: Callable[[str], int]
+
+    def fits(self, text: str) -> bool:
+        """Tell whether the encoder takes all of a text."""
+        return self.count(text) <= self.max_tokens
+
+    def cut(self, text: str) -> str:
+        """Return the words of a text, from its first, that fit; of a first word too long, a part.
+
+        Source: ours; the usual truncation cuts between tokens, in the middle of a word.
+        """
+        if self.fits(text):
+            return text
+        words = text.split(" ")
+        return self._most(words, " ") or self._most(list(words[0]), "")
+
+    def _most(self, parts: list[str], between: str) -> str:
+        # the first number of parts that is too many; the one before was counted, or is none
+        too_many = bisect_left(
+            range(len(parts) + 1), True, key=lambda n: not self.fits(between.join(parts[:n]))
+        )
+        return between.join(parts[: max(too_many - 1, 0)])
 
 
 @dataclass(frozen=True)
@@ -85,6 +121,11 @@ class TextEncoder(nn.Module, ABC):
 
     dim: int
     max_tokens: int
+
+    @property
+    @abstractmethod
+    def limit(self) -> TextLimit:
+        """Return what a text has to be within."""
 
     @abstractmethod
     def forward(self, texts: tuple[str, ...] | list[str]) -> TextFeatures:

@@ -1,9 +1,11 @@
 """Text encoders: strings to one feature per token, through any encoder of the transformers library.
 
 A text that is too long is refused with its token count, never cut: half an instruction is another
-instruction. Special tokens typed by the user ("</s>") are encoded as the text they are.
+instruction. (Training data are cut, skipped or refused before, see `datamodules.stream.limits`.)
+Special tokens typed by the user ("</s>") are encoded as the text they are.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +24,7 @@ from transformers import (
 )
 
 from emu_edit.errors import InputError
-from emu_edit.models.interfaces import TextEncoder, TextFeatures
+from emu_edit.models.interfaces import TextEncoder, TextFeatures, TextLimit
 from emu_edit.models.sources import (
     LIBRARY_ERRORS,
     PartSource,
@@ -72,6 +74,11 @@ class ModelText(TextEncoder):
         self.max_tokens = max_tokens
         self.attend_padding = attend_padding
 
+    @property
+    def limit(self) -> TextLimit:
+        """Return what a text has to be within; it goes to other processes with the tokenizer."""
+        return TextLimit(self.max_tokens, partial(_count, self.tokenizer))
+
     def tokenize(
         self, texts: tuple[str, ...] | list[str]
     ) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
@@ -108,6 +115,10 @@ class ModelText(TextEncoder):
         attention_mask = None if self.attend_padding else mask.long()
         tokens = self.model(input_ids=ids, attention_mask=attention_mask).last_hidden_state
         return TextFeatures(tokens=tokens, mask=mask)
+
+
+def _count(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    return len(tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"])
 
 
 class TransformersText(ModelText):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from callbacks.skipped import FEW, FILE, SkipCounts, SkipLimits, Skipped, TooManySkippedError
+from callbacks.skip_counts import FEW, SkipCounts, SkipLimits, TooManySkippedError
+from callbacks.skipped import FILE, Skipped
 from datamodules.edit import EditDataModule
 from emu_edit.batch import BadSample
 from emu_edit.errors import BadDataError, ExitStatus, InputError

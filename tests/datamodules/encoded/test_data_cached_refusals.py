@@ -254,7 +254,7 @@ def test_a_broken_pair_keeps_its_place_and_gets_the_same_substitute(module, tmp_
         (b.position, b.key, b.kind) for b in marked
     }
     assert {b.kind for b in marked} == {"source_unreadable"}
-    assert "had no usable pictures when it was cached (source" in marked[0].reason
+    assert "could not be used when it was cached (source" in marked[0].reason
 
 
 def test_samples_of_two_codecs_cannot_be_one_batch(cached):

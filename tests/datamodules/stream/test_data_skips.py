@@ -212,6 +212,9 @@ def test_training_substitutes_and_evaluation_stops(tmp_path: Path):
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert {bad.key for batch in batches for bad in batch.bad} == FAULTS.keys()
+    # a training measures another in its place, numbers to report are of what they say
+    assert {bad.key for batch in data.val_dataloader() for bad in batch.bad} == FAULTS.keys()
+    data.setup("validate")
     with pytest.raises(BadSampleError, match="sample 'local_00003': source: is no picture"):
         list(data.val_dataloader())
 
