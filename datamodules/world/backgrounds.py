@@ -25,7 +25,6 @@ from emu_edit.images import read_image
 from emu_edit.pictures import EXTENSIONS
 from emu_edit.randomness import keyed_generator
 
-
 logger = logging.getLogger(__name__)
 
 
