@@ -234,7 +234,8 @@ def _members(pair: ReadPair, source: bytes, target: bytes) -> Members:
         "__key__": pair.key,
         "source.safetensors": source,
         "target.safetensors": target,
-        "json": json.dumps(pair.text, ensure_ascii=False).encode(),
+        # a lone surrogate, which UTF-8 cannot hold, becomes the escape it was in the pair's json
+        "json": json.dumps(pair.text, ensure_ascii=False).encode(errors="backslashreplace"),
     }
     if pair.mask is not None:
         members["mask.png"] = encode_png((pair.mask * 255).to(torch.uint8).expand(3, -1, -1))

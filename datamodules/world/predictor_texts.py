@@ -4,6 +4,7 @@ Two sources: the procedural world (a pure function of seed and index) and any fo
 which only the texts are read. Pictures are made or decoded in neither.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from datamodules.world.palette import PLAIN_BACKGROUNDS, TEXTURES, WORDS
 from datamodules.world.phrasings import PARAPHRASES
 from datamodules.world.studio import MIN_SIZE
 from datamodules.world.write import PROGRAM as WORLD_PROGRAM
-from emu_edit.errors import InputError
+from emu_edit.errors import BadSampleError, InputError
 from emu_edit.randomness import keyed_generator
 from emu_edit.tasks import SIXTEEN
 
@@ -32,6 +33,8 @@ WORLD_TEXTS = 3200  # of the built-in world, 200 for each task: 4 seconds
 PARAPHRASED_TEXTS = 4800  # 300 for each task, drawn from 9 to 23 sentences and their words
 MOST_PER_TASK = 500  # texts of a shard folder
 OnStep = Callable[[int, int], None]  # called with (instructions done, instructions in all)
+
+logger = logging.getLogger(__name__)
 
 
 def world_instructions(
@@ -73,24 +76,29 @@ def shard_instructions(
 ) -> list[Instruction]:
     """Return the instructions of a shard folder, in the order of the shards; no picture is read.
 
-    A pair whose instruction has other wordings gives them all. Of a task at most `most_per_task`
-    pairs are read, at equal distances.
+    A pair whose instruction has other wordings gives them all; one whose text cannot be used gives
+    none, which is said. Of a task at most `most_per_task` pairs are read, at equal distances.
 
     Raises:
-        ShardError: if there is no such folder, or its manifest, an index or a text is damaged.
+        ShardError: if there is no such folder, or its manifest or an index is damaged.
     """
     manifest = read_manifest(folder)
     places = [p for task in manifest.tasks for p in _places(manifest.of_task(task), most_per_task)]
     total = sum(len(samples) for _, samples in places)
     read: list[Instruction] = []
-    done = 0
+    done, bad = 0, []
     for entry, samples in places:
         shard = OpenShard(folder / entry.file, entry)
         for sample in samples:
-            read += [(wording, entry.task) for wording in wordings_of(shard.text(sample))]
+            try:
+                read += [(wording, entry.task) for wording in wordings_of(shard.text(sample))]
+            except BadSampleError as error:
+                bad.append(str(error))
             done += 1
             if on_step is not None and (done % 1000 == 0 or done == total):
                 on_step(done, total)
+    if bad:
+        logger.warning("%s: %d texts cannot be used, the first: %s", folder, len(bad), bad[0])
     return read
 
 

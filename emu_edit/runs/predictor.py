@@ -7,6 +7,7 @@ from datamodules.world.predictor_texts import Instruction, training_instructions
 from emu_edit.editing.find import PREDICTOR
 from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.errors import InputError
+from emu_edit.models.interfaces import TextLimit
 from emu_edit.tasks import TaskTable
 from emu_edit.terminal import step_bar
 from emu_edit.training.predictor import (
@@ -37,18 +38,32 @@ def gather(folder: Path | None, tasks: TaskTable, *, seed: int = 0) -> list[Inst
 
 
 def train_with_bar(
-    predictor: TaskPredictor, instructions: list[Instruction], settings: PredictorSettings
+    predictor: TaskPredictor,
+    instructions: list[Instruction],
+    settings: PredictorSettings,
+    limit: TextLimit | None = None,
 ) -> Calibration:
-    """Train and show how far it is."""
+    """Train and show how far it is.
+
+    Instructions are cut to `limit`, by default what the predictor takes: one of hundreds of tokens
+    would make every batch as long, or end the training of a model that is done.
+    """
+    most = predictor.encoder.limit if limit is None else limit
+    within = [(most.cut(text), task) for text, task in instructions]
     with step_bar("training the task predictor") as on_step:
-        return train_predictor(predictor, instructions, settings, on_step)
+        return train_predictor(predictor, within, settings, on_step)
 
 
-def add_predictor(model: Path, folders: Sequence[Path], tasks: TaskTable) -> Calibration:
-    """Train a tiny predictor on shard folders, put it into a model; say how good it is."""
+def add_predictor(
+    model: Path, folders: Sequence[Path], tasks: TaskTable, limit: TextLimit | None = None
+) -> Calibration:
+    """Train a tiny predictor on shard folders, put it into a model; say how good it is.
+
+    `limit` is that of the model's text encoder, to which the instructions were cut for it, too.
+    """
     predictor = tiny_predictor(tasks)
     instructions = [one for folder in folders for one in gather(folder, tasks)]
-    calibration = train_with_bar(predictor, instructions, PredictorSettings())
+    calibration = train_with_bar(predictor, instructions, PredictorSettings(), limit)
     predictor.save_pretrained(model / PREDICTOR)
     return calibration
 

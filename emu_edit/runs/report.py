@@ -136,7 +136,8 @@ def train_predictor_on(
     folders = [place for place in places if isinstance(place, Path)]
     if len(folders) < len(places):
         return "none, data.train is on another machine; see emu-edit predictor fit"
-    calibration = add_predictor(model, folders, module.networks.tasks)
+    networks = module.networks
+    calibration = add_predictor(model, folders, networks.tasks, networks.text_encoder.limit)
     numbers["predictor/accuracy"] = calibration.accuracy
     numbers["predictor/calibration_error"] = calibration.error
     return describe_training(calibration)
