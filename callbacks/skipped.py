@@ -219,7 +219,7 @@ class Skipped(Callback):
 
     def _announce_cut(self, first: CutText) -> None:
         logger.warning(
-            "%s: sample %r: %s; the words that fit are read, of any others, too, and counted "
+            "%s: sample %r: %s; the words that fit are read, and all such are counted "
             "(data/cut/%s); data.long_texts: skip or refuse does otherwise",
             first.shard,
             first.key,

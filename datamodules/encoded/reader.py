@@ -33,7 +33,7 @@ from datamodules.stream.mixing import Lane
 from datamodules.stream.reader import Decode, OpenShard, PictureDecoder
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import EncodedSample, EncodedText, Sample
-from emu_edit.errors import BadImageError, BadSampleError, InputError, ShardError
+from emu_edit.errors import BadSampleError, InputError, ShardError
 from emu_edit.images import decode_mask
 
 CACHE = "cache"  # entry of a manifest's `made_by` that makes its folder a cache
@@ -136,20 +136,41 @@ class Cache:
             source = load(shard.member(sample, "source") or b"")
             target = load(shard.member(sample, "target") or b"")
             data = shard.member(sample, "mask")
+            mask = None if data is None else decode_mask(data, where="mask")
             mean = target[MEAN].float()
+            std = target[STD].float() if STD in target else torch.zeros_like(mean)
+            text = self._text(source, wording)
+            self._check_shapes([source[MEAN], mean, std], mask, text)
             return partial(
                 EncodedSample,
                 source=source[MEAN].float(),
                 target=mean,
-                target_std=target[STD].float() if STD in target else torch.zeros_like(mean),
-                text=self._text(source, wording),
+                target_std=std,
+                text=text,
                 codec=self.header.codec,
-                mask=None if data is None else decode_mask(data, where="mask"),
+                mask=mask,
             )
-        except (SafetensorError, KeyError, BadImageError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:  # BadImageError is one, too
             raise BadSampleError(
                 f"{where}: is no sample of a cache ({error}); {AGAIN}", "latents_unreadable"
             ) from error
+
+    def _check_shapes(
+        self, latents: list[Tensor], mask: Tensor | None, text: EncodedText | None
+    ) -> None:
+        """Refuse what could not be stacked to a batch."""
+        side = self.header.image_size
+        shapes = {tuple(tensor.shape) for tensor in latents}
+        height, width = latents[0].shape[-2:] if latents[0].ndim == 3 else (0, 1)
+        if len(shapes) > 1 or height != width or side % height:
+            raise ValueError(f"latents of {sorted(shapes)} for pictures of {side} pixels")
+        if mask is not None and mask.shape != (side, side):
+            raise ValueError(f"a mask of {tuple(mask.shape)} for pictures of {side} pixels")
+        if text is not None and text.tokens.shape != (len(text.mask), text.null_tokens.shape[-1]):
+            raise ValueError(
+                f"features of {tuple(text.tokens.shape)} for {len(text.mask)} tokens of "
+                f"{text.null_tokens.shape[-1]}"
+            )
 
     def _text(self, features: dict[str, Tensor], wording: int) -> EncodedText | None:
         if self.null_tokens is None or self.null_mask is None:
