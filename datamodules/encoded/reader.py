@@ -139,14 +139,13 @@ class Cache:
             mask = None if data is None else decode_mask(data, where="mask")
             mean = target[MEAN].float()
             std = target[STD].float() if STD in target else torch.zeros_like(mean)
-            text = self._text(source, wording)
-            self._check_shapes([source[MEAN], mean, std], mask, text)
+            self._check_shapes([source[MEAN], mean, std], mask)
             return partial(
                 EncodedSample,
                 source=source[MEAN].float(),
                 target=mean,
                 target_std=std,
-                text=text,
+                text=self._text(source, wording),
                 codec=self.header.codec,
                 mask=mask,
             )
@@ -155,9 +154,7 @@ class Cache:
                 f"{where}: is no sample of a cache ({error}); {AGAIN}", "latents_unreadable"
             ) from error
 
-    def _check_shapes(
-        self, latents: list[Tensor], mask: Tensor | None, text: EncodedText | None
-    ) -> None:
+    def _check_shapes(self, latents: list[Tensor], mask: Tensor | None) -> None:
         """Refuse what could not be stacked to a batch."""
         side = self.header.image_size
         shapes = {tuple(tensor.shape) for tensor in latents}
@@ -166,18 +163,16 @@ class Cache:
             raise ValueError(f"latents of {sorted(shapes)} for pictures of {side} pixels")
         if mask is not None and mask.shape != (side, side):
             raise ValueError(f"a mask of {tuple(mask.shape)} for pictures of {side} pixels")
-        if text is not None and text.tokens.shape != (len(text.mask), text.null_tokens.shape[-1]):
-            raise ValueError(
-                f"features of {tuple(text.tokens.shape)} for {len(text.mask)} tokens of "
-                f"{text.null_tokens.shape[-1]}"
-            )
 
     def _text(self, features: dict[str, Tensor], wording: int) -> EncodedText | None:
         if self.null_tokens is None or self.null_mask is None:
             return None
+        tokens, mask = (features[of_wording(name, wording)] for name in (TOKENS, MASK))
+        if tokens.shape != (mask.numel(), self.null_tokens.shape[-1]) or mask.ndim != 1:
+            raise ValueError(f"features of {tuple(tokens.shape)}, a mask of {tuple(mask.shape)}")
         return EncodedText(
-            tokens=features[of_wording(TOKENS, wording)].float(),
-            mask=features[of_wording(MASK, wording)],
+            tokens=tokens.float(),
+            mask=mask,
             null_tokens=self.null_tokens,
             null_mask=self.null_mask,
             encoder=self.header.text_encoder,

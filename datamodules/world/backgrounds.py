@@ -163,7 +163,7 @@ class Photos:
         """Take note of files that cannot be used; each is named once, by the first process."""
         for path, reason in bad.items():
             if path not in self.bad and parent_process() is None:
-                logger.warning("%s cannot be used; the next photograph takes its place", reason)
+                logger.warning("the next photograph takes the place of one: %s", reason)
             self.bad.setdefault(path, reason)
 
     def draw(self, generator: np.random.Generator) -> Crop:

@@ -14,6 +14,7 @@ from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.evaluation.predictor import score
+from emu_edit.models.interfaces import TextLimit
 from emu_edit.models.tiny import TinyText
 from emu_edit.runs import predictor as predictor_training
 from emu_edit.tasks import SIXTEEN, TaskTable
@@ -100,6 +101,15 @@ def test_the_end_of_a_training_puts_a_predictor_beside_the_networks(
     told = predictor_training.describe_training(measured)
     assert "held back from training are right" in told
     assert Editor.from_pretrained(own_model).predictor is not None
+
+
+def test_an_instruction_of_any_length_does_not_end_the_training_of_a_predictor() -> None:
+    predictor = TaskPredictor(TinyText(dim=16, num_layers=1, num_heads=2), SIXTEEN)
+    texts = [("make it " + "very " * 3000 + "blue", "local"), ("add a hat", "add")]
+    quick = PredictorSettings(steps=1, batch_size=4)
+    limit = TextLimit(8, predictor.encoder.limit.count)
+    measured = predictor_training.train_with_bar(predictor, texts, quick, limit)
+    assert measured.texts > 0
 
 
 def test_evaluate_writes_numbers_and_a_picture(

@@ -1,14 +1,18 @@
 """`emu-edit shards check`: what it prints, lists and returns."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from datamodules.shards.manifest import write_manifest
+from datamodules.shards.writer import write_task_shards
 from emu_edit.cli.shards import PROBLEMS, run_check
 from emu_edit.errors import ExitStatus, InputError
 from tests.datamodules.loopback import serve
-from tests.datamodules.toy_shards import make_folder
+from tests.datamodules.toy_shards import make_folder, records
 
 
 @pytest.fixture
@@ -39,6 +43,21 @@ def test_a_sound_folder_is_status_0_and_leaves_no_list(capsys: pytest.CaptureFix
     ]  # fmt: skip
     assert printed[-1] == "nothing is wrong"
     assert not Path("a", PROBLEMS).exists()
+
+
+@pytest.mark.usefixtures("folders")
+def test_instructions_longer_than_a_model_takes_are_named(capsys: pytest.CaptureFixture[str]):
+    pairs = list(records("local", 2))
+    pairs[1] = replace(pairs[1], instruction=" ".join(f"word {i}," for i in range(60)))
+    Path("long").mkdir()
+    write_manifest(Path("long"), write_task_shards(Path("long"), "local", pairs), made_by={})
+    assert run_check(["long"]) == ExitStatus.done
+    assert "nothing is wrong" in capsys.readouterr().out
+    assert run_check(["long", "--config", "smoke"]) == ExitStatus.done  # training cuts it
+    (problem,) = listed(Path("long", PROBLEMS))
+    assert problem["key"] == "local_00001"
+    message = str(problem["message"])
+    assert re.fullmatch(r"the instruction has \d+ tokens, .* encoder takes at most 96", message)
 
 
 @pytest.mark.usefixtures("folders")

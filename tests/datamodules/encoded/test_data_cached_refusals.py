@@ -9,19 +9,22 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from datamodules.checks.folders import check_folder
 from datamodules.edit import EditDataModule
 from datamodules.encoded.encoder import CacheEncoder
 from datamodules.encoded.reader import NULL_TEXT
 from datamodules.encoded.writer import WORK, EncodingSettings
 from datamodules.shards.index import index_shard, save_index
 from datamodules.shards.manifest import ShardEntry, load_manifest, write_manifest
-from emu_edit.batch import EncodedBatch, EncodedSample
-from emu_edit.errors import InputError, ShardError
+from datamodules.shards.writer import write_task_shards
+from datamodules.stream.limits import LongTexts, TextRule
+from emu_edit.batch import Batch, EncodedBatch, EncodedSample
+from emu_edit.errors import BadDataError, InputError, ShardError
 from emu_edit.files import sha256_of
 from emu_edit.models.codec import PatchCodec
 from emu_edit.training.module import EditModule
 from tests.datamodules.cached_stage import batches, cache, losses, make_module, steps, tiny_text
-from tests.datamodules.toy_shards import make_folder, sample, write_tar
+from tests.datamodules.toy_shards import make_folder, records, sample, text, write_tar
 
 COUNTS = {"local": 7, "add": 5}
 
@@ -255,6 +258,75 @@ def test_a_broken_pair_keeps_its_place_and_gets_the_same_substitute(module, tmp_
     }
     assert {b.kind for b in marked} == {"source_unreadable"}
     assert "could not be used when it was cached (source" in marked[0].reason
+
+
+LONG = " ".join(f"word {i}," for i in range(60))
+
+
+@pytest.mark.parametrize("rule", list(LongTexts))
+def test_a_long_instruction_is_cut_marked_or_refused_by_name(rule, module, tmp_path):
+    pairs = list(records("local", 6))
+    pairs[2] = replace(pairs[2], instruction=LONG)
+    pairs[4] = replace(pairs[4], extra={"instruction_alt": [LONG, "in other words"]})
+    folder, output = tmp_path / "pictures", tmp_path / "cache"
+    folder.mkdir()
+    write_manifest(folder, write_task_shards(folder, "local", pairs), made_by={})
+    if rule is LongTexts.refuse:
+        with pytest.raises(
+            BadDataError, match=r"sample 'local_00002': the instruction has \d+ tok"
+        ):
+            cache(module, folder, output, long_texts=rule)
+        return
+    report = cache(module, folder, output, long_texts=rule)
+    told = {
+        LongTexts.truncate: "2 instructions are longer than the text encoder takes and were cut",
+        LongTexts.skip: r"1 pairs cannot be used and are marked: local_00002 (the instruction has",
+    }
+    assert told[rule] in report.summary()
+    with pytest.raises(InputError, match="is a cache made with another long_texts"):
+        cache(module, folder, output, long_texts=LongTexts.refuse)
+    rows = zip(fitted_batches(folder, module, rule), batches(output), strict=True)
+    for plain, latent in rows:
+        assert (plain.key, plain.instruction) == (latent.key, latent.instruction)
+        assert [(b.position, b.kind) for b in plain.bad] == [
+            (b.position, b.kind) for b in latent.bad
+        ]
+
+
+def fitted_batches(folder: Path, module: EditModule, rule: LongTexts) -> list[Batch]:
+    """Return the batches of pictures, their instructions fitted to the module's text encoder."""
+    rule_of_model = TextRule(module.networks.text_encoder.limit, rule)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextRule, "fit", lambda *_: rule_of_model)
+        return batches(folder)
+
+
+def test_latents_that_could_not_be_stacked_are_a_bad_sample(cached, pictures):
+    (entry, *others) = load_manifest(cached).entries
+    tensors = {"mean": torch.zeros(48, 4, 4)}
+    wrong = {
+        "another size": {"mean": torch.zeros(48, 3, 3)},
+        "no latents": {"mean": torch.zeros(4)},
+        "features of another width": {
+            "mean": torch.zeros(48, 4, 4),
+            "tokens": torch.zeros(8, 3),
+            "mask": torch.ones(8, dtype=torch.bool),
+        },
+    }
+    del pictures
+    members = [
+        (f"k{i}.{role}.safetensors", save(source if role == "source" else tensors))
+        for i, source in enumerate(wrong.values())
+        for role in ("source", "target")
+    ]
+    members += [(f"k{i}.json", text()) for i in range(len(wrong))]
+    path = write_tar(cached / entry.file, sorted(members))
+    save_index(path, index_shard(path, task=entry.task))
+    entry = replace(entry, bytes=path.stat().st_size, sha256=sha256_of(path), samples=len(wrong))
+    write_manifest(cached, [entry, *others], made_by=load_manifest(cached).made_by)
+    messages = [problem.message for problem in check_folder(cached).errors]
+    assert [message for message in messages if "is no sample of a cache" not in message] == []
+    assert len(messages) == len(wrong)
 
 
 def test_samples_of_two_codecs_cannot_be_one_batch(cached):

@@ -26,6 +26,7 @@ from datamodules.world.write import write_world
 from emu_edit.errors import InputError, ShardError
 from emu_edit.tasks import SIXTEEN
 from emu_edit.text_rules import clean_instruction
+from tests.datamodules.bad_shards import spoil
 from tests.datamodules.toy_shards import make_folder, records
 
 
@@ -141,6 +142,18 @@ def test_other_wordings_are_read_too_and_progress_counts_pairs(tmp_path: Path) -
         ("do local number 1", "local"),
     ]
     assert steps == [(2, 2)]
+
+
+def test_a_text_that_cannot_be_used_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_folder(tmp_path, {"local": 3})
+    spoil(tmp_path, {"local_00001": "json"})
+    found = shard_instructions(tmp_path)
+    assert [text for text, _ in found] == ["do local number 0", "do local number 2"]
+    assert (
+        "1 texts cannot be used, the first: local-000000.tar: sample 'local_00001'" in caplog.text
+    )
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from datamodules.world.pair import VERSION, make_pair
 from datamodules.world.scene import Crop
 from datamodules.world.write import write_world
 from emu_edit.batch import EditBatch
-from emu_edit.errors import InputError
+from emu_edit.errors import BadDataError, InputError
 from emu_edit.tasks import SIXTEEN
 
 BUNDLED = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg")
@@ -158,6 +159,42 @@ def test_a_world_before_photographs_reports_progress_and_names_the_photographs(
     photos = manifest.made_by["photos"]
     assert isinstance(photos, dict)
     assert photos["pictures"] == len(BUNDLED)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_photographs_that_cannot_be_read_give_way_to_others_and_are_named_and_counted(
+    workers: int,
+    album: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr("datamodules.world.write.MIN_FOR_PROCESSES", 0)
+    mixed = tmp_path / "mixed"
+    shutil.copytree(album, mixed)
+    good = sorted(path.name for path in mixed.iterdir())
+    (mixed / "aa.jpg").write_bytes(b"no picture at all")
+    (mixed / "zz.png").write_bytes((mixed / good[0]).read_bytes()[:200])  # cut off
+    photos = Photos(mixed)
+    write_world(tmp_path / "one", 64, size=16, photos=photos, workers=workers)
+    lines = (tmp_path / "one" / "skipped.jsonl").read_text().splitlines()
+    assert [Path(json.loads(line)["file"]).name for line in lines] == ["aa.jpg", "zz.png"]
+    assert all(json.loads(line)["reason"] for line in lines)
+    for name in ("aa.jpg", "zz.png"):
+        assert caplog.text.count(f"{name}: ") == 1
+    assert "the next photograph takes the place of one: " in caplog.text
+    # still a function of seed, index and folder
+    again = write_world(tmp_path / "two", 64, size=16, photos=Photos(mixed), workers=1)
+    assert again == read_manifest(tmp_path / "one")
+    picture = photos.picture(Crop(0, 0.1, 0.2, 0.7), 16)
+    np.testing.assert_array_equal(picture, photos.picture(Crop(1, 0.1, 0.2, 0.7), 16))
+
+
+def test_a_folder_in_which_no_photograph_can_be_read_is_refused(tmp_path: Path):
+    for number in range(20):
+        (tmp_path / f"{number:02}.jpg").write_bytes(b"no picture")
+    with pytest.raises(BadDataError, match=r"8 files in a row cannot be read .* is no pict"):
+        write_world(tmp_path / "world", 16, size=16, photos=Photos(tmp_path))
 
 
 def test_a_folder_without_photographs_is_refused(tmp_path: Path):
