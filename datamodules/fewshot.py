@@ -15,7 +15,15 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from datamodules.convert import control, folder
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, SkippedPair, read_pair
+from datamodules.convert.pair import (
+    RawPair,
+    Reason,
+    RefusedPairError,
+    SkippedPair,
+    read_pair,
+)
+from datamodules.convert.report import passed_by
+from datamodules.listing import how_to_convert
 from datamodules.shards.manifest import MANIFEST, read_manifest
 from datamodules.stream.reader import OpenShard, decode_pair
 from datamodules.stream.transforms import SquareCrop
@@ -197,13 +205,19 @@ def _task(pair: RawPair, source: FewShotSource) -> str:
 def _listing(source: FewShotSource) -> Iterator[RawPair | SkippedPair]:
     """List the pairs of whichever layout is there."""
     path = source.path
+    yield from _of_layout(path)
+    others = passed_by(path, lambda _: True)
+    yield from (item for item in others if item.reason is Reason.not_followed)
+
+
+def _of_layout(path: Path) -> Iterator[RawPair | SkippedPair]:
     if path.suffix == ".jsonl" or (path / folder.LINES).is_file():
         return folder.list_pairs(path)
     for sides in ((control.TARGETS, control.SOURCES), ("target", "source")):
         if all((path / side).is_dir() for side in sides):
             return control.list_pairs(path, sides=sides)
     what = "has no pairs of a known layout" if path.exists() else "no such file or folder"
-    raise InputError(f"{path}: {what}; give {LAYOUTS}")
+    raise InputError(f"{path}: {what}; give {LAYOUTS}{how_to_convert(path)}")
 
 
 def _with_instruction(pair: RawPair, instruction: str) -> RawPair:

@@ -26,6 +26,7 @@ from datamodules.checks.report import (
     hash_of,
 )
 from datamodules.encoded.reader import Cache, CacheHeader, open_caches
+from datamodules.listing import list_entries
 from datamodules.remote.address import parse_place
 from datamodules.remote.folder import open_folder
 from datamodules.shards.folder import LocalFolder, ShardFolder
@@ -93,6 +94,7 @@ def check_folders(
         cache = _cache_of(folder)
         for entry in folder.manifest.entries:
             check.add_shard(folder, entry, cache)
+        check.report.problems += _strays(folder)
     check.add_doubles()
     return check.report
 
@@ -233,6 +235,16 @@ def _folder_at(place: str | Path) -> ShardFolder:
     if isinstance(address, Path):
         return LocalFolder(address, load_manifest(address))
     return open_folder(place)
+
+
+def _strays(folder: ShardFolder) -> Iterator[Problem]:
+    """Warn of shards that lie in a folder and that no training reads."""
+    if isinstance(folder, LocalFolder):
+        known = {entry.file for entry in folder.manifest.entries}
+        for entry in list_entries(folder.root, deep=False):
+            if entry.path.suffix == ".tar" and entry.path.name not in known:
+                message = "is not named in the manifest, so nothing reads it"
+                yield Problem(False, str(folder), entry.path.name, "", message)
 
 
 def _cache_of(folder: ShardFolder) -> Cache | None:

@@ -10,7 +10,6 @@ one in 10,000 is a leak). Robust to JPEG, resizing, slight changes of colour, na
 mirroring; not to large crops, rotation or removed colour. Measured: `benchmarks/leaks_recall.py`.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -22,6 +21,7 @@ from PIL import Image
 
 from datamodules.convert.parquet import read_columns, read_parquet
 from datamodules.convert.picture import MissingPictureError, Picture
+from datamodules.listing import list_entries
 from datamodules.shards.manifest import MANIFEST, read_manifest
 from datamodules.shards.writer import PairRecord
 from datamodules.stream.reader import OpenShard
@@ -213,16 +213,17 @@ def _pictures(path: Path) -> Iterator[Picture]:
     if path.is_file():
         yield from _of_file(path)
         return
-    for parent, folders, files in os.walk(path):
-        folders.sort()
-        folder = Path(parent)
-        if MANIFEST in files:
-            yield from _of_shards(folder)
-            folders.clear()
+    shards: set[Path] = set()
+    for entry in list_entries(path):
+        if entry.why:  # what the guard does not know, it cannot find
+            raise InputError(f"{entry.path}: {entry.why}; take it away or name it by itself")
+        if not entry.is_file or shards & {*entry.path.parents}:
             continue
-        for name in sorted(files):
-            if Path(name).suffix.lower() in {*EXTENSIONS, _PARQUET}:
-                yield from _of_file(folder / name)
+        if (entry.path.parent / MANIFEST).is_file():
+            shards.add(entry.path.parent)
+            yield from _of_shards(entry.path.parent)
+        elif entry.path.suffix.lower() in {*EXTENSIONS, _PARQUET}:
+            yield from _of_file(entry.path)
 
 
 def _of_file(path: Path) -> Iterator[Picture]:

@@ -6,19 +6,20 @@ belongs to control/cat.png and images/cat.txt. Folders inside are searched, too.
 place for a task: it is one for all pairs.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datamodules.convert.pair import Converter, RawPair, Reason, SkippedPair, is_safe_name
 from datamodules.convert.picture import Picture
+from datamodules.listing import how_to_convert, list_entries
 from emu_edit.errors import InputError
 from emu_edit.pictures import EXTENSIONS
 
 TARGETS, SOURCES = "images", "control"
-# pictures in such folders that are refused by name; other files (notes, leftovers) are no pairs
+# pictures in such folders that are refused by name; other files (notes, leftovers) are passed by
 _REFUSED = {".heic", ".jfif"}
+_READ = {*EXTENSIONS, *_REFUSED, ".txt"}
 
 
 def list_pairs(
@@ -33,55 +34,56 @@ def list_pairs(
     for name in sides:
         if not (path / name).is_dir():
             wanted = f"needs {sides[0]}/ (targets and .txt) and {sides[1]}/ (sources)"
-            raise InputError(f"{path / name}: no such folder; {wanted}")
+            raise InputError(f"{path / name}: no such folder; {wanted}{how_to_convert(path)}")
     found = [_by_stem(path / name) for name in sides]
     for stem in sorted(found[0].keys() | found[1].keys()):
         yield _pair(path, stem, [of_side.get(stem, []) for of_side in found], sides)
 
 
-CONVERTER = Converter("control", list_pairs)
+def _has_place(name: PurePosixPath) -> bool:
+    return name.parts[0] in {TARGETS, SOURCES} and name.suffix.lower() in _READ
 
 
-def _by_stem(folder: Path) -> dict[str, list[str]]:
-    """Return the extensions of each name: pictures, refused pictures, text."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(parent, name).relative_to(folder)
-            if not name.startswith(".") and path.suffix.lower() in {*EXTENSIONS, *_REFUSED, ".txt"}:
-                found[path.with_suffix("").as_posix()].append(path.suffix)
+CONVERTER = Converter("control", list_pairs, has_place=_has_place)
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each name without its extension, in one form (`listing.same_form`)."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for entry in list_entries(folder):
+        if entry.is_file and entry.path.suffix.lower() in _READ:
+            found[str(PurePosixPath(entry.name).with_suffix(""))].append(entry.path)
     return found
 
 
 def _pair(
-    root: Path, stem: str, suffixes_of: list[list[str]], sides: tuple[str, str]
+    root: Path, stem: str, files_of: list[list[Path]], sides: tuple[str, str]
 ) -> RawPair | SkippedPair:
-    (of_target, of_source), (target_side, source_side) = suffixes_of, sides
+    of_target, target_side = files_of[0], sides[0]
     name = f"{target_side}/{stem}"
     if not is_safe_name(stem):
         return SkippedPair(repr(name), Reason.unsafe_name, "a name needs printable characters")
-    files = {}
-    for side, suffixes, missing in (
-        (target_side, of_target, Reason.missing_target),
-        (source_side, of_source, Reason.missing_source),
+    chosen = []
+    for side, files, missing in zip(
+        sides, files_of, (Reason.missing_target, Reason.missing_source), strict=True
     ):
-        pictures = [suffix for suffix in suffixes if suffix.lower() in EXTENSIONS]
-        refused = [suffix for suffix in suffixes if suffix.lower() in _REFUSED]
+        pictures = [file for file in files if file.suffix.lower() in EXTENSIONS]
+        refused = [file for file in files if file.suffix.lower() in _REFUSED]
         if len(pictures) > 1:
-            detail = f"{side}/{stem} exists as {' and '.join(pictures)}"
+            suffixes = " and ".join(sorted(file.suffix for file in pictures))
+            detail = f"{side}/{stem} exists as {suffixes}"
             return SkippedPair(name, Reason.ambiguous_name, detail)
         if not pictures and refused:
-            detail = f"{side}/{stem}{refused[0]} needs to be one of {', '.join(EXTENSIONS)}"
+            detail = f"{side}/{stem}{refused[0].suffix} needs to be one of {', '.join(EXTENSIONS)}"
             return SkippedPair(name, Reason.refused_format, detail)
         if not pictures:
             return SkippedPair(name, missing, f"{side}/{stem} has no picture")
-        files[side] = root / side / f"{stem}{pictures[0]}"
-    texts = [suffix for suffix in of_target if suffix.lower() == ".txt"] or [".txt"]
+        chosen += pictures
+    texts = [file for file in of_target if file.suffix.lower() == ".txt"]
     return RawPair(
         name=name,
         identity=stem,
-        source=Picture.at(files[source_side]),
-        target=Picture.at(files[target_side]),
-        instruction=root / target_side / f"{stem}{texts[0]}",
+        source=Picture.at(chosen[1]),
+        target=Picture.at(chosen[0]),
+        instruction=texts[0] if texts else root / target_side / f"{stem}.txt",
     )

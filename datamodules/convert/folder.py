@@ -6,9 +6,8 @@ A line is {"file": "a.png", "instruction": "make it red"}, or names both sides: 
 "file", mask/<file> is taken when it exists (any of the known extensions); white means "may change".
 """
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datamodules.convert.pair import (
     Converter,
@@ -16,12 +15,14 @@ from datamodules.convert.pair import (
     Reason,
     SkippedPair,
     is_safe_name,
+    unsafe_name,
     white_mask,
 )
 from datamodules.convert.picture import Picture
+from datamodules.convert.report import unnamed_in
+from datamodules.listing import find_file, how_to_convert, parse_object, same_form, text_lines
 from datamodules.shards.evaluation_only import refuse_columns
 from emu_edit.errors import InputError
-from emu_edit.files import open_stream
 from emu_edit.pictures import EXTENSIONS
 
 LINES = "instructions.jsonl"
@@ -38,56 +39,66 @@ def list_pairs(path: Path) -> Iterator[RawPair | SkippedPair]:
         wanted = f"needs a folder with source/, target/ and {LINES}, or a .jsonl file"
         if (path / "images").is_dir() and (path / "control").is_dir():
             wanted += "; it has images/ and control/: convert it as 'control'"
-        raise InputError(f"{lines}: no such file; {wanted}")
-    with open_stream(lines) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                name = f"{lines.name}:{number}"
-                fields = _fields(line, name)
-                if isinstance(fields, str):
-                    yield SkippedPair(name, Reason.bad_line, fields)
-                else:
-                    yield _pair(lines.parent, name, fields)
+        raise InputError(f"{lines}: no such file; {wanted}{how_to_convert(path)}")
+    named: set[int] = set()
+    for number, line in text_lines(lines):
+        if line.strip():
+            name = f"{lines.name}:{number}"
+            fields = _fields(line, name)
+            if isinstance(fields, str):
+                yield SkippedPair(name, Reason.bad_line, fields)
+            else:
+                yield _pair(lines.parent, name, fields, named)
+    if path.is_dir():
+        yield from unnamed_in(path, named)
 
 
-CONVERTER = Converter("folder", list_pairs)
+def _has_place(name: PurePosixPath) -> bool:
+    return str(name) == LINES or name.suffix.lower() in EXTENSIONS
+
+
+CONVERTER = Converter("folder", list_pairs, has_place=_has_place)
 JSONL = Converter("jsonl", list_pairs)  # the same layout, given as its .jsonl file
 
 
 def _fields(line: bytes, where: str) -> dict[str, str] | str:
     """Return the known fields of a line, or what is wrong with it."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return f"not a line of JSON ({error})"
-    if not isinstance(record, dict):
-        return f"holds {type(record).__name__}, needs an object in {{}}"
+        record = parse_object(line, where)
+    except InputError as error:
+        return str(error)
     refuse_columns(record, where)
-    fields = {name: record[name] for name in _TEXTS if record.get(name) is not None}
-    for name, value in fields.items():
-        if not isinstance(value, str):
+    fields: dict[str, str] = {}
+    for name in _TEXTS:
+        value = record.get(name)
+        if value is not None and not isinstance(value, str):
             return f"{name!r} is {type(value).__name__}, needs text"
+        if value is not None:
+            fields[name] = value
     if "file" not in fields and not {"source", "target"} <= fields.keys():
         return f"names no pictures, needs 'file' or 'source' and 'target'; it has {sorted(record)}"
     return fields
 
 
-def _pair(root: Path, name: str, fields: dict[str, str]) -> RawPair | SkippedPair:
+def _pair(root: Path, name: str, fields: dict[str, str], named: set[int]) -> RawPair | SkippedPair:
+    """Return the pair of a line, and remember which pictures it names."""
     names = {side: fields.get(side, fields.get("file", "")) for side in ("source", "target")}
     if "mask" in fields:
         names["mask"] = fields["mask"]
     for side, value in names.items():
         if not is_safe_name(value):
-            detail = f"{side} {value!r} must be a relative name inside the folder, without '..'"
-            return SkippedPair(name, Reason.unsafe_name, detail)
-    mask = _find(root, "mask", names["mask"]) if "mask" in names else _mask_beside(root, fields)
+            return SkippedPair(name, Reason.unsafe_name, unsafe_name(value, side))
+    places = {side: _find(root, side, value) for side, value in names.items()}
+    if "mask" not in places and (mask := _mask_beside(root, fields)) is not None:
+        places["mask"] = mask
+    named.update(hash(same_form(str(place))) for place in places.values())
     return RawPair(
         name=name,
         identity=f"{name} {names['source']} {names['target']}",
         raw_task=fields.get("task", ""),
-        source=Picture.at(_find(root, "source", names["source"])),
-        target=Picture.at(_find(root, "target", names["target"])),
-        mask=None if mask is None else white_mask(Picture.at(mask)),
+        source=Picture.at(places["source"]),
+        target=Picture.at(places["target"]),
+        mask=white_mask(Picture.at(places["mask"])) if "mask" in places else None,
         instruction=fields.get("instruction", ""),
         source_caption=fields.get("source_caption", ""),
         target_caption=fields.get("target_caption", ""),
@@ -95,13 +106,13 @@ def _pair(root: Path, name: str, fields: dict[str, str]) -> RawPair | SkippedPai
 
 
 def _find(root: Path, side: str, name: str) -> Path:
-    inside, beside = root / side / name, root / name
-    return beside if beside.exists() and not inside.exists() else inside
+    return find_file(root / side, name) or find_file(root, name) or root / side / name
 
 
 def _mask_beside(root: Path, fields: dict[str, str]) -> Path | None:
     if "file" not in fields:
         return None
-    same = root / "mask" / fields["file"]
-    others = (same.with_suffix(extension) for extension in EXTENSIONS)
-    return next((path for path in (same, *others) if path.exists()), None)
+    name = PurePosixPath(fields["file"])
+    spellings = (name, *(name.with_suffix(extension) for extension in EXTENSIONS))
+    found = (find_file(root / "mask", str(spelling)) for spelling in spellings)
+    return next(filter(None, found), None)

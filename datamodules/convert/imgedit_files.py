@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from datamodules.convert.pair import check_name
 from datamodules.convert.picture import MissingPictureError, Picture
+from datamodules.listing import find_file
 from emu_edit.errors import InputError
 from emu_edit.pictures import read_image_bytes
 
@@ -57,13 +58,12 @@ class Samples:
             MissingPictureError: if no archive has it.
             InputError: if several have, and nothing tells them apart.
         """
-        parts = PurePosixPath(name).parts
+        parts = PurePosixPath(name.replace("\\", "/")).parts
         prefix, rest = "/".join(parts[:-2]), "/".join(parts[-2:])
         key = (table.stem, prefix)
-        if key in self._found and (self._found[key] / rest).is_file():
-            return self._found[key] / rest
-        self._found[key] = self._search(table, prefix, rest)
-        return self._found[key] / rest
+        if key not in self._found or find_file(self._found[key], rest) is None:
+            self._found[key] = self._search(table, prefix, rest)
+        return find_file(self._found[key], rest) or self._found[key] / rest
 
     def recaps(self, name: str) -> Iterator[Path]:
         """Yield the files of that name in the folders of `ImgEdit_recap_mask`."""
@@ -78,13 +78,15 @@ class Samples:
         for parent, folders, _ in os.walk(self._root):
             found.append(Path(parent))
             depth = len(Path(parent).relative_to(self._root).parts)
-            folders[:] = sorted(name for name in folders if not _SAMPLE.fullmatch(name))
+            folders[:] = sorted(
+                name for name in folders if not (name.startswith(".") or _SAMPLE.fullmatch(name))
+            )
             if depth >= _DEEPEST or len(folders) > _MOST:
                 folders.clear()
         return found
 
     def _search(self, table: Path, prefix: str, rest: str) -> Path:
-        holding = [folder for folder in self._folders if (folder / rest).is_file()]
+        holding = [folder for folder in self._folders if find_file(folder, rest) is not None]
         for name in (prefix, table.stem):
             named = [folder for folder in holding if name and _is_called(folder, name)]
             if len(named) == 1:

@@ -20,6 +20,7 @@ from pathlib import Path
 from datamodules.convert.pair import Converter, RawPair, Reason, SkippedPair, is_safe_name
 from datamodules.convert.picture import Picture
 from datamodules.convert.rows import Table, finite, list_rows, read_json
+from datamodules.listing import decode_text
 from emu_edit.files import read_regular
 
 SEEDS, PROMPT, METADATA = "seeds.json", "prompt.json", "metadata.jsonl"
@@ -83,7 +84,7 @@ def _prompt(path: Path) -> dict[str, str] | str:
     if not path.is_file():
         return "is missing"
     try:
-        texts = json.loads(read_regular(path))
+        texts = json.loads(decode_text(read_regular(path), "it"))
     except (ValueError, RecursionError) as error:
         return f"is not JSON ({error})"
     if not isinstance(texts, dict) or not isinstance(texts.get("edit"), str):

@@ -19,10 +19,12 @@ import torch
 from jaxtyping import Bool, UInt8
 
 from datamodules.convert.picture import MissingPictureError, Picture
+from datamodules.listing import decode_text
 from datamodules.shards.writer import PairRecord
 from emu_edit.errors import BadSampleError, InputError
 from emu_edit.files import open_stream
 from emu_edit.images import decode_mask, resize
+from emu_edit.pictures import EXTENSIONS
 from emu_edit.text_rules import clean_instruction
 
 MAX_TEXT_BYTES = 65536  # of an instruction file; 2,000 characters of UTF-8 need at most 8,000
@@ -68,6 +70,10 @@ class Reason(Enum):
     listed_bad = "listed as bad"
     validation_table = "validation table"
     evaluation_leak = "evaluation leak"
+    unnamed = "named by no line"
+    not_followed = "not followed"
+    hidden_file = "hidden file"
+    other_file = "no file of a pair"
 
 
 @dataclass(frozen=True)
@@ -194,8 +200,17 @@ def is_safe_name(name: str) -> bool:
 def check_name(name: str, what: str) -> None:
     """Refuse the pair if a file it names may lie outside its folder."""
     if not is_safe_name(name):
-        detail = f"{what} {name!r} must be a relative name without '..'"
-        raise RefusedPairError(Reason.unsafe_name, detail)
+        raise RefusedPairError(Reason.unsafe_name, unsafe_name(name, what))
+
+
+def unsafe_name(name: str, what: str) -> str:
+    """Say why a name is not safe; one from a system with drives and backslashes is told apart."""
+    detail = f"{what} {name!r} must be a relative name inside the folder, without '..'"
+    if re.match(r"[A-Za-z]:[/\\]", name):
+        detail += "; cut the drive and folders before it off"
+    elif re.search(r"[\b\f\n\r\t]", name.strip()):
+        detail += "; in JSON one \\ is no part of a path: write / or two \\"
+    return detail
 
 
 def _check_provenance(pair: RawPair) -> None:
@@ -231,13 +246,13 @@ def _text_file(path: Path) -> str:
         if len(data) > MAX_TEXT_BYTES:
             detail = f"{path}: has more than {MAX_TEXT_BYTES} bytes"
             raise RefusedPairError(Reason.bad_instruction, detail)
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        detail = f"{path}: is not UTF-8 at byte {error.start}"
-        raise RefusedPairError(Reason.bad_instruction, detail) from error
     except OSError as error:
         detail = f"{path}: cannot be read ({error.strerror})"
         raise RefusedPairError(Reason.missing_instruction, detail) from error
+    try:
+        return decode_text(data, str(path))
+    except InputError as error:
+        raise RefusedPairError(Reason.bad_instruction, str(error)) from error
 
 
 def _caption(text: str, name: str) -> str:
@@ -315,6 +330,30 @@ class Part:
         return (number < self.held_out) == (self.name == HELD_OUT)
 
 
+def _in_tables(name: PurePosixPath) -> bool:
+    """Tell whether public sets have such files: tables, lists, and pictures that these name."""
+    return name.suffix.lower() in {".parquet", ".jsonl", ".json", *EXTENSIONS}
+
+
+@dataclass(frozen=True)
+class FieldMap:
+    """Which fields of somebody's samples or columns of his tables are what.
+
+    Attributes:
+        source: the picture before.
+        target: the picture after.
+        instruction: the text.
+        mask: where the edit may change, white; "" is none.
+        task: the name of the task; "" is none.
+    """
+
+    source: str
+    target: str
+    instruction: str
+    mask: str = ""
+    task: str = ""
+
+
 @dataclass(frozen=True)
 class Converter:
     """What is peculiar to one data set or layout.
@@ -327,8 +366,13 @@ class Converter:
         tasks: the data's task names in ours; None where there is no such task of the sixteen. No
             table at all means that the names are ours. Letters and digits alone count, so one line
             stands for "color_alter" and "ColorAlter".
+        has_place: tells of a name below the folder whether the layout has a place for such a file;
+            other files are counted (`passed_by`).
+        takes_patterns: a path that is not there may be a pattern, which the converter looks up.
     """
 
     name: str
     list_pairs: Callable[[Path], Iterator[RawPair | SkippedPair]]
     tasks: Mapping[str, str | None] | None = None
+    has_place: Callable[[PurePosixPath], bool] = _in_tables
+    takes_patterns: bool = False

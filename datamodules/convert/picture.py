@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
+from datamodules.listing import find_file
 from emu_edit.errors import BadImageError
 from emu_edit.images import decode_rgb
 from emu_edit.pictures import read_image_bytes
@@ -38,7 +39,12 @@ class Picture:
     @staticmethod
     def at(path: Path) -> "Picture":
         """Return the picture in a file."""
-        return Picture(str(path), partial(_read_file, path))
+        return Picture.named(path.parent, path.name)
+
+    @staticmethod
+    def named(folder: Path, name: str) -> "Picture":
+        """Return the picture that a text calls `name`, in any spelling (`listing.find_file`)."""
+        return Picture(str(folder / name), partial(_read_file, folder, name))
 
     @staticmethod
     def of(data: bytes, where: str) -> "Picture":
@@ -54,7 +60,11 @@ class Picture:
         return hashlib.sha256(self.fetch()).hexdigest()
 
 
-def _read_file(path: Path) -> bytes:
-    if "\0" not in str(path) and not path.exists():
+def _read_file(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if "\0" in str(path):
+        return read_image_bytes(path)  # which says so
+    found = find_file(folder, name)
+    if found is None:
         raise MissingPictureError(f"{path}: no such file")
-    return read_image_bytes(path)
+    return read_image_bytes(found)

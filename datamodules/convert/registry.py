@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING
 from emu_edit.errors import InputError, closest
 
 if TYPE_CHECKING:
-    from datamodules.convert.pair import Converter
+    from datamodules.convert.pair import Converter, FieldMap
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A converter: its module, its line of help, and its name in the module."""
+    """A converter: its module, its line of help, and its name in the module.
+
+    One that `asks` is made by a function of that name from a `FieldMap`, None where none was given.
+    """
 
     module: str
     summary: str
     name: str = "CONVERTER"
+    asks: bool = False
 
 
 KINDS = {
@@ -31,6 +35,12 @@ KINDS = {
     ),
     "control": Kind(
         "control", "your own: images/ (targets), control/ (sources), one .txt per pair"
+    ),
+    "webdataset": Kind(
+        "webdataset", "shards of others (.tar, .tar.gz, braces): --source jpg …", "made_for", True
+    ),
+    "imagefolder": Kind(
+        "imagefolder", "metadata.jsonl, .csv or .parquet: --source COLUMN …", "made_for", True
     ),
     "instruct-pix2pix": Kind("instruct_pix2pix", "InstructPix2Pix: parquet, or seeds.json folders"),
     "magicbrush": Kind(
@@ -54,14 +64,22 @@ KINDS = {
 }
 
 
-def load_converter(kind: str) -> "Converter":
+def load_converter(kind: str, fields: "FieldMap | None" = None) -> "Converter":
     """Return the converter of that name.
 
     Raises:
-        InputError: if there is none; the nearest is named.
+        InputError: if there is none; the nearest is named. Or if it knows its fields itself.
     """
     if kind not in KINDS:
         hint = closest(kind, [*KINDS])
         raise InputError(f"unknown kind {kind!r}; known kinds: {', '.join(KINDS)}.{hint}")
     known = KINDS[kind]
-    return getattr(import_module(f"datamodules.convert.{known.module}"), known.name)
+    made = getattr(import_module(f"datamodules.convert.{known.module}"), known.name)
+    if known.asks:
+        return made(fields)
+    if fields is not None:
+        asking = " and ".join(name for name, other in KINDS.items() if other.asks)
+        raise InputError(
+            f"{kind} knows what its fields are; --source and the like are for {asking}"
+        )
+    return made

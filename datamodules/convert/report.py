@@ -1,17 +1,20 @@
 """The report of a conversion: what was written, what was left out and why, where that is listed.
 
-Every pair left out is a line of `quarantine.jsonl` beside the shards, written as it happens; the
+Every pair left out is a line of `quarantine.jsonl` beside the shards, written as it happens, and so
+is every other entry of the folder that no pair was made of: nothing is lost without a count. The
 counts are printed as a table and kept in the manifest.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from datamodules.convert.pair import SkippedPair
+from datamodules.convert.pair import Reason, SkippedPair
+from datamodules.listing import list_entries, same_form
+from emu_edit.pictures import EXTENSIONS
 from emu_edit.terminal import plural
 
 QUARANTINE = "quarantine.jsonl"
@@ -38,6 +41,11 @@ class ConvertReport:
     other_part: int
     quarantine: Path | None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything there was looked at: what is not followed may hold any number."""
+        return Reason.not_followed.value not in self.skipped
+
     def summary(self) -> str:
         """Return the report as one line."""
         tasks = ", ".join(f"{task} {count}" for task, count in self.written.items())
@@ -56,13 +64,47 @@ class ConvertReport:
             (reason, str(count), f"{count / self.listed:.2%}", self.examples[reason])
             for reason, count in sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
         ]
-        return [("left out because", "pairs", "share", "the first of them"), *rows]
+        return [("left out because", "entries", "share", "the first of them"), *rows]
 
 
 def counted(skipped: dict[str, int]) -> str:
     """Return how many were left out, by reason, on one line."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return f"{sum(skipped.values())} left out: {reasons}"
+
+
+def passed_by(path: Path, has_place: Callable[[PurePosixPath], bool]) -> Iterator[SkippedPair]:
+    """Yield what a converter of the folder does not look at, so that all of it is counted.
+
+    Args:
+        path: the folder; a file has nothing beside it that was meant.
+        has_place: tells of a name below the folder whether the layout has a place for such a file.
+    """
+    if not path.is_dir():
+        return
+    for entry in list_entries(path):
+        if entry.why:
+            detail = f"{entry.path}: {entry.why}; give what it stands for as another SRC"
+            yield SkippedPair(entry.name, Reason.not_followed, detail)
+        elif entry.is_hidden:
+            yield SkippedPair(entry.name, Reason.hidden_file, f"{entry.name}: a hidden name")
+        elif not has_place(PurePosixPath(entry.name)):
+            yield SkippedPair(entry.name, Reason.other_file, f"{entry.name}: not read here")
+
+
+def unnamed_in(path: Path, named: Collection[int]) -> Iterator[SkippedPair]:
+    """Yield the pictures below a folder that none of its lines names.
+
+    Args:
+        path: the folder.
+        named: `hash` of the paths that lines name, in the form of `same_form`: of a million pairs
+            the paths themselves would fill the memory.
+    """
+    for entry in list_entries(path):
+        is_picture = entry.is_file and entry.path.suffix.lower() in EXTENSIONS
+        if is_picture and hash(same_form(str(entry.path))) not in named:
+            detail = f"{entry.name}: no line names it; to take a list's pairs alone, give its file"
+            yield SkippedPair(entry.name, Reason.unnamed, detail)
 
 
 @dataclass

@@ -21,9 +21,10 @@ from datamodules.convert.pair import (
 )
 from datamodules.convert.parquet import read_parquet
 from datamodules.convert.picture import MissingPictureError, Picture
+from datamodules.listing import decode_text, list_files, read_table
 from datamodules.shards.evaluation_only import refuse_columns, refuse_name
 from emu_edit.errors import InputError
-from emu_edit.files import open_stream, read_regular
+from emu_edit.files import read_regular
 
 SUFFIXES = (".parquet", ".jsonl")
 _HELD_OUT = {"dev", "val", "valid", "validation", "test"}  # names of tables not for training
@@ -123,7 +124,7 @@ class Row:
         if not name:
             return _missing(f"{self.where}: {column} is empty")
         check_name(name, f"{self.where}: {column}")
-        return Picture.at(self.file.parent / name)
+        return Picture.named(self.file.parent, name)
 
     def pair(self, table: Table, instruction: str | None = None) -> RawPair:
         """Return the pair of the row as the table's columns say."""
@@ -185,12 +186,23 @@ def read_rows(
             continue
         refuse_name(file)  # one of many sets below a folder
         name = file.relative_to(root).as_posix()
-        if file.suffix == ".parquet":
-            images = (*table.source, *table.target, *table.pictures)
-            for number, fields, pictures in read_parquet(file, name, images, table.check):
-                yield Row(f"{name}, row {number}", f"{name} {number}", fields, pictures, file)
-        else:
-            yield from _of_lines(file, name, table)
+        yield from rows_of(file, name, table)
+
+
+def rows_of(file: Path, name: str, table: Table) -> Iterator[Row]:
+    """Yield the rows of one file, .parquet, .jsonl or .csv; `name` is its place in the set."""
+    if file.suffix.lower() == ".parquet":
+        images = (*table.source, *table.target, *table.pictures)
+        for number, fields, pictures in read_parquet(file, name, images, table.check):
+            yield Row(f"{name}, row {number}", f"{name} {number}", fields, pictures, file)
+        return
+    is_checked = False
+    for number, fields in read_table(file, name):
+        where = f"{name}:{number}"
+        if not is_checked:
+            table.check(list(fields), where)
+            is_checked = True
+        yield Row(where, where, fields, {}, file)
 
 
 def pairs_of(
@@ -212,15 +224,11 @@ def find_tables(path: Path, what: str) -> list[Path]:
     Raises:
         InputError: if there are none, or files of both kinds, which would be the same data twice.
     """
-    if path.is_file() and path.suffix in SUFFIXES:
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
         return [path]
-    files = sorted(
-        file
-        for suffix in SUFFIXES
-        for file in (path.rglob(f"*{suffix}") if path.is_dir() else ())
-        if not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    kinds = sorted({file.suffix for file in files})
+    below = list_files(path) if path.is_dir() else ()
+    files = [file for file in below if file.suffix.lower() in SUFFIXES]
+    kinds = sorted({file.suffix.lower() for file in files})
     if not files:
         raise InputError(f"{path}: has no {' or '.join(SUFFIXES)} files; give a copy of {what}")
     if len(kinds) > 1:
@@ -263,7 +271,9 @@ def read_json(path: Path, kind: type[T], needed: str) -> T:
         InputError: if it is not JSON or holds something else than `kind`, in words `needed`.
     """
     try:
-        values = json.loads(read_regular(path))
+        values = json.loads(decode_text(read_regular(path), str(path)))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error}); download it again") from error
     if not isinstance(values, kind):
@@ -279,29 +289,6 @@ def finite(value: object) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # an integer of hundreds of digits
         return None
-
-
-def _of_lines(file: Path, name: str, table: Table) -> Iterator[Row]:
-    is_checked = False
-    with open_stream(file) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                where = f"{name}:{number}"
-                fields = _object(line, where)
-                if not is_checked:
-                    table.check(list(fields), where)
-                    is_checked = True
-                yield Row(where, where, fields, {}, file)
-
-
-def _object(line: bytes, where: str) -> dict[str, object]:
-    try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: is not a line of JSON ({error}); download it again") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{where}: holds {type(fields).__name__}, needs an object in {{}}")
-    return fields
 
 
 def _missing(what: str) -> Picture:

@@ -14,6 +14,7 @@ from datamodules.convert.gates import Duplicates, Gates, digest
 from datamodules.convert.naming import Namer, Survey, TaskNaming, survey
 from datamodules.convert.pair import (
     Converter,
+    FieldMap,
     Part,
     RawPair,
     Reason,
@@ -22,7 +23,7 @@ from datamodules.convert.pair import (
     read_pair,
 )
 from datamodules.convert.registry import load_converter
-from datamodules.convert.report import QUARANTINE, ConvertReport, Tally, counted
+from datamodules.convert.report import QUARANTINE, ConvertReport, Tally, counted, passed_by
 from datamodules.shards.evaluation_only import refuse_kind, refuse_output, refuse_path
 from datamodules.shards.manifest import ShardEntry, write_manifest
 from datamodules.shards.writer import Guard, PairRecord, ShardWriter
@@ -43,6 +44,7 @@ class ConvertSettings:
         guard: says why a pair must not be trained on, None if it may: for pictures of evaluation
             sets.
         pairs_per_shard: how many pairs a shard holds at most.
+        fields: what is what in samples and tables of others, for the kinds that ask for it.
     """
 
     naming: TaskNaming = field(default_factory=TaskNaming)
@@ -51,6 +53,7 @@ class ConvertSettings:
     per_group: int | None = None
     guard: Guard | None = None
     pairs_per_shard: int = 1000
+    fields: FieldMap | None = None
 
 
 def convert(
@@ -81,14 +84,14 @@ def convert(
     """
     settings = settings or ConvertSettings()
     refuse_kind(kind)
-    converter = load_converter(kind)
-    if not source.exists():
+    converter = load_converter(kind, settings.fields)
+    if not source.exists() and not converter.takes_patterns:
         raise InputError(f"{source}: no such file or folder")
     refuse_path(source)
     _check_out(out, source)
     namer = Namer(settings.naming, converter)
     try:
-        listing = _counted(converter.list_pairs(source), on_listed)
+        listing = _counted(_listing(converter, source), on_listed)
         found = survey(listing, namer, settings.naming.known, source)
         _check_settings(settings, found, source)
         out.mkdir(parents=True, exist_ok=True)
@@ -166,6 +169,12 @@ def _provenance(pair: RawPair) -> dict[str, object]:
     return {name: value for name, value in known.items() if value}
 
 
+def _listing(converter: Converter, source: Path) -> Iterator[RawPair | SkippedPair]:
+    """List the pairs, and whatever else lies there."""
+    yield from converter.list_pairs(source)
+    yield from passed_by(source, converter.has_place)
+
+
 def _counted(
     listing: Iterator[RawPair | SkippedPair], on_listed: Callable[[int], None] | None
 ) -> Iterator[RawPair | SkippedPair]:
@@ -178,7 +187,7 @@ def _counted(
 def _write(converter: Converter, source: Path, out: Path, judge: Judge) -> list[ShardEntry]:
     settings = judge.settings
     with ShardWriter(out, pairs_per_shard=settings.pairs_per_shard) as writer:
-        for item in converter.list_pairs(source):
+        for item in _listing(converter, source):
             record = judge.accept(item, converter.name)
             if record is not None:
                 writer.add(record)

@@ -26,6 +26,7 @@ from datamodules.convert.pair import (
 )
 from datamodules.convert.picture import MissingPictureError, Picture
 from datamodules.convert.rows import Row, Table, pairs_of, read_rows
+from datamodules.listing import find_file
 
 TABLE = Table(
     "SEED-Data-Edit",
@@ -85,8 +86,8 @@ class _Pictures:
         last, others = self._last[kind], _OTHERS_FOLDER[kind]
         for place in sorted((last, *_PLACES), key=lambda place: place.endswith(others)):
             for base in dict.fromkeys((folder, folder.parent, self._root)):
-                file = base / place / name
-                if file.is_file():
+                file = find_file(base / place, name)
+                if file is not None and file.is_file():
                     self._last[kind] = place
                     return Picture.at(file).fetch()
         raise MissingPictureError(

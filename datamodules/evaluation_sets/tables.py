@@ -4,20 +4,16 @@ An export is `metadata.jsonl` or `metadata.csv` beside the pictures, in the fold
 folder per split; a column names each picture's file. What the columns mean is not known here.
 """
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
 
 from datamodules.convert.pair import is_safe_name
 from datamodules.convert.parquet import read_columns, read_parquet
 from datamodules.convert.picture import Picture
 from datamodules.evaluation_sets.items import check_text
+from datamodules.listing import find_file, list_files, read_table
 from emu_edit.errors import InputError
-from emu_edit.files import open_stream, read_regular
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 
@@ -98,11 +94,7 @@ def find_tables(folder: Path) -> tuple[list[Path], list[Path]]:
         for name in METADATA
         if (path := place / name).is_file()
     ]
-    parquets = sorted(
-        path
-        for path in folder.rglob("*.parquet")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    parquets = [path for path in list_files(folder) if path.suffix.lower() == ".parquet"]
     return exports, parquets
 
 
@@ -115,7 +107,7 @@ def columns_of(table: Path, folder: Path) -> list[str]:
     name = _name(table, folder)
     if table.suffix == ".parquet":
         return read_columns(table, name)
-    return next((list(fields) for _, fields in _lines(table, name)), [])
+    return next((list(fields) for _, fields in read_table(table, name)), [])
 
 
 def read_rows(folder: Path, layout: Layout) -> Iterator[Row]:
@@ -154,7 +146,7 @@ def _exported(table: Path, layout: Layout) -> Iterator[Row]:
     """Yield the rows of metadata.jsonl or metadata.csv."""
     name = f"{table.parent.name}/{table.name}"
     is_checked = False
-    for number, fields in _lines(table, name):
+    for number, fields in read_table(table, name):
         where = f"{name}:{number}"
         if not is_checked:
             layout.check(list(fields), where)
@@ -165,7 +157,7 @@ def _exported(table: Path, layout: Layout) -> Iterator[Row]:
             raise InputError(
                 f"{where}: {column} is {file!r}, needs the name of a picture beside {table.name}"
             )
-        path = table.parent / file
+        path = find_file(table.parent, file) or table.parent / file
         yield Row(where, fields, Picture.at(path), path)
     if not is_checked:
         raise InputError(f"{name} is empty, needs a row for each edit")
@@ -175,57 +167,3 @@ def _file_column(fields: dict[str, object], layout: Layout) -> str:
     """Find the column that names the file; where none has a name, the first that is there."""
     columns = [column for column in layout.files if column in fields] or [*layout.files]
     return next((column for column in columns if fields.get(column) is not None), columns[0])
-
-
-def _lines(table: Path, name: str) -> Iterator[tuple[int, dict[str, object]]]:
-    try:
-        with TextIOWrapper(open_stream(table), "utf-8-sig", newline="") as file:
-            if table.suffix == ".csv":
-                yield from _cells(csv.reader(file, strict=True), name)
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _object(line, f"{name}:{number}")
-    except UnicodeDecodeError as error:
-        place = f"{name}:{_bad_line(table)}"
-        raise InputError(f"{place} is not UTF-8 text ({error.reason}); export it again") from error
-    except csv.Error as error:
-        raise InputError(f"{name} is not CSV ({error}); export it again") from error
-
-
-def _cells(reader: Any, name: str) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield the rows of a csv.reader by the names in its first row.
-
-    A row of another length is an instruction with a comma and no quotes: each cell behind it would
-    stand for another column.
-    """
-    columns = next(reader, [])
-    for cells in reader:
-        if not cells:  # an empty line
-            continue
-        if len(cells) != len(columns):
-            raise InputError(
-                f"{name}:{reader.line_num} has {len(cells)} cells, its head {len(columns)}; put "
-                "quotes around texts with commas"
-            )
-        yield reader.line_num, dict(zip(columns, cells, strict=True))
-
-
-def _bad_line(table: Path) -> int:
-    """Count to the first line that is not UTF-8."""
-    data = read_regular(table)
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:  # whose place, unlike a stream's, is that in the file
-        return data.count(b"\n", 0, error.start) + 1
-    return 1
-
-
-def _object(line: str, where: str) -> dict[str, object]:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not a line of JSON ({error}); export it again") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{where} holds {type(fields).__name__}, needs an object in {{}}")
-    return fields

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from datamodules.listing import how_to_convert
 from datamodules.shards.manifest import MAKE_AGAIN, ShardEntry
 from datamodules.shards.tar_headers import AGAIN, BLOCK, Member, read_members
 from emu_edit.errors import InputError, ShardError
@@ -92,7 +93,7 @@ def index_shard(path: Path, *, task: str) -> Index:
                 check_text(data, task, where=f"{path}: sample {key!r}")
             samples.setdefault(key, {})[role] = (member.start, member.size, crc32)
             end = member.end
-        _refuse_missing_end(path, stream, end)
+        refuse_missing_end(path, stream, end)
     _refuse_halves(path, samples)
     return _to_array(samples)
 
@@ -271,6 +272,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
                 if head.startswith(magic):
                     raise ShardError(
                         f"{path}: is compressed with {name}; shards are plain tars, unpack it first"
+                        f"{how_to_convert(path)}"
                     )
             yield stream
     except OSError as error:
@@ -306,7 +308,7 @@ def _split(path: Path, name: str) -> tuple[str, str]:
     if not stem or role is None:
         raise ShardError(
             f"{path}: member {name!r} is unknown; a sample has KEY.source.png, KEY.target.png, "
-            "KEY.json and optionally KEY.mask.png (or jpg, jpeg, webp)"
+            f"KEY.json and optionally KEY.mask.png (or jpg, jpeg, webp){how_to_convert(path)}"
         )
     return (f"{folder}/{stem}" if folder else stem), role
 
@@ -339,7 +341,7 @@ def _read(path: Path, stream: BinaryIO, member: Member) -> tuple[bytes, int]:
     return data, crc32
 
 
-def _refuse_missing_end(path: Path, stream: BinaryIO, end: int) -> None:
+def refuse_missing_end(path: Path, stream: BinaryIO, end: int) -> None:
     """Refuse an archive that ends in a cut, in more data, or in what is no header."""
     stream.seek(end)
     tail = stream.read(_END_BLOCKS * BLOCK)

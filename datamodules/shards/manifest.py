@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.listing import how_to_convert
 from emu_edit.errors import ShardError
 from emu_edit.files import read_regular, sha256_of, write_json
 
@@ -117,7 +118,7 @@ def load_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise ShardError(
             f"{folder} is not a shard folder: {path.name} cannot be read ({error.strerror}); "
-            f"{MAKE_AGAIN}"
+            f"{MAKE_AGAIN}{how_to_convert(folder)}"
         ) from error
     return parse_manifest(data, str(path))
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from datamodules.listing import list_entries
 from datamodules.world.palette import PLAIN_BACKGROUNDS, SCENIC_BACKGROUNDS
 from datamodules.world.scene import Crop
 from emu_edit.errors import BadDataError, BadImageError, InputError
@@ -121,7 +122,12 @@ class Photos:
             raise InputError(
                 f"photos={str(folder)!r} is not a folder; give a folder with photographs"
             )
-        self.paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        entries = list(list_entries(self.folder))
+        if left := [entry for entry in entries if entry.why]:
+            what = f"photos={str(folder)!r}: {len(left)} of its entries are not followed"
+            logging.getLogger(__name__).warning("%s, first %s: %s", what, left[0].path, left[0].why)
+        files = [entry.path for entry in entries if entry.is_file]
+        self.paths = sorted(path for path in files if path.suffix.lower() in EXTENSIONS)
         if not self.paths:
             raise InputError(
                 f"photos={str(folder)!r} has no pictures; give a folder with "

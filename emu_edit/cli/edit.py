@@ -177,7 +177,7 @@ def run(arguments: list[str]) -> int:
         return replay_one(request, options.replay, sources[0], places[0])
     if is_many(options.image):
         if passed_over:
-            sys.stderr.write(f"left alone, no picture by name: {', '.join(passed_over)}\n")
+            sys.stderr.write(f"left alone: {', '.join(passed_over)}\n")
         return edit_many(request, sources, places)
     return edit_one(request, sources[0], places[0])
 

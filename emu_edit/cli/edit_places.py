@@ -85,7 +85,7 @@ class Place:
 def find_sources(image: str) -> tuple[list[Source], list[str]]:
     """Find the pictures meant by a file, a folder, a glob or `-`, and the names passed over.
 
-    Of a folder the pictures directly in it are taken, by suffix, hidden files left out; of a glob
+    Of a folder the pictures directly in it are taken, by suffix, and the rest is told; of a glob
     every file it matches. A single file is not looked at here: reading it tells more.
 
     Raises:
@@ -95,9 +95,15 @@ def find_sources(image: str) -> tuple[list[Source], list[str]]:
     if image == STREAM:
         return [Source(None)], []
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        pictures = [p for p in found if p.suffix.lower() in READ]
-        passed_over = [p.name for p in found if p.suffix.lower() not in READ]
+        from datamodules.listing import list_entries  # a single picture needs no data
+
+        found = sorted(list_entries(path, deep=False), key=lambda entry: entry.path)
+        pictures = [e.path for e in found if e.is_file and e.path.suffix.lower() in READ]
+        passed_over = [
+            f"{e.path.name} ({'hidden' if e.is_hidden else e.why or 'no picture by name'})"
+            for e in found
+            if not (e.is_file and e.path.suffix.lower() in READ)
+        ]
         if not pictures:
             raise InputError(f"{image} is a folder without a picture ({', '.join(WRITTEN)})")
     elif is_glob(image):

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, positive_int
-from emu_edit.errors import InputError, closest
+from emu_edit.errors import ExitStatus, InputError, closest
 from emu_edit.files import read_regular
 from emu_edit.terminal import aligned
 
 if TYPE_CHECKING:
     from datamodules.convert.gates import Gates
+    from datamodules.convert.pair import FieldMap
     from datamodules.convert.run import ConvertSettings
 
 GATES = {
@@ -46,16 +47,29 @@ def convert_parser() -> ArgumentParser:
     made = ArgumentParser(
         prog="emu-edit shards convert",
         description="Turn pairs into shards; what is broken or no good is left out, counted and "
-        "listed in OUT/quarantine.jsonl. Exit status 65 when nothing is left.",
+        "listed in OUT/quarantine.jsonl, as is every file that is passed by. Exit status 65 when "
+        "nothing is left, or something was not followed (a link to a folder, a pipe).",
         epilog="kinds:\n" + "\n".join(kinds) + "\n\ngates, with their defaults, for --gate "
         "NAME=VALUE, NAME=on or NAME=off:\n" + "\n".join(gates),
     )
     made.add_argument("kind", metavar="KIND", help="layout or data set, see below")
     made.add_argument("source", type=Path, metavar="SRC", help="where the pairs are")
     made.add_argument("output", type=Path, metavar="OUT", help="folder of shards to write")
+    _add_fields(made)
     _add_tasks(made)
     _add_choice(made)
     return made
+
+
+def _add_fields(made: ArgumentParser) -> None:
+    fields = made.add_argument_group(
+        "fields of webdataset (jpg; jpg,png; json:COLUMN) and columns of imagefolder"
+    )
+    fields.add_argument("--source", dest="source_field", metavar="FIELD", help="picture before")
+    fields.add_argument("--target", dest="target_field", metavar="FIELD", help="picture after")
+    fields.add_argument("--instruction", dest="instruction_field", metavar="FIELD", help="the text")
+    fields.add_argument("--mask", dest="mask_field", metavar="FIELD", help="white may change")
+    fields.add_argument("--task-field", metavar="FIELD", help="name of the task (see --map)")
 
 
 def _add_tasks(made: ArgumentParser) -> None:
@@ -138,7 +152,13 @@ def run_convert(arguments: list[str]) -> int:
     sys.stdout.write(f"{report.summary()}\n")
     if "sizes differ" in report.skipped and settings.gates.resize is None:
         sys.stdout.write("targets of another size can be resampled: --gate resize=0.02\n")
-    return 0
+    if not report.is_whole:
+        sys.stdout.write(
+            "what was not followed may hold pairs: exit status "
+            f"{ExitStatus.bad_data:d}, though the shards are whole\n"
+        )
+        return ExitStatus.bad_data
+    return ExitStatus.done
 
 
 def _settings(options: argparse.Namespace) -> "ConvertSettings":
@@ -157,7 +177,24 @@ def _settings(options: argparse.Namespace) -> "ConvertSettings":
         part=None if options.part is None else Part(options.part, held_out),
         per_group=options.per_group,
         guard=LeakGuard.of(options.exclude) if options.exclude else None,
+        fields=_fields(options),
     )
+
+
+def _fields(options: argparse.Namespace) -> "FieldMap | None":
+    from datamodules.convert.pair import FieldMap
+
+    needed = {
+        name: getattr(options, f"{name}_field") for name in ("source", "target", "instruction")
+    }
+    given = [*needed.values(), options.mask_field, options.task_field]
+    if not any(given):
+        return None
+    if missing := [f"--{name}" for name, field in needed.items() if not field]:
+        raise InputError(
+            f"{' and '.join(missing)} is missing: a pair needs --source, --target and --instruction"
+        )
+    return FieldMap(*needed.values(), mask=options.mask_field or "", task=options.task_field or "")
 
 
 def _gates(options: argparse.Namespace) -> "Gates":
@@ -193,12 +230,15 @@ def _number(option: str, name: str, text: str) -> float:
 
 
 def _lines(path: Path) -> frozenset[str]:
+    from datamodules.listing import decode_text
+
     try:
-        lines = read_regular(path).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        data = read_regular(path)
+    except OSError as error:
         raise InputError(
-            f"--skip-names {path}: cannot be read ({error}); give a text file"
+            f"--skip-names {path}: cannot be read ({error.strerror}); give a text file"
         ) from error
+    lines = decode_text(data, f"--skip-names {path}").splitlines()
     return frozenset(line.strip() for line in lines if line.strip())
 
 

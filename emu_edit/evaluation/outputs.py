@@ -21,6 +21,7 @@ from datamodules.convert.picture import MissingPictureError
 from datamodules.evaluation_sets import EMU_EDIT
 from datamodules.evaluation_sets.generations import holds_generations, load_generations
 from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem, Picture, as_unicode, some
+from datamodules.listing import list_entries, same_form
 from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import decode_rgb
 from emu_edit.pictures import EXTENSIONS
@@ -99,9 +100,9 @@ def pictures_sha256(outputs: Mapping[str, Output]) -> str:
 
 
 def has_pictures(folder: Path) -> bool:
-    """Say whether there is a picture in the folder or in a folder in it."""
+    """Say whether there is a picture in the folder or below it."""
     return folder.is_dir() and any(
-        path.suffix.lower() in EXTENSIONS for path in [*folder.glob("*"), *folder.glob("*/*")]
+        entry.is_file and entry.path.suffix.lower() in EXTENSIONS for entry in list_entries(folder)
     )
 
 
@@ -161,18 +162,22 @@ def _find_pictures(folder: Path, benchmark: Benchmark) -> dict[str, Picture]:
     """Find pictures by their keys; refuse pictures of no item, and two of one."""
     found: dict[str, Path] = {}
     extra: list[str] = []
-    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
-        if path.suffix.lower() not in EXTENSIONS or not path.is_file():
+    keys = {same_form(key): key for key in benchmark.known}
+    for entry in list_entries(folder):
+        path = entry.path
+        if entry.why:
+            raise InputError(f"{path}: {entry.why}; take it away, or put what it stands for there")
+        if entry.is_hidden or path.suffix.lower() not in EXTENSIONS:
             continue
-        if path.stem not in benchmark.known:
-            extra.append(str(path.relative_to(folder)))
-        elif path.stem in found:
+        key = keys.get(same_form(path.stem))
+        if key is None:
+            extra.append(entry.name)
+        elif key in found:
             raise InputError(
-                f"{folder} has two pictures of {path.stem} ({found[path.stem].name}, {path.name}); "
-                "keep one"
+                f"{folder} has two pictures of {key} ({found[key].name}, {path.name}); keep one"
             )
         else:
-            found[path.stem] = path
+            found[key] = path
     if extra:
         raise InputError(
             f"{folder} has {len(extra)} pictures of no item of {benchmark.name} ({some(extra)}); "

@@ -38,7 +38,7 @@ def test_all_pictures_of_a_folder_are_edited_and_a_broken_one_is_named_and_count
     printed = capsys.readouterr()
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png", "c.png"]
     assert printed.err.splitlines() == [
-        "left alone, no picture by name: notes.txt",
+        "left alone: .hidden.png (hidden), notes.txt (no picture by name)",
         "emu-edit: not edited: photos/broken.png: is no picture, "
         "needs a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF picture",
         "edited 3 of 4 pictures",

@@ -52,14 +52,16 @@ def test_some_left_out_is_success_and_told_in_a_table(
         "left",
         "out",
         "because",
-        "pairs",
+        "entries",
         "share",
         "the",
         "first",
         "of",
         "them",
     ]
-    assert lines[1].startswith("identical pair    1      25.00%  instructions.jsonl:3: source and")
+    assert lines[1].startswith(
+        "identical pair    1        25.00%  instructions.jsonl:3: source and"
+    )
     assert lines[-1].startswith(
         "3 pairs written (local 3); 1 left out: 1 identical pair (listed in"
     )

@@ -234,6 +234,28 @@ def test_pairs_of_other_tasks_are_refused(tmp_path: Path) -> None:
     assert "Did you mean 'inverts'?" in message
 
 
+def test_no_pair_is_lost_in_silence(tmp_path: Path) -> None:
+    folder = write_sides(tmp_path / "in", 3)
+    (folder / "source" / ".DS_Store").touch()  # hidden files and notes are no pairs
+    (folder / "notes.md").touch()
+    assert_inverted(read(folder, instruction="invert"), 3)
+    write_lines(folder, [{"file": f"{i}.png", "instruction": "do"} for i in range(2)])
+    lost = r"2 of 4 pairs cannot be used, the first is source/2.png: .*no line names it; to take a"
+    with pytest.raises(InputError, match=lost):
+        read(folder)
+    assert_inverted(read(folder / "instructions.jsonl"), 2)
+    (folder / "instructions.jsonl").unlink()
+    (folder / "source" / "more").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(InputError, match=r"first is source/more: .*more: is a link to a folder"):
+        read(folder, instruction="invert")
+
+
+def test_what_others_wrote_is_refused_with_the_command_that_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").touch()
+    with pytest.raises(InputError, match=r"shards convert webdataset .* OUT --source jpg --target"):
+        read(tmp_path)
+
+
 def test_a_damaged_shard_is_refused(tmp_path: Path) -> None:
     make_folder(tmp_path, {"local": 2})
     (tmp_path / "local-000000.tar").write_bytes(b"")

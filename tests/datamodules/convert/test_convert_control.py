@@ -1,6 +1,7 @@
 """The layout of other trainers: `images/` + `control/` + `.txt`."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -64,14 +65,45 @@ def test_a_text_of_several_lines_with_a_byte_order_mark_becomes_one_line(folder,
     assert json.loads(sample["json"])["instruction"] == "make it red"
 
 
-def test_caches_notes_and_hidden_files_are_no_pairs(folder, tmp_path):
+def test_caches_notes_and_hidden_files_are_no_pairs_but_counted(folder, tmp_path):
     (folder / "images" / "cat.safetensors").write_bytes(b"x")
     (folder / "images" / ".aitk_size.json").write_text("{}")
     (folder / "images" / "._cat.png").write_bytes(b"x")
     (folder / "images" / ".cache").mkdir()
     (folder / "images" / ".cache" / "dog.png").write_bytes(b"x")
     report = convert("control", folder, tmp_path / "out", of_task("style"))
-    assert (report.written, report.skipped) == ({"style": 1}, {})
+    assert report.written == {"style": 1}
+    assert report.skipped == {"hidden file": 3, "no file of a pair": 1}
+    assert report.is_whole
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD", "NFC"), ("NFD", "NFC", "NFC")])
+def test_names_belong_together_in_whatever_form_of_unicode_each_is(folder, tmp_path, forms):
+    add_pair(folder, "plain")
+    names = [unicodedata.normalize(form, "café") for form in forms]
+    files = ("images/plain.png", "control/plain.webp", "images/plain.txt")
+    for file, name in zip(files, names, strict=True):
+        (folder / file).rename((folder / file).with_stem(name))
+    report = convert("control", folder, tmp_path / "out", of_task("style"))
+    assert (report.written, report.skipped) == ({"style": 2}, {})
+
+
+def test_two_spellings_of_one_name_are_ambiguous(folder, tmp_path):
+    for form in ("NFC", "NFD"):
+        add_pair(folder, unicodedata.normalize(form, "café"))
+    report = convert("control", folder, tmp_path / "out", of_task("style"))
+    assert (report.written, report.skipped) == ({"style": 1}, {"ambiguous name": 1})
+
+
+def test_files_beside_the_two_folders_and_links_to_folders_are_counted(folder, tmp_path):
+    add_pair(tmp_path / "more", "dog")
+    (folder / "control" / "more").symlink_to(tmp_path / "more" / "control")
+    (folder / "cat.png").touch()
+    report = convert("control", folder, tmp_path / "out", of_task("style"))
+    assert report.skipped == {"not followed": 1, "no file of a pair": 1}
+    assert not report.is_whole
+    told = (tmp_path / "out" / "quarantine.jsonl").read_text()
+    assert "more: is a link to a folder; give what it stands for as another SRC" in told
 
 
 def spoil_control(folder):
@@ -124,7 +156,11 @@ def line_end_in_name(folder):
         (spoil_target, "missing target", "images/dog has no picture"),
         (spoil_text, "missing instruction", "dog.txt: no such file"),
         (empty_text, "empty instruction", "the instruction is empty"),
-        (latin_text, "bad instruction", "dog.txt: is not UTF-8 at byte 3"),
+        (
+            latin_text,
+            "bad instruction",
+            "dog.txt: is not UTF-8 at byte 3 (0xE9, in Windows-1252 'é')",
+        ),
         (huge_text, "bad instruction", "dog.txt: has more than 65536 bytes"),
         (double_target, "ambiguous name", "images/dog exists as .jpg and .png"),
         (heic_control, "refused format", "control/dog.heic needs to be one of .png"),

@@ -2,11 +2,13 @@
 
 import json
 import os
+import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.convert.folder import LINES
 from datamodules.convert.pair import is_safe_name, key_of
 from datamodules.convert.run import ConvertSettings, convert
 from datamodules.shards.manifest import read_manifest
@@ -87,7 +89,7 @@ def test_the_same_folder_gives_the_same_bytes(folder, tmp_path):
 def test_progress_counts_every_listed_pair(folder, tmp_path):
     write_lines(folder, GOOD, {**GOOD, "file": "missing.png"}, {**GOOD, "file": "1.png"})
     seen = []
-    convert("folder", folder, tmp_path / "out", on_progress=lambda *step: seen.append(step))
+    convert("jsonl", folder / LINES, tmp_path / "out", on_progress=lambda *step: seen.append(step))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -215,7 +217,7 @@ def test_a_broken_pair_is_left_out_with_its_reason(folder, tmp_path, line, reaso
         Image.new("RGB", (width, 16)).save(folder / side / "wide.png")
         Image.new("RGB", (24, 16), (9, 9, 9)).save(folder / side / "same.png")
     write_lines(folder, {**GOOD, "file": "1.png"}, line)
-    report = convert("folder", folder, tmp_path / "out")
+    report = convert("jsonl", folder / LINES, tmp_path / "out")
     assert report.written == {"local": 1}
     assert report.skipped == {reason: 1}
     assert skipped(tmp_path / "out") == [("instructions.jsonl:2", reason)]
@@ -228,6 +230,53 @@ def test_a_line_that_is_not_utf8_is_left_out(folder, tmp_path):
     lines = folder / "instructions.jsonl"
     lines.write_bytes(lines.read_bytes() + b'{"file": "0.png", "instruction": "\xff"}\n')
     assert convert("folder", folder, tmp_path / "out").skipped == {"bad line": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_list_that_says_its_encoding_is_read(folder, tmp_path, encoding):
+    lines = folder / LINES
+    lines.write_bytes(lines.read_text(encoding="utf-8").encode(encoding))
+    report = convert("folder", folder, tmp_path / "out")
+    assert (sum(report.written.values()), report.skipped) == (6, {})
+
+
+def test_a_list_in_utf16_without_a_mark_is_refused_with_the_remedy(folder, tmp_path):
+    (folder / LINES).write_bytes((folder / LINES).read_text().encode("utf-16-le"))
+    with pytest.raises(InputError, match=r"instructions.jsonl: has NUL bytes, .* -t UTF-8 FILE"):
+        convert("folder", folder, tmp_path / "out")
+
+
+def test_pictures_that_no_line_names_are_counted(folder, tmp_path):
+    write_lines(folder, GOOD, {**GOOD, "file": "1.png"})
+    (folder / "source" / "notes.md").touch()
+    report = convert("folder", folder, tmp_path / "out")
+    assert report.skipped == {"named by no line": 8, "no file of a pair": 1}
+    assert report.is_whole
+    assert "source/2.png: no line names it; to take a list's pairs alone, give its file" in (
+        details(tmp_path / "out")
+    )
+
+
+def test_names_of_lines_are_found_in_either_form_of_unicode(folder, tmp_path):
+    composed, other = unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "é.png")
+    for side, name in (("source", composed), ("target", other)):
+        (folder / side / "0.png").rename(folder / side / name)
+    write_lines(folder, {**GOOD, "file": other})
+    report = convert("folder", folder, tmp_path / "out")
+    assert (report.written, report.skipped) == ({"local": 1}, {"named by no line": 10})
+
+
+def test_paths_of_windows_are_read_or_refused_with_the_remedy(folder, tmp_path):
+    inside = {**GOOD, "source": r"source\0.png", "target": r"target\0.png"}
+    drive = {**GOOD, "file": r"C:\pairs\1.png"}
+    single = (rf'{{"file": "a\{name}.png", "instruction": "x"}}' for name in ("new", "cat"))
+    write_lines(folder, inside, drive, *single)
+    report = convert("jsonl", folder / LINES, tmp_path / "out")
+    assert report.written == {"local": 1}
+    told = details(tmp_path / "out")
+    assert told[0].endswith("without '..'; cut the drive and folders before it off")
+    assert told[1].endswith("in JSON one \\ is no part of a path: write / or two \\")
+    assert told[2].endswith("write / or two \\ in paths")
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_pairs(folder, tmp_path):
@@ -247,8 +296,8 @@ def test_a_task_whose_pairs_are_all_broken_is_left_out(folder, tmp_path):
 def test_nothing_left_over_is_an_error_that_counts_the_reasons(folder, tmp_path):
     write_lines(folder, {**GOOD, "file": "no.png"}, {**GOOD, "instruction": ""}, "{")
     counts = "3 left out: 1 bad line, 1 empty instruction, 1 missing source; see .*quarantine.jsonl"
-    with pytest.raises(InputError, match=f"pairs: no pair is left to write: {counts}"):
-        convert("folder", folder, tmp_path / "out")
+    with pytest.raises(InputError, match=f"jsonl: no pair is left to write: {counts}"):
+        convert("jsonl", folder / LINES, tmp_path / "out")
     assert len(skipped(tmp_path / "out")) == 3
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -256,15 +305,15 @@ def test_nothing_left_over_is_an_error_that_counts_the_reasons(folder, tmp_path)
 def test_an_empty_listing_is_an_error(folder, tmp_path):
     (folder / "instructions.jsonl").write_text("")
     with pytest.raises(InputError, match="no pair is left to write: nothing was listed"):
-        convert("folder", folder, tmp_path / "out")
+        convert("jsonl", folder / LINES, tmp_path / "out")
 
 
 def test_after_fixing_the_data_the_same_command_works(folder, tmp_path):
     write_lines(folder, {**GOOD, "file": "no.png"})
     with pytest.raises(InputError, match="no pair is left"):
-        convert("folder", folder, tmp_path / "out")
+        convert("jsonl", folder / LINES, tmp_path / "out")
     write_lines(folder, GOOD)
-    assert convert("folder", folder, tmp_path / "out").written == {"local": 1}
+    assert convert("jsonl", folder / LINES, tmp_path / "out").written == {"local": 1}
     assert not (tmp_path / "out" / "quarantine.jsonl").exists()
 
 

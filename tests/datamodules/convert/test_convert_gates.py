@@ -290,7 +290,7 @@ def test_the_report_is_a_table_with_the_first_finding_of_each_reason(tmp_path: P
     root = write_pairs(tmp_path / "in", pairs)
     report = convert("folder", root, tmp_path / "out", ConvertSettings(naming=TaskNaming("local")))
     head, *rows = report.rows()
-    assert head == ("left out because", "pairs", "share", "the first of them")
+    assert head == ("left out because", "entries", "share", "the first of them")
     first = "instructions.jsonl:1: source and target have the same pixels"
     assert rows[0] == ("identical pair", "3", "60.00%", first)
     assert rows[1][:3] == ("blank picture", "1", "20.00%")

@@ -93,7 +93,10 @@ def test_the_word_none_of_old_json_lines_is_no_mask(tmp_path: Path) -> None:
     report = convert("ultraedit", tmp_path / "in", tmp_path / "out", of_task("local"))
     assert (report.written, report.skipped) == ({"local": 2}, {"unsafe name": 1})
     assert [sample.mask is None for sample in samples(tmp_path / "out")] == [True, False]
-    assert "must be a relative name without '..'" in quarantine(tmp_path / "out")[0]["detail"]
+    assert (
+        "must be a relative name inside the folder, without '..'"
+        in quarantine(tmp_path / "out")[0]["detail"]
+    )
 
 
 def test_a_mask_that_a_line_names_has_to_be_there(tmp_path: Path) -> None:

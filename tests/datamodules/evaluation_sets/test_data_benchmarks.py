@@ -135,6 +135,11 @@ def other_columns(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, renamed)))
 
 
+def not_utf8(folder: Path) -> None:
+    with (folder / "metadata.jsonl").open("ab") as file:
+        file.write(b"\n\xe9")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -146,10 +151,10 @@ def other_columns(folder: Path) -> None:
         (changed(instruction=None), "emu/metadata.jsonl:2: instruction is None, needs text"),
         (changed(file_name="../a.png"), r"file_name is '\.\./a\.png', needs the name of a pict"),
         (changed(file_name="no.png"), r"emu: 1 of its pictures are missing \(no\.png\)"),
-        (lambda f: (f / "metadata.jsonl").write_text("{"), "emu/metadata.jsonl:1 is not a line"),
+        (lambda f: (f / "metadata.jsonl").write_text("{"), "emu/metadata.jsonl:1: is not a line"),
         (lambda f: (f / "metadata.jsonl").write_text("[]"), "holds list, needs an object"),
         (lambda f: (f / "metadata.jsonl").write_text("\n"), "emu/metadata.jsonl is empty"),
-        (lambda f: (f / "metadata.jsonl").write_bytes(b"\n{}\n\xff"), "l:3 is not UTF-8 text"),
+        (not_utf8, r"emu/metadata.jsonl:\d: is not UTF-8 at byte 0 \(0xE9, in Windows-1252 'é'\)"),
         (changed(instruction="a \ud800"), "jsonl:2: instruction has the lone surrogate U.D800 at"),
         (changed(output_caption="\udfff"), "jsonl:2: output_caption has the lone surrogate U.DF"),
         (lambda f: (f / "metadata.jsonl").unlink(), "has no metadata.jsonl, metadata.csv or parq"),
