@@ -52,13 +52,11 @@ def test_a_bad_picture_is_found_and_does_not_hide_the_next(tmp_path: Path):
 
 
 def test_a_shard_that_the_manifest_does_not_name_is_a_warning(tmp_path: Path):
-    folder = make_folder(tmp_path, {"local": 2})
-    (folder / "more-000000.tar").write_bytes(b"copied from elsewhere")
-    ((is_error, file, message),) = [
-        (p.is_error, p.file, p.message) for p in check_folder(folder).problems
-    ]
-    assert (is_error, file) == (False, "more-000000.tar")
-    assert message == "is not named in the manifest, so nothing reads it"
+    make_folder(tmp_path, {"local": 2})
+    (tmp_path / "more-000000.tar").write_bytes(b"copied from elsewhere")
+    (problem,) = check_folder(tmp_path).problems
+    assert (problem.is_error, problem.file) == (False, "more-000000.tar")
+    assert problem.message == "is not named in the manifest, so nothing reads it"
 
 
 def test_the_same_key_in_two_shards_is_an_error(tmp_path: Path):
