@@ -232,10 +232,8 @@ def test_a_line_that_is_not_utf8_is_left_out(folder, tmp_path):
     assert convert("folder", folder, tmp_path / "out").skipped == {"bad line": 1}
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
-def test_a_list_that_says_its_encoding_is_read(folder, tmp_path, encoding):
-    lines = folder / LINES
-    lines.write_bytes(lines.read_text(encoding="utf-8").encode(encoding))
+def test_a_list_that_says_its_encoding_is_read(folder, tmp_path):
+    (folder / LINES).write_bytes((folder / LINES).read_text(encoding="utf-8").encode("utf-16"))
     report = convert("folder", folder, tmp_path / "out")
     assert (sum(report.written.values()), report.skipped) == (6, {})
 
