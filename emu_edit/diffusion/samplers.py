@@ -75,9 +75,8 @@ def sample(
 ) -> Float[Tensor, "b c h w"]:
     """Return the clean latent that `noise` leads to, with one call of `predict` per step.
 
-    Works in the dtype of `noise` (give float32) with float64 coefficients. Starts at sigma[T-1]
-    noise, which is pure noise when the terminal SNR is zero. Gradients are recorded unless the
-    caller switches them off.
+    Works in the dtype of `noise` (give float32) with float64 coefficients. Gradients are recorded
+    unless the caller switches them off.
 
     Args:
         predict: the network with conditions and guidance bound; for `change` already through
@@ -97,7 +96,7 @@ def sample(
     steps = trailing_timesteps(schedule.num_steps, num_steps).tolist()
     levels = [Level(schedule.alpha[t].item(), schedule.sigma[t].item()) for t in steps]
     levels.append(Level(1.0, 0.0))
-    z_t = levels[0].sigma * noise
+    z_t = first_latent(noise, levels[0], sampler)
     previous = None
     for i, t in enumerate(steps):
         now = _estimate(predict, z_t, t, levels[i], prediction)
@@ -112,6 +111,20 @@ def sample(
         if on_step is not None and (replaced := on_step(i, t, z_t)) is not None:
             z_t = replaced
     return z_t
+
+
+def first_latent(
+    noise: Float[Tensor, "b c h w"], level: Level, sampler: Sampler
+) -> Float[Tensor, "b c h w"]:
+    """Return z_T as each sampler's source begins: the same wherever the terminal SNR is zero.
+
+    z_T = xi, of which Stable Diffusion's own schedule (sigma_T = 0.9977) has seen latents of unit
+    variance; euler_ancestral, x_T = sigma_VE xi, begins at z_T = alpha_T x_T = sigma_T xi.
+
+    Source: `init_noise_sigma` of diffusers' DDIM, DPMSolverMultistep and EulerAncestralDiscrete
+    schedulers, the last with trailing spacing.
+    """
+    return level.sigma * noise if sampler is Sampler.euler_ancestral else noise
 
 
 def ddim_step(now: Estimate, to: Level) -> Float[Tensor, "b c h w"]:

@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
     EulerAncestralDiscreteScheduler,
 )
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.samplers import Sampler, sample
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 # to 1e-5, and near alpha = 0 (zero terminal SNR) the square root makes that 3e-4 at the second
 # noisiest step.
 TOLERANCE = {"rtol": 0, "atol": 3e-4}
+HALF_A_LEVEL = 0.5 / 127.5  # of 255 grey levels, for values in [-1, 1]
 
 
 def network(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -83,13 +85,33 @@ def ddim(schedule: NoiseSchedule, prediction: Prediction) -> DDIMScheduler:
 )
 def test_ddim_is_diffusers_ddim(schedule, prediction, num_steps):
     """For step counts that divide 1000: theirs steps back by floor(1000 / n), off the grid else."""
-    start = schedule.sigma[-1].float() * noise()
-    expected = theirs(ddim(schedule, prediction), start, num_steps)
+    expected = theirs(ddim(schedule, prediction), noise(), num_steps)
     result = ours(schedule, prediction, Sampler.ddim, num_steps)
     torch.testing.assert_close(result, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("num_steps", [2, 7, 20])
+@pytest.mark.parametrize("num_steps", [3, 7, 30, 999])
+@pytest.mark.parametrize("prediction", [Prediction.eps, Prediction.v])
+def test_ddim_is_diffusers_euler_for_step_counts_that_do_not_divide_1000(prediction, num_steps):
+    """The same solver in variance-exploding form, x = z / alpha, on the exact grid."""
+    scheduler = EulerDiscreteScheduler(**BETAS, prediction_type=NAMES[prediction])
+    start = noise() / PLAIN.alpha[-1].float()
+    expected = theirs(scheduler, start, num_steps)
+    result = ours(PLAIN, prediction, Sampler.ddim, num_steps)
+    torch.testing.assert_close(result, expected, rtol=0, atol=HALF_A_LEVEL)
+
+
+@pytest.mark.parametrize(("num_steps", "levels"), [(7, (2.0, 2.5)), (30, (0.4, 0.8))])
+@pytest.mark.parametrize("schedule", [PLAIN, ZERO])
+def test_diffusers_ddim_leaves_the_grid_where_steps_do_not_divide_1000(schedule, num_steps, levels):
+    """What docs/editing.md says: it ends at step 0 or later, with noise left, instead of clean."""
+    expected = theirs(ddim(schedule, Prediction.v), noise(), num_steps)
+    result = ours(schedule, Prediction.v, Sampler.ddim, num_steps)
+    least, most = levels
+    assert least < 127.5 * (result - expected).abs().mean().item() < most
+
+
+@pytest.mark.parametrize("num_steps", [2, 7, 20, 30])
 @pytest.mark.parametrize("prediction", list(NAMES))
 def test_dpm_solver_is_diffusers_dpm_solver(prediction, num_steps):
     """Without zero terminal SNR: theirs replaces alpha[T-1] = 0 by 2^-12, ours takes the limit."""
@@ -101,12 +123,12 @@ def test_dpm_solver_is_diffusers_dpm_solver(prediction, num_steps):
         solver_type="midpoint",
         final_sigmas_type="zero",
     )
-    expected = theirs(scheduler, PLAIN.sigma[-1].float() * noise(), num_steps)
+    expected = theirs(scheduler, noise(), num_steps)
     result = ours(PLAIN, prediction, Sampler.dpm_solver_pp_2m, num_steps)
     torch.testing.assert_close(result, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 8, 20])
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 20, 30])
 @pytest.mark.parametrize("prediction", [Prediction.eps, Prediction.v])
 def test_euler_ancestral_is_diffusers_in_variance_exploding_form(prediction, num_steps):
     """Without zero terminal SNR, where their sigma is infinite; x starts at sigma_VE noise."""
