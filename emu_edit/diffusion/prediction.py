@@ -7,7 +7,8 @@ others:
 `change` becomes z0 at one place, `with_source`; everything after it treats the two alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 
 from jaxtyping import Float, Int64
@@ -27,6 +28,77 @@ class Prediction(Enum):
     v = "v"
     z0 = "z0"
     change = "change"
+
+
+# diffusers' `prediction_type`; for `change` it holds once the source latents are added
+DIFFUSERS_NAMES = {
+    Prediction.eps: "epsilon",
+    Prediction.v: "v_prediction",
+    Prediction.z0: "sample",
+    Prediction.change: "sample",
+}
+# a model directory of this project says which of the two a `sample` is
+MEANT = {
+    **{DIFFUSERS_NAMES[one]: one for one in (Prediction.eps, Prediction.v, Prediction.z0)},
+    **{one.name: one for one in Prediction},
+}
+
+
+@dataclass(frozen=True)
+class TrainedAs:
+    """What weights were trained for, as the diffusers scheduler config beside them says.
+
+    Attributes:
+        where: that file, or where it was looked for, in messages.
+        config: its entries; empty where there is no such file.
+    """
+
+    where: str
+    config: Mapping[str, object]
+
+    def schedule(self, *, zero_terminal_snr: bool) -> NoiseSchedule:
+        """Return the noise schedule of these betas, its end as asked; ours where none are told.
+
+        Raises:
+            InputError: if the betas are no scaled-linear ramp.
+        """
+        if not self.config:
+            return NoiseSchedule.scaled_linear(zero_terminal_snr=zero_terminal_snr)
+        try:
+            return NoiseSchedule.from_config({
+                **self.config,
+                "rescale_betas_zero_snr": zero_terminal_snr,
+            })
+        except InputError as error:
+            raise InputError(f"{self.where}: {error}") from error
+
+    def contradiction(self, prediction: Prediction, schedule: NoiseSchedule) -> str | None:
+        """Say in one line how the weights are to be read otherwise than trained; None if they are.
+
+        Raises:
+            InputError: if the config names a prediction type that nobody here knows.
+        """
+        ends = schedule.has_zero_terminal_snr
+        read = f"model.prediction {prediction.name}, model.zero_terminal_snr {ends}".lower()
+        if not self.config:
+            return (
+                f"{self.where} is missing, so nothing says what the base predicts; read as {read}"
+            )
+        said = self.config.get("prediction_type", "epsilon")  # as in diffusers' schedulers
+        meant = MEANT.get(str(said))
+        if meant is None:
+            raise InputError(
+                f"{self.where} has prediction_type {said!r}, needs one of {', '.join(MEANT)}"
+            )
+        ended = bool(self.config.get("rescale_betas_zero_snr", False))
+        if (meant, ended) == (prediction, ends):
+            return None
+        own = f"--model.prediction {meant.name} --model.zero_terminal_snr {ended}".lower()
+        return (
+            f"{self.where}: the base was trained with prediction_type {said!r} and "
+            f"rescale_betas_zero_snr {str(ended).lower()}, here it is read as {read}, so training "
+            f"has to turn it first; to go on as it is: {own}"
+        )
 
 
 def check(prediction: Prediction, schedule: NoiseSchedule) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from emu_edit.errors import InputError
 
+MOST_STEPS = 100_000  # a config from elsewhere may ask for any number
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -57,12 +59,15 @@ class NoiseSchedule:
         alpha_t² = prod_{s<=t} (1 - beta_s)
 
         Raises:
-            InputError: if there are fewer than two steps, or not 0 < beta_start <= beta_end < 1.
+            InputError: if there are fewer than 2 or more than 100,000 steps, or not
+                0 < beta_start <= beta_end < 1.
 
         Source: Rombach et al. 2022, arXiv:2112.10752 ("scaled_linear" in diffusers).
         """
-        if num_steps < 2:
-            raise InputError(f"a noise schedule needs at least 2 training steps, got {num_steps}")
+        if not 2 <= num_steps <= MOST_STEPS:
+            raise InputError(
+                f"a noise schedule needs 2 to {MOST_STEPS} training steps, got {num_steps}"
+            )
         if not 0 < beta_start <= beta_end < 1:
             raise InputError(
                 "betas must satisfy 0 < beta_start <= beta_end < 1, "
@@ -80,8 +85,8 @@ class NoiseSchedule:
         """Build the schedule that a diffusers `scheduler_config.json` describes.
 
         Raises:
-            InputError: if a key is missing, or the betas are not a scaled-linear ramp. Keys that
-                say how to sample are not read: we always use trailing spacing.
+            InputError: if a key is missing or no number, or the betas are not a scaled-linear ramp.
+                Keys that say how to sample are not read: we always use trailing spacing.
         """
         needed = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
         if missing := [key for key in needed if key not in config]:
@@ -94,12 +99,13 @@ class NoiseSchedule:
                 f"the scheduler config has betas {ramp!r}; only 'scaled_linear' can be read "
                 "(Stable Diffusion 1.x, 2.x, SDXL have it)"
             )
-        return NoiseSchedule.scaled_linear(
-            int(config["num_train_timesteps"]),
-            float(config["beta_start"]),
-            float(config["beta_end"]),
-            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        )
+        try:
+            steps = int(config["num_train_timesteps"])
+            first, last = float(config["beta_start"]), float(config["beta_end"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"the scheduler config holds no number: {error}") from error
+        is_rescaled = bool(config.get("rescale_betas_zero_snr", False))
+        return NoiseSchedule.scaled_linear(steps, first, last, zero_terminal_snr=is_rescaled)
 
     def to_config(self) -> dict[str, str | int | float | bool]:
         """Describe the schedule, and how we sample, in the names of diffusers' `DDIMScheduler`.

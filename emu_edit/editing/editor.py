@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from emu_edit.diffusion.guidance import guided
-from emu_edit.diffusion.prediction import Prediction, check, with_source
+from emu_edit.diffusion.prediction import DIFFUSERS_NAMES, Prediction, check, with_source
 from emu_edit.diffusion.samplers import StepEnd, sample
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.editing.find import PREDICTOR, choose_device, find_model
@@ -38,14 +38,6 @@ from emu_edit.text_rules import clean_instruction
 WORLD = "world"  # as `trained_on`: drawn scenes of the built-in world, and nothing else
 OnStep = Callable[[int, int], None]  # called with (steps done, steps in all)
 Seed = int | torch.Generator  # a number, or a CPU generator that goes on from where it is
-
-# diffusers' `prediction_type`; for `change` it holds once the source latents are added
-DIFFUSERS_NAMES = {
-    Prediction.eps: "epsilon",
-    Prediction.v: "v_prediction",
-    Prediction.z0: "sample",
-    Prediction.change: "sample",
-}
 
 
 class Editor:
@@ -102,6 +94,12 @@ class Editor:
         predictor = _load_predictor(path / PREDICTOR, networks)
         where = f"{path}/model_index.json"
         prediction = Prediction[choice(values, "prediction", [p.name for p in Prediction], where)]
+        said = scheduler_config.get("prediction_type", DIFFUSERS_NAMES[prediction])
+        if said != DIFFUSERS_NAMES[prediction]:
+            raise InputError(
+                f"{where} says prediction {prediction.name}, its scheduler_config.json says "
+                f"{said!r}, needs {DIFFUSERS_NAMES[prediction]!r}; export the model again"
+            )
         return cls(
             networks.eval(),
             schedule=NoiseSchedule.from_config(scheduler_config),

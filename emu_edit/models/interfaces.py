@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from emu_edit.diffusion.prediction import TrainedAs
+
 
 @dataclass(frozen=True)
 class TextFeatures:
@@ -98,11 +100,13 @@ class Denoiser(nn.Module, ABC):
         latent_channels: channels c of z_t, of z_source, and of the output.
         task_dim: width k of the task vector.
         text_dim: width d of the text features it expects.
+        trained_as: what its first weights were trained for; None for weights from scratch.
     """
 
     latent_channels: int
     task_dim: int
     text_dim: int
+    trained_as: TrainedAs | None = None
 
     @abstractmethod
     def forward(

@@ -15,11 +15,14 @@ from typing import TypeVar, cast
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from emu_edit.diffusion.prediction import TrainedAs
 from emu_edit.errors import InputError
+from emu_edit.models.directory import INDEX, read_json
 from emu_edit.models.trust import PICKLED, judge_directory
 
 
@@ -73,6 +76,33 @@ def check_safetensors(folder: Path, part: str) -> None:
         f"{folder} holds no *.safetensors, needs the weights of the {part}; "
         "copy the whole directory"
     )
+
+
+SCHEDULER = "scheduler/scheduler_config.json"  # of a model directory
+
+
+def find_training(source: PartSource) -> TrainedAs:
+    """Read what a part was trained for: the scheduler config of its model, on this disk or the hub.
+
+    Raises:
+        InputError: if the file cannot be read as a JSON object.
+    """
+    root = Path(source.root)
+    if not root.is_dir():
+        where = f"{source.root}/{SCHEDULER}"
+        try:
+            file = Path(hf_hub_download(source.root, SCHEDULER))
+        except (OSError, ValueError):  # the part itself was found, so the model has no such file
+            return TrainedAs(where, {})
+        return TrainedAs(where, read_json(file))
+    model = root if source.subfolder or (root / SCHEDULER).is_file() else root.absolute().parent
+    if not (model / SCHEDULER).is_file():
+        return TrainedAs(str(model / SCHEDULER), {})
+    config = read_json(model / SCHEDULER)
+    ours = read_json(model / INDEX).get("_emu_edit") if (model / INDEX).is_file() else None
+    if isinstance(ours, dict) and "prediction" in ours:  # it tells `change` from `z0`
+        config = {**config, "prediction_type": ours["prediction"]}
+    return TrainedAs(str(model / SCHEDULER), config)
 
 
 SMALL = 10**6  # weights a library may add that no file has

@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from emu_edit.errors import InputError
 from emu_edit.models.interfaces import Conditioning, Denoiser
-from emu_edit.models.sources import find_part, load_diffusers
+from emu_edit.models.sources import find_part, find_training, load_diffusers
 from emu_edit.models.surgery import check_plain, open_class_embedding, widen_for_source
 
 NUM_TASK_TOKENS = 4
@@ -183,6 +183,7 @@ class PretrainedUNetDenoiser(UNetDenoiser):
         maps = load_file(task_file) if task_file.is_file() else {}
         octaves = maps[FIRST_POSITIONS].shape[1] // 4 if FIRST_POSITIONS in maps else 0
         self._wrap(unet, task_dim, "text_to_time.weight" in maps, octaves)
+        self.trained_as = find_training(source)
         if maps:
             self._load_maps(maps, task_file)
 

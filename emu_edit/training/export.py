@@ -15,8 +15,10 @@ import torch
 from jsonargparse import ArgumentError
 from torch import Tensor
 
+from emu_edit.diffusion.prediction import TrainedAs
 from emu_edit.editing.find import find_model
 from emu_edit.errors import BrokenCheckpointError, InputError
+from emu_edit.models.sources import PartSource, find_training
 from emu_edit.models.weights import load_networks
 from emu_edit.tasks import TaskTable
 from emu_edit.training.checkpoint_io import read_checkpoint
@@ -198,6 +200,20 @@ def start_from(module: EditModule, path: Path) -> None:
     check_finite(weights)
     for name, parameter in own.items():
         parameter.copy_(weights[name])
+    start = _training_of(path)
+    module.contradiction = start and start.contradiction(module.prediction, module.schedule)
+
+
+def _training_of(path: Path) -> TrainedAs | None:
+    """Read what the weights at `path` were trained for; None for a checkpoint without a config."""
+    if path.is_dir():
+        return find_training(PartSource(str(path)))
+    told = read_checkpoint(path).get("hyper_parameters") or {}
+    if "prediction" not in told:
+        return None
+    ends = told.get("zero_terminal_snr", True)  # as the module's constructor
+    config = {"prediction_type": told["prediction"], "rescale_betas_zero_snr": ends}
+    return TrainedAs(str(path), config)
 
 
 def _of_checkpoint(path: Path, module: EditModule) -> Mapping[str, Tensor]:

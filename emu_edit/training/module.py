@@ -6,6 +6,7 @@ in the stream (`draws.py`); the step waits for nothing on the device. Per-sample
 timesteps go out with the loss, so that callbacks can split them by task and noise level.
 """
 
+import sys
 from functools import partial
 
 import torch
@@ -77,7 +78,8 @@ class EditModule(LightningModule):
         region_weight: errors inside a pair's mask count so many times those outside, pairs without
             a mask as ever; none looks at no mask. Logged errors are then means with these weights.
         dropout: how often conditions are withheld; none means 5 % each.
-        zero_terminal_snr: whether the last timestep is pure noise.
+        zero_terminal_snr: whether the last timestep is pure noise; the betas are those of a
+            pretrained denoiser's scheduler config.
         optimizer: learning rate, decay and warm-up; none means the defaults.
         editor: how pictures are made from the model: size, guidance, steps; none means the
             defaults.
@@ -113,11 +115,18 @@ class EditModule(LightningModule):
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters(logger=False)  # loggers get the whole config
         table = SIXTEEN if tasks is None else TaskTable(tuple(tasks))
-        self.schedule = NoiseSchedule.scaled_linear(zero_terminal_snr=zero_terminal_snr)
+        base = denoiser.trained_as
+        self.schedule = (
+            NoiseSchedule.scaled_linear(zero_terminal_snr=zero_terminal_snr)
+            if base is None
+            else base.schedule(zero_terminal_snr=zero_terminal_snr)
+        )
         self.objective = Objective(weighting, timestep_shift, balance, huber_c, region_weight)
         check(prediction, self.schedule)
         self.objective.check(prediction, self.schedule)
         self.prediction = prediction
+        # how the first weights are read otherwise than they were trained, in one line
+        self.contradiction = None if base is None else base.contradiction(prediction, self.schedule)
         self.dropout = DropoutRates() if dropout is None else dropout
         self.optimizer_settings = OptimizerSettings() if optimizer is None else optimizer
         self.editor_settings = EditorSettings() if editor is None else editor
@@ -147,6 +156,11 @@ class EditModule(LightningModule):
         The networks convert what they are given to the precision of their weights.
         """
         self.trainer.precision_plugin.convert_input = _as_it_is
+
+    def on_train_start(self) -> None:
+        """Say once, and before the first step, what is contradicted."""
+        if self.contradiction and self.trainer.is_global_zero and self.trainer.global_step == 0:
+            sys.stderr.write(f"emu-edit: {self.contradiction}\n")
 
     def drawn(self, batch: Batch, phase: Phase) -> DrawnBatch:
         """Return the batch, still on the CPU, with its random numbers."""

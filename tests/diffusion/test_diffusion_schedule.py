@@ -147,9 +147,17 @@ def test_tables_that_do_not_preserve_variance_are_refused():
         NoiseSchedule(0.8 * one, 0.8 * one)
 
 
-def test_a_schedule_of_one_step_is_refused():
-    with pytest.raises(InputError, match="at least 2 training steps, got 1"):
-        NoiseSchedule.scaled_linear(1)
+@pytest.mark.parametrize("steps", [1, 10**9])
+def test_a_schedule_of_one_step_or_of_a_billion_is_refused(steps):
+    with pytest.raises(InputError, match=f"needs 2 to 100000 training steps, got {steps}"):
+        NoiseSchedule.scaled_linear(steps)
+
+
+@pytest.mark.parametrize("value", ["many", None, [1], float("inf")])
+def test_a_config_whose_number_is_none_is_refused(value):
+    config = NoiseSchedule.scaled_linear().to_config() | {"num_train_timesteps": value}
+    with pytest.raises(InputError, match="the scheduler config holds no number"):
+        NoiseSchedule.from_config(config)
 
 
 @pytest.mark.parametrize("betas", [(0.0, 0.1), (0.2, 0.1), (0.1, 1.0)])

@@ -205,3 +205,12 @@ def test_sequences_of_different_length_are_refused(editor: Editor) -> None:
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model_index.json"):
         Editor.from_pretrained(tmp_path)
+
+
+def test_a_model_whose_two_files_disagree_is_refused(editor: Editor, tmp_path: Path) -> None:
+    editor.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    file.write_text(file.read_text().replace('"sample"', '"epsilon"'))
+    words = "says prediction change, its scheduler_config.json says 'epsilon', needs 'sample'"
+    with pytest.raises(InputError, match=words):
+        Editor.from_pretrained(tmp_path / "model")

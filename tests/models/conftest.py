@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emu_edit.models.interfaces import Conditioning, TextFeatures
@@ -65,6 +66,16 @@ def write_stable_diffusion(folder: Path) -> None:
     with quiet_transformers():
         tiny_clip().save_pretrained(folder / "text_encoder")
     write_clip_tokenizer(folder / "tokenizer")
+    write_scheduler(folder)
+
+
+def write_scheduler(folder: Path, **changes: object) -> None:
+    """Write `scheduler/` as Stable Diffusion 1.5 has it, some entries changed."""
+    entries = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    ends = {"set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
+    scheduler = PNDMScheduler.from_config({**entries, **ends, **changes})
+    assert isinstance(scheduler, PNDMScheduler)
+    scheduler.save_pretrained(folder / "scheduler")
 
 
 def small_denoiser(attention: Sequence[bool] = (True, False), **settings) -> UNetDenoiser:
