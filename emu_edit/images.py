@@ -74,6 +74,45 @@ def from_pil(
         return _to_tensor(to_rgb(image, background, where))
 
 
+def from_any(image: object) -> list[UInt8[Tensor, "3 h w"]]:
+    """Read a picture, or a stack of them, of a kind that diffusers' pipelines take.
+
+    PIL of any mode; arrays "h w 3" or tensors "3 h w", of uint8 or floats in [0, 1].
+
+    Raises:
+        InputError: if it is of another kind, shape or range.
+    """
+    match image:
+        case Image.Image():
+            return [from_pil(image)]
+        case np.ndarray() if image.ndim in {3, 4} and image.shape[-1] == 3:
+            values = torch.tensor(image).movedim(-1, -3)  # a copy: arrays may be read-only
+        case Tensor() if image.ndim in {3, 4} and image.shape[-3] == 3:
+            values = image
+        case np.ndarray() | Tensor():
+            raise InputError(
+                f"image has the shape {tuple(image.shape)}, needs 'h w 3' (array) or '3 h w' "
+                "(tensor), or a stack of such"
+            )
+        case _:
+            raise InputError(
+                f"image is of type {type(image).__name__}; give PIL pictures, arrays or tensors"
+            )
+    return list(_shares_to_uint8(values if values.ndim == 4 else values[None]))
+
+
+def _shares_to_uint8(values: Tensor) -> UInt8[Tensor, "b 3 h w"]:
+    if values.dtype == torch.uint8:
+        return values
+    if not values.is_floating_point():
+        raise InputError(f"image has {values.dtype} values, needs uint8 or floats in [0, 1]")
+    # written so that NaN is refused, too
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        span = f"{values.min().item():g} to {values.max().item():g}"
+        raise InputError(f"image has values from {span}, floats must be in [0, 1]; give x / 255")
+    return to_uint8(values.float() * 2 - 1)
+
+
 def decode_rgb(
     data: bytes,
     *,

@@ -221,19 +221,20 @@ class Editor:
         tasks: Sequence[TaskChoice | None],
         seeds: Sequence[Seed],
         *,
-        negative: str = "",
+        negative: str | Sequence[str] = "",
         settings: EditorSettings | None = None,
         on_step: StepEnd | None = None,
     ) -> UInt8[Tensor, "b 3 h w"]:
         """Edit pictures of one size together, each as if edited alone; the result is on the CPU.
 
-        A generator given for a seed is advanced; rows that share one draw from it in turn.
+        `negative` is one text for all pictures or one for each, "" for none. A generator given for
+        a seed is advanced; rows that share one draw from it in turn.
         `on_step` hears of every step of the sampler and may replace the latents, see `StepEnd`.
 
         Raises:
             InputError: for an unknown task, a seed that is out of range, or an instruction that is
                 empty, too long or not text.
-            ValueError: if the four sequences differ in length.
+            ValueError: if the sequences differ in length.
         """
         counts = (len(images), len(instructions), len(tasks), len(seeds))
         if len(set(counts)) != 1:
@@ -243,6 +244,9 @@ class Editor:
         for seed in seeds:
             if not isinstance(seed, torch.Generator):
                 check_seed(seed)
+        negatives = [negative] if isinstance(negative, str) else negative
+        if len(negatives) not in {1, len(images)}:
+            raise ValueError(f"got {len(negatives)} negative texts for {len(images)} images")
         texts = [clean_instruction(text) for text in instructions]
         unnamed = [text for text, task in zip(texts, tasks, strict=True) if task is None]
         guesses = iter(self._guess(unnamed) if unnamed else [])
@@ -251,7 +255,9 @@ class Editor:
             texts,
             [next(guesses).task if task is None else task for task in tasks],
             seeds,
-            negative=clean_instruction(negative, what="negative text") if negative else "",
+            negative=[
+                clean_instruction(text, what="negative text") if text else "" for text in negatives
+            ],
             settings=self.settings if settings is None else settings,
             on_step=on_step,
         )
@@ -296,24 +302,27 @@ class Editor:
         tasks: Sequence[TaskChoice],
         seeds: Sequence[Seed],
         *,
-        negative: str,
+        negative: Sequence[str],
         settings: EditorSettings,
         on_step: StepEnd | None,
     ) -> Float[Tensor, "b c lh lw"]:
         """Edit from latents to latents, so that turns need no decoder in between.
 
         `edit_batch` and `EditSession` come here with everything decided: texts as
-        `clean_instruction` returns them, tasks named, one of each for every row.
+        `clean_instruction` returns them, tasks named, one of each for every row; of negative texts
+        one for all or one for each, "" for none.
 
         Raises:
             InputError: for an unknown task, or a negative text that guidance would ignore.
         """
-        if negative and settings.guidance.text == 1:
+        if any(negative) and settings.guidance.text == 1:
             raise InputError(
                 "negative text has no effect at text guidance 1; give a higher one, e.g. 3"
             )
         v_task = task_vectors(self.networks, tasks)
-        text, null_text = self.networks.encode_text(list(texts), negative)
+        # equal texts are encoded once: what one text gives does not depend on how often it is said
+        nulls = list(negative) if len(set(negative)) > 1 else [negative[0]]
+        text, null_text = self.networks.encode_text(list(texts), nulls)
         z_source = self.networks.codec.as_condition(latents.to(self.device))
         stacked = branches(
             Conditioning(text=text, z_source=z_source, v_task=v_task),

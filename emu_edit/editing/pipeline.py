@@ -8,8 +8,9 @@ Source of the argument names: diffusers, StableDiffusionInstructPix2PixPipeline.
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +20,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from emu_edit.diffusion.samplers import StepEnd
+from emu_edit.diffusion.samplers import Sampler, StepEnd
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.find import choose_device
 from emu_edit.editing.settings import Sampling
 from emu_edit.editing.task_mix import TaskChoice, parse_task
 from emu_edit.errors import InputError, closest
-from emu_edit.images import from_pil, to_float, to_pil, to_uint8
+from emu_edit.images import from_any, resize, to_float, to_pil
 
 Picture = Image.Image | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]
@@ -32,6 +34,21 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 LATENTS = "latents"  # diffusers' name of z_t
 Callback = Callable[["EmuEditPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 Item = TypeVar("Item")
+
+
+def _not_meant(name: str, why: str) -> Callable[..., NoReturn]:
+    """Make a method that refuses what diffusers' own would pass over without a word."""
+
+    def refuse(_self: DiffusionPipeline, *_args: object, **_options: object) -> NoReturn:
+        raise InputError(f"{name} is not for EmuEditPipeline: {why}")
+
+    return refuse
+
+
+TO_ONE_DEVICE = "the denoiser is most of the model, so all is on one device; call pipe.to('cuda')"
+ATTENTION = (
+    "attention is torch's own, which needs little memory; edit smaller pictures to need less"
+)
 
 
 class EmuEditPipeline(DiffusionPipeline):
@@ -42,6 +59,13 @@ class EmuEditPipeline(DiffusionPipeline):
     """
 
     editor: Editor
+    enable_model_cpu_offload = _not_meant("enable_model_cpu_offload", TO_ONE_DEVICE)
+    enable_sequential_cpu_offload = _not_meant("enable_sequential_cpu_offload", TO_ONE_DEVICE)
+    enable_group_offload = _not_meant("enable_group_offload", TO_ONE_DEVICE)
+    enable_attention_slicing = _not_meant("enable_attention_slicing", ATTENTION)
+    enable_xformers_memory_efficient_attention = _not_meant(
+        "enable_xformers_memory_efficient_attention", ATTENTION
+    )
     _callback_tensor_inputs: ClassVar = [LATENTS]  # where diffusers' users look for the names
 
     def __init__(self, editor: Editor) -> None:
@@ -50,14 +74,19 @@ class EmuEditPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # no hub, no pickles
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, device: str = "cpu"
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        torch_dtype: torch.dtype = torch.float32,
     ) -> "EmuEditPipeline":
         """Load a model directory written by `save_pretrained` or `emu-edit export`.
 
         Raises:
-            InputError: if it is not such a directory.
+            InputError: if it is not such a directory, or `torch_dtype` is not that of its weights.
         """
-        return cls(Editor.from_pretrained(Path(pretrained_model_name_or_path), device=device))
+        editor = Editor.from_pretrained(Path(pretrained_model_name_or_path), device=device)
+        return cls(editor).to(torch_dtype)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # safetensors, whole
         self, save_directory: str | os.PathLike[str]
@@ -65,21 +94,32 @@ class EmuEditPipeline(DiffusionPipeline):
         """Write the model directory, the same that `Editor.save_pretrained` writes."""
         self.editor.save_pretrained(Path(save_directory))
 
-    def to(self, device: str | torch.device | torch.dtype) -> "EmuEditPipeline":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move all networks to a device; they keep their precision.
+    def to(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        *places: str | int | torch.device | torch.dtype,
+        device: str | int | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "EmuEditPipeline":
+        """Move all networks to a device; they keep their precision, which may be given, too.
 
         Raises:
-            InputError: if a precision is given.
+            InputError: if there is no such device here, or another precision is given.
         """
-        if isinstance(device, torch.dtype):
-            raise InputError(
-                f"the pipeline edits in the precision of its weights, got {device}; "
-                "give a device, e.g. pipe.to('cuda')"
-            )
+        for place in (*places, device, dtype):
+            if isinstance(place, torch.dtype):
+                if place != self.dtype:
+                    raise InputError(
+                        f"the pipeline edits in the precision of its weights, {self.dtype}, got "
+                        f"{place}; give a device only, e.g. pipe.to('cuda')"
+                    )
+            elif place is not None:
+                self._move(choose_device(f"cuda:{place}" if isinstance(place, int) else str(place)))
+        return self
+
+    def _move(self, device: str) -> None:
         self.editor.networks.to(device)
         if self.editor.predictor is not None:
             self.editor.predictor.to(device)
-        return self
 
     @property
     def device(self) -> torch.device:
@@ -98,9 +138,12 @@ class EmuEditPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
+        eta: float = 0.0,
         *,
+        height: int | None = None,
+        width: int | None = None,
         task: TaskChoice | Sequence[TaskChoice] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
@@ -114,13 +157,17 @@ class EmuEditPipeline(DiffusionPipeline):
 
         Args:
             prompt: one instruction for all pictures, or one for each.
-            image: one picture for all prompts, or one for each, all of one size: PIL of any mode;
-                arrays "h w 3" or tensors "3 h w" of uint8 or floats in [0, 1], stacked or not.
+            image: one picture for all prompts, or one for each, all of one size unless height and
+                width are given: PIL of any mode; arrays "h w 3" or tensors "3 h w" of uint8 or
+                floats in [0, 1], stacked or not.
             num_inference_steps: sampler steps.
             guidance_scale: strength of the text.
             image_guidance_scale: strength of the source picture.
-            negative_prompt: what no picture should show.
+            negative_prompt: what no picture should show, or one for each prompt.
             num_images_per_prompt: results for each prompt, next to each other.
+            eta: DDIM's; 0 takes the model's sampler, 1 `euler_ancestral`, which is DDIM with eta 1.
+            height: pixels to resize the pictures to before they are edited; None leaves them.
+            width: the same.
             task: name or mix of tasks for all pictures, or one for each; None asks the model's task
                 predictor.
             generator: a CPU generator that all results draw from in turn, or one for each; None
@@ -137,18 +184,20 @@ class EmuEditPipeline(DiffusionPipeline):
                 of them cannot be used.
         """
         names = _tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        _check_call(output_type, num_images_per_prompt)
-        prompts, pictures, tasks = _rows(prompt, image, task, num_images_per_prompt)
-        sampling = Sampling(num_inference_steps, guidance_scale, image_guidance_scale)
+        _check_call(output_type, num_images_per_prompt, height, width)
+        pictures = read_pictures(image, height, width)
+        rows = _rows(prompt, pictures, task, negative_prompt, num_images_per_prompt)
+        sampler = _sampler_of(eta, self.editor.settings.sampler)
+        sampling = Sampling(num_inference_steps, guidance_scale, image_guidance_scale, sampler)
         settings = sampling.applied(self.editor.settings)
         # torch.compiler.disable hides the arguments of diffusers' method
         with self.progress_bar(total=settings.num_steps) as bar:  # pyright: ignore[reportCallIssue]
             edited = self.editor.edit_batch(
-                torch.stack(pictures),
-                prompts,
-                tasks,
-                _generators(generator, len(prompts)),
-                negative="" if negative_prompt is None else negative_prompt,
+                torch.stack(rows.pictures),
+                rows.prompts,
+                rows.tasks,
+                _generators(generator, len(rows.prompts)),
+                negative=rows.negatives,
                 settings=settings,
                 on_step=self._step_end(callback_on_step_end, names, bar.update),
             )
@@ -171,14 +220,38 @@ class EmuEditPipeline(DiffusionPipeline):
         return on_step
 
 
-def _check_call(output_type: str, num_images: int) -> None:
+@dataclass(frozen=True)
+class _Rows:
+    """What makes each result, in their order."""
+
+    prompts: list[str]
+    pictures: list[UInt8[Tensor, "3 h w"]]
+    tasks: list[TaskChoice | None]
+    negatives: list[str]
+
+
+def _check_call(output_type: str, num_images: int, height: int | None, width: int | None) -> None:
     if output_type not in OUTPUT_TYPES:
         raise InputError(
             f"unknown output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}."
             f"{closest(output_type, list(OUTPUT_TYPES))}"
         )
-    if num_images < 1:
-        raise InputError(f"num_images_per_prompt must be at least 1, got {num_images}")
+    counts = {"num_images_per_prompt": num_images, "height": height, "width": width}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")
+
+
+def _sampler_of(eta: float, usual: Sampler) -> Sampler | None:
+    """Name the sampler that DDIM with `eta` is; None keeps the usual one."""
+    if eta == 0:
+        return None
+    if eta != 1 or usual is Sampler.dpm_solver_pp_2m:
+        raise InputError(
+            f"eta {eta:g} cannot be had with the sampler {usual.name}; give 0, or 1 with ddim or "
+            "euler_ancestral"
+        )
+    return Sampler.euler_ancestral
 
 
 def _tensor_inputs(callback: Callback | None, names: Sequence[str]) -> Sequence[str]:
@@ -213,18 +286,20 @@ def _replacement(answer: Mapping[str, object], latents: Tensor) -> Tensor | None
 
 def _rows(
     prompt: str | Sequence[str],
-    image: Pictures,
+    pictures: list[UInt8[Tensor, "3 h w"]],
     task: TaskChoice | Sequence[TaskChoice] | None,
+    negative: str | Sequence[str] | None,
     num_images: int,
-) -> tuple[list[str], list[UInt8[Tensor, "3 h w"]], list[TaskChoice | None]]:
-    """Pair up prompt, picture and task of every result, each prompt's results in a row."""
-    prompts, pictures = _as_list(prompt), read_pictures(image)
+) -> _Rows:
+    """Pair up what makes every result, each prompt's results in a row."""
+    prompts, negatives = _as_list(prompt), _as_list("" if negative is None else negative)
     tasks = [parse_task(one) if isinstance(one, str) else one for one in _as_list(task)]
     count = max(len(prompts), len(pictures))
-    return (
+    return _Rows(
         _spread("prompt", prompts, count, num_images),
         _spread("image", pictures, count, num_images),
         _spread("task", tasks, count, num_images),
+        _spread("negative_prompt", negatives, count, num_images),
     )
 
 
@@ -269,52 +344,28 @@ def _generators(
     return generators
 
 
-def read_pictures(image: object) -> list[UInt8[Tensor, "3 h w"]]:
+def read_pictures(
+    image: object, height: int | None = None, width: int | None = None
+) -> list[UInt8[Tensor, "3 h w"]]:
     """Bring pictures of all kinds the pipeline takes to bytes; they must be of one size.
+
+    A height or width given is theirs afterwards, by Lanczos filtering as in diffusers.
 
     Raises:
         InputError: if there is none, or one is of another kind, shape, range or size.
     """
-    pictures = [pixels for one in _as_list(image) for pixels in _one_or_stack(one)]
+    pictures = [pixels for one in _as_list(image) for pixels in from_any(one)]
     if not pictures:
         raise InputError("got no image; give at least one picture")
+    pictures = [resize(one, (height or one.shape[1], width or one.shape[2])) for one in pictures]
     sizes = {(picture.shape[2], picture.shape[1]) for picture in pictures}
     if len(sizes) > 1:
         named = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
-        raise InputError(f"pictures of one call need one size, got {named}; make a call for each")
+        raise InputError(
+            f"pictures of one call need one size, got {named}; make a call "
+            "for each, or give height and width"
+        )
     return pictures
-
-
-def _one_or_stack(image: object) -> list[UInt8[Tensor, "3 h w"]]:
-    match image:
-        case Image.Image():
-            return [from_pil(image)]
-        case np.ndarray() if image.ndim in {3, 4} and image.shape[-1] == 3:
-            values = torch.tensor(image).movedim(-1, -3)  # a copy: arrays may be read-only
-        case Tensor() if image.ndim in {3, 4} and image.shape[-3] == 3:
-            values = image
-        case np.ndarray() | Tensor():
-            raise InputError(
-                f"image has the shape {tuple(image.shape)}, needs 'h w 3' (array) or '3 h w' "
-                "(tensor), or a stack of such"
-            )
-        case _:
-            raise InputError(
-                f"image is of type {type(image).__name__}; give PIL pictures, arrays or tensors"
-            )
-    return list(_bytes(values if values.ndim == 4 else values[None]))
-
-
-def _bytes(values: Tensor) -> UInt8[Tensor, "b 3 h w"]:
-    if values.dtype == torch.uint8:
-        return values
-    if not values.is_floating_point():
-        raise InputError(f"image has {values.dtype} values, needs uint8 or floats in [0, 1]")
-    # written so that NaN is refused, too
-    if not bool(((values >= 0) & (values <= 1)).all()):
-        span = f"{values.min().item():g} to {values.max().item():g}"
-        raise InputError(f"image has values from {span}, floats must be in [0, 1]; give x / 255")
-    return to_uint8(values.float() * 2 - 1)
 
 
 def _as_asked(

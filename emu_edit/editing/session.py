@@ -181,7 +181,7 @@ class EditSession:
             # read back from its text, here as in a replay: a mix keeps six digits there
             [parse_task(turn.task)],
             [turn.seed],
-            negative=turn.negative,
+            negative=[turn.negative],
             settings=sampling.applied(editor.settings),
             on_step=progress(on_step, turn.num_steps),
         )

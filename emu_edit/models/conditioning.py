@@ -26,7 +26,7 @@ def null_image(cond: Conditioning) -> Conditioning:
 
 
 def with_null_text(cond: Conditioning, null_text: TextFeatures) -> Conditioning:
-    """Return `cond` with `null_text` for text, the encoding of "" (b = 1, same token count)."""
+    """Return `cond` with `null_text` for text: one for all rows or one for each, as many tokens."""
     b = cond.v_task.shape[0]
     text = TextFeatures(
         tokens=null_text.tokens.expand(b, -1, -1).to(cond.text.tokens.dtype),
@@ -42,8 +42,8 @@ def branches(
 ) -> Conditioning:
     """Stack branches of dual guidance along the batch: those needed of (full, image only, nothing).
 
-    `null_text` is the encoding of "" or of a negative text (b = 1), as many tokens as `cond.text`;
-    at least one branch is needed, and the order is kept.
+    `null_text` is the encoding of "" or of a negative text (one for all rows, or one for each), as
+    many tokens as `cond.text`; at least one branch is needed, and the order is kept.
     """
     image_only = with_null_text(cond, null_text)
     three = (cond, image_only, null_image(image_only))

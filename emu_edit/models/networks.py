@@ -123,10 +123,10 @@ class EditNetworks(nn.Module):
         self.learned = (*self.learned, task)
 
     def encode_text(
-        self, texts: tuple[str, ...] | list[str], null_text: str = ""
+        self, texts: tuple[str, ...] | list[str], null_texts: tuple[str, ...] | list[str] = ("",)
     ) -> tuple[TextFeatures, TextFeatures]:
-        """Return the features of `texts` and those of `null_text` (b = 1, equal token count)."""
-        features = self.text_encoder([*texts, null_text])
+        """Return the features of `texts` and of `null_texts`, of equal token count."""
+        features = self.text_encoder([*texts, *null_texts])
         b = len(texts)
         return (
             TextFeatures(tokens=features.tokens[:b], mask=features.mask[:b]),

@@ -89,7 +89,7 @@ def test_latents_set_to_zero_are_edited_on_from_as_computed_by_hand(
     editor: Editor, sampler: Sampler
 ) -> None:
     networks = editor.networks
-    text, _ = networks.encode_text([TEXT], "")
+    text, _ = networks.encode_text([TEXT])
     z_source = networks.codec.encode_condition(to_float(picture()[None]))
     zeros, t = torch.zeros_like(z_source), torch.tensor([499])
     cond = Conditioning(text, z_source, task_vectors(networks, ["local"]))

@@ -68,7 +68,7 @@ def test_the_next_turn_is_given_the_latents_the_last_one_ended_with(editor: Edit
         [turn.instruction],
         [turn.task],
         [turn.seed],
-        negative="",
+        negative=[""],
         settings=SETTINGS,
         on_step=None,
     )

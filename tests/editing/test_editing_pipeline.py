@@ -80,7 +80,7 @@ def test_arguments_override_the_models_settings_as_the_editors_do(
 def test_the_shared_arguments_stand_where_instruct_pix2pix_has_them() -> None:
     theirs = inspect.signature(ip2p.StableDiffusionInstructPix2PixPipeline.__call__).parameters
     ours = inspect.signature(EmuEditPipeline.__call__).parameters
-    assert set(ours) - set(theirs) == {"task"}
+    assert set(ours) - set(theirs) == {"task", "height", "width"}
     positional = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == list(theirs)[: len(positional)]
 
@@ -262,6 +262,8 @@ def test_diffusers_machinery_sees_one_component_and_its_device(pipe: EmuEditPipe
         ({"image": torch.full((3, 8, 8), -1.0)}, r"values from -1 to -1, floats must be in \[0,"),
         ({"image": torch.full((3, 8, 8), torch.nan)}, r"values from nan to nan, floats must be"),
         ({"output_type": "latent"}, "unknown output_type 'latent'; known: pil, np, pt"),
+        ({"negative_prompt": ["a", "b"]}, "got 2 of negative_prompt for 1 pictures to make"),
+        ({"height": 0}, "height must be at least 1, got 0"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, got 0"),
         ({"task": "locall"}, "unknown task 'locall'"),
         ({"task": "local+style:much"}, "the share 'much' is no number"),
@@ -282,11 +284,6 @@ def test_what_cannot_be_used_is_refused_in_one_line(
 def test_the_name_of_a_picture_is_no_picture() -> None:
     with pytest.raises(InputError, match="image is of type str; give PIL pictures, arrays or ten"):
         read_pictures("photo.png")
-
-
-def test_a_precision_is_refused_because_the_weights_have_one(pipe: EmuEditPipeline) -> None:
-    with pytest.raises(InputError, match=r"the precision of its weights, got torch.float16; give"):
-        pipe.to(torch.float16)
 
 
 @pytest.mark.gpu
