@@ -1,13 +1,17 @@
 """`emu-edit export CHECKPOINT -o DIR`: from training checkpoints to a model directory.
 
 A run's task predictor comes along: it belongs to the instructions, not to a step of the training.
+With `--task NAME --merge` the directory does one task and is a plain pipeline of diffusers.
 """
 
+import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from emu_edit.cli.arguments import ArgumentParser
-from emu_edit.editing.find import MODEL, PREDICTOR
+from emu_edit.editing.find import INDEX, MODEL, PREDICTOR
+from emu_edit.errors import InputError
 from emu_edit.runs.folder import find_checkpoint, run_of
 
 
@@ -24,7 +28,7 @@ def parser() -> ArgumentParser:
         nargs="+",
         metavar="CHECKPOINT",
         help="a .ckpt file, or the folder of a run; of several, stages of one training say, the "
-        "mean of the weights is written",
+        "mean of the weights is written; with --merge also a model directory",
     )
     made.add_argument("-o", "--output", type=Path, required=True, help="directory to write")
     made.add_argument(
@@ -38,6 +42,15 @@ def parser() -> ArgumentParser:
         action="store_true",
         help="store the U-Net's weights in 16 bits: half the size, results differ by a grey level",
     )
+    made.add_argument(
+        "--merge",
+        action="store_true",
+        help="fold the vector of --task into the U-Net of Stable Diffusion that was trained: a "
+        "pipeline for diffusers' StableDiffusionInstructPix2PixPipeline, which needs no emu_edit",
+    )
+    made.add_argument(
+        "--task", help="the task to --merge: a name, also a learned one, or a mix, A+B:0.3"
+    )
     return made
 
 
@@ -48,6 +61,12 @@ def run(arguments: list[str]) -> int:
         InputError: if the checkpoint cannot be used, or the directory is something else's.
     """
     options = parser().parse(arguments)
+    if options.merge != (options.task is not None):
+        raise InputError(
+            "--merge makes a model of one task, named by --task; give both, or neither"
+        )
+    if options.merge:
+        return _merge(options)
     checkpoint, *others = map(find_checkpoint, options.checkpoints)
     from emu_edit.training.export import export_checkpoint
 
@@ -57,6 +76,33 @@ def run(arguments: list[str]) -> int:
     told = copy_predictor(checkpoint, options.output)
     weights = f"{options.weights} weights of {', '.join(map(str, (checkpoint, *others)))}"
     sys.stdout.write(f"wrote {options.output} ({weights}; {told})\n")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    """Write the pipeline of one task."""
+    model, *others = options.checkpoints
+    with TemporaryDirectory() as folder:
+        if others or not (model / INDEX).is_file():
+            model, *others = map(find_checkpoint, options.checkpoints)
+            whole = Path(folder, "model")
+            from emu_edit.training.export import export_checkpoint
+
+            export_checkpoint(model, whole, ema=options.weights == "ema", others=others)
+            model = whole
+        from emu_edit.editing.task_mix import parse_task
+        from emu_edit.training.export import export_merged
+
+        merged = export_merged(model, options.output, parse_task(options.task))
+    if options.half:
+        halve_unet(options.output)
+    settings, guidance = merged.settings, merged.settings.guidance
+    sys.stdout.write(
+        f"wrote {options.output}: task {options.task} for StableDiffusionInstructPix2PixPipeline "
+        f"(num_inference_steps={settings.num_steps}, guidance_scale={guidance.text:g}, "
+        f"image_guidance_scale={guidance.image:g}); the output of its U-Net is "
+        f"{merged.deviation:.2%} off the model's own\n"
+    )
     return 0
 
 

@@ -16,6 +16,7 @@ arXiv:2307.01952.
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -152,6 +153,37 @@ class UNetDenoiser(Denoiser):
             class_labels=shift,
             return_dict=False,
         )[0]
+
+    @torch.no_grad()
+    def merged(self, v_task: Float[Tensor, " k"]) -> UNet2DConditionModel:
+        """Return a plain U-Net of diffusers that does one task and takes no other condition.
+
+            b_time' = b_time + shift        b_out' = b_out + W_out W_v mean(tokens)
+
+        The first is exact. The second puts the mean of the task tokens' values in place of their
+        softmax: exact where the tokens are alike (all zero, say), otherwise off by their spread
+        times how unevenly they are attended to, both of which grow with the tokens. Source: ours.
+
+        Raises:
+            InputError: if this network is told more than a plain one: pooled text or positions.
+        """
+        if self.text_to_time is not None or self.positions is not None:
+            raise InputError(
+                "this U-Net is told the pooled text or positions, which no plain U-Net of "
+                "diffusers is; only one that began as Stable Diffusion can be merged"
+            )
+        config = {**self.unet.config, "class_embed_type": None}
+        with v_task.device:
+            plain = cast("UNet2DConditionModel", UNet2DConditionModel.from_config(config))
+        plain.load_state_dict(self.unet.state_dict())
+        plain.time_embedding.linear_2.bias += self.task_to_time(v_task)
+        token = self.task_to_tokens(v_task).view(NUM_TASK_TOKENS, -1).mean(dim=0)
+        for attn in _cross_attentions(plain):
+            assert attn.to_v is not None
+            assert attn.to_out is not None
+            projection = attn.to_out[0]
+            projection.bias += projection.weight @ attn.to_v(token)
+        return plain.eval()
 
 
 class PretrainedUNetDenoiser(UNetDenoiser):
@@ -332,6 +364,11 @@ class TaskTokenAttention:
 
 def attend_task_tokens(unet: UNet2DConditionModel) -> None:
     """Install `TaskTokenAttention` in every cross-attention of `unet`."""
+    for attn in _cross_attentions(unet):
+        attn.set_processor(TaskTokenAttention())  # pyright: ignore[reportArgumentType]
+
+
+def _cross_attentions(unet: UNet2DConditionModel) -> Iterator[Attention]:
     for module in unet.modules():
         if isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
-            module.attn2.set_processor(TaskTokenAttention())  # pyright: ignore[reportArgumentType]
+            yield module.attn2
