@@ -93,6 +93,9 @@ class NoiseSchedule:
             raise InputError(
                 f"the scheduler config lacks {', '.join(missing)}; is it a diffusers scheduler?"
             )
+        for key in needed[:3]:
+            if type(config[key]) not in {int, float}:
+                raise InputError(f"the scheduler config has {key} {config[key]!r}, needs a number")
         ramp = "trained_betas" if config.get("trained_betas") else config["beta_schedule"]
         if ramp != "scaled_linear":
             raise InputError(

@@ -100,9 +100,14 @@ class Editor:
                 f"{where} says prediction {prediction.name}, its scheduler_config.json says "
                 f"{said!r}, needs {DIFFUSERS_NAMES[prediction]!r}; export the model again"
             )
+        try:
+            schedule = NoiseSchedule.from_config(scheduler_config)
+            check(prediction, schedule)
+        except InputError as error:
+            raise InputError(f"{path}/scheduler/scheduler_config.json: {error}") from error
         return cls(
             networks.eval(),
-            schedule=NoiseSchedule.from_config(scheduler_config),
+            schedule=schedule,
             prediction=prediction,
             settings=EditorSettings.from_dict(values, where=where),
             predictor=None if predictor is None else predictor.to(device),

@@ -18,8 +18,7 @@ from typing import cast
 
 import torch
 from jaxtyping import Float, Float64
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emu_edit.errors import InputError
@@ -27,7 +26,7 @@ from emu_edit.files import write_json
 from emu_edit.models.directory import new_directory, read_json
 from emu_edit.models.fingerprints import hash_of
 from emu_edit.models.learned_task import LearnedTask
-from emu_edit.models.sources import check_safetensors, quiet_transformers
+from emu_edit.models.sources import check_safetensors, load_tensors, quiet_transformers
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.trust import judge_directory
 from emu_edit.tasks import TaskTable
@@ -251,23 +250,23 @@ def _read_index(folder: Path) -> tuple[TaskTable, float, int]:
         not isinstance(temperature, float)
         or not math.isfinite(temperature)
         or temperature <= 0
-        or not isinstance(max_tokens, int)
+        or type(max_tokens) is not int
         or max_tokens < 1
     ):
         raise InputError(
             f"{folder / INDEX}: temperature and max_tokens must be numbers above 0, got "
             f"{temperature!r} and {max_tokens!r}; {AGAIN}"
         )
-    return TaskTable(tuple(names)), temperature, max_tokens
+    try:
+        return TaskTable(tuple(names)), temperature, max_tokens
+    except InputError as error:
+        raise InputError(f"{folder / INDEX}: {error}; {AGAIN}") from error
 
 
 def _read_head(folder: Path, head: nn.Linear) -> dict[str, Tensor]:
     """Read weight and bias of the linear map, of the shapes of `head`."""
     file = folder / HEAD
-    try:
-        found = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {file}: {error}; {AGAIN}") from error
+    found = load_tensors(file)
     needed = {name: tuple(value.shape) for name, value in head.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in found.items()}
     if shapes != needed:
@@ -275,6 +274,4 @@ def _read_head(folder: Path, head: nn.Linear) -> dict[str, Tensor]:
             f"{file} has {shapes}, needs {needed}: its encoder or its tasks are another "
             f"predictor's; {AGAIN}"
         )
-    if not all(bool(value.isfinite().all()) for value in found.values()):
-        raise InputError(f"{file} holds NaN or infinite weights; {AGAIN}")
     return found

@@ -6,6 +6,8 @@ from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.errors import InputError, closest
 
+LARGEST = 2**31  # that a setting of a model may be
+
 
 @dataclass(frozen=True)
 class EditorSettings:
@@ -50,15 +52,16 @@ class EditorSettings:
         Raises:
             InputError: if an entry is missing or not of the kind `to_dict` writes.
         """
-        return EditorSettings(
-            image_size=int(number(values, "image_size", where)),
-            guidance=Guidance(
-                text=number(values, "guidance_text", where),
-                image=number(values, "guidance_image", where),
-            ),
-            num_steps=int(number(values, "num_steps", where)),
-            sampler=Sampler[choice(values, "sampler", [s.name for s in Sampler], where)],
+        sampler = Sampler[choice(values, "sampler", [s.name for s in Sampler], where)]
+        guidance = Guidance(
+            text=number(values, "guidance_text", where),
+            image=number(values, "guidance_image", where),
         )
+        size, steps = (int(number(values, name, where)) for name in ("image_size", "num_steps"))
+        try:
+            return EditorSettings(size, guidance, steps, sampler)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,11 @@ def sampler_named(name: str) -> Sampler:
 def number(values: dict[str, object], name: str, where: str) -> float:
     """Read a number from a JSON object, which must have it."""
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not -LARGEST <= value <= LARGEST
+    ):
         raise InputError(f"{where}: {name} must be a number, got {value!r}; export the model again")
     return float(value)
 

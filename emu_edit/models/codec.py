@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from emu_edit.errors import InputError
 from emu_edit.models.interfaces import ImageCodec
-from emu_edit.models.sources import find_part, load_diffusers
+from emu_edit.models.sources import find_part, load_diffusers, refuse_unrunnable
 from emu_edit.models.surgery import freeze
 
 
@@ -93,6 +93,11 @@ class KLCodec(ImageCodec):
         self.shift = float(vae.config["shift_factor"] or 0.0)
         self.latent_channels = vae.config["latent_channels"]
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        refuse_unrunnable(self._smallest, f"{path} (vae)")
+
+    def _smallest(self) -> Tensor:
+        picture = self.decode(torch.zeros(1, self.latent_channels, 1, 1))
+        return self.posterior(picture)[0]
 
     def posterior(
         self, images: Float[Tensor, "b 3 H W"]

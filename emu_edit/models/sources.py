@@ -9,14 +9,15 @@ loaded; they are refused, never opened.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar, cast, get_args, get_origin
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -106,11 +107,7 @@ def find_training(source: PartSource) -> TrainedAs:
 
 
 SMALL = 10**6  # weights a library may add that no file has
-# what libraries raise for configs and weights that do not fit together is anything of this
-LIBRARY_ERRORS = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError),
-    *(OSError, RuntimeError, SafetensorError, TypeError, ValueError),
-)
+PANIC = "PanicException"  # of libraries written in Rust; no Exception, and its class is not public
 
 AnyModel = TypeVar("AnyModel", bound=ModelMixin)
 
@@ -121,7 +118,7 @@ def load_diffusers(kind: type[AnyModel], source: PartSource) -> AnyModel:
     Raises:
         InputError: if it cannot be read or lacks weights.
     """
-    try:
+    with refusing(f"cannot load {kind.__name__} from {source}"):
         refuse_larger(lambda: _untrained(kind, source), source)
         loaded = kind.from_pretrained(
             source.root,
@@ -130,9 +127,6 @@ def load_diffusers(kind: type[AnyModel], source: PartSource) -> AnyModel:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except LIBRARY_ERRORS as error:
-        message = f"cannot load {kind.__name__} from {source}: {first_line(error)}"
-        raise InputError(message) from error
     model, info = cast("tuple[AnyModel, dict[str, list[str]]]", loaded)
     refuse_missing(info["missing_keys"], source)
     refuse_non_finite(model.named_parameters(), str(source))
@@ -142,7 +136,35 @@ def load_diffusers(kind: type[AnyModel], source: PartSource) -> AnyModel:
 def _untrained(kind: type[ModelMixin], source: PartSource) -> nn.Module:
     assert issubclass(kind, ConfigMixin)  # as every network of diffusers
     config = kind.load_config(source.root, subfolder=source.subfolder or None)
-    return cast("nn.Module", kind.from_config(cast("dict[str, object]", config)))
+    config = cast("dict[str, object]", config)
+    for name, parameter in signature(kind.__init__).parameters.items():
+        if name in config and not _is_of_type(config[name], parameter):
+            raise InputError(
+                f"config.json: {name} is {config[name]!r}, needs {parameter.annotation}"
+            )
+    return cast("nn.Module", kind.from_config(config))
+
+
+def _is_of_type(value: object, parameter: Parameter) -> bool:
+    """Whether JSON's value is of a type that the parameter is annotated with.
+
+    A number may be whole for a float, and a switch may be null, as in configs of old converters.
+    """
+    allowed = {*_types(parameter.annotation), type(parameter.default)}
+    allowed |= {int} if float in allowed else set()
+    allowed |= {type(None)} if bool in allowed else set()
+    leaves = [value]
+    while any(isinstance(leaf, list) for leaf in leaves):
+        if tuple not in allowed:
+            return False
+        leaves = [one for leaf in leaves for one in (leaf if isinstance(leaf, list) else [leaf])]
+    return all(type(leaf) in allowed for leaf in leaves)
+
+
+def _types(annotation: object) -> set[object]:
+    """Take an annotation apart: `int | tuple[str, ...]` is int, tuple and str."""
+    inner = (one for argument in get_args(annotation) for one in _types(argument))
+    return {get_origin(annotation) or annotation, *inner}
 
 
 def refuse_larger(build: Callable[[], nn.Module], source: PartSource) -> None:
@@ -177,6 +199,30 @@ def refuse_non_finite(named: Iterable[tuple[str, Tensor]], where: str) -> None:
             raise InputError(f"{where}: {name} holds values that are not numbers; get it again")
 
 
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file of ours.
+
+    Raises:
+        InputError: if it is missing or damaged, or holds what are no numbers.
+    """
+    with refusing(f"cannot read {file}, get it again"):
+        tensors = load_file(file)
+    refuse_non_finite(tensors.items(), str(file))
+    return tensors
+
+
+def refuse_unrunnable(run: Callable[[], Tensor], where: str) -> None:
+    """Refuse a network that is built but cannot run, by running it once on its smallest input.
+
+    Raises:
+        InputError: if it fails, or gives what are no numbers.
+    """
+    with refusing(f"{where}: its configs make a network that cannot run"), torch.no_grad():
+        output = run()
+    if not output.isfinite().all():
+        raise InputError(f"{where}: the network's output is not numbers; get the model again")
+
+
 def refuse_missing(keys: Iterable[str], source: PartSource) -> None:
     """Refuse weights that a file lacks: libraries fill them with random numbers and go on."""
     missing = sorted(keys)
@@ -187,7 +233,22 @@ def refuse_missing(keys: Iterable[str], source: PartSource) -> None:
         )
 
 
-def first_line(error: Exception) -> str:
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Refuse what a library fails at: what it raises for files that do not fit is anything.
+
+    Raises:
+        InputError: with `what` and the first line of what the library says.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        raise InputError(f"{what}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
     """Return what an error says, cut to one line for a message of our own."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 

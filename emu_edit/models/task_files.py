@@ -35,7 +35,10 @@ def read_base_tasks(path: str | Path) -> TaskTable:
     names = read_json(folder / TASKS_JSON).get("names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{folder / TASKS_JSON} has no list of task names; export the model again")
-    return TaskTable(tuple(names))
+    try:
+        return TaskTable(tuple(names))
+    except InputError as error:
+        raise InputError(f"{folder / TASKS_JSON}: {error}") from error
 
 
 def read_learned_tasks(path: str | Path) -> tuple[LearnedTask, ...]:

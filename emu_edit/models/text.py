@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 from jaxtyping import Bool, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForTextEncoding,
@@ -26,14 +26,14 @@ from transformers import (
 from emu_edit.errors import InputError
 from emu_edit.models.interfaces import TextEncoder, TextFeatures, TextLimit
 from emu_edit.models.sources import (
-    LIBRARY_ERRORS,
     PartSource,
     find_part,
-    first_line,
     quiet_transformers,
     refuse_larger,
     refuse_missing,
     refuse_non_finite,
+    refuse_unrunnable,
+    refusing,
 )
 from emu_edit.models.surgery import freeze
 from emu_edit.models.trust import judge_directory
@@ -152,6 +152,8 @@ class TransformersText(ModelText):
             max_tokens=max_tokens,
             attend_padding=attend_padding,
         )
+        _refuse_other_vocabulary(model, tokenizer, source)
+        refuse_unrunnable(lambda: self(("a", "")).tokens, str(source))
 
 
 def _tokenizer_source(source: PartSource) -> PartSource:
@@ -168,7 +170,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if Path(tokenizer_source.root).is_dir():
         judge_directory(Path(tokenizer_source.root, tokenizer_source.subfolder))
-    try:
+    with refusing(f"cannot load a text encoder from {source}"):
         config = AutoConfig.from_pretrained(
             source.root, subfolder=source.subfolder, trust_remote_code=False
         )
@@ -185,15 +187,25 @@ def _load(
         tokenizer = AutoTokenizer.from_pretrained(
             tokenizer_source.root, subfolder=tokenizer_source.subfolder, trust_remote_code=False
         )
-    except LIBRARY_ERRORS as error:
-        message = f"cannot load a text encoder from {source}: {first_line(error)}"
-        raise InputError(message) from error
     model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
     refuse_missing(info["missing_keys"], source)
     refuse_non_finite(model.named_parameters(), str(source))
     # transformers keeps the checkpoint's own precision, which may be half
     model.float()
     return model, tokenizer
+
+
+def _refuse_other_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: PartSource
+) -> None:
+    """Refuse a tokenizer with tokens that the encoder has no row for: some text would end it."""
+    rows = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if largest >= rows:
+        raise InputError(
+            f"{source} knows tokens 0 to {rows - 1}, its tokenizer has {largest} ({token[:20]!r}); "
+            "they belong to different models"
+        )
 
 
 def _untrained(config: PretrainedConfig) -> PreTrainedModel:

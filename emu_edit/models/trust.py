@@ -9,6 +9,7 @@ for the libraries are weights in safetensors and configs of a sane size.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -48,6 +49,10 @@ MOST_NUMBER = 2**24  # larger than any width, vocabulary or count of a network t
 LAYERS = re.compile(r"layer|blocks")
 MOST_REWRITES = 4  # of a normalizer: each may make a text longer
 MOST_LETTERS = 4  # that a normalizer puts in place of what it finds
+MOST_ID = 2**31  # of a token
+MOST_BYTES_HEADER = 100_000_000  # of safetensors, as the library bounds it
+WEIGHT_TYPES = ("F16", "BF16", "F32", "F64")
+COUNTED = ("position_ids", "num_batches_tracked")  # ends of the names of what is no weight
 
 
 def judge_directory(folder: Path, *, is_ours: bool = False) -> None:
@@ -61,11 +66,9 @@ def judge_directory(folder: Path, *, is_ours: bool = False) -> None:
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    for number, path in enumerate(sorted(folder.rglob("*")), start=1):
-        if number > MANY_FILES:
-            raise InputError(f"{folder} has more than {MANY_FILES} files, so it is no model")
-        if path.is_dir():
-            continue
+    for path in _files(folder):
+        if not path.is_file():  # a pipe or device, which may never end
+            raise InputError(f"{path} is no plain file, needs one; copy the whole directory again")
         if path.name in FORBIDDEN_FILES:
             raise InputError(
                 f"{path} {FORBIDDEN_FILES[path.name]}; remove it if you trust the rest"
@@ -78,6 +81,21 @@ def judge_directory(folder: Path, *, is_ours: bool = False) -> None:
             )
         if path.suffix == ".json":
             _judge_json(path)
+        elif path.suffix == ".safetensors":
+            _judge_weights(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files of a directory, also those behind links; what links to itself is bounded."""
+    found: list[Path] = []
+    for parent, _, names in os.walk(folder, followlinks=True):
+        found += [Path(parent, name) for name in names]
+        if len(found) > MANY_FILES or parent.count(os.sep) > MOST_DEPTH:
+            raise InputError(
+                f"{folder} has more than {MANY_FILES} files, or folders in it without end; a model "
+                "has neither"
+            )
+    return sorted(found)
 
 
 def _judge_json(path: Path) -> None:
@@ -110,21 +128,34 @@ def read_bounded_json(path: Path) -> object:
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
-        text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"cannot read {path}, a part of every model directory: {error}") from error
     if len(data) > most:
         raise InputError(f"{path} has more than {most} bytes, too many for a model's JSON")
+    return _parsed(path, data)
+
+
+def _parsed(path: Path, data: bytes) -> object:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path}, which is not JSON in UTF-8: {error}") from error
     if _depth(text) > MOST_DEPTH:
         raise InputError(f"{path} has more than {MOST_DEPTH} brackets in brackets")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except ValueError as error:
         raise InputError(f"cannot read {path}, which is not JSON: {error}") from error
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is too large for a number")
+    return value
 
 
 def _depth(text: str) -> int:
@@ -170,7 +201,8 @@ def _judge_parts(path: Path, value: object) -> None:
         if part.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
             continue
         known = CLASSES.get(part)
-        if len(kind) != 2 or (kind[0] not in LIBRARIES and part in {*CLASSES, "text_encoder"}):
+        is_named = len(kind) == 2 and all(isinstance(name, str) for name in kind)
+        if not is_named or (kind[0] not in LIBRARIES and part in {*CLASSES, "text_encoder"}):
             raise InputError(f"{path}: {part} is {kind!r}, needs a class of {sorted(LIBRARIES)}")
         if known is not None and kind[1] not in known:
             raise InputError(f"{path}: {part} is a {kind[1]!r}, needs one of {sorted(known)}")
@@ -182,13 +214,13 @@ def _judge_config(path: Path, value: object) -> None:
         raise InputError(f"{path} holds {type(value).__name__}, needs a JSON object")
     known = CLASSES.get(path.parent.name)
     name = value.get("_class_name")
-    if known is not None and name is not None and name not in known:
+    if known is not None and name is not None and str(name) not in known:
         raise InputError(f"{path} is of a {name!r}, needs one of {sorted(known)}")
     for key, inner in _entries(value):
         if isinstance(inner, bool) or not isinstance(inner, int | float):
             continue
         most = MOST_LAYERS if LAYERS.search(key) and isinstance(inner, int) else MOST_NUMBER
-        if not math.isfinite(inner) or (abs(inner) > most and not key.endswith("_id")):
+        if abs(inner) > (MOST_ID if key.endswith("_id") else most):
             raise InputError(f"{path}: {key} is {inner!r}, needs a number up to {most}")
 
 
@@ -208,4 +240,30 @@ def _judge_tokenizer(path: Path, value: object) -> None:
             raise InputError(
                 f"{path}: its normalizer puts {str(content)[:20]!r} into a text, more than "
                 f"{MOST_LETTERS} letters at a time"
+            )
+
+
+def _judge_weights(path: Path) -> None:
+    """Refuse a safetensors file whose tensors are not plain numbers.
+
+    Source: the format, https://github.com/huggingface/safetensors: 8 bytes of length, a header in
+    JSON, then the numbers.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(path.stat().st_size, MOST_BYTES_HEADER):
+            raise InputError(
+                f"cannot read {path}, which is no safetensors file or not all of it (a header of "
+                f"{length} bytes); get it again"
+            )
+        header = _parsed(path, file.read(length))
+    if not isinstance(header, dict):
+        raise InputError(f"{path} has a header of {type(header).__name__}, needs a JSON object")
+    for name, entry in header.items():
+        kind = entry.get("dtype") if isinstance(entry, dict) else None
+        is_weight = name != "__metadata__" and not name.endswith(COUNTED)
+        if is_weight and kind not in WEIGHT_TYPES:
+            raise InputError(
+                f"{path}: {name} is of type {kind!r}, needs one of {', '.join(WEIGHT_TYPES)}; "
+                "convert the weights to float32"
             )

@@ -26,13 +26,18 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from jaxtyping import Float, Int64
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from emu_edit.errors import InputError
-from emu_edit.models.interfaces import Conditioning, Denoiser
-from emu_edit.models.sources import find_part, find_training, load_diffusers
+from emu_edit.models.interfaces import Conditioning, Denoiser, TextFeatures
+from emu_edit.models.sources import (
+    find_part,
+    find_training,
+    load_diffusers,
+    load_tensors,
+    refuse_unrunnable,
+)
 from emu_edit.models.surgery import check_plain, open_class_embedding, widen_for_source
 
 NUM_TASK_TOKENS = 4
@@ -212,12 +217,20 @@ class PretrainedUNetDenoiser(UNetDenoiser):
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         task_file = Path(source.root) / TASK_FILE
-        maps = load_file(task_file) if task_file.is_file() else {}
+        maps = load_tensors(task_file) if task_file.is_file() else {}
         octaves = maps[FIRST_POSITIONS].shape[1] // 4 if FIRST_POSITIONS in maps else 0
         self._wrap(unet, task_dim, "text_to_time.weight" in maps, octaves)
         self.trained_as = find_training(source)
         if maps:
             self._load_maps(maps, task_file)
+        refuse_unrunnable(self._smallest, str(source))
+
+    def _smallest(self) -> Tensor:
+        side = 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        z = torch.zeros(1, self.latent_channels, side, side)
+        text = TextFeatures(torch.zeros(1, 1, self.text_dim), torch.ones(1, 1, dtype=torch.bool))
+        cond = Conditioning(text=text, z_source=z, v_task=torch.zeros(1, self.task_dim))
+        return self(z, torch.zeros(1, dtype=torch.int64), cond)
 
     def _load_maps(self, tensors: dict[str, Tensor], task_file: Path) -> None:
         for name, value in self.maps().items():

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import diffusers
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, device
 
 from emu_edit.errors import InputError
@@ -21,7 +20,7 @@ from emu_edit.models.codec import KLCodec, PatchCodec
 from emu_edit.models.directory import INDEX, new_directory, read_index, read_json
 from emu_edit.models.interfaces import ImageCodec
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
-from emu_edit.models.sources import check_safetensors, quiet_transformers, refuse_non_finite
+from emu_edit.models.sources import check_safetensors, load_tensors, quiet_transformers
 from emu_edit.models.surgery import learns
 from emu_edit.models.task_files import (
     TASKS_JSON,
@@ -121,7 +120,7 @@ def _flag(encoding: dict[str, object], name: str, folder: Path) -> bool:
 
 def _max_tokens(encoding: dict[str, object], folder: Path) -> int:
     value = encoding.get("max_tokens")
-    if not isinstance(value, int) or not 1 <= value <= MOST_TOKENS:
+    if type(value) is not int or not 1 <= value <= MOST_TOKENS:
         raise InputError(
             f"{folder / INDEX}: max_tokens is {value!r}, needs a number of 1 to {MOST_TOKENS}"
         )
@@ -216,14 +215,13 @@ def _read_tasks(folder: Path, expected: TaskTable | None) -> tuple[Float[Tensor,
             f"{folder} has another task table: {', '.join(tasks.names)}; "
             f"needed: {', '.join(expected.names)}"
         )
-    try:
-        table = load_file(folder / TASK_FILE)[TABLE]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"cannot read the task table {folder / TASK_FILE}: {error}") from error
+    tensors = load_tensors(folder / TASK_FILE)
+    if TABLE not in tensors:
+        raise InputError(f"{folder / TASK_FILE} lacks the task table; export the model again")
+    table = tensors[TABLE]
     if table.ndim != 2 or len(table) != len(tasks):
         raise InputError(
             f"{folder / TASK_FILE} has a table of shape {tuple(table.shape)}, "
             f"tasks.json names {len(tasks)} tasks; the two files belong to different models"
         )
-    refuse_non_finite([(TABLE, table)], str(folder / TASK_FILE))
     return table, tasks

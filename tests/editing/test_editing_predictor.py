@@ -165,7 +165,9 @@ def test_a_head_that_does_not_fit_or_is_damaged_is_refused(saved: Path) -> None:
     with pytest.raises(InputError, match="its encoder or its tasks are another predictor's"):
         TaskPredictor.from_pretrained(saved)
     save_file({**head, "bias": head["bias"] * float("nan")}, file)
-    with pytest.raises(InputError, match="holds NaN or infinite weights"):
+    with pytest.raises(
+        InputError, match=r"head.safetensors: bias holds values that are not numbers"
+    ):
         TaskPredictor.from_pretrained(saved)
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(InputError, match=r"cannot read .*head\.safetensors"):

@@ -108,7 +108,7 @@ def test_pickled_autoencoders_are_refused(tmp_path: Path, stable_diffusion: Path
 def test_a_broken_autoencoder_is_an_input_error(tmp_path: Path, stable_diffusion: Path):
     shutil.copytree(stable_diffusion / "vae", tmp_path / "vae")
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"no")
-    with pytest.raises(InputError, match="cannot load AutoencoderKL"):
+    with pytest.raises(InputError, match=r"vae.*which is no safetensors file"):
         KLCodec(str(tmp_path))
 
 
