@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -237,6 +237,26 @@ def with_shorter_side(size: int, *, height: int, width: int) -> tuple[int, int]:
 def is_far_larger(trained: int, *, height: int, width: int, times: int = MOST_TIMES_LARGER) -> bool:
     """Tell whether a side is more than `times` that of the training pictures."""
     return max(height, width) > times * trained
+
+
+def reflect_to_multiple(
+    images: UInt8[Tensor, "b 3 h w"], multiple: int
+) -> UInt8[Tensor, "b 3 H W"]:
+    """Mirror pictures beyond their right and lower edge up to the next multiple.
+
+    Unlike torch's reflection it may repeat, so pictures smaller than the padding work too.
+    """
+    height, width = images.shape[-2:]
+    rows = _reflected(height, -(-height // multiple) * multiple)
+    columns = _reflected(width, -(-width // multiple) * multiple)
+    return images[..., rows, :][..., columns]
+
+
+def _reflected(length: int, padded: int) -> Int64[Tensor, " n"]:
+    """Count 0 … length-1, then back and forth, `padded` indices in all."""
+    period = max(2 * (length - 1), 1)
+    index = torch.arange(padded) % period
+    return torch.where(index < length, index, period - index)
 
 
 def _to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from emu_edit.cli.edit_files import Report, save_session
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
-from emu_edit.editing.doubts import doubt_about
-from emu_edit.editing.editor import Editor, OnStep
+from emu_edit.diffusion.samplers import OnStep
+from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import model_name, shown_path
 from emu_edit.editing.manifest import Manifest, parse_manifest
 from emu_edit.editing.predictor import TaskPrediction
-from emu_edit.editing.session import EditSession, TurnSettings, replay
+from emu_edit.editing.session import EditSession, TurnSettings, doubt_about, replay
 from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task, task_names
 from emu_edit.errors import InputError
 from emu_edit.files import read_regular
@@ -283,7 +283,7 @@ def _say(source: Source, note: str) -> None:
 def fit_size(
     image: UInt8[Tensor, "3 h w"], size: int | None, editor: Editor, source: Source
 ) -> UInt8[Tensor, "3 H W"]:
-    """Resize the shorter side to `size`; without one, refuse what is far larger than the model saw.
+    """Resize the shorter side to `size`, and refuse what is too large to be edited.
 
     Raises:
         InputError: if the picture, or what it would become, is too large.
@@ -297,7 +297,7 @@ def fit_size(
             )
         image = resize(image, new)
     try:
-        editor.check_size(*image.shape[-2:])
+        editor.forecast(image.shape[-2:], editor.settings)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     return image

@@ -25,6 +25,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 """A CPU generator for the batch, or one per row (rows then ignore each other), or torch's own."""
 
 StepEnd = Callable[[int, int, Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"] | None]
+OnStep = Callable[[int, int], None]  # called with (steps done, steps in all)
 """Called after step i = 0, 1, … with i, its training step t and the latent it led to, z'; what it
 returns, if not None, takes the place of z'."""
 
@@ -210,3 +211,14 @@ def _draw(like: Tensor, generator: Generators) -> Tensor:
     else:
         xi = torch.randn(like.shape, generator=generator)
     return xi.to(like)
+
+
+def progress(on_step: OnStep | None, num_steps: int) -> StepEnd | None:
+    """Let `on_step` count the sampler's steps; it leaves the latents alone."""
+    if on_step is None:
+        return None
+
+    def count(i: int, _t: int, _z_t: Tensor) -> None:
+        on_step(i + 1, num_steps)
+
+    return count

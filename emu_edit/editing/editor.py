@@ -6,25 +6,34 @@ are cleaned here, once). It knows no data set and no Lightning; the training cal
 benchmarks and the command line all edit through it, so they cannot disagree about an edit.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from emu_edit.diffusion.guidance import guided
 from emu_edit.diffusion.prediction import DIFFUSERS_NAMES, Prediction, check, with_source
-from emu_edit.diffusion.samplers import StepEnd, sample
+from emu_edit.diffusion.samplers import OnStep, StepEnd, progress, sample
 from emu_edit.diffusion.schedule import NoiseSchedule
+from emu_edit.editing.cost import Costs, Forecast, free_memory, gibi
 from emu_edit.editing.find import PREDICTOR, choose_device, find_model
 from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
 from emu_edit.editing.settings import EditorSettings, Sampling, choice
 from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import InputError
-from emu_edit.images import MOST_TIMES_LARGER, from_pil, is_far_larger, to_float, to_uint8
+from emu_edit.images import (
+    MOST_TIMES_LARGER,
+    from_pil,
+    is_far_larger,
+    reflect_to_multiple,
+    to_float,
+    to_uint8,
+)
 from emu_edit.models.conditioning import branches
 from emu_edit.models.fingerprints import model_hash
 from emu_edit.models.interfaces import Conditioning
@@ -35,8 +44,9 @@ from emu_edit.models.weights import load_networks, save_networks
 from emu_edit.randomness import check_seed
 from emu_edit.text_rules import clean_instruction
 
+logger = logging.getLogger(__name__)
+
 WORLD = "world"  # as `trained_on`: drawn scenes of the built-in world, and nothing else
-OnStep = Callable[[int, int], None]  # called with (steps done, steps in all)
 Seed = int | torch.Generator  # a number, or a CPU generator that goes on from where it is
 
 
@@ -76,6 +86,7 @@ class Editor:
         self.predictor = predictor
         self.objective = objective
         self.trained_on = trained_on
+        self._costs = Costs(networks)
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str | None = None) -> "Editor":
@@ -201,6 +212,7 @@ class Editor:
         """
         pixels = from_pil(image) if isinstance(image, Image.Image) else image
         settings = sampling.applied(self.settings)
+        self.announce(pixels.shape[-2:], settings)
         return self.edit_batch(
             pixels[None],
             [instruction],
@@ -280,6 +292,33 @@ class Editor:
                 f"the picture is {width}x{height}, more than {MOST_TIMES_LARGER} times the "
                 f"{trained} px this model was trained at; edit a smaller copy: --size {trained}"
             )
+
+    def forecast(self, size: Sequence[int], settings: EditorSettings) -> Forecast | None:
+        """Say what editing a picture of (height, width) takes; None if it is soon done.
+
+        Raises:
+            InputError: if it is too large for the model, or for the memory that is free here.
+        """
+        height, width = size
+        self.check_size(height, width)
+        cells = -(-height // self.multiple), -(-width // self.multiple)
+        told = self._costs.forecast(
+            cells, rows=sum(settings.guidance.needed), num_steps=settings.num_steps
+        )
+        free = free_memory(self.device)
+        if told is not None and free is not None and told.bytes > free:
+            raise InputError(
+                f"an edit of {width}x{height} takes about {gibi(told.bytes)} of memory, here "
+                f"{gibi(free)} are free; edit a smaller copy: --size {self.settings.image_size}"
+            )
+        return told
+
+    def announce(self, size: Sequence[int], settings: EditorSettings) -> None:
+        """Say before an edit that takes long how long; refuse as `forecast` does."""
+        told, (height, width) = self.forecast(size, settings), size
+        if told is not None and told.is_long:
+            text = "an edit of %dx%d takes %s; a smaller copy is quicker: --size %d"
+            logger.warning(text, width, height, told, self.settings.image_size)
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
@@ -369,34 +408,3 @@ def _load_predictor(folder: Path, networks: EditNetworks) -> TaskPredictor | Non
     for task in networks.learned:
         predictor.know(task)
     return predictor
-
-
-def progress(on_step: OnStep | None, num_steps: int) -> StepEnd | None:
-    """Let `on_step` count the sampler's steps; it leaves the latents alone."""
-    if on_step is None:
-        return None
-
-    def count(i: int, _t: int, _z_t: Tensor) -> None:
-        on_step(i + 1, num_steps)
-
-    return count
-
-
-def reflect_to_multiple(
-    images: UInt8[Tensor, "b 3 h w"], multiple: int
-) -> UInt8[Tensor, "b 3 H W"]:
-    """Mirror pictures beyond their right and lower edge up to the next multiple.
-
-    Unlike torch's reflection it may repeat, so pictures smaller than the padding work too.
-    """
-    height, width = images.shape[-2:]
-    rows = _reflected(height, -(-height // multiple) * multiple)
-    columns = _reflected(width, -(-width // multiple) * multiple)
-    return images[..., rows, :][..., columns]
-
-
-def _reflected(length: int, padded: int) -> Int64[Tensor, " n"]:
-    """Count 0 … length-1, then back and forth, `padded` indices in all."""
-    period = max(2 * (length - 1), 1)
-    index = torch.arange(padded) % period
-    return torch.where(index < length, index, period - index)

@@ -5,6 +5,9 @@ hardly changed bit for bit (`threshold.py`) and gives a new session; the old one
 undoing is going back to it and branching is editing it twice. `manifest()` writes down all that
 decides the pixels, `replay` makes them again. Every turn has a noise of its own: the same noise at
 every turn adds up to a visible pattern. Knows no file and no screen.
+
+A model of the built-in world answers anything: a photograph gets blotches, an unknown wish the edit
+that the words are nearest to. Nothing is refused for that, but it is said, see `doubt_about`.
 """
 
 from dataclasses import dataclass, replace
@@ -15,17 +18,22 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from emu_edit.diffusion.samplers import Sampler
-from emu_edit.editing.doubts import doubt_about
-from emu_edit.editing.editor import Editor, OnStep, progress, reflect_to_multiple
+from emu_edit.diffusion.samplers import OnStep, Sampler, progress
+from emu_edit.editing.editor import WORLD, Editor
 from emu_edit.editing.manifest import Manifest, Turn, fingerprint, pixel_hash
+from emu_edit.editing.predictor import TaskPrediction
 from emu_edit.editing.settings import Sampling
 from emu_edit.editing.task_mix import TaskChoice, parse_task, task_names
 from emu_edit.editing.threshold import Threshold, check_alpha, default_alpha, is_unchanged
 from emu_edit.errors import InputError
-from emu_edit.images import from_pil
+from emu_edit.images import from_pil, reflect_to_multiple, resize, with_shorter_side
 from emu_edit.models.learned_task import SUFFIX
 from emu_edit.randomness import check_seed, keyed_generator
+
+# Ours. At 64 px, 68 % and more of the neighbours in 800 pictures of the world differ by so many
+# levels or fewer; in photographs of people, animals and things 4 to 40 %.
+LEVELS = 2
+LEAST_FLAT = 0.55
 
 
 @dataclass(frozen=True)
@@ -96,12 +104,12 @@ class EditSession:
                 encoding its picture: what an autoencoder loses is then lost once, not once a turn.
 
         Raises:
-            InputError: if the picture is far larger than the model's training pictures, or the seed
-                is out of range.
+            InputError: if the picture is far larger than the model's training pictures or takes
+                more memory than there is, or the seed is out of range.
         """
         check_seed(seed)
         pixels = from_pil(image) if isinstance(image, Image.Image) else image.cpu()
-        editor.check_size(*pixels.shape[-2:])
+        editor.forecast(pixels.shape[-2:], editor.settings)
         latents = (editor.encode(pixels[None])[0].cpu(),) if chain_latents else None
         return cls(editor, seed, (pixels,), latents=latents)
 
@@ -174,6 +182,8 @@ class EditSession:
         sampling = Sampling(
             turn.num_steps, turn.guidance_text, turn.guidance_image, Sampler[turn.sampler]
         )
+        settings = sampling.applied(editor.settings)
+        editor.announce(self.image.shape[-2:], settings)
         before = editor.encode(self.image[None]) if self.latents is None else self.latents[-1][None]
         after = editor.edit_latents(
             before,
@@ -182,7 +192,7 @@ class EditSession:
             [parse_task(turn.task)],
             [turn.seed],
             negative=[turn.negative],
-            settings=sampling.applied(editor.settings),
+            settings=settings,
             on_step=progress(on_step, turn.num_steps),
         )
         edited = editor.decode(after, self.image.shape[-2:])[0]
@@ -280,6 +290,47 @@ def turn_seed(seed: int, turn: int) -> int:
     if turn == 1:
         return seed
     return int(keyed_generator(seed, "turn", turn).integers(2**32))
+
+
+def about_training(editor: Editor) -> str:
+    """Say what the model was trained on."""
+    if editor.trained_on == WORLD:
+        return (
+            "This model was trained on drawn scenes of the built-in world only, "
+            f"{editor.settings.image_size} px: named shapes, stick figures and words. It has never "
+            "seen a photograph."
+        )
+    return (
+        f"This model was trained on pictures of {editor.settings.image_size} px; what they show, "
+        "its directory does not say."
+    )
+
+
+def doubt_about(
+    editor: Editor, image: UInt8[Tensor, "3 h w"], prediction: TaskPrediction | None = None
+) -> str:
+    """Say in a line why the model may not do what is asked; "" when there is no reason known.
+
+    Args:
+        editor: what is to edit.
+        image: the picture.
+        prediction: of the task, if the predictor chose it.
+    """
+    lines = []
+    if editor.trained_on == WORLD and is_photograph(image):
+        lines.append("this looks like a photograph, and the model has never seen one")
+    if prediction is not None and not prediction.is_sure:
+        lines.append(f"not sure which task is meant: {prediction.describe()}")
+    return "; ".join(lines)
+
+
+def is_photograph(image: UInt8[Tensor, "3 h w"]) -> bool:
+    """Guess whether a picture is a photograph: hardly any neighbours in it are alike."""
+    height, width = image.shape[-2:]
+    size = with_shorter_side(64, height=height, width=width)
+    small = resize(image, size).to(torch.int16)
+    is_flat = (small[:, :, 1:] - small[:, :, :-1]).abs().amax(0) <= LEVELS
+    return is_flat.float().mean().item() < LEAST_FLAT
 
 
 def _kept_cells(

@@ -228,7 +228,7 @@ def _judge_tokenizer(path: Path, value: object) -> None:
     """Refuse a tokenizer that makes a text grow without bound before it is counted."""
     steps = value.get("normalizer") if isinstance(value, dict) else None
     rewrites = [one for _, one in _entries(steps) if isinstance(one, Mapping)]
-    rewrites = [one for one in rewrites if one.get("type") in {"Replace", "Prepend"}]
+    rewrites = [one for one in rewrites if str(one.get("type")) in {"Replace", "Prepend"}]
     if len(rewrites) > MOST_REWRITES:
         raise InputError(
             f"{path}: its normalizer rewrites a text {len(rewrites)} times, at most "

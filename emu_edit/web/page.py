@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
-from emu_edit.editing.doubts import about_training
+from emu_edit.editing.session import about_training
 from emu_edit.tasks import TASKS
 from emu_edit.web.guard import MEBI
 from emu_edit.web.handlers import AGAINST, KEEPING, PICTURE_HEIGHT, PREDICTED, Handlers

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from emu_edit.editing.doubts import doubt_about
-from emu_edit.editing.editor import Editor, OnStep
-from emu_edit.editing.session import EditSession, TurnSettings
+from emu_edit.diffusion.samplers import OnStep
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.session import EditSession, TurnSettings, doubt_about
 from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import decode_rgb, is_far_larger, resize, with_shorter_side
 from emu_edit.web.guard import MEBI, Limits
@@ -108,7 +108,13 @@ def open_picture(editor: Editor, data: bytes, *, is_resized: bool, limits: Limit
             f"the picture is {width}x{height}, too large for this model, which was trained at "
             f"{trained} px; tick 'Resize' below the upload to edit a copy of that size"
         )
-    return PageState((EditSession.start(editor, image),))
+    try:
+        return PageState((EditSession.start(editor, image),))
+    except InputError as error:  # how to ask for a smaller copy is another thing here
+        what = str(error).partition(";")[0]
+        raise InputError(
+            f"{what}; tick 'Resize' below the upload to edit a copy of {trained} px"
+        ) from error
 
 
 def edit(
@@ -270,7 +276,10 @@ def read_seed(text: str) -> int | None:
 
 
 def _advice(session: EditSession) -> str:
-    trained = session.editor.settings.image_size
+    editor, trained = session.editor, session.editor.settings.image_size
+    told = editor.forecast(session.image.shape[-2:], editor.settings)
+    if told is not None and told.is_long:
+        return f"An edit of it takes {told} here; tick 'Resize' for a quicker one."
     if min(session.image.shape[-2:]) <= MUCH_LARGER * trained:
         return "Say what to change."
     return (

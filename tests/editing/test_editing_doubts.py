@@ -11,11 +11,10 @@ from matplotlib import get_data_path
 
 from datamodules.world.pair import make_pair
 from emu_edit.cli.main import main
-from emu_edit.editing.doubts import about_training, doubt_about, is_photograph
 from emu_edit.editing.editor import WORLD, Editor
 from emu_edit.editing.find import RELEASED
 from emu_edit.editing.predictor import TaskPrediction
-from emu_edit.editing.session import EditSession
+from emu_edit.editing.session import EditSession, about_training, doubt_about, is_photograph
 from emu_edit.images import read_image
 
 PHOTOGRAPH = Path(get_data_path(), "sample_data", "grace_hopper.jpg")

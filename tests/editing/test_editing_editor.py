@@ -11,10 +11,10 @@ from torch import Tensor
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.samplers import Sampler
-from emu_edit.editing.editor import Editor, reflect_to_multiple
+from emu_edit.editing.editor import Editor
 from emu_edit.editing.settings import EditorSettings, Sampling
 from emu_edit.errors import InputError
-from emu_edit.images import to_pil
+from emu_edit.images import reflect_to_multiple, to_pil
 from tests.editing.conftest import SETTINGS, make_editor, make_networks, picture
 
 

@@ -212,5 +212,6 @@ def test_a_checkpoint_of_wrong_types_is_refused_in_one_line(where, value, capsys
         r"emu-edit: error: wrong\.ckpt: .*(; give a \.ckpt file written by|: --start_from).*",
         capsys.readouterr().err.splitlines()[-1],
     )
-    assert RunStatus.read(Path("hostile")) is None or RunStatus.read(Path("hostile")).exit == 74
+    status = RunStatus.read(Path("hostile"))
+    assert status is None or status.exit == 74
     shutil.rmtree("hostile", ignore_errors=True)
