@@ -8,6 +8,7 @@ timesteps go out with the loss, so that callbacks can split them by task and noi
 
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
