@@ -114,6 +114,20 @@ def check(prediction: Prediction, schedule: NoiseSchedule) -> None:
         )
 
 
+def check_type(config: Mapping[str, object], prediction: Prediction) -> None:
+    """Refuse a scheduler config that says another prediction than the model it belongs to.
+
+    Raises:
+        InputError: with both.
+    """
+    name = DIFFUSERS_NAMES[prediction]
+    if (said := config.get("prediction_type", name)) != name:
+        raise InputError(
+            f"prediction_type is {said!r}, model_index.json says prediction {prediction.name}, "
+            f"which needs {name!r}; export the model again"
+        )
+
+
 def add_noise(
     z_0: Float[Tensor, "b c h w"], eps: Float[Tensor, "b c h w"], coefficients: Coefficients
 ) -> Float[Tensor, "b c h w"]:

@@ -17,12 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from emu_edit.diffusion.guidance import guided
-from emu_edit.diffusion.prediction import DIFFUSERS_NAMES, Prediction, check, with_source
+from emu_edit.diffusion.prediction import (
+    DIFFUSERS_NAMES,
+    Prediction,
+    check,
+    check_type,
+    with_source,
+)
 from emu_edit.diffusion.samplers import OnStep, StepEnd, progress, sample
-from emu_edit.diffusion.schedule import NoiseSchedule
+from emu_edit.diffusion.schedule import NoiseSchedule, trailing_timesteps
 from emu_edit.editing.cost import Costs, Forecast, free_memory, gibi
 from emu_edit.editing.find import PREDICTOR, choose_device, find_model
-from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
+from emu_edit.editing.predictor import TaskPrediction, TaskPredictor, load_predictor
 from emu_edit.editing.settings import EditorSettings, Sampling, choice
 from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import InputError
@@ -97,30 +103,26 @@ class Editor:
             device: cpu, cuda, ...; None takes an accelerator if there is one, else the CPU.
 
         Raises:
-            InputError: if there is no such model or device, or a part is missing or of another
-                model.
+            InputError: if there is no such model or device, or a part is missing or foreign.
         """
         path, device = find_model(path), choose_device(device)
         networks, scheduler_config, values = load_networks(path, device)
-        predictor = _load_predictor(path / PREDICTOR, networks)
+        predictor = load_predictor(path / PREDICTOR, networks)
         where = f"{path}/model_index.json"
         prediction = Prediction[choice(values, "prediction", [p.name for p in Prediction], where)]
-        said = scheduler_config.get("prediction_type", DIFFUSERS_NAMES[prediction])
-        if said != DIFFUSERS_NAMES[prediction]:
-            raise InputError(
-                f"{where} says prediction {prediction.name}, its scheduler_config.json says "
-                f"{said!r}, needs {DIFFUSERS_NAMES[prediction]!r}; export the model again"
-            )
+        settings = EditorSettings.from_dict(values, where=where)
         try:
+            check_type(scheduler_config, prediction)
             schedule = NoiseSchedule.from_config(scheduler_config)
             check(prediction, schedule)
+            trailing_timesteps(schedule.num_steps, settings.num_steps)
         except InputError as error:
             raise InputError(f"{path}/scheduler/scheduler_config.json: {error}") from error
         return cls(
             networks.eval(),
             schedule=schedule,
             prediction=prediction,
-            settings=EditorSettings.from_dict(values, where=where),
+            settings=settings,
             predictor=None if predictor is None else predictor.to(device),
             objective=values.get("objective"),
             trained_on=values.get("trained_on"),
@@ -128,13 +130,11 @@ class Editor:
 
     def save_pretrained(self, path: Path | str) -> None:
         """Write a diffusers-style model directory; after loading, same seed gives same pixels."""
+        name = DIFFUSERS_NAMES[self.prediction]
         save_networks(
             self.networks,
             Path(path),
-            scheduler_config={
-                **self.schedule.to_config(),
-                "prediction_type": DIFFUSERS_NAMES[self.prediction],
-            },
+            scheduler_config={**self.schedule.to_config(), "prediction_type": name},
             settings={
                 "prediction": self.prediction.name,
                 **self.settings.to_dict(),
@@ -398,13 +398,3 @@ class Editor:
                 "'emu-edit predictor fit MODEL'"
             )
         return self.predictor.predict(texts)
-
-
-def _load_predictor(folder: Path, networks: EditNetworks) -> TaskPredictor | None:
-    """Load a model's predictor, which also names the learned tasks that have a row for it."""
-    if not folder.exists():
-        return None
-    predictor = TaskPredictor.from_pretrained(folder, tasks=networks.base_tasks)
-    for task in networks.learned:
-        predictor.know(task)
-    return predictor

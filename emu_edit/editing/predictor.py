@@ -26,6 +26,7 @@ from emu_edit.files import write_json
 from emu_edit.models.directory import new_directory, read_json
 from emu_edit.models.fingerprints import hash_of
 from emu_edit.models.learned_task import LearnedTask
+from emu_edit.models.networks import EditNetworks
 from emu_edit.models.sources import check_safetensors, load_tensors, quiet_transformers
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.trust import judge_directory
@@ -275,3 +276,13 @@ def _read_head(folder: Path, head: nn.Linear) -> dict[str, Tensor]:
             f"predictor's; {AGAIN}"
         )
     return found
+
+
+def load_predictor(folder: Path, networks: EditNetworks) -> TaskPredictor | None:
+    """Load a model's predictor, which also names the learned tasks that have a row for it."""
+    if not folder.exists():
+        return None
+    predictor = TaskPredictor.from_pretrained(folder, tasks=networks.base_tasks)
+    for task in networks.learned:
+        predictor.know(task)
+    return predictor

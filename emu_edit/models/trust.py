@@ -225,9 +225,15 @@ def _judge_config(path: Path, value: object) -> None:
 
 
 def _judge_tokenizer(path: Path, value: object) -> None:
-    """Refuse a tokenizer that makes a text grow without bound before it is counted."""
-    steps = value.get("normalizer") if isinstance(value, dict) else None
-    rewrites = [one for _, one in _entries(steps) if isinstance(one, Mapping)]
+    """Refuse a tokenizer that makes a text grow without bound before it is counted, or panics."""
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds {type(value).__name__}, needs a JSON object")
+    for _, step in _entries(value.get("post_processor")):
+        _judge_template(path, step)
+    model = value.get("model")
+    if isinstance(model, dict) and model.get("merges") and model.get("continuing_subword_prefix"):
+        raise InputError(f"{path}: merges with a continuing_subword_prefix are not taken")
+    rewrites = [one for _, one in _entries(value.get("normalizer")) if isinstance(one, Mapping)]
     rewrites = [one for one in rewrites if str(one.get("type")) in {"Replace", "Prepend"}]
     if len(rewrites) > MOST_REWRITES:
         raise InputError(
@@ -241,6 +247,17 @@ def _judge_tokenizer(path: Path, value: object) -> None:
                 f"{path}: its normalizer puts {str(content)[:20]!r} into a text, more than "
                 f"{MOST_LETTERS} letters at a time"
             )
+
+
+def _judge_template(path: Path, step: object) -> None:
+    """Refuse a template that names a token it does not list: tokenizers panics at it."""
+    listed = step.get("special_tokens") if isinstance(step, Mapping) else None
+    if not isinstance(listed, Mapping):
+        return
+    named = [inner for key, inner in _entries(step) if key == "SpecialToken"]
+    lost = {str(one.get("id")) for one in named if isinstance(one, Mapping)} - {*listed}
+    if lost:
+        raise InputError(f"{path}: its template names {min(lost)!r}, which it does not list")
 
 
 def _judge_weights(path: Path) -> None:

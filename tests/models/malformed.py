@@ -142,7 +142,7 @@ def weight_damages(root: Path) -> Iterator[tuple[str, Damage]]:
     for file in sorted(root.rglob("*.safetensors")):
         name = file.relative_to(root)
         names = sorted(load_file(file))
-        for tensor in {names[0], names[len(names) // 2], names[-1]}:
+        for tensor in sorted({names[0], names[len(names) // 2], names[-1]}):
             for kind, change in TENSORS.items():
                 yield f"{name}:{tensor} {kind}", partial(_change, name, tensor, change)
             yield f"{name}:{tensor} gone", partial(_change, name, tensor, None)

@@ -150,6 +150,26 @@ def test_a_tokenizer_that_makes_texts_explode_is_refused(copy):
         judge_directory(copy)
 
 
+def test_a_tokenizer_at_which_the_library_panics_is_refused_before(copy):
+    file = copy / "tokenizer/tokenizer.json"
+    changed(file, lambda value: value["post_processor"]["special_tokens"].clear())
+    with pytest.raises(InputError, match=r"its template names '</s>', which it does not list"):
+        judge_directory(copy)
+    changed(file, lambda value: value.update(post_processor=None))
+    changed(file, lambda value: value["model"].update(continuing_subword_prefix="a"))
+    with pytest.raises(InputError, match=r"merges with a continuing_subword_prefix"):
+        judge_directory(copy)
+
+
+@pytest.mark.parametrize("kind", ["I64", "BOOL", "F8_E4M3", None, ["F32"]])
+def test_weights_that_are_no_plain_numbers_are_refused_by_name(copy, kind):
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    header = json.dumps({"conv_in.bias": {"dtype": kind, "shape": [1], "data_offsets": [0, 8]}})
+    file.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+    with pytest.raises(InputError, match=r"conv_in.bias is of type .*, needs one of F16, BF16"):
+        judge_directory(copy)
+
+
 def test_a_file_that_is_none_is_refused(copy):
     (copy / "unet" / "config.json").unlink()
     (copy / "unet" / "config.json").symlink_to("/dev/zero")
