@@ -198,12 +198,16 @@ def _load(
 def _refuse_other_vocabulary(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: PartSource
 ) -> None:
-    """Refuse a tokenizer with tokens that the encoder has no row for: some text would end it."""
+    """Refuse a tokenizer with tokens that the encoder has no row for: some text would end it.
+
+    No text has special tokens but those of every text, which running the encoder once tries.
+    """
     rows = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    if largest >= rows:
+    special, vocabulary = {*tokenizer.all_special_ids}, tokenizer.get_vocab()
+    lacking = [token for token, row in vocabulary.items() if row >= rows and row not in special]
+    if lacking:
         raise InputError(
-            f"{source} knows tokens 0 to {rows - 1}, its tokenizer has {largest} ({token[:20]!r}); "
+            f"{source} knows tokens 0 to {rows - 1}, its tokenizer has {lacking[0][:20]!r} beyond; "
             "they belong to different models"
         )
 

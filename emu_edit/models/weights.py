@@ -93,18 +93,22 @@ def load_networks(
     table, names = _read_tasks(folder, tasks)
     task_embedding = TaskEmbedding(*table.shape)
     task_embedding.table.data.copy_(table)
-    networks = EditNetworks(
-        PretrainedUNetDenoiser(str(folder), task_dim=task_embedding.dim),
-        TransformersText(
-            str(folder),
-            attend_padding=_flag(encoding, "attend_padding", folder),
-            trainable=_flag(encoding, "trainable_text", folder),
-            max_tokens=_max_tokens(encoding, folder),
-        ),
-        _read_codec(folder, scale_condition=_flag(encoding, "scale_condition", folder)),
-        task_embedding=task_embedding,
-        tasks=names,
-    )
+    try:
+        networks = EditNetworks(
+            PretrainedUNetDenoiser(str(folder), task_dim=task_embedding.dim),
+            TransformersText(
+                str(folder),
+                attend_padding=_flag(encoding, "attend_padding", folder),
+                trainable=_flag(encoding, "trainable_text", folder),
+                max_tokens=_max_tokens(encoding, folder),
+            ),
+            _read_codec(folder, scale_condition=_flag(encoding, "scale_condition", folder)),
+            task_embedding=task_embedding,
+            tasks=names,
+        )
+    except InputError as error:  # of parts that do not fit together
+        line = str(error)
+        raise InputError(line if str(folder) in line else f"{folder}: {line}") from error
     if tasks is None:
         append_learned(networks, folder)
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
