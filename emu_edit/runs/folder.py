@@ -12,6 +12,7 @@ runs/tiny-20250131-235959/
 import os
 import re
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from emu_edit.editing.find import CONFIG, RUNS
@@ -25,15 +26,18 @@ RANKS_FROM_OUTSIDE = {"SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"}  # they cannot ask 
 FROM_PARENT = "EMU_EDIT_RUN"  # how the processes that Lightning starts learn the folder
 
 
-def new_run_folder(recipe: str, chosen: str | None) -> Path:
+def new_run_folder(recipe: str, chosen: str | None, *, is_taken: bool = True) -> Path:
     """Return the folder of a new run, the same on every rank.
+
+    One named after the time is made at once, so that no other run gets it, unless `is_taken` is
+    False.
 
     Raises:
         InputError: if `chosen` already holds a run, or ranks started from outside could not agree.
     """
     if (inherited := _of_parent()) is not None:
         return inherited
-    folder = RUNS / f"{recipe}-{_stamp()}" if chosen is None else Path(chosen)
+    folder = _stamped(recipe, is_taken=is_taken) if chosen is None else Path(chosen)
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if chosen is not None and is_first and (folder / CONFIG).exists():
         raise InputError(
@@ -57,7 +61,7 @@ def resumed_run_folder(recipe: str, chosen: str | None) -> Path:
     if chosen is not None:
         return _shared_with_children(Path(chosen))
     runs = [] if RANKS_FROM_OUTSIDE.intersection(os.environ) else runs_of(recipe)
-    return _shared_with_children(runs[-1] if runs else RUNS / f"{recipe}-{_stamp()}")
+    return _shared_with_children(runs[-1] if runs else _stamped(recipe, is_taken=True))
 
 
 def runs_of(recipe: str) -> list[Path]:
@@ -82,7 +86,22 @@ def _shared_with_children(folder: Path) -> Path:
 def recipe_of(config: Path) -> str:
     """Return what to name a run after: its recipe, also when the config is that of another run."""
     name = config.parent.name if config.name == CONFIG else config.stem
-    return re.sub(r"-\d{8}-\d{6}$", "", name)
+    return re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", name)
+
+
+def _stamped(recipe: str, *, is_taken: bool) -> Path:
+    """Return a folder named after the job, or after the time and then of this run alone."""
+    first = folder = RUNS / f"{recipe}-{_stamp()}"
+    if not is_taken or "SLURM_JOB_ID" in os.environ:
+        return folder
+    for number in count(2):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # of a run that was started in the same second
+            folder = first.with_name(f"{first.name}-{number}")
+        else:
+            break
+    return folder
 
 
 def _stamp() -> str:

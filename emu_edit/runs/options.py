@@ -131,7 +131,8 @@ def training_run(options: TrainOptions) -> tuple[TrainOptions, Path]:
     if options.resume is None:
         source = None if options.checkpoint is None else run_of(options.checkpoint)
         named = options.with_default_config(_config_of(source))
-        return named, new_run_folder(recipe_of(named.configs[0]), named.run)
+        recipe = recipe_of(named.configs[0])
+        return named, new_run_folder(recipe, named.run, is_taken=not options.only_asks)
     named = options.with_default_config(find_config(DEFAULT_RECIPE))
     folder = resumed_run_folder(recipe_of(named.configs[0]), options.run)
     return options.with_default_config(_config_of(folder)), folder

@@ -12,7 +12,7 @@ import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +325,7 @@ def run_trainer(verb: str, options: TrainOptions) -> int:
         options, folder = measured_run(verb, options)
     status = StatusWriter(folder)
     with (
+        _leaving_nothing_empty(folder if options.run is None else None),
         quiet(),
         ending_wandb_run(),
         RunLock(folder) as lock,
@@ -349,6 +350,17 @@ def run_trainer(verb: str, options: TrainOptions) -> int:
             if (ended := time_limit(cli.trainer)) is not None:
                 _say_how_to_go_on(folder, ended, " --trainer.max_time DD:HH:MM:SS, more than now")
         return status.ended(stop)
+
+
+@contextmanager
+def _leaving_nothing_empty(folder: Path | None) -> Iterator[None]:
+    """Take a folder that was made for this run away again when nothing has come to be in it."""
+    try:
+        yield
+    finally:
+        if folder is not None:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager

@@ -1,4 +1,8 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from emu_edit.training.export import export_model, load_ema, load_module
 from tests.end_to_end.conftest import SHORT
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -208,3 +213,26 @@ def test_a_truncated_checkpoint_is_refused(
     cut.write_bytes(whole[: len(whole) // 2])
     assert main(["export", str(cut), "-o", str(tmp_path / "model")]) == 74
     assert "is truncated or not a checkpoint" in capsys.readouterr().err
+
+
+def test_packages_of_a_user_do_not_stand_in_for_ours(tmp_path: Path) -> None:
+    names = ("callbacks", "configs", "datamodules")
+    for name in ("emu_edit", *names):  # as `pip install .` leaves them
+        shutil.copytree(ROOT / name, tmp_path / "site" / name)
+    for name in names:
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "__init__.py").write_text("raise SystemExit('a stranger')")
+    (tmp_path / "work" / "mine.py").write_text("from lightning import Callback as Mine")
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.callbacks+=mine.Mine"]
+    options = ["--config=smoke", "--trainer.max_steps=1", "--score_pairs=0", "--no_predictor"]
+    done = subprocess.run(
+        [sys.executable, "-m", "emu_edit", "fit", *options, *two, "--data.num_workers=1"],
+        cwd=tmp_path / "work",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "stranger" not in done.stdout + done.stderr

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from emu_edit.cli.fit import parse
+from emu_edit.cli.main import main
 from emu_edit.errors import InputError, StorageError
-from emu_edit.runs.folder import FROM_PARENT, find_checkpoint, new_run_folder, resumed_run_folder
+from emu_edit.runs.folder import (
+    FROM_PARENT,
+    find_checkpoint,
+    new_run_folder,
+    recipe_of,
+    resumed_run_folder,
+)
 from emu_edit.runs.options import training_run
 from emu_edit.runs.resume import newest_whole, step_of
 from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint, sidecar_of
@@ -230,6 +237,30 @@ def test_a_run_that_goes_on_has_its_own_config_unless_another_is_named():
         InputError, match=r"r already holds a run; .* go on with this one: --resume"
     ):
         new_run_folder("tiny", "r")
+
+
+@pytest.mark.usefixtures("alone")
+def test_runs_started_in_the_same_second_get_different_folders(monkeypatch):
+    monkeypatch.setattr("emu_edit.runs.folder._stamp", lambda: "20250131-235959")
+    found = []
+    for _ in range(3):
+        monkeypatch.delenv(FROM_PARENT, raising=False)
+        found.append(new_run_folder("tiny", None))
+    assert [folder.name.removeprefix("tiny-20250131-235959") for folder in found] == [
+        "",
+        "-2",
+        "-3",
+    ]
+    assert all(folder.is_dir() for folder in found)
+    assert {recipe_of(folder / "config.yaml") for folder in found} == {"tiny"}
+
+
+@pytest.mark.usefixtures("alone")
+def test_neither_a_question_nor_a_refused_start_leaves_a_folder():
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=smoke", "--print_config"])
+    assert main(["fit", "--config=smoke", "--trainer.strategy=none_such"]) == 78
+    assert not [path for path in Path().rglob("*") if path.name.startswith("smoke")]
 
 
 @pytest.mark.parametrize(
