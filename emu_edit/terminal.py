@@ -4,6 +4,8 @@ Progress goes to standard error and is gone when the work is done; a table is pl
 file and as wide as the terminal where there is one.
 """
 
+import codecs
+import io
 import re
 import shutil
 import sys
@@ -16,6 +18,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+PLAIN = "emu_edit.plain"
+INSTEAD = {
+    **{"…": "...", "·": "-", "\u2013": "-", "—": "-", "²": "^2", "³": "^3", "°": " degrees"},
+    **{
+        "→": "->",
+        "±": "+-",
+        "\u00d7": "x",
+        "√": "sqrt ",
+        "↓": "(down)",
+        "↑": "(up)",
+        "§": "section ",
+    },
+}
 
 
 @contextmanager
@@ -78,6 +94,25 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def speak_plainly() -> None:
+    """Let a terminal of ASCII or Latin-1 show other characters for those it lacks.
+
+    Python would end the program in the middle of a help page or a table.
+    """
+    codecs.register_error(PLAIN, _plain)
+    for stream in (sys.stdout, sys.stderr):
+        # a test or a notebook may have put something else there
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PLAIN)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(INSTEAD.get(character, "?") for character in lacking), error.end
 
 
 def plural(count: int, noun: str) -> str:

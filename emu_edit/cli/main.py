@@ -14,6 +14,7 @@ from importlib import import_module
 
 from emu_edit.cli.arguments import Command, summaries
 from emu_edit.errors import ExitStatus, InputError, closest, installed_version, status_of
+from emu_edit.terminal import speak_plainly
 
 # errors of the machine rather than of a path: full disk, quota, read-only disk, no memory
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    speak_plainly()
     try:
         return dispatch(arguments)
     except KeyboardInterrupt:

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +81,17 @@ def test_the_help_of_edit_explains_every_task(capsys: pytest.CaptureFixture[str]
     page = capsys.readouterr().out
     assert "segmap" in page
     assert "image to segmentation map" in page
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_of_few_characters_gets_all_help_pages(encoding, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", shown)
+    for verb in VERBS:
+        with contextlib.suppress(SystemExit):
+            main([verb, "--help"])
+    shown.write("0.98 ± 0.01 · 中…\n")
+    shown.flush()
+    text = shown.buffer.getvalue().decode(encoding)  # pyright: ignore[reportAttributeAccessIssue]
+    assert "accelerator X" in text
+    assert text.endswith("?...\n") or encoding == "cp1252"
