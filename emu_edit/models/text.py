@@ -146,13 +146,13 @@ class TransformersText(ModelText):
                 f"text_encoder.max_tokens={max_tokens}, but {source} has {positions} positions; "
                 "lower it"
             )
+        _refuse_other_vocabulary(model, tokenizer, source)
         super().__init__(
             model if trainable else freeze(model),
             tokenizer,
             max_tokens=max_tokens,
             attend_padding=attend_padding,
         )
-        _refuse_other_vocabulary(model, tokenizer, source)
         refuse_unrunnable(lambda: self(("a", "")).tokens, str(source))
 
 
@@ -203,7 +203,8 @@ def _refuse_other_vocabulary(
     No text has special tokens but those of every text, which running the encoder once tries.
     """
     rows = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
-    special, vocabulary = {*tokenizer.all_special_ids}, tokenizer.get_vocab()
+    with refusing(f"{source}: its tokenizer does not know its own tokens"):
+        special, vocabulary = {*tokenizer.all_special_ids}, tokenizer.get_vocab()
     lacking = [token for token, row in vocabulary.items() if row >= rows and row not in special]
     if lacking:
         raise InputError(
