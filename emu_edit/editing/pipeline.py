@@ -189,21 +189,33 @@ class EmuEditPipeline(DiffusionPipeline):
         rows = _rows(prompt, pictures, task, negative_prompt, num_images_per_prompt)
         sampler = _sampler_of(eta, self.editor.settings.sampler)
         sampling = Sampling(num_inference_steps, guidance_scale, image_guidance_scale, sampler)
+        generators = _generators(generator, len(rows.prompts))
+        images = _as_asked(
+            self._edit(rows, generators, sampling, callback_on_step_end, names), output_type
+        )
+        # diffusers annotates no tensors here, yet every one of its pipelines returns them for "pt"
+        return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type]
+
+    def _edit(
+        self,
+        rows: "_Rows",
+        generators: Sequence[torch.Generator],
+        sampling: Sampling,
+        callback: Callback | None,
+        names: Sequence[str],
+    ) -> UInt8[Tensor, "b 3 h w"]:
         settings = sampling.applied(self.editor.settings)
         # torch.compiler.disable hides the arguments of diffusers' method
         with self.progress_bar(total=settings.num_steps) as bar:  # pyright: ignore[reportCallIssue]
-            edited = self.editor.edit_batch(
+            return self.editor.edit_batch(
                 torch.stack(rows.pictures),
                 rows.prompts,
                 rows.tasks,
-                _generators(generator, len(rows.prompts)),
+                generators,
                 negative=rows.negatives,
                 settings=settings,
-                on_step=self._step_end(callback_on_step_end, names, bar.update),
+                on_step=self._step_end(callback, names, bar.update),
             )
-        images = _as_asked(edited, output_type)
-        # diffusers annotates no tensors here, yet every one of its pipelines returns them for "pt"
-        return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type]
 
     def _step_end(
         self, callback: Callback | None, names: Sequence[str], advance: Callable[[], object]

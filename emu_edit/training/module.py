@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from emu_edit.batch import Batch, EditBatch
-from emu_edit.diffusion.prediction import Prediction, check
-from emu_edit.diffusion.schedule import NoiseSchedule
+from emu_edit.diffusion.prediction import Prediction, TrainedAs, check
 from emu_edit.diffusion.weighting import Weighting
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.settings import EditorSettings
@@ -117,11 +116,8 @@ class EditModule(LightningModule):
             self.save_hyperparameters(logger=False)  # loggers get the whole config
         table = SIXTEEN if tasks is None else TaskTable(tuple(tasks))
         base = denoiser.trained_as
-        self.schedule = (
-            NoiseSchedule.scaled_linear(zero_terminal_snr=zero_terminal_snr)
-            if base is None
-            else base.schedule(zero_terminal_snr=zero_terminal_snr)
-        )
+        betas = TrainedAs("", {}) if base is None else base
+        self.schedule = betas.schedule(zero_terminal_snr=zero_terminal_snr)
         self.objective = Objective(weighting, timestep_shift, balance, huber_c, region_weight)
         check(prediction, self.schedule)
         self.objective.check(prediction, self.schedule)
