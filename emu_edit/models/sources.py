@@ -6,23 +6,26 @@ directory of one part. A hub name is `owner/name` for a repository that is one p
 loaded; they are refused, never opened.
 """
 
+import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TypeVar, cast, get_args, get_origin
+from urllib.parse import urlsplit
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from emu_edit.diffusion.prediction import TrainedAs
-from emu_edit.errors import InputError
+from emu_edit.errors import InputError, StorageError
 from emu_edit.models.directory import INDEX, read_json
 from emu_edit.models.trust import PICKLED, judge_directory
 
@@ -79,6 +82,33 @@ def check_safetensors(folder: Path, part: str) -> None:
     )
 
 
+def reach(source: PartSource) -> None:
+    """Find out within seconds whether the hub answers, where a part has to come from there.
+
+    The hub's client tries for a minute and then calls the file missing, as if the name were wrong.
+
+    Raises:
+        StorageError: if it does not: a job that tries again later may succeed.
+    """
+    known = Path(source.root).is_dir() or constants.HF_HUB_OFFLINE
+    config = f"{source.subfolder}/config.json" if source.subfolder else "config.json"
+    if known or isinstance(try_to_load_from_cache(source.root, config), str):
+        return
+    address = urlsplit(constants.ENDPOINT)
+    if any(os.environ.get(name) for name in PROXIES):  # which names and routes are its business
+        return
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=PATIENCE).close()
+    except OSError as error:
+        raise StorageError(
+            f"cannot get {source}: no network to {address.hostname} ({error.strerror or error}), "
+            "and it is not in the cache; try again later, or give the model as a local folder"
+        ) from error
+
+
+PATIENCE = 5.0  # seconds
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy")
 SCHEDULER = "scheduler/scheduler_config.json"  # of a model directory
 
 
@@ -118,6 +148,7 @@ def load_diffusers(kind: type[AnyModel], source: PartSource) -> AnyModel:
     Raises:
         InputError: if it cannot be read or lacks weights.
     """
+    reach(source)
     with refusing(f"cannot load {kind.__name__} from {source}"):
         refuse_larger(lambda: _untrained(kind, source), source)
         loaded = kind.from_pretrained(

@@ -29,6 +29,7 @@ from emu_edit.models.sources import (
     PartSource,
     find_part,
     quiet_transformers,
+    reach,
     refuse_larger,
     refuse_missing,
     refuse_non_finite,
@@ -170,6 +171,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if Path(tokenizer_source.root).is_dir():
         judge_directory(Path(tokenizer_source.root, tokenizer_source.subfolder))
+    reach(source)
     with refusing(f"cannot load a text encoder from {source}"):
         config = AutoConfig.from_pretrained(
             source.root, subfolder=source.subfolder, trust_remote_code=False

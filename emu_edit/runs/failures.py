@@ -197,6 +197,33 @@ def lost_rank(error: Exception, trainer: Trainer) -> LostRankError | None:
     )
 
 
+def wrong_trainer(error: Exception) -> InputError:
+    """Word what Lightning says of a trainer's options."""
+    return InputError(f"trainer: {' '.join(str(error).split())}")
+
+
+def input_error_behind(error: BaseException) -> InputError | None:
+    """Return the InputError among the causes of `error`, None if there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def check_accelerator(name: str) -> None:
+    """Refuse a graphics card that this machine does not have.
+
+    Raises:
+        InputError: naming the option.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if name in {"gpu", "cuda"} and not (torch.cuda.is_available() or (has_mps and name == "gpu")):
+        raise InputError(
+            f"trainer.accelerator={name}: torch finds no graphics card on this machine (nvidia-smi "
+            "tells whether the driver does); --trainer.accelerator cpu trains without, slowly"
+        )
+
+
 @contextmanager
 def closing_connections() -> Iterator[None]:
     """Close the connections between the processes of a training when it ends, however it ends.

@@ -29,7 +29,15 @@ from emu_edit.errors import InputError, StorageError
 from emu_edit.files import write_text
 from emu_edit.models.task_files import refuse_to_lose
 from emu_edit.randomness import check_seed
-from emu_edit.runs.failures import closing_connections, lost_rank, one_line, out_of_memory
+from emu_edit.runs.failures import (
+    check_accelerator,
+    closing_connections,
+    input_error_behind,
+    lost_rank,
+    one_line,
+    out_of_memory,
+    wrong_trainer,
+)
 from emu_edit.runs.folder import CHECKPOINTS, LAST, PLACEHOLDER
 from emu_edit.runs.lock import RunLock
 from emu_edit.runs.options import (
@@ -159,13 +167,15 @@ class TrainerCLI(LightningCLI):
         Raises:
             InputError: if this machine cannot do what the trainer is asked for.
         """
+        # before networks are loaded, which takes long
+        check_accelerator(str(self.config[self.config.subcommand].trainer.accelerator))
         # as the parent does, but self.config keeps its placeholders: it is what will be saved
         config = self._for_this_run(self.config.clone())
         try:
             self.config_init = self.parser.instantiate_classes(config)
         except (ArgumentError, TypeError, ValueError) as error:
             # jsonargparse hides a constructor's own error under the types it tried
-            own = _input_error_behind(error)
+            own = input_error_behind(error)
             if own is None:
                 raise
             raise own from None
@@ -180,7 +190,7 @@ class TrainerCLI(LightningCLI):
         except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
             # callbacks, loggers and plugins are built by now: it is what Lightning says of options,
             # the machine or the launcher's variables
-            raise _wrong_trainer(error) from error
+            raise wrong_trainer(error) from error
         if self.start is not None and self.trainer.is_global_zero:
             sys.stderr.write(f"starts with the weights of {self.start}\n")
 
@@ -219,7 +229,7 @@ class TrainerCLI(LightningCLI):
     def _worded(self, error: Exception, subcommand: str) -> Exception:
         """Return an error for a user in place of one of libraries, the same if it is a defect."""
         if isinstance(error, MisconfigurationException):
-            return _wrong_trainer(error)
+            return wrong_trainer(error)
         # Lightning 2.6 keeps the file's content as long as it restores from it
         if self.trainer._checkpoint_connector._loaded_checkpoint:
             what = " ".join(str(error).split()) or "no message"
@@ -239,10 +249,6 @@ class TrainerCLI(LightningCLI):
         options = {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
         resumed = self._begin(self.trainer) if subcommand == "fit" else None
         return options if resumed is None else {**options, "ckpt_path": str(resumed)}
-
-
-def _wrong_trainer(error: Exception) -> InputError:
-    return InputError(f"trainer: {' '.join(str(error).split())}")
 
 
 def _with_wandb(loggers: Any, chosen: dict[str, Any], folder: str) -> list[Namespace]:
@@ -280,14 +286,6 @@ def untrained_module(config: str, *flags: str) -> EditModule:
     if not isinstance(module, EditModule):
         raise InputError(f"{config} trains no EditModule; give the config of one")
     return module
-
-
-def _input_error_behind(error: BaseException) -> InputError | None:
-    """Return the InputError among the causes of `error`, None if there is none."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__ or cause.__context__
-    return cause
 
 
 def _filled(value: Any, folder: str) -> Any:

@@ -12,11 +12,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from emu_edit.errors import InputError
+from emu_edit.errors import ExitStatus, InputError, StorageError, status_of
 from emu_edit.models.codec import KLCodec, PatchCodec
 from emu_edit.models.interfaces import Conditioning, Denoiser, ImageCodec
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
-from emu_edit.models.sources import quiet_transformers
+from emu_edit.models.sources import PROXIES, PartSource, load_diffusers, quiet_transformers
 from emu_edit.models.text import TransformersText
 from emu_edit.models.tiny import TinyText
 from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser
@@ -292,3 +292,25 @@ def test_an_appended_task_leaves_the_others_as_they_were(cpu_generator: torch.Ge
     assert torch.equal(embedding.table[:3], before)
     assert torch.equal(embedding.table[3], vector)
     assert embedding.table.requires_grad
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once_and_may_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("emu_edit.models.sources.constants.HF_HUB_OFFLINE", False)
+    asked = []
+
+    def refuse(address: tuple[str, int], timeout: float) -> None:
+        asked.append((address, timeout))
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr("emu_edit.models.sources.socket.create_connection", refuse)
+    words = r"cannot get none/such/unet: no network to \S+ \(Network is unreachable\), and .*cache"
+    with pytest.raises(StorageError, match=words) as caught:
+        load_diffusers(UNet2DConditionModel, PartSource("none/such", "unet"))
+    assert status_of(caught.value, verb="fit") is ExitStatus.storage
+    with pytest.raises(StorageError, match="cannot get none/such: no network"):
+        TransformersText("none/such")
+    assert [timeout for _, timeout in asked] == [5.0, 5.0]

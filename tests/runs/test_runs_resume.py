@@ -1,4 +1,5 @@
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -261,6 +262,17 @@ def test_neither_a_question_nor_a_refused_start_leaves_a_folder():
         main(["fit", "--config=smoke", "--print_config"])
     assert main(["fit", "--config=smoke", "--trainer.strategy=none_such"]) == 78
     assert not [path for path in Path().rglob("*") if path.name.startswith("smoke")]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a graphics card")
+def test_a_missing_graphics_card_is_told_before_a_network_is_looked_for(capsys):
+    assert main(["fit", "--config=sd15", "--data.train=nowhere"]) == 78
+    assert re.fullmatch(
+        r"emu-edit: error: trainer\.accelerator=gpu: torch finds no graphics card .*cpu trains.*\n",
+        capsys.readouterr().err,
+    )
+    assert not list(Path("runs").glob("*"))
 
 
 @pytest.mark.parametrize(
