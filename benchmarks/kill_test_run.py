@@ -186,7 +186,8 @@ def train(folder: Path, data: Path, layout: Layout, *watching: Callback) -> Exit
         num_workers=layout.workers,
     )
     status = StatusWriter(folder)
-    with RunLock(folder) as lock, status.noting_errors(), closing_connections():
+    # connections go last: their end is what other ranks notice
+    with closing_connections(), RunLock(folder) as lock, status.noting_errors():
         resumed = begin(trainer, lock, "auto")
         status.follow(trainer)
         path = None if resumed is None else str(resumed)

@@ -125,5 +125,5 @@ def refuse_other_model(networks: EditNetworks, table: TaskTable, image_size: int
     if known[: len(table)] != table.names:
         raise InputError(
             f"data.tasks is {', '.join(table.names)}, but the model's tasks are "
-            f"{', '.join(known)}; give both the same list"
+            f"{', '.join(known)}; model.tasks has to begin with data.tasks, the sixteen if not set"
         )

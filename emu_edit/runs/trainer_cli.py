@@ -201,13 +201,13 @@ class TrainerCLI(LightningCLI):
             section.trainer.default_root_dir = str(self.folder)
         if self.config.subcommand != "fit":
             section.trainer.logger = False
+        elif chosen := {name: value for name, value in vars(section.wandb).items() if value}:
+            section.trainer.logger = _with_wandb(section.trainer.logger, chosen, str(self.folder))
         if not section.trainer.logger:  # Lightning refuses it where nothing is logged
             given = section.trainer.callbacks or []
             section.trainer.callbacks = [
                 each for each in given if not each.class_path.endswith(".LearningRateMonitor")
             ]
-        elif chosen := {name: value for name, value in vars(section.wandb).items() if value}:
-            section.trainer.logger = _with_wandb(section.trainer.logger, chosen, str(self.folder))
         return config
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -324,11 +324,11 @@ def run_trainer(verb: str, options: TrainOptions) -> int:
     status = StatusWriter(folder)
     with (
         _leaving_nothing_empty(folder if options.run is None else None),
+        closing_connections(),  # last of all: their end is what other ranks notice
         quiet(),
         ending_wandb_run(),
         RunLock(folder) as lock,
         status.noting_errors(),
-        closing_connections(),
     ):
 
         def begin_run(trainer: Trainer) -> Path | None:

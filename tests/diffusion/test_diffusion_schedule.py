@@ -156,7 +156,10 @@ def test_a_schedule_of_one_step_or_of_a_billion_is_refused(steps):
 @pytest.mark.parametrize("value", ["many", None, [1], float("inf")])
 def test_a_config_whose_number_is_none_is_refused(value):
     config = NoiseSchedule.scaled_linear().to_config() | {"num_train_timesteps": value}
-    with pytest.raises(InputError, match="the scheduler config holds no number"):
+    with pytest.raises(
+        InputError,
+        match=r"the scheduler config (has num_train_timesteps .* needs a number|holds no number)",
+    ):
         NoiseSchedule.from_config(config)
 
 

@@ -14,6 +14,7 @@ from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
 from emu_edit.images import read_image
 from emu_edit.runs.folder import PLACEHOLDER
+from emu_edit.tasks import SIXTEEN
 from emu_edit.training.export import export_model, load_ema, load_module
 from tests.end_to_end.conftest import SHORT
 
@@ -198,7 +199,7 @@ def test_evaluate_takes_a_run_a_model_or_a_checkpoint(
 def test_a_checkpoint_of_another_task_table_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*SHORT, "--model.tasks=[local, add]", "--data.weights={local: 1.0, add: 1.0}"]
+    arguments = [*SHORT, f"--model.tasks=[{', '.join([*SIXTEEN.names, 'contour'])}]"]
     assert main(["fit", *arguments, f"--ckpt_path={run}", "--run=runs2/other"]) == 78
     error = capsys.readouterr().err
     assert "the checkpoint was trained for other tasks" in error

@@ -126,7 +126,7 @@ def test_plain_names_are_taken() -> None:
         ({"created": "yesterday"}, "created must be an ISO date, got 'yesterday'"),
         ({"pairs": 0}, "pairs must be at least 1, got 0"),
         ({"steps": -1}, "steps must be at least 0, got -1"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be at least 0 and below 2.63, got -1"),
         ({"vector": torch.tensor([1.0, torch.nan])}, "vector must be a row of finite numbers"),
         ({"vector": torch.ones(0)}, "vector must be a row of finite numbers"),
         ({"predictor_row": torch.ones(3)}, "a predictor_row needs the hash of its predictor"),

@@ -212,7 +212,7 @@ def test_the_betas_of_the_base_decide(base: Path):
     [
         ({"beta_schedule": "linear"}, "has betas 'linear'; only 'scaled_linear' can be read"),
         ({"trained_betas": [0.1, 0.2]}, "has betas 'trained_betas'; only"),
-        ({"beta_start": "little"}, "holds no number"),
+        ({"beta_start": "little"}, "has beta_start 'little', needs a number"),
         ({"prediction_type": "flow"}, "has prediction_type 'flow', needs one of epsilon, v_pred"),
     ],
 )
