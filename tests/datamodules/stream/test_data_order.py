@@ -33,7 +33,7 @@ RAW_TASKS = st.lists(
     min_size=1,
     max_size=5,
 )
-RAW = st.tuples(RAW_TASKS, st.integers(0, 2**63), st.integers(1, 8))
+RAW = st.tuples(RAW_TASKS, st.integers(0, 2**63 - 1), st.integers(1, 8))
 RawSpec = tuple[list[tuple[int, list[int]]], int, int]
 
 
