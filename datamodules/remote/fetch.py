@@ -6,21 +6,24 @@ server's last word. No message repeats the text of a library's error: it may hol
 secrets included.
 """
 
+import asyncio
 import errno
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
-from typing import BinaryIO, TypeVar, cast
-from urllib.parse import urljoin, urlsplit
+from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
 
-from datamodules.remote.address import WEB, Address, is_loopback
+from datamodules.remote.address import WEB, Address
+from datamodules.remote.redirects import RedirectError, redirect_trace
 from emu_edit.errors import InputError, ShardError, StorageError
 from emu_edit.randomness import keyed_generator
 
@@ -34,7 +37,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to go on. `deadline` and `stall` are seconds, of one file and without any data."""
+    """How long to go on. `deadline` and `stall` are seconds, of one file and without any data.
+
+    Headers are no data. Both are kept whatever a server sends, the stall by the web alone.
+    """
 
     attempts: int
     deadline: float
@@ -84,8 +90,8 @@ def fetch(
     failures: list[AttemptError] = []
     while True:
         try:
-            with closing(_chunks(address, name, policy)) as chunks:
-                return receive(_until(chunks, start + policy.deadline, policy.deadline))
+            with closing(_chunks(address, name, policy, start + policy.deadline)) as chunks:
+                return receive(chunks)
         except AttemptError as error:
             failures.append(error)
         waited = time.monotonic() - start
@@ -134,29 +140,87 @@ def _final_error(shown: str, failures: list[AttemptError], waited: float) -> Inp
     )
 
 
-def _chunks(address: Address, name: str, policy: RetryPolicy) -> Generator[bytes, None, None]:
-    """Yield the bytes of a file as they come; what goes wrong is an AttemptError."""
-    # a stream, not blocks; for the web, giving a size spares a HEAD request
-    options = {"block_size": 0, "size": 1} if address.protocol in WEB else {}
-    if address.protocol == "hf":
-        options = {"block_size": 0}
+def _chunks(
+    address: Address, name: str, policy: RetryPolicy, end: float
+) -> Generator[bytes, None, None]:
+    """Yield the bytes of a file as they come; what goes wrong is an AttemptError.
+
+    Args:
+        address: the folder.
+        name: the file in it.
+        policy: seconds.
+        end: of the policy's deadline, in seconds of `time.monotonic`.
+    """
     try:
         system = _file_system(address, policy)
-        with system.open(address.file(name), "rb", **options) as opened:
-            stream = cast(BinaryIO, opened)
-            while chunk := stream.read(CHUNK):
-                yield chunk
+        reading = _of_web if address.protocol in WEB else _of_others
+        with closing(reading(system, address.file(name), policy.stall, end)) as chunks:
+            yield from chunks
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  each file system has errors of its own
+        if isinstance(error, TimeoutError) and time.monotonic() >= end:
+            reason = f"slower than the deadline of {policy.deadline:g} s"
+            raise AttemptError(reason) from None
         raise describe(error) from None
 
 
-def _until(chunks: Iterator[bytes], deadline: float, seconds: float) -> Iterator[bytes]:
-    for chunk in chunks:
-        if time.monotonic() > deadline:
-            raise AttemptError(f"slower than the deadline of {seconds:g} s")
+def _of_web(system: Any, url: str, stall: float, end: float) -> Generator[bytes, None, None]:
+    """Yield what a web server sends; no wait for data is longer than `stall`, or goes beyond `end`.
+
+    aiohttp's limits are for a silence (`sock_read`), and a server that sends headers byte by byte,
+    `102 Processing` without end or long extensions of chunks is never silent. So it is the wait for
+    data that is bounded, the first from before the connection is made. What is cut off is cancelled
+    in the thread of fsspec's event loop, and the connection closed.
+    """
+
+    def in_time(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return sync(system.loop, call, *args, timeout=min(stall, _left(end)), **options)
+
+    # makes no request yet; giving a size spares a HEAD request
+    stream = in_time(system.open_async, url, size=1)
+    try:
+        while chunk := in_time(stream.read, CHUNK):
+            yield chunk
+    finally:
+        asyncio.run_coroutine_threadsafe(stream.close(), system.loop)
+
+
+def _of_others(system: Any, url: str, stall: float, end: float) -> Generator[bytes, None, None]:
+    """Yield a file of another protocol; its package sees to stalls, `end` is seen to here."""
+    del stall
+
+    def read() -> Iterator[bytes]:
+        # hf would read ahead in blocks
+        options = {"block_size": 0} if system.protocol == "hf" else {}
+        with system.open(url, "rb", **options) as stream:
+            while chunk := stream.read(CHUNK):
+                yield chunk
+
+    chunks = read()
+    while chunk := _in_thread(lambda: next(chunks, b""), end):
         yield chunk
+
+
+def _in_thread(call: Callable[[], T], end: float) -> T:
+    """Return what a call returns; at `end` it is left behind, in a thread that holds nobody up."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # noqa: BLE001  raised again by `result`
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    return outcome.result(timeout=_left(end))
+
+
+def _left(end: float) -> float:
+    """Return the seconds until `end`, which are never none: to fsspec 0 means without limit."""
+    if (left := end - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left
 
 
 def describe(error: Exception) -> AttemptError:
@@ -169,8 +233,8 @@ def describe(error: Exception) -> AttemptError:
         is_final = 400 <= status < 500 and status not in TRY_AGAIN
         return AttemptError(f"status {status}{meaning}", is_final=is_final)
     match error:
-        case _InsecureRedirectError():
-            return AttemptError(f"redirected to http:// on {error}, not encrypted", is_final=True)
+        case RedirectError():
+            return AttemptError(f"redirected {error}", is_final=True)
         case aiohttp.ClientSSLError():
             return AttemptError(f"no trusted encryption ({type(error).__name__})", is_final=True)
         case TimeoutError():
@@ -200,15 +264,11 @@ def _status_of(error: Exception) -> int | None:
             return None
 
 
-class _InsecureRedirectError(Exception):
-    """A server leads to `http://` on another machine; the text is its name."""
-
-
 def _file_system(address: Address, policy: RetryPolicy) -> fsspec.AbstractFileSystem:
     """Return the file system of an address; fsspec keeps one for each process and setting."""
     options = {}
     if address.protocol in WEB:
-        options = {"client_kwargs": _web_options(policy.stall, policy.insecure_http)}
+        options = {"client_kwargs": _web_options(policy.insecure_http)}
     try:
         return fsspec.url_to_fs(address.url, **options)[0]
     except ImportError as error:
@@ -219,27 +279,14 @@ def _file_system(address: Address, policy: RetryPolicy) -> fsspec.AbstractFileSy
 
 
 @cache
-def _web_options(stall: float, insecure_http: bool) -> dict[str, object]:
+def _web_options(insecure_http: bool) -> dict[str, object]:
     """Return the settings of aiohttp, always the same object: fsspec would open a new session."""
     import aiohttp
     from aiohttp.http import SERVER_SOFTWARE
 
-    async def refuse_insecure(
-        session: aiohttp.ClientSession,
-        context: SimpleNamespace,
-        redirect: aiohttp.TraceRequestRedirectParams,
-    ) -> None:
-        del session, context
-        target = urlsplit(urljoin(str(redirect.url), redirect.response.headers["Location"]))
-        host = target.hostname or ""
-        if target.scheme == "http" and not insecure_http and not is_loopback(host):
-            raise _InsecureRedirectError(host)
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(refuse_insecure)
     return {
-        "timeout": aiohttp.ClientTimeout(total=None, connect=stall, sock_read=stall),
-        "trace_configs": [trace],
+        "timeout": aiohttp.ClientTimeout(),  # none: see `_of_web`
+        "trace_configs": [redirect_trace(insecure_http=insecure_http)],
         "trust_env": True,  # proxies, as clusters need them, and ~/.netrc for passwords
         # the bytes as they lie on the server: the manifest counts those
         "headers": {"Accept-Encoding": "identity", "User-Agent": f"emu-edit {SERVER_SOFTWARE}"},

@@ -19,10 +19,11 @@ from filelock import FileLock
 from datamodules.remote.address import Address, parse_place
 from datamodules.remote.fetch import AttemptError, RetryPolicy, fetch
 from datamodules.remote.node_cache import GIB, LOCKS, ShardCache
-from datamodules.shards.folder import LocalFolder, ShardFolder
+from datamodules.shards.folder import MAX_FILE_BYTES, LocalFolder, ShardFolder
 from datamodules.shards.index import Index, index_shard, load_index, save_index
 from datamodules.shards.manifest import (
     MANIFEST,
+    MAX_BYTES,
     Manifest,
     ShardEntry,
     parse_manifest,
@@ -30,8 +31,6 @@ from datamodules.shards.manifest import (
 )
 from emu_edit.errors import InputError, ShardError
 
-MAX_MANIFEST_BYTES = 256 * 2**20  # a million shards fit
-MAX_FILE_BYTES = 64 * 2**20  # of other small files
 HASH_AND_INDEX = 60.0  # seconds, for a shard of many GB
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,8 @@ class CacheSettings:
         max_gb: GiB the folder may take; shards not opened for longest go first.
         attempts: how often a file is asked for before the run ends.
         deadline: seconds all attempts for a file may take together.
-        stall: seconds a web server may be silent before the attempt counts as failed.
+        stall: seconds a web server may send no data before the attempt counts as failed;
+            connecting, redirects and headers are no data.
         insecure_http: read `http://` of other machines, too.
     """
 
@@ -124,7 +124,7 @@ class RemoteFolder(ShardFolder):
         return descriptor
 
     def index(self, entry: ShardEntry) -> Index:
-        """Map the index that was made when the shard came; open the shard first."""
+        """Return the index that was made when the shard came; open the shard first."""
         return load_index(self.cache.place(entry), entry)
 
     def verify_hashes(self) -> None:
@@ -193,7 +193,7 @@ def open_folder(place: str | Path, cache: CacheSettings | None = None) -> ShardF
     node = ShardCache(settings.place, int(settings.max_gb * GIB), settings.patience)
     node.sweep()
     retries = torch.zeros((), dtype=torch.int64).share_memory_()
-    data = _read_small(address, MANIFEST, MAX_MANIFEST_BYTES, policy, logger.warning)
+    data = _read_small(address, MANIFEST, MAX_BYTES, policy, logger.warning)
     manifest = parse_manifest(data, address.shown(MANIFEST))
     node.refuse_too_large(max(manifest.entries, key=lambda entry: entry.bytes))
     return RemoteFolder(address, manifest, node, policy, retries)

@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,11 +32,11 @@ def status(code: int) -> Behaviour:
     return answer
 
 
-def redirect(target: str) -> Behaviour:
+def redirect(target: str, *, header: str = "Location") -> Behaviour:
     def answer(handler: "Handler", data: bytes) -> None:
         del data
         handler.send_response(302)
-        handler.send_header("Location", target)
+        handler.send_header(header, target)
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
@@ -93,6 +94,28 @@ def slow(handler: "Handler", data: bytes) -> None:
         handler.wfile.write(data[start : start + step])
         handler.wfile.flush()
         handler.site.closing.wait(0.01)
+
+
+def endless(head: bytes, again: bytes, pause: float = 0.02) -> Behaviour:
+    """Send a beginning, and then the same again and again: never silent, and never any data."""
+
+    def answer(handler: "Handler", data: bytes) -> None:
+        del data
+        handler.wfile.write(head)
+        end = time.monotonic() + 20
+        while time.monotonic() < end and not handler.site.closing.wait(pause):
+            handler.wfile.write(again)
+
+    return answer
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+dripped_header = endless(OK + b"X-Slow: ", b"x")
+dripped_headers = endless(OK, b"X-Slow: x\r\n")
+dripped_extension = endless(OK + b"Transfer-Encoding: chunked\r\n\r\n5;", b"x")
+dripped_trailer = endless(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Slow: ", b"x")
+processing = endless(b"", b"HTTP/1.1 102 Processing\r\n\r\n")
+flood = endless(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 100, pause=0.0)
 
 
 def flipped(handler: "Handler", data: bytes) -> None:

@@ -285,17 +285,6 @@ def test_the_whole_of_a_file_is_asked_for_uncompressed(site: Site, cache: CacheS
     assert "Range" not in site.headers
 
 
-def test_a_redirect_is_followed_but_not_to_an_open_line(site: Site, cache: CacheSettings):
-    folder = remote(site, CacheSettings(cache.folder, attempts=3))
-    entry = first_entry(folder.manifest)
-    site.plan[FIRST] = [loopback.redirect("http://example.invalid/x.tar?sig=CANARY")]
-    with pytest.raises(StorageError, match=r"redirected to http:// on example\.invalid") as caught:
-        folder.path(entry)
-    assert "CANARY" not in str(caught.value)
-    site.plan[FIRST] = [loopback.redirect(f"{site.url}/{FIRST}")]
-    assert folder.path(entry).stat().st_size == entry.bytes
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
