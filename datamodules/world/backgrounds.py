@@ -1,16 +1,17 @@
 """Backgrounds: plain colours, five scenes, or a crop of the user's photographs.
 
 A named background has one look and no randomness, so "replace the background with a beach" has one
-right answer. Which photograph and which square of it a scene shows is drawn by the scene's
-generator, so the world stays a pure function of seed and index as long as the folder stays as it
-is. A file that is no picture gives its place to the next one by name, and is named and counted.
+right answer; a camera may look beyond its edges, where it goes on. Which photograph and which
+square of it a scene shows is drawn by the scene's generator, so the world stays a pure function of
+seed and index as long as the folder stays as it is. A file that is no picture gives its place to
+the next one by name, and is named and counted.
 """
 
 import hashlib
 import logging
 from collections.abc import Mapping
 from copy import copy
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from datamodules.listing import list_entries
 from datamodules.world.palette import PLAIN_BACKGROUNDS, SCENIC_BACKGROUNDS
-from datamodules.world.scene import Crop
+from datamodules.world.scene import Crop, View
 from emu_edit.errors import BadDataError, BadImageError, InputError
 from emu_edit.images import read_image
 from emu_edit.pictures import EXTENSIONS
@@ -28,67 +29,98 @@ from emu_edit.randomness import keyed_generator
 
 logger = logging.getLogger(__name__)
 
+AT_REST = View()
+
 
 def pixel_centres(size: int) -> Float32[np.ndarray, " size"]:
     """Return the centres of the pixels of one row, in fractions of the side."""
     return (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
 
 
-@cache
-def named_background(name: str, size: int) -> Float32[np.ndarray, "size size 3"]:
-    """Return a background by name, values in [0, 255]; read-only, shared by all callers."""
+@lru_cache(32)
+def named_background(
+    name: str, size: int, view: View = AT_REST
+) -> Float32[np.ndarray, "size size 3"]:
+    """Return what a camera sees of a background, in [0, 255]; read-only, shared by all callers."""
     picture = np.empty((size, size, 3), dtype=np.float32)
     if name in PLAIN_BACKGROUNDS:
         picture[:] = PLAIN_BACKGROUNDS[name]
     else:
         parts = [np.array(rgb, dtype=np.float32) for rgb in SCENIC_BACKGROUNDS[name]]
-        _SCENIC[name](picture, parts)
+        at = pixel_centres(size) * np.float32(view.side)
+        x, y = at + np.float32(view.left), at + np.float32(view.top)
+        _SCENIC[name](picture, parts, x, y, size / view.side)
     picture.flags.writeable = False
     return picture
 
 
-def _banded(picture: np.ndarray, parts: list[np.ndarray], *, edges: tuple[float, ...]) -> None:
+# a painter gets the colours, the places of columns and rows, and how many pixels a side of the
+# world at rest has
+_Axis = Float32[np.ndarray, " n"]
+
+
+def _banded(
+    picture: np.ndarray,
+    parts: list[np.ndarray],
+    x: _Axis,  # noqa: ARG001  bands have no end
+    y: _Axis,
+    scale: float,
+    *,
+    edges: tuple[float, ...],
+) -> None:
     """Paint horizontal bands of colour with anti-aliased edges."""
-    size = len(picture)
-    at = pixel_centres(size)
-    column = np.broadcast_to(parts[0], (size, 3)).astype(np.float32)
+    column = np.broadcast_to(parts[0], (len(y), 3)).astype(np.float32)
     for edge, colour in zip(edges, parts[1:], strict=True):
-        share = np.clip(0.5 + (at - np.float32(edge)) * size, 0, 1)[:, None]
+        share = np.clip(0.5 + (y - np.float32(edge)) * scale, 0, 1)[:, None]
         column += share * (colour - column)
     picture[:] = column[:, None, :]
 
 
-def _sunset(picture: np.ndarray, parts: list[np.ndarray]) -> None:
-    at = pixel_centres(len(picture))
+def _sunset(
+    picture: np.ndarray,
+    parts: list[np.ndarray],
+    x: _Axis,  # noqa: ARG001
+    y: _Axis,
+    scale: float,  # noqa: ARG001
+) -> None:
     stops = np.linspace(0, 1, len(parts))
     for channel in range(3):
-        column = np.interp(at, stops, [part[channel] for part in parts])
+        column = np.interp(y, stops, [part[channel] for part in parts])
         picture[:, :, channel] = column[:, None]
 
 
-def _night_sky(picture: np.ndarray, parts: list[np.ndarray]) -> None:
-    size = len(picture)
-    at = pixel_centres(size)
-    picture[:] = parts[0] + at[:, None, None] * (parts[1] - parts[0])
-    # one fixed sky: the same stars in every picture
-    for x, y, brightness in keyed_generator(0, "world stars", 0).random((24, 3), dtype=np.float32):
-        far = np.maximum(np.abs(at - x)[None, :], np.abs(at - y)[:, None])
-        star = np.clip(0.5 - (far - np.float32(0.008)) * size, 0, 1)[..., None] * (
+def _night_sky(
+    picture: np.ndarray, parts: list[np.ndarray], x: _Axis, y: _Axis, scale: float
+) -> None:
+    picture[:] = parts[0] + np.clip(y, 0, 1)[:, None, None] * (parts[1] - parts[0])
+    # one fixed sky: the same stars in every picture, and again beyond its edges
+    for at_x, at_y, brightness in keyed_generator(0, "world stars", 0).random(
+        (24, 3), dtype=np.float32
+    ):
+        far = np.maximum(_away(x, at_x)[None, :], _away(y, at_y)[:, None])
+        star = np.clip(0.5 - (far - np.float32(0.008)) * scale, 0, 1)[..., None] * (
             0.4 + 0.6 * brightness
         )
         picture += star * (np.float32(255) - picture)
 
 
-def _brick_wall(picture: np.ndarray, parts: list[np.ndarray]) -> None:
+def _away(at: _Axis, star: np.float32) -> _Axis:
+    """Return the distance to a star along one axis, or to the nearest of its copies beyond."""
+    away = np.abs(at - star)
+    outside = (at < 0) | (at > 1)
+    return np.where(outside, np.abs(away - np.round(away)), away)
+
+
+def _brick_wall(
+    picture: np.ndarray, parts: list[np.ndarray], x: _Axis, y: _Axis, scale: float
+) -> None:
     brick, mortar = parts
-    size = len(picture)
-    at = pixel_centres(size)
-    course = np.floor(at * 8)
-    row_edge = np.abs(at * 8 - np.round(at * 8)) / 8
-    shifted = at[None, :] * 4 + 0.5 * (course[:, None] % 2)
+    course = np.floor(y * 8)
+    row_edge = np.abs(y * 8 - np.round(y * 8)) / 8
+    shifted = x[None, :] * 4 + 0.5 * (course[:, None] % 2)
     column_edge = np.abs(shifted - np.round(shifted)) / 4
     joint = np.minimum(row_edge[:, None], column_edge)
-    share = np.clip(0.5 - (joint - 0.008) * size, 0, 1)[..., None]
+    share = np.clip(0.5 - (joint - 0.008) * scale, 0, 1)[..., None]
     picture[:] = brick + share * (mortar - brick)
 
 

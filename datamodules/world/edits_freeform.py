@@ -13,8 +13,8 @@ from datamodules.world import filters
 from datamodules.world.instructions import EFFECTS, FILTERS, STYLES, pick
 from datamodules.world.palette import HELDOUT_WORDS, WORDS, visible_inks
 from datamodules.world.render import quantise, render
-from datamodules.world.sprites import word_coverage
-from datamodules.world.studio import Change, Rules, Studio, WorldPair
+from datamodules.world.scene import Scene
+from datamodules.world.studio import Change, Drawn, Rules, Studio, WorldPair, everywhere
 
 WHOLE = Rules(word=0.1)
 
@@ -41,10 +41,8 @@ def color(studio: Studio) -> WorldPair:
         return _filtered(studio, "color", name, words, filters.ADJUSTMENTS[name], name)
     # flat pictures have nothing to sharpen: a blurred picture becomes the one it came from
     scene, _ = studio.scene(WHOLE)
-    sharp = render(scene, studio.size, studio.photos)
-    pictures = (quantise(filters.blur(sharp)), quantise(sharp))
     captions = (f"{scene.caption}, blurred", scene.caption)
-    return studio.pair("color", name, pictures, captions, words=words, extra={})
+    return studio.drawn(Change("color", name, scene, words), _sharpened, scene, captions, extra={})
 
 
 def text(studio: Studio) -> WorldPair:
@@ -68,11 +66,7 @@ def text(studio: Studio) -> WorldPair:
             inks = [ink for ink in inks if ink != word.ink and _is_allowed(studio, ink, word.text)]
             words["ink"] = pick(studio.generator, inks)
             before, after = with_word, replace(scene, word=replace(word, ink=words["ink"]))
-    mask = np.zeros((studio.size, studio.size), dtype=np.bool_)
-    for shown in (before.word, after.word):
-        if shown is not None:
-            mask |= word_coverage(shown.text, shown.band, studio.size) > 0
-    return studio.pair_of(before, Change("text", kind, after, words), mask)
+    return studio.pair_of(before, Change("text", kind, after, words))
 
 
 def _filtered(
@@ -85,10 +79,20 @@ def _filtered(
 ) -> WorldPair:
     """Return the pair of a scene and its filtered picture; `remark` ends the target's caption."""
     scene, _ = studio.scene(WHOLE)
-    source = studio.render(scene)
-    pictures = (source, quantise(function(source.astype(np.float32))))
+
+    def draw(studio: Studio, before: Scene, after: Scene) -> Drawn:
+        del after  # the same scene
+        source = studio.render(before)
+        return everywhere(source, quantise(function(source.astype(np.float32))))
+
     captions = (scene.caption, f"{scene.caption}, {remark}")
-    return studio.pair(task, kind, pictures, captions, words=words)
+    return studio.drawn(Change(task, kind, scene, words), draw, scene, captions)
+
+
+def _sharpened(studio: Studio, before: Scene, after: Scene) -> Drawn:
+    sharp = render(after, studio.size, studio.photos)
+    del before  # the same scene
+    return everywhere(quantise(filters.blur(sharp)), quantise(sharp))
 
 
 def _is_allowed(studio: Studio, ink: str, text: str) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from datamodules.world.instructions import SIZES, background_words, pick
 from datamodules.world.palette import PLACES
-from datamodules.world.render import coverage
 from datamodules.world.scene import Figure, Person, Scene, Thing
 from datamodules.world.studio import Change, Rules, Studio, WorldPair
 
@@ -51,8 +50,7 @@ def background(studio: Studio) -> WorldPair:
     before, _ = studio.scene(Rules(word=0.1))
     after = replace(before, background=studio.other_background(before))
     words = {"background": background_words(after.background.name)}
-    mask = coverage(before, studio.size).background > 0
-    return studio.pair_of(before, Change("background", "background", after, words), mask)
+    return studio.pair_of(before, Change("background", "background", after, words))
 
 
 def recoloured(studio: Studio, scene: Scene, old: Figure) -> Change:

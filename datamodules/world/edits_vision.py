@@ -15,10 +15,10 @@ from datamodules.world.instructions import pick
 from datamodules.world.maps import MAPS
 from datamodules.world.palette import MARKS
 from datamodules.world.phrasings import MAP_WORDS
-from datamodules.world.render import draw_figure, seen
-from datamodules.world.scene import Figure, Person
+from datamodules.world.render import draw_figure
+from datamodules.world.scene import Figure, Person, Scene
 from datamodules.world.sprites import joints
-from datamodules.world.studio import Change, Rules, Studio, WorldPair
+from datamodules.world.studio import Change, Drawn, Rules, Studio, WorldPair, everywhere
 
 LINE = 1 / 32  # width of a detection's rectangle: two pixels at 64
 GAP = 1 / 64  # between a figure and its rectangle
@@ -28,13 +28,17 @@ def detect(studio: Studio) -> WorldPair:
     """Draw a rectangle in a stated colour around a named figure."""
     scene, figure = studio.scene(Rules())
     mark = pick(studio.generator, tuple(MARKS))
-    source = studio.render(scene)
-    target, frame, about = framed(source, figure, mark)
     words = {"thing": figure.name, "mark": mark}
     captions = (scene.caption, f"{scene.caption}, with a {mark} box around the {figure.name}")
-    extra = {**words, **about}
-    return studio.pair(
-        "detect", "detect", (source, target), captions, words=words, mask=frame, extra=extra
+    extra = {**words, **framed(studio.render(scene), figure, mark)[2]}
+
+    def draw(studio: Studio, before: Scene, after: Scene) -> Drawn:
+        del after  # the same scene
+        source = studio.render(before)
+        return source, *framed(source, before.named(figure.name), mark)[:2]
+
+    return studio.drawn(
+        Change("detect", "detect", scene, words), draw, scene, captions, extra=extra
     )
 
 
@@ -49,8 +53,7 @@ def segment(studio: Studio) -> WorldPair:
     # in place: the paint's name may sort elsewhere among figures of the same base
     after = replace(scene, figures=tuple(painted if f is figure else f for f in scene.figures))
     words = {"thing": figure.name, "mark": mark}
-    change = Change("segment", "segment", after, words)
-    pair = studio.pair_of(scene, change, seen(scene, figure, studio.size))
+    pair = studio.pair_of(scene, Change("segment", "segment", after, words))
     caption = f"{scene.caption}, with the {figure.name} marked {mark}"
     extra = {**pair.extra, "mark_rgb": list(MARKS[mark])}
     return replace(pair, target_caption=caption, extra=extra)
@@ -110,9 +113,12 @@ def _to_map(studio: Studio, task: str) -> WorldPair:
     if task == "pose":
         people = (figure for figure in scene.figures if isinstance(figure, Person))
         extra["joints"] = [np.round(joints(person), 4).tolist() for person in people]
-    pictures = (studio.render(scene), MAPS[task](scene, studio.size))
     captions = (scene.caption, f"a {MAP_WORDS[task][0]} of {scene.subjects}")
-    return studio.pair(task, "to_map", pictures, captions, words={}, extra=extra)
+
+    def draw(studio: Studio, before: Scene, after: Scene) -> Drawn:
+        return everywhere(studio.render(before), MAPS[task](after, studio.size))
+
+    return studio.drawn(Change(task, "to_map", scene, {}), draw, scene, captions, extra=extra)
 
 
 def _from_map(studio: Studio, task: str) -> WorldPair:
@@ -120,7 +126,10 @@ def _from_map(studio: Studio, task: str) -> WorldPair:
     only_person = Rules(things=(0,), flat=True, focus="person")
     flat = Rules(things=(1, 1, 2, 2, 3), person=0.2, flat=True)
     scene, _ = studio.scene(only_person if task == "pose" else flat)
-    pictures = (MAPS[task](scene, studio.size), studio.render(scene))
     captions = (f"a {MAP_WORDS[task][0]} of {scene.subjects}", scene.caption)
-    words, extra = {"scene": scene.caption}, {"direction": "from_map"}
-    return studio.pair(task, "from_map", pictures, captions, words=words, extra=extra)
+    change = Change(task, "from_map", scene, {"scene": scene.caption})
+
+    def draw(studio: Studio, before: Scene, after: Scene) -> Drawn:
+        return everywhere(MAPS[task](before, studio.size), studio.render(after))
+
+    return studio.drawn(change, draw, scene, captions, extra={"direction": "from_map"})

@@ -99,7 +99,7 @@ def pose(scene: Scene, size: int) -> UInt8[np.ndarray, "size size 3"]:
     for person in scene.figures:
         if not isinstance(person, Person):
             continue
-        limbs = limb_distances(joints(person), at, at)
+        limbs = limb_distances(joints(person), at[None, :], at[:, None])
         for distance, rgb in zip(limbs, LIMB_RGB, strict=True):
             alpha = np.clip(0.5 + (np.float32(BONE) - distance) * size, 0, 1)[:, :, None]
             picture += alpha * (rgb - picture)

@@ -15,7 +15,13 @@ from jaxtyping import Bool, Float32, UInt8
 from datamodules.world.backgrounds import Photos, named_background, pixel_centres
 from datamodules.world.palette import RGB
 from datamodules.world.scene import Background, Figure, Person, Scene, Thing
-from datamodules.world.sprites import joints, person_distance, thing_distance, word_coverage
+from datamodules.world.sprites import (
+    joints,
+    own_axes,
+    person_distance,
+    thing_distance,
+    word_coverage,
+)
 
 PERIOD = 0.1  # of the textures, in fractions of the side: about six pixels at 64
 DOT_RADIUS = 0.031
@@ -71,7 +77,7 @@ def background_picture(
 ) -> Float32[np.ndarray, "size size 3"]:
     """Return the picture behind the figures; may be shared, so copy before writing."""
     if background.crop is None:
-        return named_background(background.name, size)
+        return named_background(background.name, size, background.view)
     if photos is None:
         raise ValueError("the scene has a photograph as background; pass the folder it is from")
     return photos.picture(background.crop, size).astype(np.float32)
@@ -116,8 +122,8 @@ def draw_figure(figure: Figure, size: int) -> Layer:
     x0, y0, x1, y1 = _extent(figure)
     rows, columns = _window(y0, y1, size), _window(x0, x1, size)
     at = pixel_centres(size)
-    y, x = at[rows], at[columns]
-    rgb = np.empty((len(y), len(x), 3), dtype=np.float32)
+    y, x = at[rows, None], at[None, columns]
+    rgb = np.empty((y.size, x.size, 3), dtype=np.float32)
     rgb[:] = RGB[figure.colour]
     if isinstance(figure, Person):
         distance = person_distance(figure, x, y)
@@ -148,7 +154,8 @@ def _lay_over(
 def _extent(figure: Figure) -> tuple[float, float, float, float]:
     """Return a rectangle that surely holds the figure: x0, y0, x1, y1."""
     if isinstance(figure, Thing):
-        reach = figure.radius * 1.1 + MARGIN
+        # the farthest corner of a shape, of the triangle, is 1.25 radii from the middle
+        reach = figure.radius * (1.1 if figure.angle == 0 else 1.3) + MARGIN
         return figure.x - reach, figure.y - reach, figure.x + reach, figure.y + reach
     points = joints(figure)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -164,25 +171,28 @@ def _window(low: float, high: float, size: int) -> slice:
 
 
 def _pattern(
-    thing: Thing, x: Float32[np.ndarray, " w"], y: Float32[np.ndarray, " h"], size: int
+    thing: Thing, x: Float32[np.ndarray, "1 w"], y: Float32[np.ndarray, "h 1"], size: int
 ) -> Float32[np.ndarray, "h w"]:
     """Return the dark share of a texture, anti-aliased; it is anchored at the thing's centre."""
-    across, down = _wave((x - thing.x) / PERIOD), _wave((y - thing.y) / PERIOD)
+    period, dot_radius = PERIOD * thing.grain, DOT_RADIUS * thing.grain
+    x, y = own_axes(thing, x, y)
+    across, down = _wave(x / period), _wave(y / period)
     match thing.texture:
         case "striped":
-            stripe = np.clip(0.5 - (down - 0.25) * PERIOD * size, 0, 1)[:, None]
-            return np.broadcast_to(stripe, (len(y), len(x))).astype(np.float32)
+            stripe = np.clip(0.5 - (down - 0.25) * period * size, 0, 1)
+            shape = np.broadcast_shapes(across.shape, down.shape)
+            return np.broadcast_to(stripe, shape).astype(np.float32)
         case "dotted":
-            far = np.sqrt(across[None, :] ** 2 + down[:, None] ** 2) * PERIOD
-            return np.clip(0.5 - (far - DOT_RADIUS) * size, 0, 1).astype(np.float32)
+            far = np.sqrt(across**2 + down**2) * period
+            return np.clip(0.5 - (far - dot_radius) * size, 0, 1).astype(np.float32)
         case "checkered":
-            a = np.clip(0.5 - (across - 0.25) * PERIOD * size, 0, 1)[None, :]
-            b = np.clip(0.5 - (down - 0.25) * PERIOD * size, 0, 1)[:, None]
+            a = np.clip(0.5 - (across - 0.25) * period * size, 0, 1)
+            b = np.clip(0.5 - (down - 0.25) * period * size, 0, 1)
             return (a + b - 2 * a * b).astype(np.float32)
         case _:
             raise ValueError(f"no pattern for the texture {thing.texture!r}")
 
 
-def _wave(u: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+def _wave(u: Float32[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n"]:
     """Return the distance to the nearest half-integer, in [0, 0.5]."""
     return np.abs(u - np.floor(u) - np.float32(0.5))

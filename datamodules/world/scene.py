@@ -15,7 +15,11 @@ Texture = Literal["plain", "striped", "dotted", "checkered"]
 
 @dataclass(frozen=True)
 class Thing:
-    """A flat figure: one of the shapes inside a circle of `radius` around (x, y)."""
+    """A flat figure: one of the shapes inside a circle of `radius` around (x, y).
+
+    In clips it may be turned by `angle`, clockwise in radians, and its pattern be `grain` times as
+    coarse as that of a thing which has not come nearer.
+    """
 
     shape: str
     colour: str
@@ -23,6 +27,8 @@ class Thing:
     x: float
     y: float
     radius: float
+    angle: float = 0.0
+    grain: float = 1.0
 
     @property
     def base(self) -> float:
@@ -92,11 +98,24 @@ class Crop:
 
 
 @dataclass(frozen=True)
+class View:
+    """The square of the world that a camera shows, in fractions of what it shows at rest."""
+
+    left: float = 0.0
+    top: float = 0.0
+    side: float = 1.0
+
+
+@dataclass(frozen=True)
 class Background:
-    """One of the named backgrounds, or a crop of a photograph (then the name is "photograph")."""
+    """One of the named backgrounds, or a crop of a photograph (then the name is "photograph").
+
+    A named one has no end; which part of it is seen is the `view`.
+    """
 
     name: str
     crop: Crop | None = None
+    view: View = View()
 
 
 @dataclass(frozen=True)
@@ -122,6 +141,10 @@ class Scene:
     ) -> "Scene":
         """Return a scene with its figures in depth order: the lowest base is nearest, and last."""
         return Scene(background, tuple(sorted(figures, key=lambda f: (f.base, f.name))), word)
+
+    def named(self, name: str) -> Figure:
+        """Return the figure of a name."""
+        return next(figure for figure in self.figures if figure.name == name)
 
     def without(self, figure: Figure) -> "Scene":
         """Return the scene with one figure less."""

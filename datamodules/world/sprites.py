@@ -53,23 +53,41 @@ def corners(shape: str) -> Float32[np.ndarray, "n 2"]:
 
 
 def thing_distance(
-    thing: Thing, x: Float32[np.ndarray, " w"], y: Float32[np.ndarray, " h"]
+    thing: Thing, x: Float32[np.ndarray, "#h #w"], y: Float32[np.ndarray, "#h #w"]
 ) -> Float32[np.ndarray, "h w"]:
-    """Return the signed distance to a thing at the crossings of columns x and rows y."""
-    x, y = x - np.float32(thing.x), y - np.float32(thing.y)
+    """Return the signed distance to a thing at points: a row of x and a column of y, or any."""
+    x, y = own_axes(thing, x, y)
     if thing.shape == "circle":
-        return np.sqrt(x[None, :] ** 2 + y[:, None] ** 2) - np.float32(thing.radius * 0.95)
+        return np.sqrt(x**2 + y**2) - np.float32(thing.radius * 0.95)
     return _polygon_distance(corners(thing.shape) * np.float32(thing.radius), x, y)
 
 
+def own_axes(
+    thing: Thing, x: Float32[np.ndarray, "#h #w"], y: Float32[np.ndarray, "#h #w"]
+) -> tuple[Float32[np.ndarray, "_ _"], Float32[np.ndarray, "_ _"]]:
+    """Return points as the thing sees them: from its centre, turned back by its angle."""
+    x, y = x - np.float32(thing.x), y - np.float32(thing.y)
+    if thing.angle == 0:
+        return x, y
+    c, s = np.float32(np.cos(thing.angle)), np.float32(np.sin(thing.angle))
+    return c * x + s * y, c * y - s * x
+
+
 def person_distance(
-    person: Person, x: Float32[np.ndarray, " w"], y: Float32[np.ndarray, " h"]
+    person: Person, x: Float32[np.ndarray, "#h #w"], y: Float32[np.ndarray, "#h #w"]
 ) -> Float32[np.ndarray, "h w"]:
     """Return the signed distance to a person: limbs of one thickness and a round head."""
+    return np.minimum(*part_distances(person, x, y))
+
+
+def part_distances(
+    person: Person, x: Float32[np.ndarray, "#h #w"], y: Float32[np.ndarray, "#h #w"]
+) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
+    """Return the signed distances to a person's limbs, the nearest of each point, and head."""
     points = joints(person)
     limbs = limb_distances(points, x, y).min(axis=0) - np.float32(LIMB_RADIUS * person.height)
-    head = np.sqrt((x - points[0, 0])[None, :] ** 2 + (y - points[0, 1])[:, None] ** 2)
-    return np.minimum(limbs, head - np.float32(HEAD_RADIUS * person.height))
+    head = np.sqrt((x - points[0, 0]) ** 2 + (y - points[0, 1]) ** 2)
+    return limbs, head - np.float32(HEAD_RADIUS * person.height)
 
 
 def joints(person: Person) -> Float32[np.ndarray, "11 2"]:
@@ -96,7 +114,9 @@ def _joints(pose: Pose) -> Float32[np.ndarray, "11 2"]:
 
 
 def limb_distances(
-    points: Float32[np.ndarray, "11 2"], x: Float32[np.ndarray, " w"], y: Float32[np.ndarray, " h"]
+    points: Float32[np.ndarray, "11 2"],
+    x: Float32[np.ndarray, "#h #w"],
+    y: Float32[np.ndarray, "#h #w"],
 ) -> Float32[np.ndarray, "10 h w"]:
     """Return the distance to the axis of each limb."""
     start, end = np.array(LIMBS).T
@@ -106,13 +126,13 @@ def limb_distances(
 def _segment_distances_squared(
     start: Float32[np.ndarray, "n 2"],
     end: Float32[np.ndarray, "n 2"],
-    x: Float32[np.ndarray, " w"],
-    y: Float32[np.ndarray, " h"],
+    x: Float32[np.ndarray, "#h #w"],
+    y: Float32[np.ndarray, "#h #w"],
 ) -> Float32[np.ndarray, "n h w"]:
     """Return squared distances to n segments: |p - a - clamp((p-a)·e / e·e) e|² with e = b - a."""
     edge = end - start
     edge_x, edge_y = edge[:, 0, None, None], edge[:, 1, None, None]
-    from_x, from_y = x - start[:, 0, None, None], y[:, None] - start[:, 1, None, None]
+    from_x, from_y = x - start[:, 0, None, None], y - start[:, 1, None, None]
     squared = np.maximum(edge_x**2 + edge_y**2, np.float32(1e-12))
     along = from_x * (edge_x / squared) + from_y * (edge_y / squared)
     np.clip(along, 0, 1, out=along)
@@ -121,19 +141,20 @@ def _segment_distances_squared(
 
 
 def _polygon_distance(
-    points: Float32[np.ndarray, "n 2"], x: Float32[np.ndarray, " w"], y: Float32[np.ndarray, " h"]
+    points: Float32[np.ndarray, "n 2"],
+    x: Float32[np.ndarray, "#h #w"],
+    y: Float32[np.ndarray, "#h #w"],
 ) -> Float32[np.ndarray, "h w"]:
     following = np.roll(points, -1, axis=0)
     distance = np.sqrt(_segment_distances_squared(points, following, x, y).min(axis=0))
     # a ray to the left crosses an edge where the edge spans the row and its crossing lies left of
     # the pixel
-    start_x, start_y = points[:, 0, None], points[:, 1, None]
-    end_x, end_y = following[:, 0, None], following[:, 1, None]
+    start_x, start_y = points[:, 0, None, None], points[:, 1, None, None]
+    end_x, end_y = following[:, 0, None, None], following[:, 1, None, None]
     spans = (start_y > y) != (end_y > y)
     rise = np.where(end_y == start_y, np.float32(1), end_y - start_y)
     crossing = start_x + (y - start_y) * (end_x - start_x) / rise
-    left_of = spans[:, :, None] & (crossing[:, :, None] < x)
-    inside = np.logical_xor.reduce(left_of, axis=0)
+    inside = np.logical_xor.reduce(spans & (crossing < x), axis=0)
     return np.where(inside, -distance, distance)
 
 

@@ -5,8 +5,8 @@ rule: in training no figure has a held-out colour/shape pair; in the held-out sp
 focus has one and the others do not.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -29,8 +29,9 @@ from datamodules.world.palette import (
     visible_colours,
     visible_inks,
 )
-from datamodules.world.render import changed, quantise, render
+from datamodules.world.render import changed, coverage, quantise, render
 from datamodules.world.scene import Background, Figure, Person, Pose, Scene, Texture, Thing, Word
+from datamodules.world.sprites import word_coverage
 from emu_edit.errors import InputError
 from emu_edit.randomness import keyed_generator
 
@@ -63,9 +64,17 @@ SPLITS: dict[str, tuple[Split, Split]] = {
 
 @dataclass(frozen=True)
 class WorldPair(PairRecord):
-    """One pair with exact ground truth; `mask` is True where the target may differ."""
+    """One pair with exact ground truth; `mask` is True where the target may differ.
+
+    Attributes:
+        scenes: what the pictures show before and after the edit; those of an edit that draws over
+            a picture or filters it are one scene. None where pixels are all there is.
+        draw: makes pictures and mask of the scenes, and of them moved, so that a clip can move.
+    """
 
     mask: Bool[np.ndarray, "h w"] = field(kw_only=True)
+    scenes: "tuple[Scene, Scene] | None" = field(default=None, kw_only=True)
+    draw: "Draw | None" = field(default=None, kw_only=True)
 
     @property
     def is_noop(self) -> bool:
@@ -129,6 +138,28 @@ class Studio:
         """Return the picture of a scene as bytes."""
         return quantise(render(scene, self.size, self.photos))
 
+    def drawn(
+        self,
+        change: "Change",
+        draw: "Draw",
+        before: Scene,
+        captions: tuple[str, str],
+        *,
+        extra: Mapping[str, object] | None = None,
+    ) -> WorldPair:
+        """Return the pair that `draw` makes of a scene and the scene after a change."""
+        source, target, mask = draw(self, before, change.after)
+        pair = self.pair(
+            change.task,
+            change.kind,
+            (source, target),
+            captions,
+            words=change.words,
+            mask=mask,
+            extra=extra,
+        )
+        return replace(pair, scenes=(before, change.after), draw=draw)
+
     def pair(
         self,
         task: str,
@@ -161,21 +192,9 @@ class Studio:
             extra={"kind": kind, **(words if extra is None else extra)},
         )
 
-    def pair_of(
-        self, before: Scene, change: Change, mask: Bool[np.ndarray, "h w"] | None = None
-    ) -> WorldPair:
-        """Return the pair of a scene and the scene after a change.
-
-        Without a mask the scenes differ in figures alone, and the mask is where these are seen.
-        """
-        return self.pair(
-            change.task,
-            change.kind,
-            (self.render(before), self.render(change.after)),
-            (before.caption, change.after.caption),
-            words=change.words,
-            mask=changed(before, change.after, self.size) if mask is None else mask,
-        )
+    def pair_of(self, before: Scene, change: Change) -> WorldPair:
+        """Return the pair of a scene and the scene after a change."""
+        return self.drawn(change, rendered, before, (before.caption, change.after.caption))
 
     def chance(self, probability: float) -> bool:
         """Return True with a probability."""
@@ -317,3 +336,26 @@ class Studio:
             for colour in visible_colours(background.name)
             if ((colour, shape) in HELDOUT_PAIRS) == held
         )
+
+
+Drawn = tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]
+Draw = Callable[[Studio, Scene, Scene], Drawn]
+"""From the scenes before and after an edit to source, target and mask; nothing random."""
+
+
+def rendered(studio: Studio, before: Scene, after: Scene) -> Drawn:
+    """Draw both scenes; the mask is where they may differ: figures, word, all of the background."""
+    mask = changed(before, after, studio.size)
+    for scene, other in ((before, after), (after, before)):
+        if scene.word is not None and scene.word != other.word:
+            mask |= word_coverage(scene.word.text, scene.word.band, studio.size) > 0
+    if before.background != after.background:
+        mask |= coverage(before, studio.size).background > 0
+    return studio.render(before), studio.render(after), mask
+
+
+def everywhere(
+    source: UInt8[np.ndarray, "size size 3"], target: UInt8[np.ndarray, "size size 3"]
+) -> Drawn:
+    """Return two pictures that may differ everywhere."""
+    return source, target, np.ones(source.shape[:2], dtype=np.bool_)
