@@ -21,15 +21,13 @@ from PIL import Image
 
 from datamodules.listing import list_entries
 from datamodules.world.palette import PLAIN_BACKGROUNDS, SCENIC_BACKGROUNDS
-from datamodules.world.scene import Crop, View
+from datamodules.world.scene import AT_REST, Crop, View
 from emu_edit.errors import BadDataError, BadImageError, InputError
 from emu_edit.images import read_image
 from emu_edit.pictures import EXTENSIONS
 from emu_edit.randomness import keyed_generator
 
 logger = logging.getLogger(__name__)
-
-AT_REST = View()
 
 
 def pixel_centres(size: int) -> Float32[np.ndarray, " size"]:

@@ -119,7 +119,7 @@ def changed(before: Scene, after: Scene, size: int) -> Bool[np.ndarray, "size si
 @lru_cache(maxsize=128)
 def draw_figure(figure: Figure, size: int) -> Layer:
     """Return the layer of a figure; cached, as source and target share most of them."""
-    x0, y0, x1, y1 = _extent(figure)
+    x0, y0, x1, y1 = extent(figure)
     rows, columns = _window(y0, y1, size), _window(x0, x1, size)
     at = pixel_centres(size)
     y, x = at[rows, None], at[None, columns]
@@ -151,7 +151,7 @@ def _lay_over(
     window += share * rgb
 
 
-def _extent(figure: Figure) -> tuple[float, float, float, float]:
+def extent(figure: Figure) -> tuple[float, float, float, float]:
     """Return a rectangle that surely holds the figure: x0, y0, x1, y1."""
     if isinstance(figure, Thing):
         # the farthest corner of a shape, of the triangle, is 1.25 radii from the middle

@@ -106,6 +106,9 @@ class View:
     side: float = 1.0
 
 
+AT_REST = View()
+
+
 @dataclass(frozen=True)
 class Background:
     """One of the named backgrounds, or a crop of a photograph (then the name is "photograph").
@@ -115,7 +118,7 @@ class Background:
 
     name: str
     crop: Crop | None = None
-    view: View = View()
+    view: View = AT_REST
 
 
 @dataclass(frozen=True)

@@ -77,17 +77,10 @@ def person_distance(
     person: Person, x: Float32[np.ndarray, "#h #w"], y: Float32[np.ndarray, "#h #w"]
 ) -> Float32[np.ndarray, "h w"]:
     """Return the signed distance to a person: limbs of one thickness and a round head."""
-    return np.minimum(*part_distances(person, x, y))
-
-
-def part_distances(
-    person: Person, x: Float32[np.ndarray, "#h #w"], y: Float32[np.ndarray, "#h #w"]
-) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
-    """Return the signed distances to a person's limbs, the nearest of each point, and head."""
     points = joints(person)
     limbs = limb_distances(points, x, y).min(axis=0) - np.float32(LIMB_RADIUS * person.height)
     head = np.sqrt((x - points[0, 0]) ** 2 + (y - points[0, 1]) ** 2)
-    return limbs, head - np.float32(HEAD_RADIUS * person.height)
+    return np.minimum(limbs, head - np.float32(HEAD_RADIUS * person.height))
 
 
 def joints(person: Person) -> Float32[np.ndarray, "11 2"]:
