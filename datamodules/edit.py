@@ -33,7 +33,7 @@ from datamodules.stream.mixing import (
     where_of,
 )
 from datamodules.stream.order import Order, OrderSpec, Position
-from datamodules.stream.reader import InOrder, ShardDataset, refuse_long_texts
+from datamodules.stream.reader import Decode, InOrder, ShardDataset, refuse_long_texts
 from datamodules.stream.resume import (
     Fingerprint,
     FollowTraining,
@@ -85,10 +85,8 @@ class EditDataModule(LightningDataModule):
         allow_change: go on from a checkpoint although the data have changed since.
         long_texts: what becomes of instructions longer than the text encoder takes: `truncate`
             keeps the words that fit, `skip` takes another sample, `refuse` stops.
-        loader_timeout: seconds without a batch from the loader processes after which training
-            ends, saying what was due; 0 waits for ever.
-        cache: where shards from addresses (`https://`, `s3://`, `hf://`, ...) are kept, and how
-            long to try to get them.
+        loader_timeout: seconds without a batch after which training ends; 0 waits for ever.
+        cache: where shards from addresses (`https://`, `s3://`, ...) are kept; how long to try.
     """
 
     def __init__(
@@ -214,18 +212,30 @@ class EditDataModule(LightningDataModule):
         self, lanes: Sequence[Lane], order: Callable[[int], Position], *, is_training: bool
     ) -> ShardDataset:
         """Return the samples of some lanes as training, or as evaluation is to see them."""
-        decoder = training_decoder if is_training else evaluation_decoder
-        crop = self._crop if is_training else self._val_crop
         return ShardDataset(
             lanes,
             order=order,
             tasks=self.table,
-            decode=decoder(lanes, crop),
+            decode=self.decoder(lanes, is_training=is_training),
             noops=self._noops if is_training else None,
             wordings=Wordings(self._seed) if is_training else None,
             substitutes=self._substitutes,
             texts=self._texts,
         )
+
+    def decoder(self, lanes: Sequence[Lane], *, is_training: bool) -> Decode:
+        """Return what makes a sample of the members of a shard."""
+        make = training_decoder if is_training else evaluation_decoder
+        return make(lanes, self._crop if is_training else self._val_crop)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what else decides which samples there are, for the fingerprint of the data."""
+        steps = {"global_batch": self.global_batch, "steps_per_epoch": self.steps_per_epoch}
+        pictures = {"image_size": self._crop.image_size, "flip": self._crop.flip}
+        rule, noops = self._texts.long_texts, dict(self._noops.rates)
+        # absent by default, as in checkpoints of versions that had none
+        texts = {} if rule is LongTexts.truncate else {"long_texts": rule.name}
+        return {**steps, **pictures, **({"noops": noops} if noops else {}), **texts}
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands, as primitives."""
@@ -368,17 +378,7 @@ class EditDataModule(LightningDataModule):
         )
 
     def _fingerprint(self, mixture: Mixture) -> Fingerprint:
-        rule = self._texts.long_texts
-        settings = {
-            "global_batch": self.global_batch,
-            "steps_per_epoch": self.steps_per_epoch,
-            "image_size": self._crop.image_size,
-            "flip": self._crop.flip,
-            # absent by default, as in checkpoints of versions that had none
-            **({"noops": dict(self._noops.rates)} if self._noops.rates else {}),
-            **({} if rule is LongTexts.truncate else {"long_texts": rule.name}),
-        }
-        return fingerprint_of(self._order_spec(mixture), mixture.hashes(), settings)
+        return fingerprint_of(self._order_spec(mixture), mixture.hashes(), self.settings())
 
     def fit_layout(self, world: int) -> Layout:
         """Return how an optimizer step is split over `world` processes.

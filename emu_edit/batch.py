@@ -1,11 +1,11 @@
 """The records that flow from the data plane to training: one sample, and a stacked batch.
 
-A sample is a pair of pictures, or what frozen encoders made of one: a codec and a text encoder that
-never learn give the same of a pair in every epoch, so it can be read from disk instead. Pictures
-are uint8 here, lossless and a quarter of the traffic; strings stay strings, so the data plane knows
-no tokenizer. `position` is the sample's place in the global stream: all randomness of training
-(timestep, noise, dropout, flips) is drawn from it, so that ranks, workers and restarts cannot
-change what a sample meets.
+A sample is a pair of pictures or of clips, or what frozen encoders made of pictures: a codec and a
+text encoder that never learn give the same of a pair in every epoch, so it can be read from disk
+instead. Pictures are uint8 here, lossless and a quarter of the traffic; strings stay strings, so
+the data plane knows no tokenizer. `position` is the sample's place in the global stream: all
+randomness of training (timestep, noise, dropout, flips) is drawn from it, so that ranks, workers
+and restarts cannot change what a sample meets.
 """
 
 from collections.abc import Callable, Sequence
@@ -275,8 +275,57 @@ class EncodedBatch(PairBatch):
         )
 
 
-Sample = EditSample | EncodedSample
-Batch = EditBatch | EncodedBatch
+@dataclass(frozen=True, kw_only=True)
+class ClipSample(PairSample):
+    """A pair of clips, f frames each; the mask is of every frame.
+
+    Attributes:
+        rate: frames a second.
+    """
+
+    source: UInt8[Tensor, "f 3 h w"]
+    target: UInt8[Tensor, "f 3 h w"]
+    mask: Bool[Tensor, "f mh mw"] | None = None
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipBatch(PairBatch):
+    """Pairs of clips of one length and size, stacked; F travels as an axis of its own."""
+
+    source: UInt8[Tensor, "b f 3 h w"]
+    target: UInt8[Tensor, "b f 3 h w"]
+    mask: Bool[Tensor, "b f mh mw"]
+    rate: Float[Tensor, " b"]
+
+    @staticmethod
+    def collate(samples: list[ClipSample]) -> "ClipBatch":
+        """Stack samples; all must have the frames and the size of the first.
+
+        Raises:
+            ValueError: if the list is empty or shapes differ; the message names the keys.
+        """
+        if not samples:
+            raise ValueError("collate needs at least one sample, got none")
+        first = samples[0]
+        for sample in samples:
+            if not sample.source.shape == sample.target.shape == first.source.shape:
+                raise ValueError(
+                    f"one batch holds one length and size: {first.key} is "
+                    f"{tuple(first.source.shape)}, {sample.key} is {tuple(sample.source.shape)} "
+                    f"-> {tuple(sample.target.shape)}"
+                )
+        frames, _, height, width = first.source.shape
+        return ClipBatch(
+            source=torch.stack([sample.source for sample in samples]),
+            target=torch.stack([sample.target for sample in samples]),
+            rate=torch.tensor([sample.rate for sample in samples]),
+            **_stacked(samples, mask_size=(frames, height, width)),
+        )
+
+
+Sample = EditSample | EncodedSample | ClipSample
+Batch = EditBatch | EncodedBatch | ClipBatch
 
 
 def _stacked(samples: Sequence[PairSample], mask_size: Sequence[int]) -> dict[str, Any]:

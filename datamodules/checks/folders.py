@@ -29,6 +29,7 @@ from datamodules.encoded.reader import Cache, CacheHeader, open_caches
 from datamodules.listing import list_entries
 from datamodules.remote.address import parse_place
 from datamodules.remote.folder import open_folder
+from datamodules.shards.clips import is_movie
 from datamodules.shards.folder import LocalFolder, ShardFolder
 from datamodules.shards.index import ROLES, index_shard, load_index
 from datamodules.shards.manifest import (
@@ -282,6 +283,8 @@ def _transparent(shard: OpenShard, sample: int) -> Iterator[str]:
     """Yield a line for each picture with parts that show the background."""
     for role in ("source", "target"):
         data = shard.member(sample, role) or b""
+        if is_movie(data):
+            continue
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             may_be = image.has_transparency_data
         if may_be and not torch.equal(decode_rgb(data), decode_rgb(data, background=BLACK)):

@@ -7,7 +7,7 @@ training then reads members by offset. A shard holds the samples of one task; a 
 adjacent members `<key>.source.png`, `<key>.target.png`, `<key>.json` and, optionally,
 `<key>.mask.png` (pictures may also be jpg, jpeg or webp). In an encoder cache
 (`datamodules.encoded.reader`) the pair is latents: `<key>.source.safetensors` and
-`<key>.target.safetensors`.
+`<key>.target.safetensors`; of clips (`datamodules.shards.clips`) it may be mp4s.
 """
 
 import io
@@ -41,7 +41,7 @@ _PICTURES = ("png", "jpg", "jpeg", "webp")
 _ROLE_OF = {
     "json": "json",
     **{f"{role}.{kind}": role for role in ("source", "target", "mask") for kind in _PICTURES},
-    **{f"{role}.safetensors": role for role in ("source", "target")},
+    **{f"{role}.{kind}": role for role in ("source", "target") for kind in ("safetensors", "mp4")},
 }
 _END_BLOCKS = 2  # POSIX.1-2001: an archive ends with two blocks of zeros
 _COMPRESSED = {

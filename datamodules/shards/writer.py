@@ -67,6 +67,27 @@ class PairRecord:
                 "(height, width); they need the same size"
             )
 
+    def members(self) -> dict[str, str | bytes]:
+        """Return name ending and content of each member."""
+        members: dict[str, str | bytes] = {
+            "source.png": _png(self.source),
+            "target.png": _png(self.target),
+            "json": json.dumps(self.text(), ensure_ascii=False).encode(),
+        }
+        if self.mask is not None:
+            members["mask.png"] = _png(self.mask.astype(np.uint8) * 255)
+        return members
+
+    def text(self) -> dict[str, object]:
+        """Return what the json says."""
+        return {
+            **self.extra,
+            "instruction": self.instruction,
+            "task": self.task,
+            "source_caption": self.source_caption,
+            "target_caption": self.target_caption,
+        }
+
 
 # says why a pair must not be trained on, None if it may
 Guard = Callable[[PairRecord], str | None]
@@ -170,7 +191,7 @@ class _OpenTar:
         )
 
     def write(self, record: PairRecord) -> None:
-        self._tar.write(_members(record))
+        self._tar.write({"__key__": record.key, **record.members()})
         self.count += 1
 
 
@@ -201,25 +222,6 @@ def write_task_shards(
     if not writer.entries:
         raise InputError(f"task {task!r} has no pairs to write to {folder}")
     return writer.entries
-
-
-def _members(record: PairRecord) -> dict[str, str | bytes]:
-    text = {
-        **record.extra,
-        "instruction": record.instruction,
-        "task": record.task,
-        "source_caption": record.source_caption,
-        "target_caption": record.target_caption,
-    }
-    members: dict[str, str | bytes] = {
-        "__key__": record.key,
-        "source.png": _png(record.source),
-        "target.png": _png(record.target),
-        "json": json.dumps(text, ensure_ascii=False).encode(),
-    }
-    if record.mask is not None:
-        members["mask.png"] = _png(record.mask.astype(np.uint8) * 255)
-    return members
 
 
 def _png(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:

@@ -27,7 +27,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datamodules.stream.reader import ShardDataset
 from datamodules.stream.sampler import GlobalBatchSampler
-from emu_edit.batch import Batch, EditBatch, EncodedBatch, EncodedSample, Sample
+from emu_edit.batch import (
+    Batch,
+    ClipBatch,
+    ClipSample,
+    EditBatch,
+    EncodedBatch,
+    EncodedSample,
+    Sample,
+)
 from emu_edit.errors import InputError, StorageError
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -68,8 +76,13 @@ def _collate(samples: list[Any] | InputError) -> Batch | InputError:
     if isinstance(samples, InputError):
         return samples
     # a batch is of one kind: `open_caches` refuses caches beside pictures
-    kind = EncodedBatch if isinstance(samples[0], EncodedSample) else EditBatch
-    batch = kind.collate(samples)
+    match samples[0]:
+        case EncodedSample():
+            batch = EncodedBatch.collate(samples)
+        case ClipSample():
+            batch = ClipBatch.collate(samples)
+        case _:
+            batch = EditBatch.collate(samples)
     if get_worker_info() is None:
         return batch
     try:

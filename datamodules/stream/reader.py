@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.shards.clips import decode_strip
 from datamodules.shards.folder import CacheFullError, ShardFolder, open_descriptor
 from datamodules.shards.index import ROLES, IndexFile, check_text
 from datamodules.shards.manifest import ShardEntry
@@ -33,7 +34,7 @@ from datamodules.stream.order import Position
 from datamodules.stream.transforms import MAX_ATTEMPTS, Noops, SquareCrop, Substitutes, Wordings
 from emu_edit.batch import BadSample, CutText, EditSample, Sample
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
-from emu_edit.images import decode_mask, decode_rgb
+from emu_edit.images import decode_mask
 from emu_edit.tasks import TaskTable
 
 MAX_OPEN_SHARDS = 64  # per process; each holds two file descriptors
@@ -135,14 +136,14 @@ def wordings_of(text: dict[str, Any]) -> list[str]:
 
 
 def decode_pair(shard: OpenShard, sample: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Decode source, target and mask of a sample and compare their sizes.
+    """Decode source, target and mask of a sample and compare their sizes; clips come as strips.
 
     Raises:
         BadSampleError: naming shard and key.
     """
     where = shard.where(sample)
-    source = _decoded(decode_rgb, shard.member(sample, "source") or b"", where, "source")
-    target = _decoded(decode_rgb, shard.member(sample, "target") or b"", where, "target")
+    source = _decoded(decode_strip, shard.member(sample, "source") or b"", where, "source")
+    target = _decoded(decode_strip, shard.member(sample, "target") or b"", where, "target")
     data = shard.member(sample, "mask")
     mask = None if data is None else _decoded(decode_mask, data, where, "mask")
     sizes = {"source": source.shape[1:], "target": target.shape[1:]}

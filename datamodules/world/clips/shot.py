@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TypeVar
 
-import numpy as np
-
 from datamodules.world.clips.motion import (
     DIRECTIONS,
     Camera,
@@ -36,7 +34,7 @@ EDGE = 0.06  # how near the picture's edge the middle of a figure comes
 LARGEST = 0.34  # radius in the picture
 TRIES = 8
 Choice = TypeVar("Choice")
-MOMENTS = np.linspace(0, 1, 9).tolist()  # at which it is made sure that figures stay in the picture
+MOMENTS = (0.0, 0.5, 1.0)  # at which it is made sure that figures stay in the picture
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,12 @@ class Shot:
         """Return the scenes of a frame, before and after the edit."""
         moment = number / (self.frames - 1) if self.frames > 1 else 0.0
         view = self.camera.at(moment)
-        figures = (*self.before.figures, *self.after.figures)
+        # each once: what an edit leaves alone must be one object in both scenes
+        everyone = {id(f): f for f in (*self.before.figures, *self.after.figures)}
         moved = {
-            id(f): seen_by(self.motions[f.name].at(f, moment), view) for f in figures
-        }  # once: what an edit leaves alone must be one object in both scenes
+            number: seen_by(self.motions[f.name].at(f, moment), view)
+            for number, f in everyone.items()
+        }
 
         def at_moment(scene: Scene) -> Scene:
             # a stable sort: figures of one base keep the order they have at rest

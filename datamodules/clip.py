@@ -1,0 +1,177 @@
+"""ClipDataModule: shards of edited clips -> batches under Lightning, streamed as pictures are.
+
+Order, mixture, resume, substitutes for bad samples and loading are those of `EditDataModule`; only
+what is made of a shard's members differs. A sample is a window of so many frames of a clip, inside
+one shot where one is long enough; in training it is drawn, keyed by the position in the stream, in
+evaluation it is the first. All frames of a window are cut out at the same place.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from datamodules.edit import EditDataModule
+from datamodules.remote.folder import CacheSettings
+from datamodules.shards.clips import ClipFacts
+from datamodules.stream.limits import LongTexts
+from datamodules.stream.mixing import Lane
+from datamodules.stream.reader import Decode, OpenShard, decode_pair
+from datamodules.stream.transforms import SquareCrop
+from emu_edit.batch import ClipSample, Sample
+from emu_edit.errors import BadSampleError, InputError
+from emu_edit.randomness import keyed_generator
+
+
+@dataclass(frozen=True)
+class ClipDecoder:
+    """Decode clips, take a window of frames, and bring it to the training size.
+
+    Args:
+        crop: the square that is cut out of every frame.
+        frames: how many a sample has.
+        seed: keys the window; None takes the first.
+    """
+
+    crop: SquareCrop
+    frames: int
+    seed: int | None = None
+
+    def __call__(
+        self,
+        shard: OpenShard,
+        sample: int,
+        position: int,
+        wording: int,  # noqa: ARG002  clips have no words
+    ) -> Callable[..., Sample]:
+        """Decode source, target and mask of a sample.
+
+        Raises:
+            BadSampleError: naming shard and key, if it is no clip, too short, or unreadable.
+        """
+        where = shard.where(sample)
+        facts = ClipFacts.of(shard.text(sample))
+        if facts is None:
+            raise BadSampleError(
+                f"{where}: its json has no clip with frames and rate; data.train needs shards of "
+                "clips",
+                "no_clip",
+            )
+        if facts.frames < self.frames:
+            raise BadSampleError(
+                f"{where}: has {facts.frames} frames, data.frames={self.frames} are needed",
+                "too_few_frames",
+            )
+        source, target, mask = decode_pair(shard, sample)
+        if source.shape[-2] % facts.frames:
+            raise BadSampleError(
+                f"{where}: a strip of {source.shape[-2]} rows does not have {facts.frames} frames",
+                "frames_missing",
+            )
+        window = self._window(facts, position)
+        parts = [_frames(strip, facts.frames)[window] for strip in (source, target)]
+        masks = None if mask is None else _frames(mask[None], facts.frames)[window, 0]
+        cut = [
+            self.crop(s, t, None if masks is None else masks[i], position)
+            for i, (s, t) in enumerate(zip(*parts, strict=True))
+        ]
+        sources, targets, kept = zip(*cut, strict=True)
+        return partial(
+            ClipSample,
+            source=torch.stack(sources),
+            target=torch.stack(targets),
+            mask=None if masks is None else torch.stack(kept),
+            rate=float(facts.rate),
+        )
+
+    def _window(self, facts: ClipFacts, position: int) -> slice:
+        """Return which frames are taken."""
+        every = range(facts.frames - self.frames + 1)
+        whole = [i for i in every if not any(i < cut < i + self.frames for cut in facts.cuts)]
+        starts, place = whole or every, 0
+        if self.seed is not None:
+            generator = keyed_generator(self.seed, "frames", position)
+            place = int(generator.integers(len(starts)))
+        return slice(starts[place], starts[place] + self.frames)
+
+
+class ClipDataModule(EditDataModule):
+    """Feed edited clips.
+
+    Args:
+        train: a folder of shards, or several by name.
+        val: a folder of shards to evaluate on.
+        image_size: side of the square every frame is cut and resampled to.
+        frames: of a sample; a longer clip gives a window, a shorter one another sample.
+        global_batch: clips per optimizer step, over all processes and accumulated batches.
+        micro_batch: clips a process trains on at a time; accumulation follows from it.
+        steps_per_epoch: optimizer steps in a virtual epoch.
+        weights: how often each task or data set is drawn, relative to the others.
+        num_workers: loader processes; changes speed only.
+        seed: of order, windows and crops.
+        window: number of shards of a task whose samples are mixed.
+        tasks: the model's task table; by default the sixteen.
+        allow_change: go on from a checkpoint although the data have changed since.
+        long_texts: what becomes of instructions longer than the text encoder takes.
+        loader_timeout: seconds without a batch after which training ends; 0 waits for ever.
+        cache: where shards from addresses are kept.
+    """
+
+    def __init__(
+        self,
+        train: dict[str, str] | str,
+        val: str | None = None,
+        image_size: int = 64,
+        frames: int = 16,
+        global_batch: int = 8,
+        micro_batch: int | None = None,
+        steps_per_epoch: int = 100,
+        weights: dict[str, float] | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        window: int = 8,
+        tasks: list[str] | None = None,
+        allow_change: bool = False,
+        long_texts: LongTexts = LongTexts.truncate,
+        loader_timeout: float = 600.0,
+        cache: CacheSettings | None = None,
+    ) -> None:
+        super().__init__(
+            train=train,
+            val=val,
+            image_size=image_size,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            steps_per_epoch=steps_per_epoch,
+            weights=weights,
+            num_workers=num_workers,
+            seed=seed,
+            window=window,
+            tasks=tasks,
+            allow_change=allow_change,
+            long_texts=long_texts,
+            loader_timeout=loader_timeout,
+            cache=cache,
+        )
+        if frames < 1:
+            raise InputError(f"data.frames={frames} must be at least 1")
+        self._frames = frames
+
+    def decoder(self, lanes: Sequence[Lane], *, is_training: bool) -> Decode:
+        """Return what makes a clip of the members of a shard."""
+        del lanes  # of clips, all
+        if is_training:
+            return ClipDecoder(self._crop, self._frames, self._seed)
+        return ClipDecoder(self._val_crop, self._frames)
+
+    def settings(self) -> dict[str, object]:
+        """Return what else decides which samples there are: as of pictures, and the frames."""
+        return {**super().settings(), "frames": self._frames}
+
+
+def _frames(strip: Shaped[Tensor, "c rows w"], frames: int) -> Shaped[Tensor, "f c h w"]:
+    """Return the frames of a strip."""
+    return strip.unflatten(1, (frames, -1)).transpose(0, 1)

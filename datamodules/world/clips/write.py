@@ -1,0 +1,171 @@
+"""Write clips of the world: as shards to train on, or as plain mp4s with their captions.
+
+Shards are those of pictures (`datamodules.shards`): a folder of tars, one task each, with a
+manifest and a sheet to look at. Flow, occlusion and scenes are not written: they come, exactly,
+from `make_clip` with what key and manifest say (seed, split, index, size, frames).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from datamodules.shards.clips import ClipRecord, encode_mp4
+from datamodules.shards.manifest import MANIFEST, Manifest, write_manifest
+from datamodules.shards.writer import PairRecord, ShardWriter
+from datamodules.world.clips import clip as clips
+from datamodules.world.clips.clip import ClipPair, make_clip
+from datamodules.world.clips.sheet import clip_sheet
+from datamodules.world.pair import VERSION as WORLD_VERSION
+from datamodules.world.write import CONTACT_SHEET
+from emu_edit.errors import InputError
+from emu_edit.files import atomic_file, write_text
+from emu_edit.tasks import SIXTEEN
+
+PROGRAM = "emu_edit shards world --clips"
+SHOWN = 6  # clips in the contact sheet
+CLIPS_PER_SHARD = 250
+EDITS_LIST = "edits.jsonl"
+
+
+@dataclass(frozen=True)
+class ClipWorld:
+    """Everything that the clips of a folder are a function of.
+
+    Attributes:
+        clips: how many; clip i is of task i modulo sixteen.
+        seed: of the world.
+        size: side of the frames in pixels.
+        frames: of each clip.
+        split: as of `make_clip`.
+        rate: frames a second.
+        movie: write mp4s in place of film strips.
+        crf: quality of the mp4s, 1 (best) to 51; None loses nothing.
+    """
+
+    clips: int
+    seed: int = 0
+    size: int = 64
+    frames: int = 16
+    split: str = "train"
+    rate: int = 8
+    movie: bool = False
+    crf: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no clips."""
+        if self.clips < 1:
+            raise InputError(f"clips={self.clips} must be at least 1")
+        if self.rate < 1:
+            raise InputError(f"rate={self.rate} frames a second must be at least 1")
+        if self.crf is not None and not self.movie:
+            raise InputError(f"crf={self.crf} is of mp4s; write those, or leave it out")
+
+    def __iter__(self) -> Iterator[ClipPair]:
+        for index in range(self.clips):
+            yield make_clip(self.seed, self.split, index, size=self.size, frames=self.frames)
+
+    def made_by(self) -> dict[str, object]:
+        """Return what a manifest says: enough to write the clips again or tell them apart."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        versions = {"world_version": WORLD_VERSION, "clips_version": clips.VERSION}
+        return {"program": PROGRAM, **versions, **values}
+
+
+def record_of(
+    clip: ClipPair, rate: int, *, movie: bool = False, crf: int | None = None
+) -> ClipRecord:
+    """Return a clip as it goes into a shard."""
+    mask = clip.mask.reshape(-1, clip.mask.shape[-1])
+    return ClipRecord(
+        key=clip.key,
+        source=_strip(clip.source),
+        target=_strip(clip.target),
+        instruction=clip.instruction,
+        task=clip.task,
+        mask=mask,
+        source_caption=clip.caption,
+        target_caption=clip.output_caption,
+        extra=clip.extra,
+        frames=len(clip.source),
+        rate=rate,
+        movie=movie,
+        crf=crf,
+        cuts=clip.cuts,
+    )
+
+
+def write_clips(
+    folder: Path,
+    world: ClipWorld,
+    *,
+    guard: Callable[[PairRecord], str | None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write the clips of a world as shards into a folder, with manifest and contact sheet.
+
+    Args:
+        folder: made if missing; must have no manifest yet.
+        world: which clips, and how.
+        guard: as of `ShardWriter`.
+        progress: called with (clips written, clips in all) after each.
+
+    Raises:
+        InputError: if the world cannot be made, or the folder holds shards already.
+    """
+    _refuse_full(folder, MANIFEST)
+    shown: list[ClipPair] = []
+    with ShardWriter(folder, pairs_per_shard=CLIPS_PER_SHARD, guard=guard) as writer:
+        for done, clip in enumerate(world, 1):
+            writer.add(record_of(clip, world.rate, movie=world.movie, crf=world.crf))
+            if len(shown) < SHOWN:
+                shown.append(clip)
+            if progress is not None:
+                progress(done, world.clips)
+    clip_sheet(shown).save(folder / CONTACT_SHEET)
+    # tasks in the order of the table, as in folders of pictures
+    entries = sorted(writer.entries, key=lambda e: (SIXTEEN.index(e.task), e.file))
+    return write_manifest(folder, entries, made_by=world.made_by())
+
+
+def write_movies(
+    folder: Path, world: ClipWorld, *, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write `source/KEY.mp4` and `target/KEY.mp4`, their captions beside them, and a list of edits.
+
+    A caption is `KEY.txt`; `edits.jsonl` has key, task, instruction and cuts of each clip, and is
+    written last.
+
+    Raises:
+        InputError: if the world cannot be made, or the folder holds such a list already.
+    """
+    _refuse_full(folder, EDITS_LIST)
+    rows = []
+    for done, clip in enumerate(world, 1):
+        for role, frames, caption in (
+            ("source", clip.source, clip.caption),
+            ("target", clip.target, clip.output_caption),
+        ):
+            (folder / role).mkdir(parents=True, exist_ok=True)
+            pixels = np.ascontiguousarray(frames.transpose(0, 2, 3, 1))
+            with atomic_file(folder / role / f"{clip.key}.mp4") as stream:
+                stream.write(encode_mp4(pixels, world.rate, world.crf))
+            write_text(folder / role / f"{clip.key}.txt", caption)
+        row = {"key": clip.key, "task": clip.task, "instruction": clip.instruction}
+        rows.append(json.dumps({**row, "cuts": clip.cuts}, ensure_ascii=False))
+        if progress is not None:
+            progress(done, world.clips)
+    write_text(folder / EDITS_LIST, "\n".join(rows))
+
+
+def _strip(frames: UInt8[np.ndarray, "f 3 h w"]) -> UInt8[np.ndarray, "rows w 3"]:
+    """Return frames below each other."""
+    return np.ascontiguousarray(frames.transpose(0, 2, 3, 1)).reshape(-1, frames.shape[-1], 3)
+
+
+def _refuse_full(folder: Path, name: str) -> None:
+    if (folder / name).exists():
+        raise InputError(f"{folder} has a {name} already; give another folder or delete this one")
