@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import UInt8
 from torch import Tensor
@@ -151,7 +152,7 @@ def decode_mp4(data: bytes, where: str = "") -> Frames:
     """
     frames: list[np.ndarray] = []
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             if not container.streams.video:
                 raise BadImageError(f"{where}: is a file without a video stream")
             for frame in container.decode(video=0):
@@ -161,7 +162,7 @@ def decode_mp4(data: bytes, where: str = "") -> Frames:
                         f"{frame.height}, allowed are {MAX_PIXELS} pixels in all"
                     )
                 frames.append(_to_rgb(frame))
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise BadImageError(f"{where}: cannot be decoded as video ({error})") from error
     if not frames:
         raise BadImageError(f"{where}: is a video without frames")

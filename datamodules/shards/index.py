@@ -308,7 +308,8 @@ def _split(path: Path, name: str) -> tuple[str, str]:
     if not stem or role is None:
         raise ShardError(
             f"{path}: member {name!r} is unknown; a sample has KEY.source.png, KEY.target.png, "
-            f"KEY.json and optionally KEY.mask.png (or jpg, jpeg, webp){how_to_convert(path)}"
+            "KEY.json and optionally KEY.mask.png (or jpg, jpeg, webp; clips also mp4)"
+            f"{how_to_convert(path)}"
         )
     return (f"{folder}/{stem}" if folder else stem), role
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emu_edit.batch import EditBatch, EncodedBatch, EncodedText
+from emu_edit.batch import ClipBatch, EditBatch, EncodedBatch, EncodedText
 from emu_edit.errors import InputError
 from emu_edit.images import to_float
 from emu_edit.models.fingerprints import codec_fingerprint, text_fingerprint
@@ -47,7 +47,7 @@ class BatchEncoder:
         null_text the encoding of "" (b = 1).
 
         Raises:
-            InputError: if the batch was encoded by other networks.
+            InputError: if the batch was encoded by other networks, or holds clips.
         """
         networks, batch = self.networks, drawn.batch
         match batch:
@@ -62,6 +62,11 @@ class BatchEncoder:
                 with torch.no_grad():
                     z_source = networks.codec.as_condition(batch.source)
                 text, null_text = self._text(batch)
+            case ClipBatch():
+                raise InputError(
+                    "this module trains on pictures and the data are clips (ClipDataModule); "
+                    "give data of pictures, or a module of clips"
+                )
         z_0 = mean.float() + std.float() * drawn.eps_posterior
         v_task = networks.task_embedding(batch.task)
         return z_0, Conditioning(text=text, z_source=z_source.float(), v_task=v_task), null_text

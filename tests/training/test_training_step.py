@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from emu_edit.batch import ClipBatch, ClipSample
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.weighting import Weighting
 from emu_edit.errors import InputError
@@ -201,3 +202,12 @@ def test_the_step_reads_nothing_back_from_the_device(monkeypatch):
     with Waits() as waits:
         batch.u.sum().item()
     assert len(waits.seen) == 1
+
+
+def test_a_module_of_pictures_refuses_clips():
+    clip = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    sample = ClipSample(key="k", instruction="i", task=0, source=clip, target=clip, rate=8.0)
+    module = make_module()
+    drawn = module.drawn(ClipBatch.collate([sample]), Phase.train)
+    with pytest.raises(InputError, match="trains on pictures and the data are clips"):
+        module.encoder(drawn)
