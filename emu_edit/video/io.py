@@ -1,0 +1,393 @@
+"""Videos as streams of frames: what a file is, and its frames one by one in constant memory.
+
+A video is a file that FFmpeg reads (through PyAV), an animated GIF, PNG or WebP, or a folder of
+pictures. Every frame keeps its own time, so a variable rate stays exact. Frames are upright RGB in
+8 bits: rotation is applied, interlaced fields are joined, colours converted with both ends named.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+import av
+import numpy as np
+import torch
+from av.filter import Graph
+from jaxtyping import UInt8
+from PIL import Image, ImageSequence
+from torch import Tensor
+
+from emu_edit.errors import InputError
+from emu_edit.files import open_stream
+from emu_edit.images import from_pil, read_image
+from emu_edit.pictures import EXTENSIONS, MAX_PIXELS
+from emu_edit.video.colour import HLG, PQ, Colour, colour_of, to_rgb
+
+logger = logging.getLogger(__name__)
+
+FOLDER_RATE = 25  # frames a second of a folder of pictures, which has no times
+FEW = 1  # frames, and one of fifty, that a whole file may hold less than it says
+MILLISECOND = Fraction(1, 1000)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture and when it is shown, in units of its video's time base.
+
+    Attributes:
+        pixels: upright RGB.
+        time: when it appears, counted as its file counts.
+        duration: how long it is shown; at least 1.
+    """
+
+    pixels: UInt8[Tensor, "3 h w"]
+    time: int
+    duration: int
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video is, known before its first frame is edited.
+
+    Attributes:
+        path: the file or folder.
+        size: height and width of its frames, upright.
+        time_base: seconds in a unit of time.
+        frames: how many it has.
+        rate: frames a second on average.
+        colour: of its frames; None where they are pictures.
+        aspect: of a pixel, width to height, upright.
+        notes: what is done to its frames besides decoding, a few words each.
+        has_others: whether it has sound or subtitles.
+        starts_before_zero: whether anything in it has a negative time, as the run-in of AAC has.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    time_base: Fraction
+    frames: int
+    rate: Fraction
+    colour: Colour | None = None
+    aspect: Fraction = Fraction(1)
+    notes: tuple[str, ...] = ()
+    has_others: bool = False
+    starts_before_zero: bool = False
+
+
+class Video(Protocol):
+    """A video that is known and can be read, as often as one likes."""
+
+    info: VideoInfo
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield every frame, from the first."""
+        ...
+
+
+def open_video(path: Path | str) -> Video:
+    """Look at a video: a file, an animation, or a folder of pictures in the order of their names.
+
+    All packets of a file are counted, which finds one that is cut short; nothing is decoded but the
+    first frame.
+
+    Raises:
+        InputError: if there is none, it is no video, is cut short or has no frame, or its frames
+            have more pixels than `MAX_PIXELS`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return PictureFolder(path)
+    try:
+        with open_stream(path) as stream:
+            start = stream.read(16)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return Animation(path)
+    return VideoFile(path)
+
+
+class VideoFile:
+    """A file that FFmpeg reads."""
+
+    def __init__(self, path: Path) -> None:
+        """Look at it, see `open_video`."""
+        self.path = path
+        with self.opened(self.path) as container:
+            stream = _video_stream(container, path)
+            if stream.time_base is None:
+                raise InputError(f"{path}: its video stream has no times")
+            first = self._first(container, stream)
+            count, end, self._start = self._count(Fraction(stream.time_base))
+            notes = list(_notes(first, container))
+            self._rotation = first.rotation % 360
+            self._is_interlaced = first.interlaced_frame
+            self.colour = colour_of(first)
+            height, width = first.height, first.width
+            aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
+            if self._rotation in {90, 270}:
+                height, width, aspect = width, height, 1 / aspect
+            if height * width > MAX_PIXELS:
+                raise InputError(
+                    f"{path}: has frames of {width}x{height}, at most {MAX_PIXELS / 1e6:.0f} "
+                    "megapixels are read; make it smaller"
+                )
+            rate = stream.average_rate or Fraction(FOLDER_RATE)
+            seconds = (end - self._start) * stream.time_base
+            self.info = VideoInfo(
+                path,
+                (height, width),
+                Fraction(stream.time_base),
+                count,
+                Fraction(count) / seconds if seconds > 0 else Fraction(rate),
+                self.colour,
+                aspect,
+                tuple(notes),
+                any(other.type in {"audio", "subtitle"} for other in container.streams),
+                self._starts_before_zero,
+            )
+        self._usual = max(1, round(1 / (self.info.rate * self.info.time_base)))
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield every frame, from the first.
+
+        Raises:
+            InputError: if one cannot be decoded.
+        """
+        with self.opened(self.path) as container:
+            stream = _video_stream(container, self.path)
+            stream.thread_type = "AUTO"
+            waiting: tuple[UInt8[Tensor, "3 h w"], int, int] | None = None
+            for frame in self._joined(self._decoded(container, stream), stream):
+                pixels = self._upright(frame)
+                time = frame.pts if frame.pts is not None else self._after(waiting)
+                if waiting is not None:
+                    time = max(time, waiting[1] + 1)  # some files say a time twice
+                    yield Frame(waiting[0], waiting[1], time - waiting[1])
+                waiting = pixels, time, frame.duration or self._usual
+            if waiting is not None:
+                yield Frame(*waiting)
+
+    def _after(self, waiting: tuple[Tensor, int, int] | None) -> int:
+        return 0 if waiting is None else waiting[1] + waiting[2]
+
+    @staticmethod
+    def opened(path: Path) -> av.container.InputContainer:
+        """Open a file for one reading.
+
+        Raises:
+            InputError: if FFmpeg cannot read it.
+        """
+        try:
+            return av.open(path, metadata_errors="replace")
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise InputError(f"{path}: is no video that can be read ({_why(error)})") from error
+
+    def _first(
+        self, container: av.container.InputContainer, stream: av.VideoStream
+    ) -> av.VideoFrame:
+        try:
+            for frame in container.decode(stream):
+                return frame
+        except av.error.FFmpegError as error:
+            raise InputError(f"{self.path}: no frame can be decoded ({_why(error)})") from error
+        raise InputError(f"{self.path}: has no frame")
+
+    def _count(self, unit: Fraction) -> tuple[int, int, int]:
+        """Return the number of frames, when the last one ends, and when the first begins."""
+        times: list[int] = []
+        end, all_end, is_damaged = 0, Fraction(0), False
+        self._starts_before_zero = False
+        with self.opened(self.path) as container:
+            stream = _video_stream(container, self.path)
+            for packet in self._packets(container):
+                if not packet.size or packet.is_discard:
+                    continue
+                time = packet.pts if packet.pts is not None else packet.dts or 0
+                self._starts_before_zero |= time < 0
+                time += packet.duration or 0
+                all_end = max(all_end, time * (packet.time_base or Fraction(0)))
+                if packet.stream_index == stream.index:
+                    is_damaged |= packet.is_corrupt
+                    times.append(time - (packet.duration or 0))
+                    end = max(end, time)
+            kept, promised = len(times), stream.frames or 0
+            told = Fraction(container.duration or 0, av.time_base)
+            told += Fraction(container.start_time or 0, av.time_base)
+        start = min(times, default=0)
+        one = (end - start) * unit / max(kept, 1)
+        missing = max(promised - kept, (told - all_end) / one if one and told else 0)
+        if is_damaged or missing > FEW + kept // 50:
+            raise InputError(
+                f"{self.path}: is cut short or damaged, it holds {kept} frames of "
+                f"{promised or kept + round(missing)}; copy it again, or mend it with ffmpeg"
+            )
+        return kept, end, start
+
+    def _packets(self, container: av.container.InputContainer) -> Iterator[av.Packet]:
+        try:
+            yield from container.demux()
+        except av.error.FFmpegError as error:
+            raise InputError(f"{self.path}: is cut short ({_why(error)})") from error
+
+    def _decoded(
+        self, container: av.container.InputContainer, stream: av.VideoStream
+    ) -> Iterator[av.VideoFrame]:
+        done = 0
+        try:
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise InputError(f"{self.path}: frame {done + 1} is damaged; mend it with ffmpeg")
+                yield frame
+                done += 1
+        except av.error.FFmpegError as error:
+            raise InputError(
+                f"{self.path}: frame {done + 1} of {self.info.frames} cannot be decoded "
+                f"({_why(error)}); mend it with ffmpeg"
+            ) from error
+
+    def _joined(
+        self, frames: Iterator[av.VideoFrame], stream: av.VideoStream
+    ) -> Iterator[av.VideoFrame]:
+        """Make whole pictures of interlaced ones, which hold two moments (filter bwdif)."""
+        if not self._is_interlaced:
+            yield from frames
+            return
+        graph = Graph()
+        graph.link_nodes(
+            graph.add_buffer(template=stream),
+            graph.add("bwdif", "mode=send_frame"),
+            graph.add("buffersink"),
+        ).configure()
+        for frame in frames:
+            frame.time_base = stream.time_base
+            graph.vpush(frame)
+            yield from _pulled(graph)
+        graph.vpush(None)
+        yield from _pulled(graph)
+
+    def _upright(self, frame: av.VideoFrame) -> UInt8[Tensor, "3 h w"]:
+        pixels = to_rgb(frame, self.colour)
+        turned = np.rot90(pixels, k=self._rotation // 90)
+        return torch.from_numpy(np.ascontiguousarray(turned.transpose(2, 0, 1)))
+
+
+class Animation:
+    """An animated WebP, which FFmpeg does not decode; Pillow does."""
+
+    def __init__(self, path: Path) -> None:
+        """Look at it, see `open_video`."""
+        self.path = path
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise InputError(f"{path}: has frames of {width}x{height}; make it smaller")
+                count = getattr(image, "n_frames", 1)
+                total = 0
+                for index in range(count):
+                    image.seek(index)
+                    image.load()
+                    total += int(image.info.get("duration", 0)) or 1000 // FOLDER_RATE
+        except (OSError, SyntaxError, EOFError, ValueError) as error:
+            raise error if isinstance(error, InputError) else InputError(
+                f"{path}: is no animation that can be read ({error})"
+            ) from error
+        self.info = VideoInfo(
+            path, (height, width), MILLISECOND, count, Fraction(1000 * count, total)
+        )
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield every frame, from the first."""
+        time = 0
+        with Image.open(self.path) as image:
+            for page in ImageSequence.Iterator(image):
+                pixels = from_pil(page.copy())
+                duration = int(page.info.get("duration", 0)) or 1000 // FOLDER_RATE
+                yield Frame(pixels, time, duration)
+                time += duration
+
+
+class PictureFolder:
+    """Pictures of one size in a folder, in the order of their names, 25 a second."""
+
+    def __init__(self, path: Path) -> None:
+        """Look at it, see `open_video`."""
+        names = (each for each in path.iterdir() if each.suffix.lower() in EXTENSIONS)
+        self.files = sorted(each for each in names if not each.name.startswith("."))
+        if not self.files:
+            raise InputError(f"{path}: has no picture ({', '.join(EXTENSIONS)}); give a video")
+        size = read_image(self.files[0]).shape[-2:]
+        self.info = VideoInfo(
+            path,
+            (size[0], size[1]),
+            Fraction(1, FOLDER_RATE),
+            len(self.files),
+            Fraction(FOLDER_RATE),
+        )
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield every picture.
+
+        Raises:
+            InputError: if one cannot be read, or has another size than the first.
+        """
+        for time, file in enumerate(self.files):
+            pixels = read_image(file)
+            height, width = pixels.shape[-2:]
+            if (height, width) != self.info.size:
+                raise InputError(
+                    f"{file}: is {width}x{height}, the first picture of the folder "
+                    f"{self.info.size[1]}x{self.info.size[0]}; give pictures of one size"
+                )
+            yield Frame(pixels, time, 1)
+
+
+def frame_pixels(frame: av.VideoFrame) -> np.ndarray:
+    """Return a lossless part's frame, RGB as it was written, as uint8 "h w 3"."""
+    return np.ascontiguousarray(frame.reformat(format="rgb24").to_ndarray())
+
+
+def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """Return the first stream of moving pictures; a cover of an album is none."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise InputError(f"{path}: has no video stream; give a video")
+
+
+def _notes(frame: av.VideoFrame, container: av.container.InputContainer) -> Iterator[str]:
+    colour = colour_of(frame)
+    if colour.transfer in {PQ, HLG}:
+        yield "HDR is toned down to 8-bit BT.709"
+    elif colour.is_wide:
+        yield "the wide gamut BT.2020 is brought to BT.709"
+    elif any(part.bits > 8 for part in frame.format.components):
+        yield "is edited and written in 8 bits"
+    # a GIF is always decoded with transparency
+    if container.format.name != "gif" and any(part.is_alpha for part in frame.format.components):
+        yield "transparency is laid over white"
+    if frame.interlaced_frame:
+        yield "interlaced fields are joined"
+    if frame.rotation % 360:
+        yield f"turned by {frame.rotation % 360} degrees"
+    others = [each.type for each in container.streams if each.type in {"data", "attachment"}]
+    if others:
+        yield f"left out: {', '.join(sorted(set(others)))} streams"
+    if len(container.streams.video) > 1:
+        yield "only the first of its video streams is edited"
+
+
+def _pulled(graph: Graph) -> Iterator[av.VideoFrame]:
+    while True:
+        try:
+            yield graph.vpull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
+
+
+def _why(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split()) or "unknown reason"

@@ -1,0 +1,407 @@
+"""From frames to a video file: parts that are encoded apart, then joined with the source's sound.
+
+Edited frames go into parts of a few hundred frames, each a whole file under its own name, so that
+an interrupted job loses at most one part. In the end the packets of all parts are joined without
+decoding, between the copied packets of the source's sound and subtitles, under a temporary name.
+A job that was never interrupted is joined of the same parts: its frames are the same, bit for bit.
+"""
+
+import heapq
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.filter import Graph
+
+from emu_edit.errors import InputError, StorageError, closest
+from emu_edit.images import write_image
+from emu_edit.video.colour import BT709, Colour, from_rgb
+from emu_edit.video.io import Frame, VideoInfo, frame_pixels
+
+PICTURES_COLOUR = Colour(BT709, BT709, BT709, is_full=False)
+LOSSLESS = ("ffv1", "bgr0")  # of parts that become pictures or a palette in the end
+PART = "nut"  # a container that keeps any codec and any time base exactly
+# Units by which times are later inside a part: an encoder that reorders begins before its first
+# frame, and where that is before 0, FFmpeg moves all times of the file.
+LATER = 2**40
+
+
+@dataclass(frozen=True)
+class Container:
+    """A kind of file, known by its extension.
+
+    Attributes:
+        name: FFmpeg's name of it.
+        codec: what pictures are encoded with unless told otherwise; None for a palette.
+        reorders: whether frames may be stored in another order than shown.
+    """
+
+    name: str
+    codec: str
+    reorders: bool = True
+
+
+CONTAINERS = {
+    ".mp4": Container("mp4", "libx264"),
+    ".m4v": Container("mp4", "libx264"),
+    ".mov": Container("mov", "libx264"),
+    ".mkv": Container("matroska", "libx264"),
+    ".webm": Container("webm", "libvpx-vp9"),
+    ".avi": Container("avi", "libx264", reorders=False),
+    ".gif": Container("gif", "gif"),
+    ".apng": Container("apng", "apng"),
+    ".png": Container("apng", "apng"),
+    ".webp": Container("webp", "libwebp_anim"),
+}
+ANIMATIONS = {"gif", "apng", "webp"}  # without sound; encoded when the parts are joined
+# quality on each encoder's own scale at which a viewer sees no loss at normal size
+USUAL_CRF = {"libx264": 18, "libx265": 20, "libvpx-vp9": 24, "libsvtav1": 24}
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How pictures are encoded; what is None is the container's usual.
+
+    Attributes:
+        codec: FFmpeg's name of an encoder, e.g. libx264, libx265, ffv1.
+        crf: quality on the encoder's scale; lower is better and larger.
+        preset: how long the encoder may search, e.g. medium.
+        pixel_format: e.g. yuv420p; odd sizes take yuv444p where 4:2:0 cannot hold them.
+    """
+
+    codec: str | None = None
+    crf: int | None = None
+    preset: str | None = None
+    pixel_format: str | None = None
+
+    def settled(self, output: Path, size: Sequence[int]) -> "Coding":
+        """Fill in what is left open, for a file and (height, width).
+
+        Raises:
+            InputError: for an unknown extension, codec or pixel format, or a size it cannot hold.
+        """
+        container = container_of(output)
+        if container is None or container.name in ANIMATIONS:
+            if self != Coding():
+                raise InputError(
+                    f"{output}: pictures and animations have no codec to choose; leave --codec, "
+                    "--crf, --preset and --pixel-format out, or write .mp4"
+                )
+            return Coding(*LOSSLESS[:1], pixel_format=LOSSLESS[1])
+        codec = self.codec or container.codec
+        formats = _formats_of(codec)
+        is_odd = bool(size[0] % 2 or size[1] % 2)
+        roomy = "yuv444p" if "yuv444p" in formats and codec != "libvpx-vp9" else formats[0]
+        usual = "yuv420p" if "yuv420p" in formats else formats[0]
+        wanted = self.pixel_format or (roomy if is_odd and codec != "libvpx-vp9" else usual)
+        if wanted not in formats:
+            raise InputError(
+                f"{codec} has no pixel format {wanted!r}; it has {', '.join(formats[:12])}."
+                f"{closest(wanted, formats)}"
+            )
+        crf = USUAL_CRF.get(codec) if self.crf is None else self.crf
+        return Coding(codec, crf, self.preset, wanted)
+
+    def options(self, *, reorders: bool) -> dict[str, str]:
+        """Return the encoder's options as FFmpeg names them."""
+        given = {"preset": self.preset, "crf": self.crf}
+        options = {name: str(value) for name, value in given.items() if value is not None}
+        if self.codec == "libvpx-vp9":
+            options |= {"b": "0", "row-mt": "1", "cpu-used": options.pop("preset", "4")}
+        if not reorders:
+            options["bf"] = "0"
+        return options
+
+
+def container_of(output: Path) -> Container | None:
+    """Return the kind of file that a name's extension stands for; None is a folder of pictures.
+
+    Raises:
+        InputError: for an extension that cannot be written.
+    """
+    suffix = output.suffix.lower()
+    if not suffix:
+        return None
+    if suffix not in CONTAINERS:
+        known = list(CONTAINERS)
+        raise InputError(
+            f"{output}: cannot write {output.suffix!r}, needs one of {', '.join(known)}, or a name "
+            f"without extension for a folder of pictures.{closest(suffix, known)}"
+        )
+    return CONTAINERS[suffix]
+
+
+class PartWriter:
+    """Encode frames into one part; a file appears under `path` when it is closed."""
+
+    def __init__(self, path: Path, info: VideoInfo, coding: Coding, *, reorders: bool) -> None:
+        """Begin; `coding` is settled, `info` of the result.
+
+        Raises:
+            InputError: if the encoder refuses its options.
+        """
+        self.path = path
+        self.durations: list[int] = []
+        self._half = path.with_name(f".{secrets.token_hex(8)}.part")
+        self._colour = (info.colour or PICTURES_COLOUR).written()
+        self._coding, self._unit = coding, info.time_base
+        self._container = av.open(self._half, "w", format=PART)
+        try:
+            rate = info.rate.limit_denominator(1001)
+            stream = self._container.add_stream(
+                coding.codec or "", rate=max(rate, Fraction(1, 1001))
+            )
+            stream.height, stream.width = info.size
+            stream.pix_fmt = coding.pixel_format or ""
+            stream.options = coding.options(reorders=reorders)
+            context = stream.codec_context
+            context.time_base = stream.time_base = info.time_base
+            context.sample_aspect_ratio = info.aspect
+            context.thread_type = "AUTO"
+            if not av.VideoFormat(coding.pixel_format or "").is_rgb:
+                context.colorspace = self._colour.matrix
+                context.color_range = 2 if self._colour.is_full else 1
+            context.color_primaries = self._colour.primaries
+            context.color_trc = self._colour.transfer
+            self._stream = stream
+            context.open()
+        except (av.error.FFmpegError, ValueError, OverflowError) as error:
+            self.abandon()
+            raise InputError(
+                f"{coding.codec} takes no {info.size[1]}x{info.size[0]} frames of "
+                f"{coding.pixel_format} with {coding.options(reorders=reorders)}: {error}"
+            ) from error
+
+    def write(self, frame: Frame) -> None:
+        """Encode one frame more."""
+        assert self._coding.pixel_format is not None
+        pixels = np.ascontiguousarray(frame.pixels.permute(1, 2, 0).numpy())
+        picture = from_rgb(pixels, self._colour, self._coding.pixel_format)
+        picture.pts, picture.duration = frame.time + LATER, frame.duration
+        picture.time_base = self._unit
+        self.durations.append(frame.duration)
+        with _writing(self.path):
+            self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        """Finish the file; it is whole or not there."""
+        with _writing(self.path):
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+            with self._half.open("rb") as stream:
+                os.fsync(stream.fileno())
+            self._half.replace(self.path)
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        try:
+            self._container.close()
+        except (av.error.FFmpegError, OSError):
+            pass  # noqa: S110 - it goes away next
+        finally:
+            self._half.unlink(missing_ok=True)
+
+
+def join_parts(parts: Sequence[Path], output: Path, source: VideoInfo, info: VideoInfo) -> list[str]:
+    """Write the whole video; it appears under `output` complete or not at all.
+
+    Returns what of the source's other streams was re-encoded or left out, a few words each.
+
+    Raises:
+        StorageError: if the disk is full or the place cannot be written.
+    """
+    container = container_of(output)
+    if container is None:
+        return _write_pictures(parts, output)
+    half = output.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with _writing(output):
+            if container.name in ANIMATIONS:
+                _animate(parts, half, container, info)
+                left = ["sound and subtitles left out"] if source.has_others else []
+            else:
+                left = _mux(parts, half, container, source, info)
+            with half.open("rb") as stream:
+                os.fsync(stream.fileno())
+            half.replace(output)
+    finally:
+        half.unlink(missing_ok=True)
+    return left
+
+
+def _mux(
+    parts: Sequence[Path], half: Path, container: Container, source: VideoInfo, info: VideoInfo
+) -> list[str]:
+    options = {"movflags": "+faststart"} if container.name in {"mp4", "mov"} else {}
+    if container.name in {"matroska", "webm"} and not source.starts_before_zero:
+        # these keep no times of decoding, the only ones that are negative
+        options["avoid_negative_ts"] = "disabled"
+    with av.open(half, "w", format=container.name, options=options) as output:
+        with av.open(parts[0]) as first:
+            pictures = output.add_stream_from_template(first.streams.video[0])
+            # AVI has no times: frame k is shown at k / rate
+            is_even = container.name == "avi"
+            pictures.time_base = 1 / info.rate.limit_denominator(1001) if is_even else info.time_base
+        flows = [_picture_packets(parts, pictures, info)]
+        left: list[str] = []
+        if source.has_others:
+            from emu_edit.video.passengers import passengers
+
+            others, left = passengers(source.path, output, container.name)
+            flows += others
+        for _, _, packet in heapq.merge(*map(_keyed, flows, range(len(flows)))):
+            output.mux(packet)
+    return left
+
+
+def _keyed(
+    packets: Iterator[av.Packet], number: int
+) -> Iterator[tuple[Fraction, tuple[int, int], av.Packet]]:
+    for index, packet in enumerate(packets):
+        yield (packet.dts or 0) * Fraction(packet.time_base or 1), (number, index), packet
+
+
+def _picture_packets(
+    parts: Sequence[Path], stream: av.VideoStream, info: VideoInfo
+) -> Iterator[av.Packet]:
+    """Yield the packets of all parts with exact times.
+
+    A decoder gets packet k before it shows the k-th frame; with d frames of reordering it needs
+    them d frames earlier, so dts[k] is the (k - d)-th time of all, in the order of showing.
+    """
+    late = max(_reordered(_read_part(part, info.time_base)) for part in parts)
+    shown: list[int] = []  # the times of all frames so far, as far as they are needed
+    one = max(1, round(1 / (info.rate * info.time_base)))
+    for part in parts:
+        packets = _read_part(part, info.time_base)
+        times = sorted(packet.pts or 0 for packet in packets)
+        durations = {packet.pts: packet.duration for packet in packets}
+        if not shown:
+            shown = [times[0] - one * (late - i) for i in range(late)]
+        known = shown + times
+        ends = dict(zip(times, times[1:], strict=False))
+        for number, packet in enumerate(packets):
+            time = packet.pts or 0
+            packet.dts = min(known[number], time)
+            packet.duration = ends[time] - time if time in ends else durations[time] or one
+            packet.time_base = info.time_base
+            packet.stream = stream
+            yield packet
+        shown = known[len(known) - late :]
+
+
+def _read_part(part: Path, unit: Fraction) -> list[av.Packet]:
+    """Return a part's packets in their stored order."""
+    with av.open(part) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        for packet in packets:  # a part may count in fractions of the unit, never in others
+            packet.pts = round((packet.pts or 0) * Fraction(packet.time_base or 1) / unit) - LATER
+            packet.duration = round(packet.duration * Fraction(packet.time_base or 1) / unit)
+        return packets
+
+
+def _reordered(packets: Sequence[av.Packet]) -> int:
+    """Return by how many frames packets come earlier than they are shown, at most."""
+    times = [packet.pts or 0 for packet in packets]
+    order = {time: index for index, time in enumerate(sorted(times))}
+    return max((number - order[time] for number, time in enumerate(times)), default=0)
+
+
+def _decoded(
+    parts: Sequence[Path], unit: Fraction
+) -> Iterator[tuple[np.ndarray, int, Fraction]]:
+    for part in parts:
+        with av.open(part) as container:
+            for frame in container.decode(video=0):
+                scale = Fraction(frame.time_base or 1) / unit
+                yield frame_pixels(frame), round((frame.pts or 0) * scale) - LATER, frame.duration * scale
+
+
+def _animate(parts: Sequence[Path], half: Path, container: Container, info: VideoInfo) -> None:
+    """Encode an animation from lossless parts; a GIF's palette is made anew for every frame."""
+    # an animation begins at 0, counts in hundredths (GIF) or thousandths of a second, and loops
+    unit = Fraction(1, 100 if container.name == "gif" else 1000)
+    options = {"plays": "0"} if container.name == "apng" else {"loop": "0"}
+    with av.open(half, "w", format=container.name, options=options) as output:
+        stream = output.add_stream(container.codec, rate=info.rate.limit_denominator(1001))
+        stream.height, stream.width = info.size
+        stream.pix_fmt = {"gif": "pal8", "apng": "rgb24", "webp": "bgra"}[container.name]
+        stream.codec_context.time_base = stream.time_base = unit
+        if container.name == "webp":
+            stream.options = {"lossless": "1"}
+        start = None
+        for pixels, time, duration in _decoded(parts, info.time_base):
+            start = time if start is None else start
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = _with_palette(frame) if container.name == "gif" else frame
+            frame = frame.reformat(format=stream.pix_fmt)
+            frame.pts = round((time - start) * info.time_base / unit)
+            frame.duration = max(1, round(duration * info.time_base / unit))
+            frame.time_base = unit
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def _with_palette(frame: av.VideoFrame) -> av.VideoFrame:
+    graph = Graph()
+    source, split = graph.add_buffer(template=None, width=frame.width, height=frame.height,
+                                     format=frame.format, time_base=Fraction(1, 100)), graph.add("split")
+    palette, use = graph.add("palettegen", "reserve_transparent=0"), graph.add("paletteuse")
+    sink = graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(use, 0, 0)
+    split.link_to(palette, 1, 0)
+    palette.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    frame.pts = 0
+    graph.vpush(frame)
+    graph.vpush(None)
+    return graph.vpull()
+
+
+def _write_pictures(parts: Sequence[Path], output: Path) -> list[str]:
+    """Write a folder of PNGs, named by number; the folder appears when all are there."""
+    import torch
+
+    half = output.with_name(f".{secrets.token_hex(8)}.part")
+    half.mkdir()
+    try:
+        for number, (pixels, _, _) in enumerate(_decoded(parts, Fraction(1))):
+            write_image(half / f"{number:06d}.png", torch.from_numpy(pixels).permute(2, 0, 1))
+        if output.is_dir():
+            shutil.rmtree(output)
+        half.replace(output)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return []
+
+
+def _formats_of(codec: str) -> list[str]:
+    try:
+        known = av.codec.Codec(codec, "w")
+    except ValueError as error:
+        encoders = sorted(USUAL_CRF) + ["ffv1", "prores_ks", "mpeg4", "mjpeg"]
+        raise InputError(
+            f"there is no encoder {codec!r} here; for example {', '.join(encoders)}."
+            f"{closest(codec, encoders)}"
+        ) from error
+    if known.type != "video":
+        raise InputError(f"{codec} encodes {known.type}, no pictures; for example libx264")
+    return [each.name for each in known.video_formats or []] or ["yuv420p"]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"{path}: cannot be written: {reason}") from error
