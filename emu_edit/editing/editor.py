@@ -169,7 +169,7 @@ class Editor:
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser's weights are."""
+        """Where the weights are."""
         return next(self.networks.denoiser.parameters()).device
 
     @property
@@ -224,11 +224,7 @@ class Editor:
         )[0]
 
     def predict_tasks(self, instructions: Sequence[str]) -> list[TaskPrediction]:
-        """Ask the model's predictor which tasks are meant.
-
-        Raises:
-            InputError: if the model has none, or an instruction is empty, too long or not text.
-        """
+        """Ask the model's predictor which tasks are meant (InputError if it has none)."""
         return self._guess([clean_instruction(text) for text in instructions])
 
     def edit_batch(
@@ -315,10 +311,10 @@ class Editor:
 
     def announce(self, size: Sequence[int], settings: EditorSettings) -> None:
         """Say before an edit that takes long how long; refuse as `forecast` does."""
-        told, (height, width) = self.forecast(size, settings), size
+        told = self.forecast(size, settings)
         if told is not None and told.is_long:
             text = "an edit of %dx%d takes %s; a smaller copy is quicker: --size %d"
-            logger.warning(text, width, height, told, self.settings.image_size)
+            logger.warning(text, *reversed(size), told, self.settings.image_size)
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
@@ -349,12 +345,13 @@ class Editor:
         negative: Sequence[str],
         settings: EditorSettings,
         on_step: StepEnd | None,
+        noise: Float[Tensor, "b c lh lw"] | None = None,
     ) -> Float[Tensor, "b c lh lw"]:
         """Edit from latents to latents, so that turns need no decoder in between.
 
         `edit_batch` and `EditSession` come here with everything decided: texts as
         `clean_instruction` returns them, tasks named, one of each for every row; of negative texts
-        one for all or one for each, "" for none.
+        one for all or one for each, "" for none. `noise` takes the place of the seeds' first.
 
         Raises:
             InputError: for an unknown task, or a negative text that guidance would ignore.
@@ -379,10 +376,13 @@ class Editor:
             seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
             for seed in seeds
         ]
-        noise = [torch.randn(z_source.shape[1:], generator=generator) for generator in generators]
+        shape = z_source.shape[1:]
+        drawn = (
+            noise if noise is not None else [torch.randn(shape, generator=g) for g in generators]
+        )
         return sample(
             guided(predict, settings.guidance),
-            torch.stack(noise).to(z_source),
+            torch.stack(list(drawn)).to(z_source),
             schedule=self.schedule,
             prediction=self.prediction,
             num_steps=settings.num_steps,

@@ -78,9 +78,23 @@ def is_unchanged(
 ) -> Bool[Tensor, "h w"]:
     """Say where `keep_unchanged` keeps `before`."""
     check_alpha(alpha)
-    levels = (before.short() - after.short()).abs().sum(0, dtype=torch.float32)
-    total, count = _box_sum(levels), _box_sum(torch.ones_like(levels))
+    total, count = _differences(before, after)
     return total < count * (255 * alpha)
+
+
+def mean_difference(
+    before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"]
+) -> Float[Tensor, "h w"]:
+    """Return d_bar of `keep_unchanged`, from 0 to 3."""
+    total, count = _differences(before, after)
+    return total / (255 * count)
+
+
+def _differences(
+    before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"]
+) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
+    levels = (before.short() - after.short()).abs().sum(0, dtype=torch.float32)
+    return _box_sum(levels), _box_sum(torch.ones_like(levels))
 
 
 def check_alpha(alpha: float) -> None:

@@ -240,7 +240,9 @@ class VideoFile:
         try:
             for frame in container.decode(stream):
                 if frame.is_corrupt:
-                    raise InputError(f"{self.path}: frame {done + 1} is damaged; mend it with ffmpeg")
+                    raise InputError(
+                        f"{self.path}: frame {done + 1} is damaged; mend it with ffmpeg"
+                    )
                 yield frame
                 done += 1
         except av.error.FFmpegError as error:
@@ -293,8 +295,10 @@ class Animation:
                     image.load()
                     total += int(image.info.get("duration", 0)) or 1000 // FOLDER_RATE
         except (OSError, SyntaxError, EOFError, ValueError) as error:
-            raise error if isinstance(error, InputError) else InputError(
-                f"{path}: is no animation that can be read ({error})"
+            raise (
+                error
+                if isinstance(error, InputError)
+                else InputError(f"{path}: is no animation that can be read ({error})")
             ) from error
         self.info = VideoInfo(
             path, (height, width), MILLISECOND, count, Fraction(1000 * count, total)

@@ -47,9 +47,9 @@ def passengers(
             else:
                 said.append(f"left out: {stream.type} of {name}, which {kind} does not take")
                 continue
-            copy.metadata.update(
-                {key: value for key, value in stream.metadata.items() if key == "language"}
-            )
+            copy.metadata.update({
+                key: value for key, value in stream.metadata.items() if key == "language"
+            })
     return flows, said
 
 
@@ -77,8 +77,10 @@ def _sound(path: Path, index: int, copy: av.AudioStream) -> Flow:
     with VideoFile.opened(path) as source:
         context = copy.codec_context
         resampler = av.AudioResampler(
-            format=context.format, layout=source.streams[index].codec_context.layout,
-            rate=context.sample_rate, frame_size=context.frame_size or None,
+            format=context.format,
+            layout=source.streams[index].codec_context.layout,
+            rate=context.sample_rate,
+            frame_size=context.frame_size or None,
         )
         for frame in source.decode(source.streams[index]):
             for part in resampler.resample(frame):

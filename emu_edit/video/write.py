@@ -7,9 +7,9 @@ A job that was never interrupted is joined of the same parts: its frames are the
 """
 
 import heapq
+import itertools
 import os
 import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,19 +18,16 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.filter import Graph
 
 from emu_edit.errors import InputError, StorageError, closest
-from emu_edit.images import write_image
+from emu_edit.video.animate import LATER, animate, write_pictures
 from emu_edit.video.colour import BT709, Colour, from_rgb
-from emu_edit.video.io import Frame, VideoInfo, frame_pixels
+from emu_edit.video.io import Frame, VideoInfo
+from emu_edit.video.passengers import passengers
 
 PICTURES_COLOUR = Colour(BT709, BT709, BT709, is_full=False)
 LOSSLESS = ("ffv1", "bgr0")  # of parts that become pictures or a palette in the end
 PART = "nut"  # a container that keeps any codec and any time base exactly
-# Units by which times are later inside a part: an encoder that reorders begins before its first
-# frame, and where that is before 0, FFmpeg moves all times of the file.
-LATER = 2**40
 
 
 @dataclass(frozen=True)
@@ -204,12 +201,14 @@ class PartWriter:
         try:
             self._container.close()
         except (av.error.FFmpegError, OSError):
-            pass  # noqa: S110 - it goes away next
+            pass
         finally:
             self._half.unlink(missing_ok=True)
 
 
-def join_parts(parts: Sequence[Path], output: Path, source: VideoInfo, info: VideoInfo) -> list[str]:
+def join_parts(
+    parts: Sequence[Path], output: Path, source: VideoInfo, info: VideoInfo
+) -> list[str]:
     """Write the whole video; it appears under `output` complete or not at all.
 
     Returns what of the source's other streams was re-encoded or left out, a few words each.
@@ -219,12 +218,12 @@ def join_parts(parts: Sequence[Path], output: Path, source: VideoInfo, info: Vid
     """
     container = container_of(output)
     if container is None:
-        return _write_pictures(parts, output)
+        return write_pictures(parts, output)
     half = output.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with _writing(output):
             if container.name in ANIMATIONS:
-                _animate(parts, half, container, info)
+                animate(parts, half, container.name, info)
                 left = ["sound and subtitles left out"] if source.has_others else []
             else:
                 left = _mux(parts, half, container, source, info)
@@ -248,12 +247,12 @@ def _mux(
             pictures = output.add_stream_from_template(first.streams.video[0])
             # AVI has no times: frame k is shown at k / rate
             is_even = container.name == "avi"
-            pictures.time_base = 1 / info.rate.limit_denominator(1001) if is_even else info.time_base
+            pictures.time_base = (
+                1 / info.rate.limit_denominator(1001) if is_even else info.time_base
+            )
         flows = [_picture_packets(parts, pictures, info)]
         left: list[str] = []
         if source.has_others:
-            from emu_edit.video.passengers import passengers
-
             others, left = passengers(source.path, output, container.name)
             flows += others
         for _, _, packet in heapq.merge(*map(_keyed, flows, range(len(flows)))):
@@ -286,7 +285,7 @@ def _picture_packets(
         if not shown:
             shown = [times[0] - one * (late - i) for i in range(late)]
         known = shown + times
-        ends = dict(zip(times, times[1:], strict=False))
+        ends = dict(itertools.pairwise(times))
         for number, packet in enumerate(packets):
             time = packet.pts or 0
             packet.dts = min(known[number], time)
@@ -314,81 +313,11 @@ def _reordered(packets: Sequence[av.Packet]) -> int:
     return max((number - order[time] for number, time in enumerate(times)), default=0)
 
 
-def _decoded(
-    parts: Sequence[Path], unit: Fraction
-) -> Iterator[tuple[np.ndarray, int, Fraction]]:
-    for part in parts:
-        with av.open(part) as container:
-            for frame in container.decode(video=0):
-                scale = Fraction(frame.time_base or 1) / unit
-                yield frame_pixels(frame), round((frame.pts or 0) * scale) - LATER, frame.duration * scale
-
-
-def _animate(parts: Sequence[Path], half: Path, container: Container, info: VideoInfo) -> None:
-    """Encode an animation from lossless parts; a GIF's palette is made anew for every frame."""
-    # an animation begins at 0, counts in hundredths (GIF) or thousandths of a second, and loops
-    unit = Fraction(1, 100 if container.name == "gif" else 1000)
-    options = {"plays": "0"} if container.name == "apng" else {"loop": "0"}
-    with av.open(half, "w", format=container.name, options=options) as output:
-        stream = output.add_stream(container.codec, rate=info.rate.limit_denominator(1001))
-        stream.height, stream.width = info.size
-        stream.pix_fmt = {"gif": "pal8", "apng": "rgb24", "webp": "bgra"}[container.name]
-        stream.codec_context.time_base = stream.time_base = unit
-        if container.name == "webp":
-            stream.options = {"lossless": "1"}
-        start = None
-        for pixels, time, duration in _decoded(parts, info.time_base):
-            start = time if start is None else start
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame = _with_palette(frame) if container.name == "gif" else frame
-            frame = frame.reformat(format=stream.pix_fmt)
-            frame.pts = round((time - start) * info.time_base / unit)
-            frame.duration = max(1, round(duration * info.time_base / unit))
-            frame.time_base = unit
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-
-
-def _with_palette(frame: av.VideoFrame) -> av.VideoFrame:
-    graph = Graph()
-    source, split = graph.add_buffer(template=None, width=frame.width, height=frame.height,
-                                     format=frame.format, time_base=Fraction(1, 100)), graph.add("split")
-    palette, use = graph.add("palettegen", "reserve_transparent=0"), graph.add("paletteuse")
-    sink = graph.add("buffersink")
-    source.link_to(split)
-    split.link_to(use, 0, 0)
-    split.link_to(palette, 1, 0)
-    palette.link_to(use, 0, 1)
-    use.link_to(sink)
-    graph.configure()
-    frame.pts = 0
-    graph.vpush(frame)
-    graph.vpush(None)
-    return graph.vpull()
-
-
-def _write_pictures(parts: Sequence[Path], output: Path) -> list[str]:
-    """Write a folder of PNGs, named by number; the folder appears when all are there."""
-    import torch
-
-    half = output.with_name(f".{secrets.token_hex(8)}.part")
-    half.mkdir()
-    try:
-        for number, (pixels, _, _) in enumerate(_decoded(parts, Fraction(1))):
-            write_image(half / f"{number:06d}.png", torch.from_numpy(pixels).permute(2, 0, 1))
-        if output.is_dir():
-            shutil.rmtree(output)
-        half.replace(output)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-    return []
-
-
 def _formats_of(codec: str) -> list[str]:
     try:
         known = av.codec.Codec(codec, "w")
     except ValueError as error:
-        encoders = sorted(USUAL_CRF) + ["ffv1", "prores_ks", "mpeg4", "mjpeg"]
+        encoders = [*sorted(USUAL_CRF), "ffv1", "prores_ks", "mpeg4", "mjpeg"]
         raise InputError(
             f"there is no encoder {codec!r} here; for example {', '.join(encoders)}."
             f"{closest(codec, encoders)}"
