@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -38,7 +39,10 @@ def animate(parts: Sequence[Path], half: Path, kind: str, info: VideoInfo) -> No
     unit = Fraction(1, 100 if kind == "gif" else 1000)
     options = {"plays": "0"} if kind == "apng" else {"loop": "0"}
     with av.open(half, "w", format=kind, options=options) as output:
-        stream = output.add_stream(ENCODERS[kind], rate=info.rate.limit_denominator(1001))
+        stream = cast(
+            "av.VideoStream",
+            output.add_stream(ENCODERS[kind], rate=info.rate.limit_denominator(1001)),
+        )
         stream.height, stream.width = info.size
         stream.pix_fmt = {"gif": "pal8", "apng": "rgb24", "webp": "bgra"}[kind]
         stream.codec_context.time_base = stream.time_base = unit

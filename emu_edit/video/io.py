@@ -15,7 +15,12 @@ from typing import Protocol
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
+from av.error import BlockingIOError as AvBlockingIOError
+from av.error import EOFError as AvEOFError
+from av.error import FFmpegError
 from av.filter import Graph
+from av.stream import Disposition
 from jaxtyping import UInt8
 from PIL import Image, ImageSequence
 from torch import Tensor
@@ -175,7 +180,7 @@ class VideoFile:
         return 0 if waiting is None else waiting[1] + waiting[2]
 
     @staticmethod
-    def opened(path: Path) -> av.container.InputContainer:
+    def opened(path: Path) -> InputContainer:
         """Open a file for one reading.
 
         Raises:
@@ -183,16 +188,14 @@ class VideoFile:
         """
         try:
             return av.open(path, metadata_errors="replace")
-        except (av.error.FFmpegError, OSError, ValueError) as error:
+        except (FFmpegError, OSError, ValueError) as error:
             raise InputError(f"{path}: is no video that can be read ({_why(error)})") from error
 
-    def _first(
-        self, container: av.container.InputContainer, stream: av.VideoStream
-    ) -> av.VideoFrame:
+    def _first(self, container: InputContainer, stream: av.VideoStream) -> av.VideoFrame:
         try:
             for frame in container.decode(stream):
                 return frame
-        except av.error.FFmpegError as error:
+        except FFmpegError as error:
             raise InputError(f"{self.path}: no frame can be decoded ({_why(error)})") from error
         raise InputError(f"{self.path}: has no frame")
 
@@ -227,14 +230,14 @@ class VideoFile:
             )
         return kept, end, start
 
-    def _packets(self, container: av.container.InputContainer) -> Iterator[av.Packet]:
+    def _packets(self, container: InputContainer) -> Iterator[av.Packet]:
         try:
             yield from container.demux()
-        except av.error.FFmpegError as error:
+        except FFmpegError as error:
             raise InputError(f"{self.path}: is cut short ({_why(error)})") from error
 
     def _decoded(
-        self, container: av.container.InputContainer, stream: av.VideoStream
+        self, container: InputContainer, stream: av.VideoStream
     ) -> Iterator[av.VideoFrame]:
         done = 0
         try:
@@ -245,7 +248,7 @@ class VideoFile:
                     )
                 yield frame
                 done += 1
-        except av.error.FFmpegError as error:
+        except FFmpegError as error:
             raise InputError(
                 f"{self.path}: frame {done + 1} of {self.info.frames} cannot be decoded "
                 f"({_why(error)}); mend it with ffmpeg"
@@ -355,15 +358,15 @@ def frame_pixels(frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(frame.reformat(format="rgb24").to_ndarray())
 
 
-def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+def _video_stream(container: InputContainer, path: Path) -> av.VideoStream:
     """Return the first stream of moving pictures; a cover of an album is none."""
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
+        if not stream.disposition & Disposition.attached_pic:
             return stream
     raise InputError(f"{path}: has no video stream; give a video")
 
 
-def _notes(frame: av.VideoFrame, container: av.container.InputContainer) -> Iterator[str]:
+def _notes(frame: av.VideoFrame, container: InputContainer) -> Iterator[str]:
     colour = colour_of(frame)
     if colour.transfer in {PQ, HLG}:
         yield "HDR is toned down to 8-bit BT.709"
@@ -389,7 +392,7 @@ def _pulled(graph: Graph) -> Iterator[av.VideoFrame]:
     while True:
         try:
             yield graph.vpull()
-        except (av.error.BlockingIOError, av.error.EOFError):
+        except (AvBlockingIOError, AvEOFError):
             return
 
 

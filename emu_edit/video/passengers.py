@@ -2,8 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import av
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.stream import Stream
+from av.subtitles.stream import SubtitleStream
 
 from emu_edit.video.io import VideoFile
 
@@ -12,9 +17,7 @@ SUBTITLES = {"mp4": "mov_text", "mov": "mov_text", "webm": "webvtt", "matroska":
 Flow = Iterator[av.Packet]
 
 
-def passengers(
-    path: Path, output: av.container.OutputContainer, kind: str
-) -> tuple[list[Flow], list[str]]:
+def passengers(path: Path, output: OutputContainer, kind: str) -> tuple[list[Flow], list[str]]:
     """Open every stream of sound and subtitles of `path` as a flow of packets for `output`.
 
     A stream that the container takes is copied bit for bit, any other is encoded anew; one that
@@ -35,13 +38,13 @@ def passengers(
                 copy = output.add_stream_from_template(stream)
                 copy.time_base = stream.time_base
                 flows.append(_copied(path, stream.index, copy))
-            elif stream.type == "audio":
+            elif isinstance(stream, AudioStream):
                 encoder = AUDIO.get(kind, "aac")
-                copy = output.add_stream(encoder, rate=_rate(encoder, stream))
+                copy = cast("AudioStream", output.add_stream(encoder, rate=_rate(encoder, stream)))
                 flows.append(_sound(path, stream.index, copy))
                 said.append(f"sound encoded anew: {name} to {encoder}")
-            elif kind in SUBTITLES and stream.codec_context.codec.name not in PICTURED:
-                copy = output.add_stream(SUBTITLES[kind])
+            elif isinstance(stream, SubtitleStream) and kind in SUBTITLES and name not in PICTURED:
+                copy = cast("SubtitleStream", output.add_stream(SUBTITLES[kind]))
                 flows.append(_text(path, stream, copy))
                 said.append(f"subtitles encoded anew: {name} to {SUBTITLES[kind]}")
             else:
@@ -60,7 +63,7 @@ def _rate(encoder: str, stream: av.AudioStream) -> int:
     return 48000 if encoder == "libopus" else stream.codec_context.sample_rate
 
 
-def _copied(path: Path, index: int, copy: av.stream.Stream) -> Flow:
+def _copied(path: Path, index: int, copy: Stream) -> Flow:
     with VideoFile.opened(path) as source:
         last = None
         for packet in source.demux(source.streams[index]):
@@ -76,21 +79,22 @@ def _copied(path: Path, index: int, copy: av.stream.Stream) -> Flow:
 def _sound(path: Path, index: int, copy: av.AudioStream) -> Flow:
     with VideoFile.opened(path) as source:
         context = copy.codec_context
+        stream = cast("AudioStream", source.streams[index])
         resampler = av.AudioResampler(
             format=context.format,
-            layout=source.streams[index].codec_context.layout,
+            layout=stream.codec_context.layout,
             rate=context.sample_rate,
             frame_size=context.frame_size or None,
         )
-        for frame in source.decode(source.streams[index]):
-            for part in resampler.resample(frame):
+        for frame in source.decode(stream):
+            for part in resampler.resample(cast("av.AudioFrame", frame)):
                 yield from copy.encode(part)
         for part in resampler.resample(None):
             yield from copy.encode(part)
         yield from copy.encode(None)
 
 
-def _text(path: Path, stream: av.subtitles.stream.SubtitleStream, copy: av.stream.Stream) -> Flow:
+def _text(path: Path, stream: SubtitleStream, copy: SubtitleStream) -> Flow:
     stream.codec_context.open()
     context = copy.codec_context
     context.subtitle_header = stream.codec_context.subtitle_header
@@ -98,9 +102,9 @@ def _text(path: Path, stream: av.subtitles.stream.SubtitleStream, copy: av.strea
     return _texts(path, stream.index, copy)
 
 
-def _texts(path: Path, index: int, copy: av.stream.Stream) -> Flow:
+def _texts(path: Path, index: int, copy: SubtitleStream) -> Flow:
     with VideoFile.opened(path) as source:
-        stream = source.streams[index]
+        stream = cast("SubtitleStream", source.streams[index])
         for packet in source.demux(stream):
             if packet.dts is None or not (text := stream.decode2(packet)):
                 continue

@@ -15,9 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.codec import Codec
+from av.error import FFmpegError
 
 from emu_edit.errors import InputError, StorageError, closest
 from emu_edit.video.animate import LATER, animate, write_pictures
@@ -106,10 +109,12 @@ class Coding:
         crf = USUAL_CRF.get(codec) if self.crf is None else self.crf
         return Coding(codec, crf, self.preset, wanted)
 
-    def options(self, *, reorders: bool) -> dict[str, str]:
+    def options(self, *, reorders: bool) -> dict[str, object]:
         """Return the encoder's options as FFmpeg names them."""
         given = {"preset": self.preset, "crf": self.crf}
-        options = {name: str(value) for name, value in given.items() if value is not None}
+        options: dict[str, object] = {
+            name: str(value) for name, value in given.items() if value is not None
+        }
         if self.codec == "libvpx-vp9":
             options |= {"b": "0", "row-mt": "1", "cpu-used": options.pop("preset", "4")}
         if not reorders:
@@ -152,9 +157,9 @@ class PartWriter:
         self._container = av.open(self._half, "w", format=PART)
         try:
             rate = info.rate.limit_denominator(1001)
-            stream = self._container.add_stream(
-                coding.codec or "", rate=max(rate, Fraction(1, 1001))
-            )
+            rate = max(rate, Fraction(1, 1001))
+            added = self._container.add_stream(coding.codec or "", rate=rate)
+            stream = cast("av.VideoStream", added)
             stream.height, stream.width = info.size
             stream.pix_fmt = coding.pixel_format or ""
             stream.options = coding.options(reorders=reorders)
@@ -169,7 +174,7 @@ class PartWriter:
             context.color_trc = self._colour.transfer
             self._stream = stream
             context.open()
-        except (av.error.FFmpegError, ValueError, OverflowError) as error:
+        except (FFmpegError, ValueError, OverflowError) as error:
             self.abandon()
             raise InputError(
                 f"{coding.codec} takes no {info.size[1]}x{info.size[0]} frames of "
@@ -200,7 +205,7 @@ class PartWriter:
         """Leave nothing behind."""
         try:
             self._container.close()
-        except (av.error.FFmpegError, OSError):
+        except (FFmpegError, OSError):
             pass
         finally:
             self._half.unlink(missing_ok=True)
@@ -302,7 +307,7 @@ def _read_part(part: Path, unit: Fraction) -> list[av.Packet]:
         packets = [packet for packet in container.demux(video=0) if packet.size]
         for packet in packets:  # a part may count in fractions of the unit, never in others
             packet.pts = round((packet.pts or 0) * Fraction(packet.time_base or 1) / unit) - LATER
-            packet.duration = round(packet.duration * Fraction(packet.time_base or 1) / unit)
+            packet.duration = round((packet.duration or 0) * Fraction(packet.time_base or 1) / unit)
         return packets
 
 
@@ -315,7 +320,7 @@ def _reordered(packets: Sequence[av.Packet]) -> int:
 
 def _formats_of(codec: str) -> list[str]:
     try:
-        known = av.codec.Codec(codec, "w")
+        known = Codec(codec, "w")
     except ValueError as error:
         encoders = [*sorted(USUAL_CRF), "ffv1", "prores_ks", "mpeg4", "mjpeg"]
         raise InputError(
@@ -331,6 +336,6 @@ def _formats_of(codec: str) -> list[str]:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except (av.error.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"{path}: cannot be written: {reason}") from error
