@@ -98,7 +98,8 @@ def _text(path: Path, stream: SubtitleStream, copy: SubtitleStream) -> Flow:
     stream.codec_context.open()
     context = copy.codec_context
     context.subtitle_header = stream.codec_context.subtitle_header
-    context.time_base = copy.time_base = stream.time_base
+    copy.time_base = stream.time_base
+    context.time_base = stream.time_base  # pyright: ignore[reportAttributeAccessIssue]
     return _texts(path, stream.index, copy)
 
 
