@@ -1,0 +1,72 @@
+"""Numbers of an edited video that need no network: flicker, motion followed, still parts kept.
+
+Frames are uint8; results are in grey levels (0 to 255) unless said otherwise.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+Frames = UInt8[Tensor, "f 3 h w"]
+
+
+def warp_error(
+    frames: Frames, flow: Float[Tensor, "g 2 h w"], occluded: Bool[Tensor, "g h w"]
+) -> float:
+    """Average how far a surface changes its colour from one frame to the next.
+
+        mean over what is seen in both of |frame[t](p) - frame[t + 1](p + flow[t](p))|
+
+    `flow` and `occluded` are the source's from frame t to t + 1, (x, y) in pixels to the right and
+    down; frame t + 1 is read between pixels (bilinear). NaN where nothing is seen twice.
+    Source: Lai et al. 2018, arXiv:1808.00449, section 4, with exact flow and occlusion.
+    """
+    height, width = frames.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    at = torch.stack([columns, rows]) + flow  # g 2 h w
+    scale = torch.tensor([width, height]).view(1, 2, 1, 1)
+    grid = ((2 * at + 1) / scale - 1).permute(0, 2, 3, 1)
+    moved = functional.grid_sample(
+        frames[1:].float(), grid.float(), padding_mode="border", align_corners=False
+    )
+    error = (moved - frames[:-1].float()).abs().mean(1)
+    seen = ~occluded
+    return (error[seen].mean().item()) if bool(seen.any()) else math.nan
+
+
+def flicker(frames: Frames) -> float:
+    """Average the change from frame to frame; of a still shot this is all flicker.
+
+    Source: VBench's temporal flickering, Huang et al. 2023, arXiv:2311.17982, there as 1 - x / 255.
+    """
+    if len(frames) < 2:
+        return 0.0
+    return (frames[1:].short() - frames[:-1].short()).abs().float().mean().item()
+
+
+def outside_psnr(result: Frames, source: Frames, mask: Bool[Tensor, "f h w"]) -> float:
+    """Compare result and source where the mask is False: 10 log10(255² / mean square error), dB.
+
+    Infinite if they are equal there, NaN if the mask covers everything.
+    """
+    outside = ~mask[:, None].expand_as(result)
+    if not bool(outside.any()):
+        return math.nan
+    square = (result.double() - source.double())[outside].square().mean().item()
+    return math.inf if square == 0 else 10 * math.log10(255**2 / square)
+
+
+def colour_drift(result: Frames, source: Frames) -> Float[Tensor, " 3"]:
+    """Return by how many levels a frame the colours leave the source's, for R, G and B.
+
+    The slope of a straight line through the mean of result - source, by least squares.
+    """
+    shift = result.double().mean((2, 3)) - source.double().mean((2, 3))
+    time = torch.arange(len(shift), dtype=torch.float64)
+    time = time - time.mean()
+    spread = time.square().sum()
+    slope = (time[:, None] * shift).sum(0) / spread if spread > 0 else torch.zeros(3)
+    return slope.float()
