@@ -66,7 +66,7 @@ def _check_counts(loops: dict[Any, Any], where: str) -> None:
 
 
 def _check_optimizer(state: object, where: str) -> None:
-    """Refuse what no optimizer of torch has made."""
+    """Refuse what no optimizer of torch has made; shapes are judged where weights are known."""
     memory = state.get("state") if isinstance(state, dict) else None
     groups = state.get("param_groups") if isinstance(state, dict) else None
     if not isinstance(memory, dict) or not isinstance(groups, list):

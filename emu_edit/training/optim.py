@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from emu_edit.errors import InputError
 from emu_edit.models.networks import TaskEmbedding
 
 TABLES = (nn.Embedding, TaskEmbedding)
+MEANS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each weight, besides its count of steps
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,27 @@ def adamw(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
     groups = parameter_groups(module, settings.weight_decay)
     if not groups:
         raise InputError("nothing to train: every parameter of the model is frozen")
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
+    optimizer.register_load_state_dict_post_hook(partial(_check_memory, names=names))
+    return optimizer
+
+
+def _check_memory(optimizer: torch.optim.Optimizer, *, names: Mapping[Tensor, str]) -> None:
+    """Refuse running means that are not of their weights; torch only counts the weights.
+
+    Raises:
+        ValueError: as torch does where it counts, naming the weight.
+    """
+    for parameter, memory in optimizer.state.items():
+        shape = tuple(parameter.shape)
+        for name in MEANS if memory else ():
+            mean = memory.get(name)
+            given = tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
+            if given != shape:
+                raise ValueError(
+                    f"the optimizer's {name} of {names[parameter]} is {given}, needs {shape}"
+                )
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:

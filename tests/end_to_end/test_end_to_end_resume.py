@@ -189,6 +189,8 @@ WRONG = {
     ("loops", "fit_loop", "epoch_loop.batch_progress"): (None, "x"),
     ("optimizer_states", 0): (None, [1], {"a": 1}),
     ("optimizer_states", 0, "state", 0): (None, "x"),
+    ("optimizer_states", 0, "state", 0, "exp_avg"): (None, torch.zeros(3)),
+    ("optimizer_states", 0, "state", 1, "exp_avg_sq"): (torch.zeros(3),),
     ("optimizer_states", 0, "param_groups"): ([], [{}, {}]),
     ("lr_schedulers", 0): (None, [1]),
     ("pytorch-lightning_version",): (None, "x"),

@@ -89,6 +89,29 @@ def test_a_model_with_nothing_to_train_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("mean", "found"),
+    [
+        (torch.zeros(3), r"\(3,\)"),
+        (torch.zeros(2, 1), r"\(2, 1\)"),  # would be stretched to the weight's shape
+        ("x", "str"),
+        (None, "NoneType"),
+    ],
+)
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_a_running_mean_that_is_not_of_its_weight_is_refused_by_name(mean, found, name):
+    module = nn.Linear(2, 2)
+    optimizer = adamw(module, OptimizerSettings())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    memory = optimizer.state_dict()
+    adamw(module, OptimizerSettings()).load_state_dict(memory)  # as it is, it is taken
+    memory["state"][0][name] = mean
+    words = rf"^the optimizer's {name} of weight is {found}, needs \(2, 2\)$"
+    with pytest.raises(ValueError, match=words):
+        adamw(module, OptimizerSettings()).load_state_dict(memory)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"lr": 0.0}, "optimizer.lr must be above 0, got 0.0"),
