@@ -3,6 +3,7 @@
 Nothing heavy is imported for `--help`; `emu_edit.runs.trainer_cli` does the work.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def _run(verb: str, arguments: list[str]) -> int:
 
 
 def parse(verb: str, arguments: list[str]) -> TrainOptions:
-    """Split the command line after `verb`.
+    """Split the command line after `verb`; variables of the environment come before it.
 
     Raises:
         InputError: if a config or checkpoint does not exist.
@@ -99,7 +100,7 @@ def parse(verb: str, arguments: list[str]) -> TrainOptions:
     parser.add_argument("--run")
     parser.add_argument("--score_pairs", type=positive_or_zero, default=SCORE_PAIRS)
     parser.add_argument("--no_predictor", action="store_true")
-    known, rest = parser.parse_known_args(arguments)
+    known, rest = parser.parse_known_args([*_from_environment(verb), *arguments])
     if known.start_from is not None and known.ckpt_path is not None:
         raise InputError(
             "--ckpt_path goes on with a training, --start_from begins a new one from weights; "
@@ -120,6 +121,18 @@ def parse(verb: str, arguments: list[str]) -> TrainOptions:
         predictor=not known.no_predictor,
         rest=tuple(rest),
     )
+
+
+def _from_environment(verb: str) -> list[str]:
+    """Return options given by variables, which Lightning's command line names so.
+
+    Lightning itself would let configs win over them, and here a recipe is always one of those.
+    """
+    start = f"PL_{verb.upper()}__"
+    given = [(name, value) for name, value in sorted(os.environ.items()) if name.startswith(start)]
+    return [
+        f"--{name.removeprefix(start).lower().replace('__', '.')}={value}" for name, value in given
+    ]
 
 
 def _weights_at(path: Path) -> Path:

@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -163,6 +164,8 @@ def _amount(number: str, unit: str) -> str:
     return in_words(int(number)) if unit == "bytes" else f"{number} {unit}"
 
 
+_NOT_LOGGED = "Early stopping conditioned on metric"  # of a callback that waits for another number
+
 # the first two are gloo's words, the last NCCL's for ncclRemoteError
 _BROKEN_LINE = re.compile(
     r"Connection reset by peer|Connection closed by peer|remote process exited or there was a"
@@ -198,8 +201,21 @@ def lost_rank(error: Exception, trainer: Trainer) -> LostRankError | None:
 
 
 def wrong_trainer(error: Exception) -> InputError:
-    """Word what Lightning says of a trainer's options."""
+    """Word what Lightning says of a trainer's options or of a launcher's missing variable."""
+    if isinstance(error, KeyError):
+        return InputError(
+            f"trainer: the environment has variables of SLURM but no {error.args[0]}, so srun did "
+            "not start this process; begin the command with srun, or unset SLURM_NTASKS to train "
+            "without SLURM"
+        )
     return InputError(f"trainer: {' '.join(str(error).split())}")
+
+
+def is_about_the_trainer(error: Exception) -> bool:
+    """Tell a wrong set-up from a defect: Lightning has a class for it, and exceptions to that."""
+    if isinstance(error, KeyError):
+        return str(error.args[0]).startswith("SLURM_")
+    return isinstance(error, MisconfigurationException) or str(error).startswith(_NOT_LOGGED)
 
 
 def input_error_behind(error: BaseException) -> InputError | None:

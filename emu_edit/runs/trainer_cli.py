@@ -18,7 +18,6 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -33,6 +32,7 @@ from emu_edit.runs.failures import (
     check_accelerator,
     closing_connections,
     input_error_behind,
+    is_about_the_trainer,
     lost_rank,
     one_line,
     out_of_memory,
@@ -187,9 +187,12 @@ class TrainerCLI(LightningCLI):
             start_from(self.model, self.start)
         try:
             self.trainer = self.instantiate_trainer()
-        except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+        except Exception as error:
             # callbacks, loggers and plugins are built by now: it is what Lightning says of options,
             # the machine or the launcher's variables
+            usual = isinstance(error, ImportError | RuntimeError | ValueError)
+            if not usual and not is_about_the_trainer(error):
+                raise
             raise wrong_trainer(error) from error
         if self.start is not None and self.trainer.is_global_zero:
             sys.stderr.write(f"starts with the weights of {self.start}\n")
@@ -228,7 +231,7 @@ class TrainerCLI(LightningCLI):
 
     def _worded(self, error: Exception, subcommand: str) -> Exception:
         """Return an error for a user in place of one of libraries, the same if it is a defect."""
-        if isinstance(error, MisconfigurationException):
+        if is_about_the_trainer(error):
             return wrong_trainer(error)
         # Lightning 2.6 keeps the file's content as long as it restores from it
         if self.trainer._checkpoint_connector._loaded_checkpoint:

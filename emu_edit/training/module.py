@@ -84,7 +84,8 @@ class EditModule(LightningModule):
         editor: how pictures are made from the model: size, guidance, steps; none means the
             defaults.
         seed: key of all random numbers of training.
-        compile: compile the denoiser (minutes at the start, faster steps on a GPU).
+        compile: compile the denoiser with `torch.compile` (minutes at the start, faster steps on a
+            GPU; on a CPU it needs a C++ compiler).
 
     Raises:
         InputError: if the parts do not fit together, or eps is to be predicted at zero terminal
