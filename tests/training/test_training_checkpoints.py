@@ -38,6 +38,9 @@ class Cli(LightningCLI):
         """Keep the config as it is, as our own command line does."""
 
 
+PAGE = CONFIG.parents[2] / "docs" / "training.md"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[EditModule, Path]:
     """Train two steps through Lightning's command line; return the module and its checkpoint."""
@@ -304,3 +307,15 @@ def test_a_resumed_run_ends_with_the_bits_of_the_uninterrupted_one(tmp_path):
     assert whole_ema.num_updates == resumed_ema.num_updates == 6
     assert_close(resumed_ema.average, whole_ema.average, rtol=0, atol=0)
     assert EMA_STATE_KEY in read_checkpoint(tmp_path / "kept" / "epoch=0.ckpt")["callbacks"]
+
+
+def test_the_lines_of_the_docs_make_a_module_and_an_editor_of_a_checkpoint(trained):
+    module, path = trained
+    (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    found: dict = {}
+    exec(lines.replace("runs/RUN/checkpoints/last.ckpt", str(path)), found)
+    for name, weight in trainable(module).items():
+        assert torch.equal(found["module"].get_parameter(name), weight), name
+    batch = make_batch([0])
+    edited = found["editor"].edit_batch(batch.source, list(batch.instruction), ["local"], [0])
+    assert edited.shape == batch.source.shape
