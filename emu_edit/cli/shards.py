@@ -215,7 +215,8 @@ def check_parser() -> ArgumentParser:
         "--list",
         type=Path,
         metavar="FILE",
-        help=f"list all problems there, as lines of JSON (default {PROBLEMS} in each DIR)",
+        help=f"list all problems there, as lines of JSON (default {PROBLEMS} in each DIR, and here "
+        "for addresses)",
     )
     made.add_argument(
         "--against",
@@ -246,18 +247,12 @@ def run_check(arguments: list[str]) -> int:
     from datamodules.checks.folders import check_folders
     from datamodules.checks.leaks import LeakGuard
     from datamodules.checks.report import summarize
-    from datamodules.remote.address import parse_place
 
     guard = None
     if options.against is not None:
         with step_bar("reading evaluation pictures", "pictures") as on_step:
             guard = LeakGuard.of(options.against, lambda count: on_step(count, None))
     folders = list(dict.fromkeys(options.folders))
-    elsewhere = [place for place in folders if not isinstance(parse_place(place), Path)]
-    if elsewhere and options.list is None:
-        raise InputError(
-            "a folder elsewhere cannot take a list of problems; say where: --list FILE"
-        )
     limit = None
     if options.model is not None or options.config is not None:
         limit = _networks(options)[0].text_encoder.limit
@@ -277,13 +272,21 @@ def run_check(arguments: list[str]) -> int:
 def write_lists(report: "CheckReport", file: Path | None) -> list[Path]:
     """Write all problems to one file, or those of each folder into it; return the files.
 
-    Without a file, the list of an earlier check goes when there is nothing left to list.
+    Folders elsewhere cannot be written to, so theirs share a file in the working directory. Without
+    a file, the list of an earlier check goes when there is nothing left to list; not the one in the
+    working directory, which may be of other folders.
     """
+    from datamodules.remote.address import parse_place
+
     if file is not None:
         _write(file, report.problems)
         return [file]
+    here = {folder for folder in report.folders if isinstance(parse_place(folder), Path)}
     written = []
-    for folder in report.folders:
+    if elsewhere := [problem for problem in report.problems if problem.folder not in here]:
+        _write(Path(PROBLEMS), elsewhere)
+        written.append(Path(PROBLEMS))
+    for folder in (folder for folder in report.folders if folder in here):
         own = [problem for problem in report.problems if problem.folder == folder]
         listing = Path(folder) / PROBLEMS
         if own:

@@ -119,9 +119,18 @@ def test_a_folder_elsewhere_is_checked_through_the_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(folders / "cache"))
     damage(folders / "a" / "add-000000.tar")
     with serve(folders / "a") as site:
-        with pytest.raises(InputError, match=r"cannot take a list of problems; say where: --list"):
-            run_check([site.url])
         assert run_check([site.url, "b", "--list", "all.jsonl"]) == 65
     errors = [row for row in listed(Path("all.jsonl")) if row["is_error"]]
     assert [row["file"] for row in errors] == ["add-000000.tar"]
     assert "1 errors, 3 warnings: all.jsonl" in capsys.readouterr().out
+
+
+def test_problems_of_a_folder_elsewhere_are_listed_here(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folders / "cache"))
+    with serve(folders / "a") as site:
+        assert run_check(["b", site.url]) == 0  # the pairs of the one are those of the other
+    assert {row["folder"] for row in listed(Path(PROBLEMS))} == {site.url}
+    assert not Path("b", PROBLEMS).exists()
+    assert f"warnings: {PROBLEMS}" in capsys.readouterr().out
