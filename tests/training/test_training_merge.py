@@ -37,9 +37,9 @@ from emu_edit.tasks import TaskTable
 from emu_edit.training.export import export_merged
 from tests.datamodules.toy_shards import make_folder
 from tests.editing.conftest import picture
+from tests.end_to_end.test_end_to_end_documented_runs import short_training
 from tests.models.conftest import TASK_DIM, small_denoiser
 from tests.models.tiny_vae import tiny_vae
-from tests.runs.test_runs_recipes import few_steps
 
 TASKS = TaskTable(("local", "style"))
 TEXT = "make it red"
@@ -276,7 +276,8 @@ def test_a_run_of_the_recipe_sd15_is_merged(
 ):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     make_folder(workplace / "shards", {"local": 4, "style": 3}, size=16)
-    few = few_steps("sd15", base)
+    slots = [f"--model.{slot}.path={base}" for slot in ("denoiser", "text_encoder", "codec")]
+    few = (*short_training(["fit", "--config", "sd15"]), *slots)
     arguments = ["fit", "--config", "sd15", "--data.train", "shards", "--run", "run", *few]
     assert main(arguments) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "was trained with" in line]
