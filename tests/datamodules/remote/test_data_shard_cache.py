@@ -197,8 +197,8 @@ def test_processes_of_a_node_fetch_each_shard_once(site: Site, tmp_path: Path):
     for entry in load_manifest(site.folder).entries:
         site.always[entry.file] = loopback.slow
     processes = [fetching(site, tmp_path) for _ in range(3)]
-    assert [process.communicate()[0] for process in processes] == ["0\n"] * 3
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    ends = [(process.communicate()[0], process.returncode) for process in processes]
+    assert ends == [("0\n", 0)] * 3
     assert site.requests.pop("manifest.json") == 3
     assert site.requests == {entry.file: 1 for entry in load_manifest(site.folder).entries}
 
@@ -220,8 +220,8 @@ def test_threads_of_a_process_fetch_each_shard_once(site: Site, tmp_path: Path):
 def test_a_killed_download_leaves_no_half_shard_and_holds_nobody_up(site: Site, tmp_path: Path):
     site.plan[FIRST] = [loopback.stall]
     with fetching(site, tmp_path) as process:
-        deadline = time.monotonic() + 60
-        while site.requests[FIRST] == 0 and time.monotonic() < deadline:
+        # a loaded machine takes minutes to import torch; a process that fails ends by itself
+        while site.requests[FIRST] == 0 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     cache = tmp_path / "cache"
