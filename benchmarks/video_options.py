@@ -4,7 +4,7 @@
 
 Each row edits the same clips by the same instructions with other options. Columns: error (mean
 difference from the true target, as a share of what copying the source has), warp error and flicker
-(grey levels, each as a share of the true target's own), PSNR outside the edited region, and time
+(grey levels; the last row is the true target's own), PSNR outside the edited region, and time
 beside the first row's. Strips of three clips (source, truth, then each row) go into -o.
 """
 
@@ -73,15 +73,16 @@ def main() -> int:
         make_clip(SEED, "heldout", i, task=TASKS[i % len(TASKS)], size=size, frames=options.frames)
         for i in range(options.clips)
     ]
-    rows: dict[str, list[Score]] = {name: [] for name in ROWS}
+    rows: dict[str, list[Score]] = {}
     pictures = [[torch.from_numpy(clip.source), torch.from_numpy(clip.target)] for clip in clips]
     with step_bar("editing", "clips") as on_step:
         for number, (name, settings) in enumerate(ROWS.items()):
             for i, clip in enumerate(clips):
                 score, result = edited(editor, clip, settings)
-                rows[name].append(score)
+                rows.setdefault(name, []).append(score)
                 pictures[i].append(result)
                 on_step(number * len(clips) + i + 1, len(ROWS) * len(clips))
+    rows["the true target"] = [true_score(clip) for clip in clips]
     sys.stdout.write(table(rows))
     if options.output is not None:
         for i in range(min(STRIPS, len(clips))):
@@ -104,11 +105,19 @@ def edited(
     mask = torch.from_numpy(clip.mask)
     return Score(
         error=_difference(result, target) / _difference(source, target),
-        warp=warp_error(result, flow, occluded) / warp_error(target, flow, occluded),
-        flicker=flicker(result) / flicker(target),
+        warp=warp_error(result, flow, occluded),
+        flicker=flicker(result),
         psnr=outside_psnr(result, source, mask),
         seconds=seconds,
     ), result
+
+
+def true_score(clip: ClipPair) -> Score:
+    """Score the true target itself."""
+    source, target = torch.from_numpy(clip.source), torch.from_numpy(clip.target)
+    warp = warp_error(target, torch.from_numpy(clip.flow), torch.from_numpy(clip.occluded))
+    psnr = outside_psnr(target, source, torch.from_numpy(clip.mask))
+    return Score(error=0.0, warp=warp, flicker=flicker(target), psnr=psnr, seconds=0.0)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -67,13 +67,9 @@ NOISE = (
     r".*add the following callbacks: \['?\"?ModelCheckpoint.*",  # of before callbacks.durable
 )
 LONGEST = 200  # characters of what a library says
-# where only the module of a config is wanted
-NO_TRAINER = (
-    "--trainer.logger=false",
-    "--trainer.accelerator=cpu",
-    "--trainer.devices=1",
-    "--trainer.num_nodes=1",
-    "--trainer.strategy=auto",
+NO_TRAINER = (  # where only the module of a config is wanted
+    *("--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.devices=1"),
+    *("--trainer.num_nodes=1", "--trainer.strategy=auto"),
 )
 
 
@@ -132,10 +128,9 @@ class TrainerCLI(LightningCLI):
             save_config_callback=SaveConfig if verb == "fit" else None,
             save_config_kwargs={"folder": folder} if verb == "fit" else None,
             parser_kwargs={
-                name: {"exit_on_error": False, "description": f"emu-edit {name}"}
-                for name in self.subcommands()
-            }
-            | {"exit_on_error": False, "prog": "emu-edit", "allow_abbrev": False},
+                verb: {"exit_on_error": False, "description": f"emu-edit {verb}"},
+                **{"exit_on_error": False, "prog": "emu-edit", "allow_abbrev": False},
+            },
             args=[verb, *arguments],
         )
 
@@ -222,8 +217,7 @@ class TrainerCLI(LightningCLI):
         """Run the verb.
 
         Raises:
-            OutOfMemoryError: if the device has no memory left.
-            LostRankError: if another process of the training has died.
+            OutOfMemoryError, LostRankError: if memory, or another process of the training, is gone.
             InputError: if the trainer's options do not fit together.
             StorageError: if a checkpoint holds something else than this training can go on with.
         """
@@ -240,10 +234,10 @@ class TrainerCLI(LightningCLI):
             return wrong_trainer(error)
         # Lightning 2.6 keeps the file's content as long as it restores from it
         if self.trainer._checkpoint_connector._loaded_checkpoint:
-            what = " ".join(str(error).split()) or "no message"
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
             return StorageError(
                 f"{self.trainer.ckpt_path}: training cannot go on with what this checkpoint holds "
-                f"({type(error).__name__}: {what[:LONGEST]}); take another one, or begin with its "
+                f"({what}); take another one, or begin with its "
                 "weights alone: --start_from"
             )
         if isinstance(error, RuntimeError | MemoryError):
@@ -391,7 +385,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _keyboard_interrupt(folder: Path) -> Iterator[None]:
-    """Raise KeyboardInterrupt where Lightning, after its clean-up, turns it into sys.exit(1)."""
+    """Raise KeyboardInterrupt where Lightning, after its clean-up, calls sys.exit(1)."""
     try:
         yield
     except SystemExit as stop:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -82,6 +82,7 @@ class VideoInfo:
     starts_before_zero: bool = False
 
 
+@runtime_checkable
 class Video(Protocol):
     """A video that is known and can be read, as often as one likes."""
 

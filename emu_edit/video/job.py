@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -33,6 +33,7 @@ POLL = 0.2  # seconds between looks for what other processes have finished
 OnFrame = Callable[[int, int], None]  # called with (frames done, frames in all)
 
 
+@runtime_checkable
 class FrameEditor(Protocol):
     """What edits a stream of frames; `VideoEditor` is one."""
 
