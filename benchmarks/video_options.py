@@ -31,17 +31,18 @@ from emu_edit.video.windows import Shot
 
 TASKS = ("local", "remove", "add", "background", "texture", "global", "style", "color")
 ROWS = {
-    "independent noise": VideoSettings(noise=NoiseMode.independent),
-    "shared noise": VideoSettings(),
-    "mixed noise": VideoSettings(noise=NoiseMode.mixed),
-    "progressive noise": VideoSettings(noise=NoiseMode.progressive),
-    "shared, look anchor": VideoSettings(look=Look.anchor),
-    "shared, look previous": VideoSettings(look=Look.previous),
-    "shared, look both": VideoSettings(look=Look.both),
-    "shared, look coarse": VideoSettings(look=Look.coarse, overlap=2),
-    "shared, threshold": VideoSettings(threshold=0.03),
-    "shared, hold colour": VideoSettings(hold_colour=True),
-    "shared, threshold, hold colour": VideoSettings(threshold=0.03, hold_colour=True),
+    "independent noise": VideoSettings(noise=NoiseMode.independent, threshold=None),
+    "shared noise": VideoSettings(threshold=None),
+    "mixed noise": VideoSettings(noise=NoiseMode.mixed, threshold=None),
+    "progressive noise": VideoSettings(noise=NoiseMode.progressive, threshold=None),
+    "shared, look anchor": VideoSettings(look=Look.anchor, threshold=None),
+    "shared, look previous": VideoSettings(look=Look.previous, threshold=None),
+    "shared, look both": VideoSettings(look=Look.both, threshold=None),
+    "shared, look coarse": VideoSettings(look=Look.coarse, overlap=2, threshold=None),
+    "shared, hold colour": VideoSettings(hold_colour=True, threshold=None),
+    "shared, threshold 0.03": VideoSettings(threshold=0.03),
+    "shared, threshold by task (default)": VideoSettings(),
+    "shared, threshold by task, hold colour": VideoSettings(hold_colour=True),
 }
 SEED = 17
 STRIPS = 3

@@ -91,8 +91,10 @@ def _add_ties(made: ArgumentParser) -> None:
         "--threshold",
         type=float,
         metavar="ALPHA",
-        help="take pixels that change less from the source, e.g. 0.03 (default: off)",
+        help="take pixels that change less from the source (default: 0.03, off for tasks that "
+        "repaint the whole picture)",
     )
+    ties.add_argument("--no-threshold", action="store_true", help="take every result as it comes")
     ties.add_argument(
         "--hold-colour", action="store_true", help="keep the scene's first shift of colours"
     )
@@ -160,6 +162,7 @@ def _request(
     options: argparse.Namespace, texts: list[str], tasks: list[str | None], model: str
 ) -> "tuple[Job, VideoSettings, list[VideoTurn]]":
     from emu_edit.editing.task_mix import parse_task
+    from emu_edit.editing.threshold import Threshold
     from emu_edit.video.attention import Look
     from emu_edit.video.cuts import GivenCuts
     from emu_edit.video.editor import VideoSettings, VideoTurn
@@ -168,12 +171,15 @@ def _request(
     from emu_edit.video.noise import NoiseMode
     from emu_edit.video.write import Coding
 
+    if options.no_threshold and options.threshold is not None:
+        raise InputError("--threshold and --no-threshold exclude each other; give one")
+    threshold = Threshold.default if options.threshold is None else options.threshold
     settings = VideoSettings(
         noise=NoiseMode(options.noise),
         look=Look(options.look),
         window=options.window,
         overlap=options.overlap,
-        threshold=options.threshold,
+        threshold=None if options.no_threshold else threshold,
         hold_colour=options.hold_colour,
     )
     sampling = sampling_of(options)

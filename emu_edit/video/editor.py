@@ -18,7 +18,7 @@ from torch import Tensor
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.settings import EditorSettings, Sampling
 from emu_edit.editing.task_mix import TaskChoice
-from emu_edit.editing.threshold import check_alpha, mean_difference
+from emu_edit.editing.threshold import Threshold, check_alpha, default_alpha, mean_difference
 from emu_edit.errors import InputError
 from emu_edit.randomness import check_seed, keyed_generator
 from emu_edit.text_rules import clean_instruction
@@ -42,7 +42,8 @@ class VideoSettings:
         overlap: frames that a window shares with the one before, blended.
         pool: side of the patches that `Look.coarse` averages over.
         threshold: alpha of `keep_unchanged` against the source frame, so that what an edit leaves
-            alone are the source's own pixels; None takes the result as it comes.
+            alone are the source's own pixels; None takes the result as it comes. By default on,
+            unless the task repaints the whole picture (`benchmarks/video_options.py`).
         memory: share of a pixel's last difference that still counts in the next frame, 0 to 1.
         hold_colour: keep the shift of colours that the scene's first window has.
     """
@@ -53,14 +54,14 @@ class VideoSettings:
     window: int = 8
     overlap: int = 0
     pool: int = 2
-    threshold: float | None = None
+    threshold: float | Threshold | None = Threshold.default
     memory: float = 0.5
     hold_colour: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing, before a model is loaded."""
         check_window(self.window, self.overlap)
-        if self.threshold is not None:
+        if isinstance(self.threshold, float | int):
             check_alpha(self.threshold)
         if not 0 <= self.memory <= 1:
             raise InputError(f"memory must be from 0 to 1, got {self.memory:g}")
@@ -183,8 +184,12 @@ class Stage:
         source, result = self.sources.pop(shot.number), shot.pixels
         if self.settings.hold_colour:
             result = self._held_colour(source, result)
-        if self.settings.threshold is not None:
-            result = self._kept(source, result, self.settings.threshold)
+        alpha = self.settings.threshold
+        if isinstance(alpha, Threshold):
+            assert self.turn.task is not None
+            alpha = default_alpha(self.turn.task, turn=2)
+        if alpha is not None:
+            result = self._kept(source, result, alpha)
         return Shot(result, shot.number, shot.starts)
 
     def _held_colour(
