@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -50,10 +51,12 @@ def write_video(
     pixel_format: str = "bgr0",
 ) -> Path:
     with av.open(path, "w") as output:
-        stream = output.add_stream(codec, rate=25)
+        stream = cast("av.VideoStream", output.add_stream(codec, rate=25))
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pixel_format
         stream.codec_context.time_base = stream.time_base = UNIT
-        voice = None if sound is None else output.add_stream(sound, rate=RATE, layout="mono")
+        voice = None
+        if sound is not None:
+            voice = cast("av.AudioStream", output.add_stream(sound, rate=RATE, layout="mono"))
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(draw(number), format="rgb24")
             frame.pts, frame.time_base = time, UNIT
