@@ -34,7 +34,8 @@ from emu_edit.video.colour import HLG, PQ, Colour, colour_of, to_rgb
 logger = logging.getLogger(__name__)
 
 FOLDER_RATE = 25  # frames a second of a folder of pictures, which has no times
-FEW = 1  # frames, and one of fifty, that a whole file may hold less than it says
+FEW = 1  # frames, and one of fifty, that a whole file may hold less than it says,
+LEAST_SLACK = Fraction(1, 5)  # and seconds that it may end earlier: durations are often rounded
 MILLISECOND = Fraction(1, 1000)
 
 
@@ -221,15 +222,18 @@ class VideoFile:
             kept, promised = len(times), stream.frames or 0
             told = Fraction(container.duration or 0, av.time_base)
             told += Fraction(container.start_time or 0, av.time_base)
-        start = min(times, default=0)
-        one = (end - start) * unit / max(kept, 1)
-        missing = max(promised - kept, (told - all_end) / one if one and told else 0)
-        if is_damaged or missing > FEW + kept // 50:
+        start, last = min(times, default=0), max(times, default=0)
+        one = Fraction(last - start, max(kept - 1, 1)) * unit  # some files say no durations
+        all_end = max(all_end, last * unit + one)
+        slack = max(FEW * one, LEAST_SLACK) + (last - start) * unit / 50
+        late = max(Fraction(0), told - all_end - slack) if told else 0
+        missing = max(promised - kept - FEW - kept // 50, late / one if one else 0)
+        if is_damaged or missing > 0:
             raise InputError(
                 f"{self.path}: is cut short or damaged, it holds {kept} frames of "
-                f"{promised or kept + round(missing)}; copy it again, or mend it with ffmpeg"
+                f"{promised or 'more'}; copy it again, or mend it with ffmpeg"
             )
-        return kept, end, start
+        return kept, max(end, round(last + one / unit)), start
 
     def _packets(self, container: InputContainer) -> Iterator[av.Packet]:
         try:
@@ -364,6 +368,8 @@ def _video_stream(container: InputContainer, path: Path) -> av.VideoStream:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             return stream
+    if not container.streams:
+        raise InputError(f"{path}: is cut short or damaged, nothing in it can be read")
     raise InputError(f"{path}: has no video stream; give a video")
 
 

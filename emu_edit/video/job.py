@@ -130,9 +130,8 @@ def run(
     worker = _Worker(job, editor, info, coding, on_frame)
     starts = worker.work(resized)
     notes: list[str] = []
-    write_json(job.folder / f"rank-{job.rank}.done", {"scenes": starts})
     if job.rank == 0:
-        _wait_for_all(job)
+        _wait(lambda: all((job.folder / f"{first:08d}.done").exists() for first in starts))
         parts = sorted(job.folder.glob("*.nut"))
         notes = join_parts(parts, job.output, job.video.info, info)
         shutil.rmtree(job.folder)
@@ -324,10 +323,9 @@ def _prepare(job: Job) -> None:
     name = json.loads(json.dumps(name, default=str))
     file = job.folder / "job.json"
     if job.rank > 0:
-        _wait(lambda: file.exists())
-        return
+        _wait(file.exists)
     if file.exists():
-        if not job.resume:
+        if not job.resume and job.rank == 0:
             raise InputError(
                 f"{job.output}: half done by an earlier run; go on with --resume, or begin anew "
                 f"after removing {job.folder}"
@@ -337,20 +335,12 @@ def _prepare(job: Job) -> None:
                 f"{job.output}: was begun with other options or another source; give the same, or "
                 f"begin anew after removing {job.folder}"
             )
-        for old in job.folder.glob("rank-*.done"):
-            old.unlink()
         return
     try:
         job.folder.mkdir(exist_ok=True)
         write_json(file, name)
     except OSError as error:
         raise StorageError(f"{job.output}: cannot be written: {error.strerror}") from error
-
-
-def _wait_for_all(job: Job) -> None:
-    _wait(
-        lambda: all((job.folder / f"rank-{rank}.done").exists() for rank in range(job.world)),
-    )
 
 
 def _wait(is_there: Callable[[], bool]) -> None:
