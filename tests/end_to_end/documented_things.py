@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from emu_edit.editing.find import RELEASED
+from emu_edit.editing.find import PREDICTOR, RELEASED
 from tests.datamodules.benchmark_files import EMU_KEYS, SESSIONS, write_emu_edit, write_magicbrush
 from tests.datamodules.convert import test_convert_hq_edit as hq_edit
 from tests.datamodules.convert import test_convert_imagefolder as imagefolder
@@ -73,10 +73,15 @@ class Things:
             "pictures": write_imagefolder,
             "backbones": lambda path: path.symlink_to(self.backbones),
             "MODEL_DIR": lambda path: path.symlink_to(self.model),
-            "runs/RUN": lambda path: shutil.copytree(RELEASED, path / "model"),
-            "runs/tiny-20261121-120000/model": lambda path: shutil.copytree(RELEASED, path),
+            "runs/RUN": lambda path: self._write_model(path / "model"),
+            "runs/tiny-20261121-120000/model": self._write_model,
             HUB_NAME: self._write_base,
         }
+
+    def _write_model(self, folder: Path) -> None:
+        """Write the tiny model with the released one's predictor."""
+        shutil.copytree(self.model, folder)
+        shutil.copytree(RELEASED / PREDICTOR, folder / PREDICTOR)
 
     def _write_base(self, folder: Path) -> None:
         """Write the tiny Stable Diffusion; as the real one's, its autoencoder has no shift."""
