@@ -258,6 +258,9 @@ def attention() -> Attention:
 
 def explicit(attention: Attention, own: Tensor, seen: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V of one frame's tokens "n c" over those it sees, head by head."""
+    assert attention.to_k is not None
+    assert attention.to_v is not None
+    assert attention.to_out is not None
     queries, keys, values = (
         each(tokens).unflatten(1, (2, 8)).transpose(0, 1)
         for each, tokens in (
