@@ -264,8 +264,7 @@ def _coarse_things(gain: Map, colour: str) -> list[Thing]:
         if shape not in best or score > best[shape][0]:
             place = (x + 0.5) / size, (y + 0.5) / size
             best[shape] = score, Thing(shape, colour, "plain", *place, radius)
-    ranked = sorted(best.values(), key=lambda pair: -pair[0])
-    return [thing for _, thing in ranked[:SHAPES_TRIED]]
+    return [thing for _, thing in sorted(best.values(), key=lambda p: -p[0])[:SHAPES_TRIED]]
 
 
 def _correlated(gain: Map, spectra: np.ndarray) -> Float32[np.ndarray, "n h w"]:
@@ -282,7 +281,8 @@ def _thing_spectra(size: int) -> tuple[np.ndarray, np.ndarray]:
     for shape in SHAPES:
         for radius in RADII:
             at = _offsets(radius * 1.1, size)
-            distance = thing_distance(Thing(shape, "red", "plain", 0.0, 0.0, radius), at, at)
+            thing = Thing(shape, "red", "plain", 0.0, 0.0, radius)
+            distance = thing_distance(thing, at[None, :], at[:, None])
             masks.append(np.clip(0.5 - distance * size, 0, 1))
     return _spectra(masks, size), np.array([mask.sum() for mask in masks])
 
