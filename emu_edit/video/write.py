@@ -60,6 +60,7 @@ CONTAINERS = {
     ".png": Container("apng", "apng"),
     ".webp": Container("webp", "libwebp_anim"),
 }
+FINEST = Fraction(1, 240)  # second that AVI, which stores a gap as empty frames, may count in
 ANIMATIONS = {"gif", "apng", "webp"}  # without sound; encoded when the parts are joined
 # quality on each encoder's own scale at which a viewer sees no loss at normal size
 USUAL_CRF = {"libx264": 18, "libx265": 20, "libvpx-vp9": 24, "libsvtav1": 24}
@@ -250,11 +251,10 @@ def _mux(
     with av.open(half, "w", format=container.name, options=options) as output:
         with av.open(parts[0]) as first:
             pictures = output.add_stream_from_template(first.streams.video[0])
-            # AVI has no times: frame k is shown at k / rate
-            is_even = container.name == "avi"
-            pictures.time_base = (
-                1 / info.rate.limit_denominator(1001) if is_even else info.time_base
-            )
+            pictures.time_base = info.time_base
+            if container.name == "avi" and info.time_base < FINEST:
+                # AVI has no times: frame k is shown at k / rate
+                pictures.time_base = 1 / info.rate.limit_denominator(1001)
         flows = [_picture_packets(parts, pictures, info)]
         left: list[str] = []
         if source.has_others:
