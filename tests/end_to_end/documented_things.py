@@ -5,7 +5,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -58,6 +60,7 @@ class Things:
         return {
             "docs/scene.png": lambda path: shutil.copy(ROOT / "docs" / "scene.png", path),
             "photo.png": lambda path: save(path, before(0)),
+            "clip.mp4": write_clip,
             "photos": write_photos,
             "DIR": write_photos,
             **dict.fromkeys(("my_pairs", "MY_PAIRS", "raw/mine"), write_pairs),
@@ -98,6 +101,16 @@ def read_by(arguments: list[str]) -> list[str]:
         case ["shards", "world", *_]:
             written.add(2)
     return [word for number, word in enumerate(arguments) if number not in written]
+
+
+def write_clip(path: Path) -> None:
+    with av.open(path, "w") as container:
+        stream = cast("av.VideoStream", container.add_stream("libx264", rate=25))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for level in range(0, 200, 50):
+            pixels = np.full((48, 64, 3), level, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode(None))
 
 
 def write_photos(folder: Path) -> None:

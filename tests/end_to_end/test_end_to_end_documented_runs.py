@@ -43,6 +43,7 @@ SHORT = {
     "predictor fit": ("--steps=2",),
     "predictor evaluate": ("--texts=32",),
     "edit": ("--steps=1",),
+    "video": ("--steps=1",),
     "invert": ("--steps=2", "--batch=2", "--init=mean"),
 }
 
