@@ -56,8 +56,8 @@ def test_python_m_and_main_are_the_same_program() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        "emu-edit: error: unknown command 'fitt'; known: fit, validate, test, edit, shards, "
-        "evaluate, predictor, invert, tasks, app, export. Did you mean 'fit'?\n"
+        "emu-edit: error: unknown command 'fitt'; known: fit, validate, test, edit, video, "
+        "shards, evaluate, predictor, invert, tasks, app, export. Did you mean 'fit'?\n"
     )
 
 
