@@ -76,6 +76,7 @@ class Things:
             "pictures": write_imagefolder,
             "backbones": lambda path: path.symlink_to(self.backbones),
             "MODEL_DIR": lambda path: path.symlink_to(self.model),
+            "runs/RUN/checkpoints/last.ckpt": copy_checkpoint,
             "runs/RUN": lambda path: self._write_model(path / "model"),
             "runs/tiny-20261121-120000/model": self._write_model,
             HUB_NAME: self._write_base,
@@ -101,6 +102,11 @@ def read_by(arguments: list[str]) -> list[str]:
         case ["shards", "world", *_]:
             written.add(2)
     return [word for number, word in enumerate(arguments) if number not in written]
+
+
+def copy_checkpoint(path: Path) -> None:
+    """Copy the checkpoint of a training that the page has run."""
+    shutil.copy(next(Path("runs").glob("*/checkpoints/last.ckpt")), path)
 
 
 def write_clip(path: Path) -> None:
