@@ -151,8 +151,12 @@ def run(arguments: list[str]) -> int:
     video_editor = VideoEditor(editor, turns, settings)
     from emu_edit.terminal import step_bar
 
-    with step_bar("editing", "frames") as on_frame:
-        done = run_job(job, video_editor, on_frame, resized)
+    try:
+        with step_bar("editing", "frames") as on_frame:
+            done = run_job(job, video_editor, on_frame, resized)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; go on with the same command and --resume\n")
+        raise
     if job.rank == 0:
         _report(options, job, done, [str(turn.task) for turn in video_editor.turns])
     return 0

@@ -5,7 +5,6 @@ pictures. Every frame keeps its own time, so a variable rate stays exact. Frames
 8 bits: rotation is applied, interlaced fields are joined, colours converted with both ends named.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,12 +30,9 @@ from emu_edit.images import from_pil, read_image
 from emu_edit.pictures import EXTENSIONS, MAX_PIXELS
 from emu_edit.video.colour import HLG, PQ, Colour, colour_of, to_rgb
 
-logger = logging.getLogger(__name__)
-
 FOLDER_RATE = 25  # frames a second of a folder of pictures, which has no times
 FEW = 1  # frames, and one of fifty, that a whole file may hold less than it says,
 LEAST_SLACK = Fraction(1, 5)  # and seconds that it may end earlier: durations are often rounded
-MILLISECOND = Fraction(1, 1000)
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,6 @@ class VideoFile:
                 raise InputError(f"{path}: its video stream has no times")
             first = self._first(container, stream)
             count, end, self._start = self._count(Fraction(stream.time_base))
-            notes = list(_notes(first, container))
             self._rotation = first.rotation % 360
             self._is_interlaced = first.interlaced_frame
             self.colour = colour_of(first)
@@ -152,7 +147,7 @@ class VideoFile:
                 Fraction(count) / seconds if seconds > 0 else Fraction(rate),
                 self.colour,
                 aspect,
-                tuple(notes),
+                tuple(_notes(first, container)),
                 any(other.type in {"audio", "subtitle"} for other in container.streams),
                 self._starts_before_zero,
             )
@@ -170,16 +165,14 @@ class VideoFile:
             waiting: tuple[UInt8[Tensor, "3 h w"], int, int] | None = None
             for frame in self._joined(self._decoded(container, stream), stream):
                 pixels = self._upright(frame)
-                time = frame.pts if frame.pts is not None else self._after(waiting)
+                after = 0 if waiting is None else waiting[1] + waiting[2]
+                time = after if frame.pts is None else frame.pts
                 if waiting is not None:
                     time = max(time, waiting[1] + 1)  # some files say a time twice
                     yield Frame(waiting[0], waiting[1], time - waiting[1])
                 waiting = pixels, time, frame.duration or self._usual
             if waiting is not None:
                 yield Frame(*waiting)
-
-    def _after(self, waiting: tuple[Tensor, int, int] | None) -> int:
-        return 0 if waiting is None else waiting[1] + waiting[2]
 
     @staticmethod
     def opened(path: Path) -> InputContainer:
@@ -309,7 +302,7 @@ class Animation:
                 else InputError(f"{path}: is no animation that can be read ({error})")
             ) from error
         self.info = VideoInfo(
-            path, (height, width), MILLISECOND, count, Fraction(1000 * count, total)
+            path, (height, width), Fraction(1, 1000), count, Fraction(1000 * count, total)
         )
 
     def frames(self) -> Iterator[Frame]:

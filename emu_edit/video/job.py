@@ -208,18 +208,13 @@ class _Worker:
         self.part, self.skip = 0, first
         if (self.job.folder / f"{first:08d}.done").exists():
             return False
-        for old in self.job.folder.glob(f"{first:08d}-*.nut"):
-            self.part = max(self.part, int(old.stem.split("-")[1]) + 1)
         if state.exists():
             kept = _Kept.of(read_regular(state))
             self.part, self.skip = kept.part, kept.frame
             self.times = {int(number): (a, b) for number, a, b in kept.times}
             self.editor.restore(kept.editor)
             self.sources = kept.sources
-        elif self.part:  # the part was closed, its state not yet written
-            for old in self.job.folder.glob(f"{first:08d}-*.nut"):
-                old.unlink()
-            self.part = 0
+        # a part may have been closed and its state not yet been written
         for old in self.job.folder.glob(f"{first:08d}-*.nut"):
             if int(old.stem.split("-")[1]) >= self.part:
                 old.unlink()
