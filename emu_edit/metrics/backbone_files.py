@@ -17,7 +17,8 @@ Needed = tuple[tuple[str, ...], ...]  # of each inner tuple, one file must be th
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 DINO_FILES: Needed = (("config.json",), WEIGHTS)
-CLIP_FILES: Needed = (*DINO_FILES, ("tokenizer.json", "vocab.json"))
+TOKENIZER_FILES: Needed = (("tokenizer.json", "vocab.json"),)
+CLIP_FILES: Needed = (*DINO_FILES, *TOKENIZER_FILES)
 SMALL_FILES = ["config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.json", "*.txt"]
 
 

@@ -31,7 +31,13 @@ from transformers.utils import logging
 
 from emu_edit.errors import InputError
 from emu_edit.files import sha256_of
-from emu_edit.metrics.backbone_files import CLIP_FILES, DINO_FILES, local_folder, weight_file
+from emu_edit.metrics.backbone_files import (
+    CLIP_FILES,
+    DINO_FILES,
+    TOKENIZER_FILES,
+    local_folder,
+    weight_file,
+)
 from emu_edit.metrics.preprocess import Preprocess
 from emu_edit.models.sources import PartSource, first_line, quiet_transformers, refuse_missing
 from emu_edit.models.surgery import freeze
@@ -54,6 +60,7 @@ class ClipBackbone:
     Attributes:
         sha256: of the weight file.
         max_tokens: longest text the model reads, marks at both ends included.
+        logit_scale: what the model multiplies a cosine with: 100 for most CLIPs.
         mends_texts: whether texts are mended before they are read, see `mended`.
     """
 
@@ -69,6 +76,7 @@ class ClipBackbone:
         self.sha256 = sha256
         self.mends_texts = mends_texts
         self.max_tokens = _text_config(model).max_position_embeddings
+        self.logit_scale = model.logit_scale.exp().item()
         self._model = freeze(model)
         self._tokenizer = tokenizer
         self._preprocess = preprocess
@@ -81,22 +89,27 @@ class ClipBackbone:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         mends_texts: bool = False,
+        tokenizer: str | Path | None = None,
     ) -> "ClipBackbone":
         """Load a directory as `save_pretrained` writes it, or a hub name `owner/name`.
+
+        PickScore is published without a tokenizer: `tokenizer` is the directory or hub name of a
+        CLIP that has it.
 
         Raises:
             InputError: if it cannot be found or loaded, is no CLIP, or reads pictures of another
                 size than `preprocess` cuts.
         """
-        folder = local_folder(name_or_path, CLIP_FILES)
+        folder = local_folder(name_or_path, CLIP_FILES if tokenizer is None else DINO_FILES)
+        texts = folder if tokenizer is None else local_folder(tokenizer, TOKENIZER_FILES)
         _check_type(folder, "clip")
         model = cast(CLIPModel, _network(CLIPModel.from_pretrained, folder))
         vision = cast(CLIPVisionConfig, model.config.vision_config)
         _check_size(folder, vision.image_size, preprocess)
-        tokenizer = _tokenizer(folder, _text_config(model))
+        words = _tokenizer(texts, _text_config(model))
         nn.Module.to(model, device=device, dtype=dtype)  # in place
         sha256 = sha256_of(weight_file(folder))
-        return ClipBackbone(model, tokenizer, preprocess, sha256=sha256, mends_texts=mends_texts)
+        return ClipBackbone(model, words, preprocess, sha256=sha256, mends_texts=mends_texts)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "n d"]:
