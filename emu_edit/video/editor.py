@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load, save
 from torch import Tensor
 
+from emu_edit.diffusion.samplers import StepEnd
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.settings import EditorSettings, Sampling
 from emu_edit.editing.task_mix import TaskChoice
@@ -98,6 +99,7 @@ class Stage:
         editor: what edits pictures.
         turn: what is asked, its task named.
         settings: how frames are tied together.
+        on_step: hears of every step of every window, and may replace its latents.
         sources: frames whose results are not finished.
         anchor: the scene's first frame.
         difference: the smoothed d_bar of the last frame.
@@ -107,6 +109,7 @@ class Stage:
     editor: Editor
     turn: VideoTurn
     settings: VideoSettings
+    on_step: StepEnd | None = None
     sources: dict[int, UInt8[Tensor, "3 h w"]] = field(default_factory=dict)
     anchor: Shot | None = None
     difference: Float[Tensor, "h w"] | None = None
@@ -163,7 +166,7 @@ class Stage:
                 [self._step_seed(number) for number in numbers],
                 negative=[turn.negative],
                 settings=self.usual,
-                on_step=None,
+                on_step=self.on_step,
                 noise=noise,
             )
         return editor.decode(edited, frames.shape[-2:])
@@ -278,8 +281,9 @@ class VideoEditor:
         editor: Editor,
         turns: Sequence[VideoTurn],
         settings: VideoSettings = VideoSettings(),
+        on_step: StepEnd | None = None,
     ) -> None:
-        """Name the tasks that are left open.
+        """Name the tasks that are left open; `on_step` hears of every step, see `StepEnd`.
 
         Raises:
             InputError: for no turn, an unknown task, an instruction that is empty, too long or not
@@ -289,7 +293,7 @@ class VideoEditor:
             raise InputError("a video needs at least one instruction")
         self.turns = [_settled(editor, turn) for turn in turns]
         self.settings = settings
-        self.stages = [Stage(editor, turn, settings) for turn in self.turns]
+        self.stages = [Stage(editor, turn, settings, on_step) for turn in self.turns]
 
     def push(self, shot: Shot) -> list[Shot]:
         """Take the next frame; return those that it finishes."""

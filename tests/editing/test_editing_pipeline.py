@@ -16,7 +16,8 @@ from torch import Tensor
 
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.pipeline import EmuEditPipeline, read_pictures
+from emu_edit.editing.pipeline import EmuEditPipeline
+from emu_edit.editing.pipeline_base import read_pictures
 from emu_edit.editing.settings import Sampling
 from emu_edit.editing.task_mix import TaskMix
 from emu_edit.errors import InputError
@@ -251,9 +252,9 @@ def test_diffusers_machinery_sees_one_component_and_its_device(pipe: EmuEditPipe
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": [TEXT] * 2, "image": [picture()] * 3}, "got 2 of prompt for 3 pictures"),
-        ({"image": [picture()] * 3, "task": ["add"] * 2}, "got 2 of task for 3 pictures to make"),
-        ({"generator": [seeded(0)] * 2}, "got 2 generators for 1 pictures to make; give one"),
+        ({"prompt": [TEXT] * 2, "image": [picture()] * 3}, "got 2 of prompt for 3 results"),
+        ({"image": [picture()] * 3, "task": ["add"] * 2}, "got 2 of task for 3 results"),
+        ({"generator": [seeded(0)] * 2}, "got 2 generators for 1 results; give one"),
         ({"image": [picture(), picture(16, 20)]}, "need one size, got 16x16, 20x16; make a call"),
         ({"image": []}, "got no image; give at least one picture"),
         ({"image": torch.zeros(16, 16)}, r"image has the shape \(16, 16\), needs 'h w 3'"),
@@ -262,7 +263,7 @@ def test_diffusers_machinery_sees_one_component_and_its_device(pipe: EmuEditPipe
         ({"image": torch.full((3, 8, 8), -1.0)}, r"values from -1 to -1, floats must be in \[0,"),
         ({"image": torch.full((3, 8, 8), torch.nan)}, r"values from nan to nan, floats must be"),
         ({"output_type": "latent"}, "unknown output_type 'latent'; known: pil, np, pt"),
-        ({"negative_prompt": ["a", "b"]}, "got 2 of negative_prompt for 1 pictures to make"),
+        ({"negative_prompt": ["a", "b"]}, "got 2 of negative_prompt for 1 results"),
         ({"height": 0}, "height must be at least 1, got 0"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, got 0"),
         ({"task": "locall"}, "unknown task 'locall'"),
