@@ -3,7 +3,8 @@
 Order, mixture, resume, substitutes for bad samples and loading are those of `EditDataModule`; only
 what is made of a shard's members differs. A sample is a window of so many frames of a clip, inside
 one shot where one is long enough; in training it is drawn, keyed by the position in the stream, in
-evaluation it is the first. All frames of a window are cut out at the same place.
+evaluation it is the first. All frames of a window are cut out at the same place. Clips that have
+nothing but captions (`shards convert clips`) are of the task `caption`: name it in `data.tasks`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from datamodules.remote.folder import CacheSettings
 from datamodules.shards.clips import ClipFacts
 from datamodules.stream.limits import LongTexts
 from datamodules.stream.mixing import Lane
-from datamodules.stream.reader import Decode, OpenShard, decode_pair
+from datamodules.stream.reader import Decode, OpenShard, decode_clip
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.batch import ClipSample, Sample
 from emu_edit.errors import BadSampleError, InputError
@@ -65,14 +66,15 @@ class ClipDecoder:
                 f"{where}: has {facts.frames} frames, data.frames={self.frames} are needed",
                 "too_few_frames",
             )
-        source, target, mask = decode_pair(shard, sample)
-        if source.shape[-2] % facts.frames:
+        source, target, mask = decode_clip(shard, sample)
+        if target.shape[-2] % facts.frames:
             raise BadSampleError(
-                f"{where}: a strip of {source.shape[-2]} rows does not have {facts.frames} frames",
+                f"{where}: a strip of {target.shape[-2]} rows does not have {facts.frames} frames",
                 "frames_missing",
             )
         window = self._window(facts, position)
-        parts = [_frames(strip, facts.frames)[window] for strip in (source, target)]
+        strips = (target if source is None else source, target)
+        parts = [_frames(strip, facts.frames)[window] for strip in strips]
         masks = None if mask is None else _frames(mask[None], facts.frames)[window, 0]
         cut = [
             self.crop(s, t, None if masks is None else masks[i], position)
@@ -81,7 +83,7 @@ class ClipDecoder:
         sources, targets, kept = zip(*cut, strict=True)
         return partial(
             ClipSample,
-            source=torch.stack(sources),
+            source=None if source is None else torch.stack(sources),
             target=torch.stack(targets),
             mask=None if masks is None else torch.stack(kept),
             rate=float(facts.rate),
@@ -99,7 +101,7 @@ class ClipDecoder:
 
 
 class ClipDataModule(EditDataModule):
-    """Feed edited clips.
+    """Feed edited clips, or clips with captions.
 
     Args:
         train: a folder of shards, or several by name.

@@ -280,10 +280,11 @@ class ClipSample(PairSample):
     """A pair of clips, f frames each; the mask is of every frame.
 
     Attributes:
+        source: None for a clip that nobody edited: the instruction is its caption.
         rate: frames a second.
     """
 
-    source: UInt8[Tensor, "f 3 h w"]
+    source: UInt8[Tensor, "f 3 h w"] | None
     target: UInt8[Tensor, "f 3 h w"]
     mask: Bool[Tensor, "f mh mw"] | None = None
     rate: float
@@ -291,9 +292,13 @@ class ClipSample(PairSample):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipBatch(PairBatch):
-    """Pairs of clips of one length and size, stacked; F travels as an axis of its own."""
+    """Pairs of clips of one length and size, stacked; F travels as an axis of its own.
+
+    Rows of `source` whose `has_source` is False are black and mean nothing.
+    """
 
     source: UInt8[Tensor, "b f 3 h w"]
+    has_source: Bool[Tensor, " b"]
     target: UInt8[Tensor, "b f 3 h w"]
     mask: Bool[Tensor, "b f mh mw"]
     rate: Float[Tensor, " b"]
@@ -308,16 +313,18 @@ class ClipBatch(PairBatch):
         if not samples:
             raise ValueError("collate needs at least one sample, got none")
         first = samples[0]
-        for sample in samples:
-            if not sample.source.shape == sample.target.shape == first.source.shape:
+        sources = [torch.zeros_like(s.target) if s.source is None else s.source for s in samples]
+        for sample, source in zip(samples, sources, strict=True):
+            if not source.shape == sample.target.shape == first.target.shape:
                 raise ValueError(
                     f"one batch holds one length and size: {first.key} is "
-                    f"{tuple(first.source.shape)}, {sample.key} is {tuple(sample.source.shape)} "
+                    f"{tuple(first.target.shape)}, {sample.key} is {tuple(source.shape)} "
                     f"-> {tuple(sample.target.shape)}"
                 )
-        frames, _, height, width = first.source.shape
+        frames, _, height, width = first.target.shape
         return ClipBatch(
-            source=torch.stack([sample.source for sample in samples]),
+            source=torch.stack(sources),
+            has_source=torch.tensor([sample.source is not None for sample in samples]),
             target=torch.stack([sample.target for sample in samples]),
             rate=torch.tensor([sample.rate for sample in samples]),
             **_stacked(samples, mask_size=(frames, height, width)),

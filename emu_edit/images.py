@@ -119,22 +119,26 @@ def decode_rgb(
     background: tuple[int, int, int] = WHITE,
     where: str = "",
     most_pixels: int = MAX_PIXELS,
+    is_strip: bool = False,
 ) -> UInt8[Tensor, "3 h w"]:
     """Decode one picture of unknown origin by the rules of `open_rgb`.
 
     Raises:
         BadImageError: one line starting with `where`.
     """
-    return _to_tensor(open_rgb(data, background=background, where=where, most_pixels=most_pixels))
+    image = open_rgb(
+        data, background=background, where=where, most_pixels=most_pixels, is_strip=is_strip
+    )
+    return _to_tensor(image)
 
 
-def decode_mask(data: bytes, where: str = "") -> Bool[Tensor, "h w"]:
+def decode_mask(data: bytes, where: str = "", *, is_strip: bool = False) -> Bool[Tensor, "h w"]:
     """Decode an edit mask by the rules of `open_mask`: True means "may change".
 
     Raises:
         BadImageError: one line starting with `where`.
     """
-    return torch.from_numpy(np.asarray(open_mask(data, where)) >= 128)
+    return torch.from_numpy(np.asarray(open_mask(data, where, is_strip=is_strip)) >= 128)
 
 
 def read_image(

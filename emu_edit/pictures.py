@@ -82,6 +82,7 @@ def open_rgb(
     where: str = "",
     most_pixels: int = MAX_PIXELS,
     on_note: OnNote | None = None,
+    is_strip: bool = False,
 ) -> Image.Image:
     """Decode one picture of unknown origin to upright RGB in sRGB.
 
@@ -95,6 +96,7 @@ def open_rgb(
         where: the file's name, for messages.
         most_pixels: a limit below `MAX_PIXELS`.
         on_note: told, in a few words each, what was done besides decoding.
+        is_strip: frames of a clip below each other; it may be as thin as it likes.
 
     Raises:
         BadImageError: one line starting with `where`.
@@ -105,10 +107,10 @@ def open_rgb(
         if most_pixels < width * height <= MAX_PIXELS:
             most = f"at most {most_pixels / 1e6:.1f} megapixels are decoded; make it smaller"
             raise bad_image(where, f"is {width}x{height}, {most}")
-        return to_rgb(image, background, where, on_note)
+        return to_rgb(image, background, where, on_note, is_strip=is_strip)
 
 
-def open_mask(data: bytes, where: str = "") -> Image.Image:
+def open_mask(data: bytes, where: str = "", *, is_strip: bool = False) -> Image.Image:
     """Decode an edit mask to grey: white (128 and above) means "may change".
 
     Raises:
@@ -118,9 +120,9 @@ def open_mask(data: bytes, where: str = "") -> Image.Image:
     with reading(where):
         image = _open(data, where)
         image.info.pop("icc_profile", None)  # a mask is data, not colour
-        on_white = _upright(image, WHITE, where)
+        on_white = _upright(image, WHITE, where, is_strip=is_strip)
         if image.has_transparency_data:
-            on_black = _upright(image, BLACK, where)
+            on_black = _upright(image, BLACK, where, is_strip=is_strip)
             if on_white.tobytes() != on_black.tobytes():
                 raise bad_image(
                     where,
@@ -160,9 +162,11 @@ def to_rgb(
     background: tuple[int, int, int],
     where: str,
     on_note: OnNote | None = None,
+    *,
+    is_strip: bool = False,
 ) -> Image.Image:
     """Bring an opened image to RGB by the rules of `open_rgb`; call it inside `reading`."""
-    upright = _upright(image, background, where, on_note)
+    upright = _upright(image, background, where, on_note, is_strip=is_strip)
     return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
@@ -195,7 +199,7 @@ def _open(data: bytes, where: str) -> Image.Image:
         raise bad_image(where, f"is {came}, {NEEDED}") from error
 
 
-def _check(image: Image.Image, where: str) -> None:
+def _check(image: Image.Image, where: str, *, is_strip: bool) -> None:
     """Refuse sizes and kinds; reads the header only."""
     width, height = image.size
     long, short = max(width, height), min(width, height)
@@ -204,7 +208,7 @@ def _check(image: Image.Image, where: str) -> None:
         raise bad_image(where, f"is {width}x{height}, {limits} are decoded")
     if short < MIN_SIDE:
         raise bad_image(where, f"is {width}x{height}, both sides need at least {MIN_SIDE} pixels")
-    if long > MAX_ASPECT * short:
+    if long > MAX_ASPECT * short and not is_strip:
         raise bad_image(
             where, f"is {width}x{height}, the sides may differ by a factor of {MAX_ASPECT} at most"
         )
@@ -268,10 +272,12 @@ def _upright(
     background: tuple[int, int, int],
     where: str,
     on_note: OnNote | None = None,
+    *,
+    is_strip: bool = False,
 ) -> Image.Image:
     """Check, decode, scale to 8 bits, bring to sRGB, composite, turn upright."""
     note = on_note or (lambda _: None)
-    _check(image, where)
+    _check(image, where, is_strip=is_strip)
     kind = image.format
     image.load()
     orientation = _orientation(image, note)

@@ -7,7 +7,7 @@ next. In an encoder cache (`datamodules.encoded.reader`) latents are read in pla
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from datamodules.encoded.reader import Cache, CacheHeader, open_caches
 from datamodules.listing import list_entries
 from datamodules.remote.address import parse_place
 from datamodules.remote.folder import open_folder
-from datamodules.shards.clips import is_movie
+from datamodules.shards.clips import ClipFacts, is_movie
 from datamodules.shards.folder import LocalFolder, ShardFolder
 from datamodules.shards.index import ROLES, index_shard, load_index
 from datamodules.shards.manifest import (
@@ -41,12 +41,12 @@ from datamodules.shards.manifest import (
 )
 from datamodules.stream.limits import too_long
 from datamodules.stream.mixing import DataSet, lanes_of
-from datamodules.stream.reader import OpenShard, decode_pair, wordings_of
+from datamodules.stream.reader import OpenShard, decode_clip, decode_pair, wordings_of
 from datamodules.stream.transforms import SquareCrop
 from emu_edit.errors import InputError, ShardError, closest
 from emu_edit.images import decode_rgb
 from emu_edit.models.interfaces import TextLimit
-from emu_edit.pictures import BLACK, FORMATS
+from emu_edit.pictures import BLACK, FORMATS, WHITE
 from emu_edit.tasks import SIXTEEN, TaskTable
 
 _BLACKEST = 8  # of 255; JPEG leaves a black picture a little above 0
@@ -188,21 +188,23 @@ class _Check:
 
     def _look_at(self, shard: OpenShard, sample: int) -> None:
         key = shard.key(sample)
-        source, target, mask = decode_pair(shard, sample)
+        is_clip = ClipFacts.of(shard.text(sample)) is not None
+        source, target, mask = (decode_clip if is_clip else decode_pair)(shard, sample)
+        parts = {"target": target} if source is None else {"source": source, "target": target}
         folder, entry = self._shards[-1]
         summary = self.report.tasks[str(folder), entry.task]
-        summary.add_size(source.shape[1], source.shape[2])
+        summary.add_size(target.shape[1], target.shape[2])
         summary.masks += mask is not None
         is_empty = mask is not None and not bool(mask.any())
         # identical pictures with an empty mask are no mistake: the pair says so itself
-        if is_empty and not torch.equal(source, target):
+        is_same = source is not None and torch.equal(source, target)
+        if is_empty and not is_same:
             self._add(key, "the mask is empty: nothing may change", is_error=False)
-        for message in (
-            *_oddities(source, target, is_noop=is_empty),
-            *_transparent(shard, sample),
-        ):
+        if is_same and not is_empty:
+            self._add(key, "target and source are identical", is_error=False)
+        for message in (*_blacks(parts), *_transparent(shard, sample, parts)):
             self._add(key, message, is_error=False)
-        for name, picture in (("source", source), ("target", target)):
+        for name, picture in parts.items():
             pixels = picture.permute(1, 2, 0).contiguous().numpy()
             leak = None if self._guard is None else self._guard.find(pixels)
             if leak is not None:
@@ -269,23 +271,24 @@ def _opened(folder: ShardFolder, entry: ShardEntry) -> OpenShard:
     return OpenShard(path, entry)
 
 
-def _oddities(
-    source: UInt8[Tensor, "3 h w"], target: UInt8[Tensor, "3 h w"], *, is_noop: bool
-) -> Iterator[str]:
-    if torch.equal(source, target) and not is_noop:
-        yield "target and source are identical"
-    for name, picture in (("source", source), ("target", target)):
+def _blacks(parts: Mapping[str, UInt8[Tensor, "3 _ _"]]) -> Iterator[str]:
+    for name, picture in parts.items():
         if int(picture.max()) <= _BLACKEST:
             yield f"the {name} is black"
 
 
-def _transparent(shard: OpenShard, sample: int) -> Iterator[str]:
+def _transparent(shard: OpenShard, sample: int, roles: Iterable[str]) -> Iterator[str]:
     """Yield a line for each picture with parts that show the background."""
-    for role in ("source", "target"):
+    for role in roles:
         data = shard.member(sample, role) or b""
         if is_movie(data):
             continue
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             may_be = image.has_transparency_data
-        if may_be and not torch.equal(decode_rgb(data), decode_rgb(data, background=BLACK)):
+        if not may_be:
+            continue
+        on_white, on_black = (
+            decode_rgb(data, background=colour, is_strip=True) for colour in (WHITE, BLACK)
+        )
+        if not torch.equal(on_white, on_black):
             yield f"the {role} has transparent pixels; they are shown white"

@@ -169,7 +169,7 @@ class LeakGuard:
 
     def __call__(self, record: PairRecord) -> str | None:
         """Return why a pair must not be trained on, or None."""
-        for side, picture in (("source", record.source), ("target", record.target)):
+        for side, picture in record.views():
             leak = self.find(picture)
             if leak is not None:
                 return f"the {side} {leak}"

@@ -5,9 +5,13 @@ by every viewer, and a picture to all that reads, indexes and checks shards. How
 and how many are shown in a second, stands in the json of the sample. An mp4 is smaller: H.264
 of the RGB values themselves loses nothing, with `crf` it is 4:4:4 in BT.709, converted and tagged
 explicitly (PyAV otherwise writes BT.601 pixels without saying so). Masks are always strips.
+
+A clip that nobody edited has the task `caption`: its instruction is the caption, its target the
+frames, and there is no source. Whoever generates from texts reads text and target as of any edit.
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +23,11 @@ from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datamodules.shards.writer import PairRecord
+from datamodules.shards.manifest import CAPTION
+from datamodules.shards.writer import PairRecord, png_of
 from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import decode_rgb
-from emu_edit.pictures import MAX_PIXELS
+from emu_edit.pictures import MAX_PIXELS, MAX_SIDE
 
 MP4_MAGIC = b"ftyp"  # at byte 4 of an mp4
 WORST_CRF = 51
@@ -33,7 +38,9 @@ Frames = UInt8[np.ndarray, "f h w 3"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecord(PairRecord):
-    """An edited clip on its way into a shard; pictures and mask are strips of its frames.
+    """A clip on its way into a shard; pictures and mask are strips of its frames.
+
+    Of the task `caption` the source is the target, and is not written.
 
     Attributes:
         frames: how many there are.
@@ -58,16 +65,42 @@ class ClipRecord(PairRecord):
             )
         if self.rate < 1:
             raise InputError(f"{self.key}: rate={self.rate} frames a second must be at least 1")
+        rows, width = self.source.shape[:2]
+        is_picture = not self.movie or self.mask is not None
+        if rows * width > MAX_PIXELS or (is_picture and rows > MAX_SIDE):
+            height = rows // self.frames
+            raise InputError(
+                f"{self.key}: {self.frames} frames of {width}x{height} are more than a reader "
+                f"takes, {MAX_PIXELS / 1e6:.0f} megapixels and, as a strip, {MAX_SIDE} rows; take "
+                "fewer frames or smaller ones"
+            )
 
-    def members(self) -> dict[str, str | bytes]:
-        """Return name ending and content of each member."""
-        members = super().members()
-        if self.movie:
-            for role, strip in (("source", self.source), ("target", self.target)):
-                del members[f"{role}.png"]
-                frames = strip.reshape(self.frames, -1, *strip.shape[1:])
-                members[f"{role}.mp4"] = encode_mp4(frames, self.rate, self.crf)
-        return members
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        return len(self.source) // self.frames, self.source.shape[1]
+
+    def views(self) -> Iterator[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]:
+        """Yield role and pixels of every frame."""
+        for role, strip in self._strips().items():
+            yield from ((role, frame) for frame in self._frames(strip))
+
+    def pictures(self) -> dict[str, bytes]:
+        """Return name ending and content of the strips or mp4s."""
+        strips = self._strips()
+        if not self.movie:
+            return {f"{role}.png": png_of(strip) for role, strip in strips.items()}
+        return {
+            f"{role}.mp4": encode_mp4(self._frames(strip), self.rate, self.crf)
+            for role, strip in strips.items()
+        }
+
+    def _strips(self) -> dict[str, UInt8[np.ndarray, "rows w 3"]]:
+        strips = {"source": self.source, "target": self.target}
+        return {"target": self.target} if self.task == CAPTION else strips
+
+    def _frames(self, strip: UInt8[np.ndarray, "rows w 3"]) -> Frames:
+        return strip.reshape(self.frames, -1, *strip.shape[1:])
 
     def text(self) -> dict[str, object]:
         """Return what the json says."""
@@ -133,7 +166,7 @@ def decode_strip(data: bytes, where: str = "") -> UInt8[Tensor, "3 rows w"]:
         BadImageError: one line starting with `where`.
     """
     if not is_movie(data):
-        return decode_rgb(data, where=where)
+        return decode_rgb(data, where=where, is_strip=True)
     frames = torch.from_numpy(decode_mp4(data, where))
     return frames.flatten(0, 1).permute(2, 0, 1).contiguous()
 

@@ -7,7 +7,8 @@ training then reads members by offset. A shard holds the samples of one task; a 
 adjacent members `<key>.source.png`, `<key>.target.png`, `<key>.json` and, optionally,
 `<key>.mask.png` (pictures may also be jpg, jpeg or webp). In an encoder cache
 (`datamodules.encoded.reader`) the pair is latents: `<key>.source.safetensors` and
-`<key>.target.safetensors`; of clips (`datamodules.shards.clips`) it may be mp4s.
+`<key>.target.safetensors`; of clips (`datamodules.shards.clips`) it may be mp4s. A caption with
+what it describes (task `caption`) has no source.
 """
 
 import io
@@ -25,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from datamodules.listing import how_to_convert
-from datamodules.shards.manifest import MAKE_AGAIN, ShardEntry
+from datamodules.shards.manifest import CAPTION, MAKE_AGAIN, ShardEntry
 from datamodules.shards.tar_headers import AGAIN, BLOCK, Member, read_members
 from emu_edit.errors import InputError, ShardError
 from emu_edit.files import atomic_file, open_regular, open_stream, sha256_of
@@ -94,7 +95,7 @@ def index_shard(path: Path, *, task: str) -> Index:
             samples.setdefault(key, {})[role] = (member.start, member.size, crc32)
             end = member.end
         refuse_missing_end(path, stream, end)
-    _refuse_halves(path, samples)
+    _refuse_halves(path, samples, task)
     return _to_array(samples)
 
 
@@ -363,11 +364,13 @@ def refuse_missing_end(path: Path, stream: BinaryIO, end: int) -> None:
     raise ShardError(f"{path}: {reason}; {AGAIN}")
 
 
-def _refuse_halves(path: Path, samples: dict[str, dict[str, _Place]]) -> None:
+def _refuse_halves(path: Path, samples: dict[str, dict[str, _Place]], task: str) -> None:
     if not samples:
         raise ShardError(f"{path}: holds no samples")
     for key, roles in samples.items():
         missing = [role for role in REQUIRED if role not in roles]
+        if task == CAPTION and missing == ["source"]:
+            continue
         if missing:
             raise ShardError(f"{path}: sample {key!r} has no {' and no '.join(missing)}")
 

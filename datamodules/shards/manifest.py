@@ -19,6 +19,9 @@ from emu_edit.files import read_regular, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 NEW_TASK = "new_task"  # entry of `made_by`: the task of a folder that no training has
+# task of shards that have no edits: the instruction is a caption, the target what it describes, and
+# there is no source
+CAPTION = "caption"
 _FIELDS = ("file", "bytes", "sha256", "samples")
 # names and hashes become paths, and a manifest may come from anywhere
 _FILE = re.compile(r"[^./\\][^/\\]*\.tar")

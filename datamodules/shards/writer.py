@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,13 +70,25 @@ class PairRecord:
     def members(self) -> dict[str, str | bytes]:
         """Return name ending and content of each member."""
         members: dict[str, str | bytes] = {
-            "source.png": _png(self.source),
-            "target.png": _png(self.target),
+            **self.pictures(),
             "json": json.dumps(self.text(), ensure_ascii=False).encode(),
         }
         if self.mask is not None:
-            members["mask.png"] = _png(self.mask.astype(np.uint8) * 255)
+            members["mask.png"] = png_of(self.mask.astype(np.uint8) * 255)
         return members
+
+    def pictures(self) -> dict[str, bytes]:
+        """Return name ending and content of source and target."""
+        return {"source.png": png_of(self.source), "target.png": png_of(self.target)}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what is seen at once."""
+        return self.source.shape[0], self.source.shape[1]
+
+    def views(self) -> Iterator[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]:
+        """Yield role and pixels of all that is seen at once."""
+        yield from (("source", self.source), ("target", self.target))
 
     def text(self) -> dict[str, object]:
         """Return what the json says."""
@@ -224,7 +236,8 @@ def write_task_shards(
     return writer.entries
 
 
-def _png(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:
+def png_of(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:
+    """Return a picture as PNG."""
     buffer = io.BytesIO()
     # level 1: about as small as 6 at these sizes, in a third of the time
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)

@@ -104,7 +104,9 @@ def refuse_unknown_tasks(folder: ShardFolder, table: TaskTable) -> None:
     for task in folder.manifest.tasks:
         if task not in table.names:
             hint = closest(task, list(table.names))
-            raise InputError(f"{folder} has shards of unknown task {task!r}.{hint}")
+            raise InputError(
+                f"{folder} has shards of unknown task {task!r}.{hint} Known are those of data.tasks"
+            )
 
 
 def refuse_other_model(networks: EditNetworks, table: TaskTable, image_size: int) -> None:

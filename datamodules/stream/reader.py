@@ -27,14 +27,14 @@ from torch.utils.data import Dataset
 from datamodules.shards.clips import decode_strip
 from datamodules.shards.folder import CacheFullError, ShardFolder, open_descriptor
 from datamodules.shards.index import ROLES, IndexFile, check_text
-from datamodules.shards.manifest import ShardEntry
+from datamodules.shards.manifest import CAPTION, ShardEntry
 from datamodules.stream.limits import TextRule
 from datamodules.stream.mixing import Lane
 from datamodules.stream.order import Position
 from datamodules.stream.transforms import MAX_ATTEMPTS, Noops, SquareCrop, Substitutes, Wordings
 from emu_edit.batch import BadSample, CutText, EditSample, Sample
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
-from emu_edit.images import decode_mask
+from emu_edit.images import decode_mask, decode_rgb
 from emu_edit.tasks import TaskTable
 
 MAX_OPEN_SHARDS = 64  # per process; each holds two file descriptors
@@ -136,26 +136,50 @@ def wordings_of(text: dict[str, Any]) -> list[str]:
 
 
 def decode_pair(shard: OpenShard, sample: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Decode source, target and mask of a sample and compare their sizes; clips come as strips.
+    """Decode source, target and mask of a pair of pictures and compare their sizes.
+
+    Raises:
+        BadSampleError: naming shard and key, if one cannot be decoded or there is no source.
+    """
+    source, target, mask = _decode(shard, sample, decode_rgb, decode_mask)
+    if source is None:
+        raise BadSampleError(
+            f"{shard.where(sample)}: has no source, it is a caption and what it describes; edits "
+            "need pairs",
+            "no_source",
+        )
+    return source, target, mask
+
+
+def decode_clip(shard: OpenShard, sample: int) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Decode source, target and mask of a clip as strips of one size; a caption has no source.
 
     Raises:
         BadSampleError: naming shard and key.
     """
+    return _decode(shard, sample, decode_strip, partial(decode_mask, is_strip=True))
+
+
+def _decode(
+    shard: OpenShard,
+    sample: int,
+    picture: Callable[..., Tensor],
+    mask: Callable[..., Tensor],
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
     where = shard.where(sample)
-    source = _decoded(decode_strip, shard.member(sample, "source") or b"", where, "source")
-    target = _decoded(decode_strip, shard.member(sample, "target") or b"", where, "target")
-    data = shard.member(sample, "mask")
-    mask = None if data is None else _decoded(decode_mask, data, where, "mask")
-    sizes = {"source": source.shape[1:], "target": target.shape[1:]}
-    if mask is not None:
-        sizes["mask"] = mask.shape
+    found: dict[str, Tensor] = {}
+    for role in ("source", "target")[shard.task == CAPTION :]:
+        found[role] = _decoded(picture, shard.member(sample, role) or b"", where, role)
+    if (data := shard.member(sample, "mask")) is not None:
+        found["mask"] = _decoded(mask, data, where, "mask")
+    sizes = {role: pixels.shape[-2:] for role, pixels in found.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{role} {w}x{h}" for role, (h, w) in sizes.items())
         raise BadSampleError(
             f"{where}: pictures differ in size ({listed}); they need to be equal",
             "sizes_differ",
         )
-    return source, target, mask
+    return found.get("source"), found["target"], found.get("mask")
 
 
 def _decoded(decode: Callable[..., Tensor], data: bytes, where: str, role: str) -> Tensor:

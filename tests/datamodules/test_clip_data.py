@@ -12,8 +12,8 @@ import torch
 from datamodules.checks.folders import check_folder
 from datamodules.clip import ClipDataModule
 from datamodules.edit import EditDataModule
-from datamodules.shards.clips import decode_mp4, decode_strip, encode_mp4
-from datamodules.shards.manifest import write_manifest
+from datamodules.shards.clips import ClipRecord, decode_mp4, decode_strip, encode_mp4
+from datamodules.shards.manifest import CAPTION, NEW_TASK, write_manifest
 from datamodules.shards.writer import write_task_shards
 from datamodules.world.clips.clip import ClipPair, make_clip
 from datamodules.world.clips.sheet import flow_picture
@@ -84,6 +84,58 @@ def test_lossless_mp4s_hold_the_same_pixels_as_film_strips(
         assert isinstance(batch, ClipBatch)
         for key, source in zip(batch.key, batch.source, strict=True):
             np.testing.assert_array_equal(source, made[key].source)
+
+
+@pytest.mark.parametrize("movie", [False, True])
+def test_a_clip_may_be_longer_than_a_picture_may_be_thin(tmp_path: Path, movie: bool):
+    # 24 square frames below each other are 1:24; pictures end at 1:20
+    write_clips(tmp_path, replace(FEW, frames=24, movie=movie))
+    for batch in module(tmp_path, frames=24).val_dataloader():
+        assert batch.source.shape == (2, 24, 3, 16, 16)
+        assert batch.mask.shape == (2, 24, 16, 16)
+    assert not check_folder(tmp_path).errors
+
+
+def test_a_clip_that_no_reader_would_take_is_not_written():
+    strip = np.zeros((2100 * 8, 8, 3), dtype=np.uint8)
+    with pytest.raises(InputError, match="k: 2100 frames of 8x8 are more than a reader takes"):
+        ClipRecord(
+            key="k", source=strip, target=strip, instruction="i", task="add", frames=2100, rate=8
+        )
+
+
+def captioned(clip: ClipPair, *, movie: bool = False) -> ClipRecord:
+    record = record_of(clip, rate=8, movie=movie)
+    return replace(record, task=CAPTION, target=record.source, instruction=clip.caption, mask=None)
+
+
+def test_a_clip_with_a_caption_has_frames_and_no_source(tmp_path: Path):
+    records = [captioned(clip, movie=i == 1) for i, clip in enumerate(FEW)]
+    entries = write_task_shards(tmp_path, CAPTION, records)
+    write_manifest(tmp_path, entries, made_by={NEW_TASK: CAPTION})
+    assert [name for record in records for name in record.members()] == [
+        *("target.png", "json"),
+        *("target.mp4", "json"),
+    ]
+    assert not check_folder(tmp_path).problems
+    with pytest.raises(
+        InputError, match=r"unknown task 'caption'\. Known are those of data\.tasks"
+    ):
+        module(tmp_path)
+    data = ClipDataModule(
+        str(tmp_path), str(tmp_path), 16, 6, global_batch=2, steps_per_epoch=1, tasks=[CAPTION]
+    )
+    data.setup("fit")
+    (batch,) = data.val_dataloader()
+    assert isinstance(batch, ClipBatch)
+    assert batch.has_source.tolist() == [False, False]
+    assert batch.instruction == tuple(clip.caption for clip in FEW)
+    np.testing.assert_array_equal(batch.target, np.stack([clip.source for clip in FEW]))
+    assert not batch.source.any()
+    pictures = EditDataModule(str(tmp_path), global_batch=1, steps_per_epoch=1, tasks=[CAPTION])
+    pictures.setup("fit")
+    with pytest.raises(InputError, match="has no source, it is a caption"):
+        next(iter(pictures.train_dataloader()))
 
 
 def test_clips_are_dealt_in_the_order_of_pictures(folder: Path):

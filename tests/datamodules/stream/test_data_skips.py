@@ -197,7 +197,7 @@ def test_no_memory_is_a_fault_of_the_machine_and_not_of_the_sample(
     def exhausted(_: bytes, where: str) -> torch.Tensor:
         raise BadImageError(f"{where}: cannot be decoded") from MemoryError()
 
-    monkeypatch.setattr(reader, "decode_strip", exhausted)
+    monkeypatch.setattr(reader, "decode_rgb", exhausted)
     loader = PositionLoader(stream(tmp_path, Substitutes(0)), [[0]], num_workers=workers)
     with pytest.raises(LoaderError, match=r"no memory was left .*lower data\.num_workers"):
         next(iter(loader))
