@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
     """
     commands = {
         "world": Command(
-            run_world, "write pairs of the built-in world: all tasks, exact ground truth"
+            run_world, "write pairs or clips of the built-in world: all tasks, exact ground truth"
         ),
         "convert": Command(run_convert, "turn your own pairs, or a public set, into shards"),
         "cache": Command(run_cache, "run the frozen networks over a folder once, to train faster"),
@@ -59,7 +59,7 @@ def world_parser() -> ArgumentParser:
     """Build the parser of `shards world`."""
     made = ArgumentParser(
         prog="emu-edit shards world",
-        description="Write pairs of the procedural world as WebDataset shards.",
+        description="Write pairs of the procedural world, or clips of it, as WebDataset shards.",
         epilog="new tasks:\n"
         "  superres   a picture from a quarter of its resolution\n"
         "  contour    one thick outline around whatever touches\n"
@@ -69,7 +69,9 @@ def world_parser() -> ArgumentParser:
         "No model is trained for them; teach one with emu-edit invert.",
     )
     made.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
-    made.add_argument("--pairs", type=positive_int, required=True, help="pairs in all")
+    what = made.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pairs", type=positive_int, metavar="N", help="pairs in all")
+    what.add_argument("--clips", type=positive_int, metavar="N", help="in their place, moving ones")
     made.add_argument("--seed", type=seed_int, default=0, help="another seed, another world")
     made.add_argument("--size", type=positive_int, default=64, help="side in pixels (default 64)")
     made.add_argument("--photos", type=Path, metavar="DIR", help="photographs for backgrounds")
@@ -82,6 +84,21 @@ def world_parser() -> ArgumentParser:
     made.add_argument(
         "--new-task", metavar="NAME", help="pairs of a task that is none of the sixteen, see below"
     )
+    clips = made.add_argument_group("clips")
+    clips.add_argument("--frames", type=positive_int, help="of a clip (default 16)")
+    clips.add_argument("--rate", type=positive_int, help="frames a second (default 8)")
+    clips.add_argument(
+        "--movie", action="store_true", default=None, help="mp4s in place of film strips in PNG"
+    )
+    clips.add_argument(
+        "--plain",
+        action="store_true",
+        default=None,
+        help="no shards but a folder: source/*.mp4, target/*.mp4, captions, instructions.jsonl",
+    )
+    clips.add_argument(
+        "--crf", type=positive_int, help="quality of mp4s, 1 (best) to 51 (default: nothing lost)"
+    )
     return made
 
 
@@ -92,6 +109,9 @@ def run_world(arguments: list[str]) -> int:
         InputError: if folder, size, photographs or new task cannot be used.
     """
     options = world_parser().parse(arguments)
+    _refuse_of_the_other_kind(options)
+    if options.clips is not None:
+        return _write_clips(options)
     from datamodules.world.backgrounds import Photos
     from datamodules.world.write import write_new_task, write_world
 
@@ -116,6 +136,38 @@ def run_world(arguments: list[str]) -> int:
             f"{len(photos.bad)} of {plural(len(photos), 'photograph')} cannot be read, others took "
             f"their place: {options.folder}/skipped.jsonl\n"
         )
+    return 0
+
+
+def _refuse_of_the_other_kind(options: argparse.Namespace) -> None:
+    of_clips, of_pairs = ("frames", "rate", "movie", "plain", "crf"), ("photos", "new_task")
+    kind, others = ("clips", of_pairs) if options.pairs is None else ("pairs", of_clips)
+    for name in others:
+        if getattr(options, name) is not None:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} says nothing to --{kind}; leave it out")
+
+
+def _write_clips(options: argparse.Namespace) -> int:
+    from datamodules.world.clips.write import ClipWorld, write_clips, write_movies
+
+    given = ("clips", "seed", "size", "split", "frames", "rate", "crf")
+    values = {name: getattr(options, name) for name in given}
+    world = ClipWorld(
+        **{name: value for name, value in values.items() if value is not None},
+        movie=bool(options.movie or options.plain),
+    )
+    with step_bar("writing the world", "clips") as on_step:
+        if options.plain:
+            write_movies(options.folder, world, progress=on_step)
+            shown = "source/ and target/"
+        else:
+            write_clips(options.folder, world, progress=on_step)
+            shown = "contact_sheet.png"
+    sys.stdout.write(
+        f"wrote {plural(world.clips, 'clip')} to {options.folder}; look at "
+        f"{options.folder}/{shown}\n"
+    )
     return 0
 
 

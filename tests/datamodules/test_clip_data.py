@@ -234,8 +234,8 @@ def test_plain_movies_have_their_captions_beside_them(tmp_path: Path):
     write_movies(tmp_path, FEW)
     rows = [json.loads(row) for row in (tmp_path / EDITS_LIST).read_text().splitlines()]
     for row, clip in zip(rows, FEW, strict=True):
-        assert (row["key"], row["instruction"], row["task"]) == (
-            clip.key,
+        assert (row["file"], row["instruction"], row["task"]) == (
+            f"{clip.key}.mp4",
             clip.instruction,
             clip.task,
         )
@@ -248,7 +248,7 @@ def test_plain_movies_have_their_captions_beside_them(tmp_path: Path):
             np.testing.assert_array_equal(
                 decode_mp4(path.read_bytes()).transpose(0, 3, 1, 2), frames
             )
-    with pytest.raises(InputError, match=r"has a edits\.jsonl already"):
+    with pytest.raises(InputError, match=r"has instructions\.jsonl already"):
         write_movies(tmp_path, FEW)
 
 

@@ -28,7 +28,7 @@ from emu_edit.tasks import SIXTEEN
 PROGRAM = "emu_edit shards world --clips"
 SHOWN = 6  # clips in the contact sheet
 CLIPS_PER_SHARD = 250
-EDITS_LIST = "edits.jsonl"
+EDITS_LIST = "instructions.jsonl"  # as of folders of pictures, see `datamodules.convert.folder`
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def write_movies(
 ) -> None:
     """Write `source/KEY.mp4` and `target/KEY.mp4`, their captions beside them, and a list of edits.
 
-    A caption is `KEY.txt`; `edits.jsonl` has key, task, instruction and cuts of each clip, and is
-    written last.
+    A caption is `KEY.txt`; `instructions.jsonl` has file, task, instruction, captions and cuts of
+    each clip, and is written last. `shards convert clips` reads such a folder.
 
     Raises:
         InputError: if the world cannot be made, or the folder holds such a list already.
@@ -154,8 +154,15 @@ def write_movies(
             with atomic_file(folder / role / f"{clip.key}.mp4") as stream:
                 stream.write(encode_mp4(pixels, world.rate, world.crf))
             write_text(folder / role / f"{clip.key}.txt", caption)
-        row = {"key": clip.key, "task": clip.task, "instruction": clip.instruction}
-        rows.append(json.dumps({**row, "cuts": clip.cuts}, ensure_ascii=False))
+        row = {
+            "file": f"{clip.key}.mp4",
+            "task": clip.task,
+            "instruction": clip.instruction,
+            "source_caption": clip.caption,
+            "target_caption": clip.output_caption,
+            "cuts": clip.cuts,
+        }
+        rows.append(json.dumps(row, ensure_ascii=False))
         if progress is not None:
             progress(done, world.clips)
     write_text(folder / EDITS_LIST, "\n".join(rows))
@@ -168,4 +175,4 @@ def _strip(frames: UInt8[np.ndarray, "f 3 h w"]) -> UInt8[np.ndarray, "rows w 3"
 
 def _refuse_full(folder: Path, name: str) -> None:
     if (folder / name).exists():
-        raise InputError(f"{folder} has a {name} already; give another folder or delete this one")
+        raise InputError(f"{folder} has {name} already; give another folder or delete this one")
