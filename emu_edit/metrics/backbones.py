@@ -3,11 +3,9 @@
 Only the networks of transformers are used, not its image processors: what happens to a picture is
 in `Preprocess`, in sight. (torchmetrics' CLIP score has a processor of its own, too, and clips the
 cosine at 0.) Projected features are asked of the modules themselves, because `get_image_features`
-returned a tensor in transformers 4 and returns a record in 5. A text is tokenized as transformers'
-CLIP tokenizer does it; where a protocol says so, it is mended before as OpenAI's own does.
+returned a tensor in transformers 4 and returns a record in 5.
 """
 
-import html
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -20,11 +18,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
-    PreTrainedTokenizerBase,
     ViTModel,
 )
 from transformers.utils import logging
@@ -38,17 +34,10 @@ from emu_edit.metrics.backbone_files import (
     local_folder,
     weight_file,
 )
+from emu_edit.metrics.backbone_texts import TextReader, load_tokenizer
 from emu_edit.metrics.preprocess import Preprocess
 from emu_edit.models.sources import PartSource, first_line, quiet_transformers, refuse_missing
 from emu_edit.models.surgery import freeze
-from emu_edit.text_rules import MAX_CHARACTERS
-
-try:
-    from ftfy import fix_text  # pyright: ignore[reportMissingImports]
-except ModuleNotFoundError:  # an optional library
-    fix_text = None
-
-OLD_END_ID = 2  # of CLIP configs before transformers PR 24773: "the highest id ends the text"
 
 
 class ClipBackbone:
@@ -61,24 +50,21 @@ class ClipBackbone:
         sha256: of the weight file.
         max_tokens: longest text the model reads, marks at both ends included.
         logit_scale: what the model multiplies a cosine with: 100 for most CLIPs.
-        mends_texts: whether texts are mended before they are read, see `mended`.
     """
 
     def __init__(
         self,
         model: CLIPModel,
-        tokenizer: PreTrainedTokenizerBase,
+        reader: TextReader,
         preprocess: Preprocess,
         *,
         sha256: str,
-        mends_texts: bool = False,
     ) -> None:
         self.sha256 = sha256
-        self.mends_texts = mends_texts
-        self.max_tokens = _text_config(model).max_position_embeddings
+        self.max_tokens = reader.max_tokens
         self.logit_scale = model.logit_scale.exp().item()
         self._model = freeze(model)
-        self._tokenizer = tokenizer
+        self._reader = reader
         self._preprocess = preprocess
 
     @staticmethod
@@ -106,10 +92,15 @@ class ClipBackbone:
         model = cast(CLIPModel, _network(CLIPModel.from_pretrained, folder))
         vision = cast(CLIPVisionConfig, model.config.vision_config)
         _check_size(folder, vision.image_size, preprocess)
-        words = _tokenizer(texts, _text_config(model))
+        config = cast(CLIPTextConfig, model.config.text_config)
+        reader = TextReader(
+            load_tokenizer(texts, config.vocab_size, config.eos_token_id),
+            max_tokens=config.max_position_embeddings,
+            mends_texts=mends_texts,
+        )
         nn.Module.to(model, device=device, dtype=dtype)  # in place
         sha256 = sha256_of(weight_file(folder))
-        return ClipBackbone(model, words, preprocess, sha256=sha256, mends_texts=mends_texts)
+        return ClipBackbone(model, reader, preprocess, sha256=sha256)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "n d"]:
@@ -119,7 +110,7 @@ class ClipBackbone:
             InputError: if the network returns NaN or infinity.
         """
         dim = self._model.visual_projection.out_features
-        return _rows([self._image(self._preprocess(picture)) for picture in pictures], dim)
+        return feature_rows([self._image(self._preprocess(picture)) for picture in pictures], dim)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -132,56 +123,26 @@ class ClipBackbone:
             InputError: if a text is not Unicode, or the network returns NaN or infinity.
         """
         dim = self._model.text_projection.out_features
-        return _rows([self._text(text) for text in texts], dim)
+        return feature_rows([self._text(text) for text in texts], dim)
 
     def count_cut(self, texts: Sequence[str]) -> int:
         """Count the texts that are longer than the model reads."""
-        return sum(
-            len(text) > MAX_CHARACTERS or len(self._tokens(text, cut=False)) > self.max_tokens
-            for text in texts
-        )
+        return self._reader.count_cut(texts)
 
     def count_unmended(self, texts: Sequence[str]) -> int:
         """Count the texts whose encoding may be broken and could not be mended, without ftfy."""
-        return sum(self.mends_texts and fix_text is None and not t.isascii() for t in texts)
+        return self._reader.count_unmended(texts)
 
     def _image(self, pixels: Tensor) -> Tensor:
         batch = pixels[None].to(device=self._model.device, dtype=self._model.dtype)
-        with _in_full_precision():
+        with in_full_precision():
             pooled = self._model.vision_model(pixel_values=batch).pooler_output
             return self._model.visual_projection(pooled)
 
     def _text(self, text: str) -> Tensor:
-        ids = torch.tensor([self._tokens(text, cut=True)], device=self._model.device)
+        ids = torch.tensor([self._reader.ids(text)], device=self._model.device)
         pooled = self._model.text_model(input_ids=ids).pooler_output
         return self._model.text_projection(pooled)
-
-    def _tokens(self, text: str, *, cut: bool) -> list[int]:
-        # characters first: the time a tokenizer takes grows with what comes in, not what is kept
-        start = text[:MAX_CHARACTERS]
-        if any("\ud800" <= character <= "\udfff" for character in start):
-            raise InputError(
-                f"the text {start[:40]!r} has a lone surrogate, which stands for no character; "
-                "save its file as UTF-8"
-            )
-        encoded = self._tokenizer(
-            mended(start) if self.mends_texts else start,
-            split_special_tokens=True,  # a typed "<|endoftext|>" would end the text
-            truncation=cut,
-            max_length=self.max_tokens if cut else None,
-            verbose=False,
-        )
-        return cast("list[int]", encoded["input_ids"])
-
-
-def mended(text: str) -> str:
-    """Mend a text as OpenAI's CLIP does: "itâ€™s" to "it's" with ftfy, "&amp;amp;" to "&".
-
-    Without the library ftfy a broken encoding stays as it is, and only HTML is undone.
-    Source: `basic_clean` of openai/CLIP, simple_tokenizer.py.
-    """
-    fixed = text if fix_text is None else fix_text(text)
-    return html.unescape(html.unescape(fixed)).strip()
 
 
 class DinoBackbone:
@@ -229,11 +190,11 @@ class DinoBackbone:
             InputError: if the network returns NaN or infinity.
         """
         dim = self._model.config.hidden_size
-        return _rows([self._image(self._preprocess(picture)) for picture in pictures], dim)
+        return feature_rows([self._image(self._preprocess(picture)) for picture in pictures], dim)
 
     def _image(self, pixels: Tensor) -> Tensor:
         batch = pixels[None].to(device=self._model.device, dtype=self._model.dtype)
-        with _in_full_precision():
+        with in_full_precision():
             return self._model(pixel_values=batch).last_hidden_state[:, 0]
 
 
@@ -278,28 +239,6 @@ def _network(from_pretrained: Callable[..., object], folder: Path) -> object:
     return model
 
 
-def _text_config(model: CLIPModel) -> CLIPTextConfig:
-    return cast(CLIPTextConfig, model.config.text_config)
-
-
-def _tokenizer(folder: Path, config: CLIPTextConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer and check that its ids are those the model was trained with."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # tokenizers raises this very class
-        message = f"cannot load the tokenizer of {folder}: {first_line(error)}"
-        raise InputError(message) from error
-    fits = len(tokenizer) <= config.vocab_size
-    ends = config.eos_token_id in {OLD_END_ID, tokenizer.eos_token_id}
-    if not (fits and ends):
-        raise InputError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens and ends a text with "
-            f"{tokenizer.eos_token_id}, the model has {config.vocab_size} and expects "
-            f"{config.eos_token_id}; they belong to different models"
-        )
-    return tokenizer
-
-
 def _check_type(folder: Path, model_type: str) -> None:
     try:
         found = AutoConfig.from_pretrained(folder).model_type
@@ -317,8 +256,12 @@ def _check_size(folder: Path, side: object, preprocess: Preprocess) -> None:
         )
 
 
-def _rows(features: Sequence[Float[Tensor, "1 d"]], dim: int) -> Float[Tensor, "n d"]:
-    """Put features below each other on the CPU."""
+def feature_rows(features: Sequence[Float[Tensor, "1 d"]], dim: int) -> Float[Tensor, "n d"]:
+    """Put features below each other on the CPU.
+
+    Raises:
+        InputError: if one holds NaN or infinity.
+    """
     rows = torch.cat([torch.empty(0, dim), *(row.cpu() for row in features)])
     if not rows.isfinite().all():
         raise InputError(
@@ -328,7 +271,7 @@ def _rows(features: Sequence[Float[Tensor, "1 d"]], dim: int) -> Float[Tensor, "
     return rows
 
 
-def _in_full_precision() -> AbstractContextManager[None]:
+def in_full_precision() -> AbstractContextManager[None]:
     """Keep cuDNN from convolving float32 in TF32, its default, and from choosing by speed."""
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 

@@ -286,12 +286,12 @@ def test_captions_that_the_protocol_mends_and_nothing_here_can_are_counted(
 ) -> None:
     path = brush / "test" / "local_descriptions.json"
     path.write_text(path.read_text().replace("the cat", "the caf\u00c3\u00a9 cat"))
-    monkeypatch.setattr("emu_edit.metrics.backbones.fix_text", None)
+    monkeypatch.setattr("emu_edit.metrics.backbone_texts.fix_text", None)
     run = evaluate(brushed, brush, backbones)
     assert run.results["protocol"]["captions_read"] == "mended"
     assert run.results["unmended_captions"] == 1
     assert "1 caption with other letters than ASCII read as written: ftfy, with which" in run.table
-    monkeypatch.setattr("emu_edit.metrics.backbones.fix_text", lambda text: text)
+    monkeypatch.setattr("emu_edit.metrics.backbone_texts.fix_text", lambda text: text)
     assert "ftfy" not in evaluate(brushed, brush, backbones).table
     others = [protocol for name, protocol in PROTOCOLS.items() if name != "magicbrush"]
     assert {protocol.captions_read for protocol in others} == {"as written"}

@@ -17,8 +17,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from emu_edit.errors import InputError
 from emu_edit.images import to_pil
-from emu_edit.metrics import backbones
-from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone, find_backbone, mended
+from emu_edit.metrics import backbone_texts
+from emu_edit.metrics.backbone_texts import mended
+from emu_edit.metrics.backbones import ClipBackbone, DinoBackbone, find_backbone
 from emu_edit.metrics.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from emu_edit.models.sources import quiet_transformers
 from tests.metrics.tiny_backbones import (
@@ -173,13 +174,13 @@ def test_a_megabyte_of_text_is_cut_before_it_is_tokenized(
     clip: ClipBackbone, monkeypatch: pytest.MonkeyPatch
 ):
     asked = []
-    tokenize = type(clip._tokenizer).__call__
+    tokenize = type(clip._reader._tokenizer).__call__
 
     def watched(self: object, text: str, **arguments: object):
         asked.append(len(text))
         return tokenize(self, text, **arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(clip._tokenizer), "__call__", watched)
+    monkeypatch.setattr(type(clip._reader._tokenizer), "__call__", watched)
     endless = "cat dog " * 200_000
     clip.texts([endless])
     assert clip.count_cut([endless, "a cat"]) == 1
@@ -207,10 +208,10 @@ def test_captions_are_mended_as_by_openai_where_the_protocol_says_so(
     assert torch.equal(mending.texts(written), clip.texts(meant))
     assert not torch.equal(clip.texts(written)[0], clip.texts(meant)[0])
     broken = "a d\u00c3\u00b6g"
-    monkeypatch.setattr(backbones, "fix_text", None)
+    monkeypatch.setattr(backbone_texts, "fix_text", None)
     assert mended(broken) == broken
     assert (mending.count_unmended([broken, "a cat"]), clip.count_unmended([broken])) == (1, 0)
-    monkeypatch.setattr(backbones, "fix_text", lambda text: text.replace("\u00c3\u00b6", "o"))
+    monkeypatch.setattr(backbone_texts, "fix_text", lambda text: text.replace("\u00c3\u00b6", "o"))
     assert torch.equal(mending.texts([broken]), clip.texts(["a dog"]))
     assert mending.count_unmended([broken]) == 0
 
