@@ -4,16 +4,23 @@ Complaints look like all errors of the program: one line, exit status 2.
 """
 
 import argparse
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, NoReturn
 
 from emu_edit.errors import InputError, closest
 
 if TYPE_CHECKING:
     from emu_edit.editing.settings import Sampling
+
+
+CLOCK = re.compile(
+    r"(?:(?:(\d+):(?=[0-5]\d:))?(\d+):(?=[0-5]\d(?:\.|$)))?(\d+(?:\.\d+)?)", re.ASCII
+)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -61,6 +68,17 @@ def seed_int(text: str) -> int:
     if value >= 2**63:
         raise argparse.ArgumentTypeError(f"needs a whole number below 2^63, got {text!r}")
     return value
+
+
+def clock(text: str) -> Fraction:
+    """Parse a time in seconds, "7.5", "2:07.5" or "1:02:07.5" (an argparse type)."""
+    match = CLOCK.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"needs a time in seconds, or as h:mm:ss, e.g. 7.5 or 1:02:07.5, got {text!r}"
+        )
+    hours, minutes, seconds = match.groups("0")
+    return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
 
 
 def add_sampling(made: argparse.ArgumentParser) -> None:

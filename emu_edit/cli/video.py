@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from emu_edit.cli.arguments import (
     ArgumentParser,
     add_sampling,
+    clock,
     positive_int,
     positive_or_zero,
     sampling_of,
@@ -33,6 +34,10 @@ IN is a video, an animated GIF, PNG or WebP, or a folder of pictures. OUT is .mp
 or .avi with the source's sound and subtitles, an animated .gif, .png or .webp, or a name without
 extension: a folder of pictures. Frames keep their times, whatever the rate. Several instructions
 are made in one pass, each on the result of the one before.
+
+--start and --end take the frames with start <= time < end, seconds from the first frame; sound and
+subtitles are cut with them. Frames keep the numbers that they have in IN: noise and --cuts are as
+of the whole video.
 
 What an edit remembers ends at a cut. An interrupted job keeps what it has in a hidden folder beside
 OUT and goes on with --resume, to the same frames. Several processes (torchrun) share the scenes.
@@ -62,6 +67,8 @@ def parser() -> ArgumentParser:
     made.add_argument("--seed", type=seed_int, default=0, help="same seed, same result (default 0)")
     made.add_argument("--negative", default="", help="what the frames should not show")
     made.add_argument("--size", type=positive_int, help="first resize, shorter side in pixels")
+    made.add_argument("--start", type=clock, metavar="TIME", help="from here; 7.5 or 1:02:03.5")
+    made.add_argument("--end", type=clock, metavar="TIME", help="up to here, not included")
     add_sampling(made)
     _add_ties(made)
     _add_output(made)
@@ -101,7 +108,7 @@ def _add_ties(made: ArgumentParser) -> None:
     cuts = ties.add_mutually_exclusive_group()
     cuts.add_argument("--no-cuts", action="store_true", help="the video is one scene")
     cuts.add_argument(
-        "--cuts", metavar="N,N,…", help="scenes begin at these frames, counted from 0"
+        "--cuts", metavar="N,N,…", help="scenes begin at these frames, counted from 0 in IN"
     )
 
 
@@ -168,6 +175,7 @@ def _request(
     from emu_edit.editing.task_mix import parse_task
     from emu_edit.editing.threshold import Threshold
     from emu_edit.video.attention import Look
+    from emu_edit.video.clip import Stretch
     from emu_edit.video.cuts import GivenCuts
     from emu_edit.video.editor import VideoSettings, VideoTurn
     from emu_edit.video.io import open_video
@@ -198,10 +206,12 @@ def _request(
         for text, task in zip(texts, tasks, strict=True)
     ]
     coding = Coding(options.codec, options.crf, options.preset, options.pixel_format)
-    video = open_video(options.video)
+    whole = open_video(options.video)
+    is_whole = options.start is None and options.end is None
+    video = whole if is_whole else Stretch(whole, options.start, options.end)
     coding.settled(options.output, video.info.size)
     starts = [0] if options.no_cuts else _numbers(options.cuts)
-    cuts = None if starts is None else GivenCuts.of(starts, video.info.frames)
+    cuts = None if starts is None else GivenCuts.of(starts, whole.info.frames)
     name = {"model": model, "size": options.size, "turns": [asdict(turn) for turn in turns]}
     name |= {"settings": asdict(settings), "cuts": starts}
     rank, world = (

@@ -13,7 +13,8 @@ import torch
 from av.filter import Graph
 
 from emu_edit.images import write_image
-from emu_edit.video.io import VideoInfo, frame_pixels
+from emu_edit.video.clip import VideoInfo
+from emu_edit.video.io import frame_pixels
 
 # Units by which times are later inside a part: an encoder that reorders begins before its first
 # frame, and where that is before 0, FFmpeg moves all times of the file.
@@ -48,13 +49,15 @@ def animate(parts: Sequence[Path], half: Path, kind: str, info: VideoInfo) -> No
         stream.codec_context.time_base = stream.time_base = unit
         if kind == "webp":
             stream.options = {"lossless": "1"}
-        start = None
+        start, shown = None, -1
         for pixels, time, duration in _decoded(parts, info.time_base):
             start = time if start is None else start
+            # frames that are closer than its unit follow each other by one
+            shown = max(shown + 1, round((time - start) * info.time_base / unit))
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame = _with_palette(frame) if kind == "gif" else frame
             frame = frame.reformat(format=stream.pix_fmt)
-            frame.pts = round((time - start) * info.time_base / unit)
+            frame.pts = shown
             frame.duration = max(1, round(duration * info.time_base / unit))
             frame.time_base = unit
             output.mux(stream.encode(frame))

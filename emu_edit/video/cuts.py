@@ -80,13 +80,16 @@ class GivenCuts:
 
 
 def scene_starts(
-    frames: Iterator[UInt8[Tensor, "3 h w"]], given: GivenCuts | None
+    frames: Iterator[UInt8[Tensor, "3 h w"]], given: GivenCuts | None, first: int = 0
 ) -> Iterator[tuple[UInt8[Tensor, "3 h w"], bool]]:
-    """Pair every frame with whether a scene begins there; `given` None detects cuts."""
+    """Pair every frame with whether a scene begins there; `given` None detects cuts.
+
+    `first` is the number of the first frame, with which a scene begins in any case.
+    """
     detector = CutDetector()
-    for index, pixels in enumerate(frames):
-        starts = detector.is_cut(pixels) if given is None else index in given.starts
-        yield pixels, starts or index == 0
+    for number, pixels in enumerate(frames, first):
+        starts = detector.is_cut(pixels) if given is None else number in given.starts
+        yield pixels, starts or number == first
 
 
 def _features(pixels: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "3 s s"], Float[Tensor, " n"]]:

@@ -6,10 +6,8 @@ pictures. Every frame keeps its own time, so a variable rate stays exact. Frames
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -28,66 +26,12 @@ from emu_edit.errors import InputError
 from emu_edit.files import open_stream
 from emu_edit.images import from_pil, read_image
 from emu_edit.pictures import EXTENSIONS, MAX_PIXELS
-from emu_edit.video.colour import HLG, PQ, Colour, colour_of, to_rgb
+from emu_edit.video.clip import Frame, Video, VideoInfo
+from emu_edit.video.colour import HLG, PQ, colour_of, to_rgb
 
 FOLDER_RATE = 25  # frames a second of a folder of pictures, which has no times
 FEW = 1  # frames, and one of fifty, that a whole file may hold less than it says,
 LEAST_SLACK = Fraction(1, 5)  # and seconds that it may end earlier: durations are often rounded
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A picture and when it is shown, in units of its video's time base.
-
-    Attributes:
-        pixels: upright RGB.
-        time: when it appears, counted as its file counts.
-        duration: how long it is shown; at least 1.
-    """
-
-    pixels: UInt8[Tensor, "3 h w"]
-    time: int
-    duration: int
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a video is, known before its first frame is edited.
-
-    Attributes:
-        path: the file or folder.
-        size: height and width of its frames, upright.
-        time_base: seconds in a unit of time.
-        frames: how many it has.
-        rate: frames a second on average.
-        colour: of its frames; None where they are pictures.
-        aspect: of a pixel, width to height, upright.
-        notes: what is done to its frames besides decoding, a few words each.
-        has_others: whether it has sound or subtitles.
-        starts_before_zero: whether anything in it has a negative time, as the run-in of AAC has.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    time_base: Fraction
-    frames: int
-    rate: Fraction
-    colour: Colour | None = None
-    aspect: Fraction = Fraction(1)
-    notes: tuple[str, ...] = ()
-    has_others: bool = False
-    starts_before_zero: bool = False
-
-
-@runtime_checkable
-class Video(Protocol):
-    """A video that is known and can be read, as often as one likes."""
-
-    info: VideoInfo
-
-    def frames(self) -> Iterator[Frame]:
-        """Yield every frame, from the first."""
-        ...
 
 
 def open_video(path: Path | str) -> Video:
@@ -124,7 +68,7 @@ class VideoFile:
             if stream.time_base is None:
                 raise InputError(f"{path}: its video stream has no times")
             first = self._first(container, stream)
-            count, end, self._start = self._count(Fraction(stream.time_base))
+            times, end = self._count(Fraction(stream.time_base))
             self._rotation = first.rotation % 360
             self._is_interlaced = first.interlaced_frame
             self.colour = colour_of(first)
@@ -138,13 +82,13 @@ class VideoFile:
                     "megapixels are read; make it smaller"
                 )
             rate = stream.average_rate or Fraction(FOLDER_RATE)
-            seconds = (end - self._start) * stream.time_base
+            seconds = (end - times[0]) * stream.time_base
             self.info = VideoInfo(
                 path,
                 (height, width),
                 Fraction(stream.time_base),
-                count,
-                Fraction(count) / seconds if seconds > 0 else Fraction(rate),
+                times,
+                Fraction(len(times)) / seconds if seconds > 0 else Fraction(rate),
                 self.colour,
                 aspect,
                 tuple(_notes(first, container)),
@@ -153,8 +97,8 @@ class VideoFile:
             )
         self._usual = max(1, round(1 / (self.info.rate * self.info.time_base)))
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield every frame, from the first.
+    def frames(self, first: int = 0) -> Iterator[Frame]:
+        """Yield every frame from one on; those before are decoded, no more.
 
         Raises:
             InputError: if one cannot be decoded.
@@ -162,17 +106,18 @@ class VideoFile:
         with self.opened(self.path) as container:
             stream = _video_stream(container, self.path)
             stream.thread_type = "AUTO"
-            waiting: tuple[UInt8[Tensor, "3 h w"], int, int] | None = None
-            for frame in self._joined(self._decoded(container, stream), stream):
-                pixels = self._upright(frame)
+            waiting: tuple[UInt8[Tensor, "3 h w"] | None, int, int] | None = None
+            for number, frame in enumerate(self._joined(self._decoded(container, stream), stream)):
+                pixels = self._upright(frame) if number >= first else None
                 after = 0 if waiting is None else waiting[1] + waiting[2]
                 time = after if frame.pts is None else frame.pts
                 if waiting is not None:
                     time = max(time, waiting[1] + 1)  # some files say a time twice
-                    yield Frame(waiting[0], waiting[1], time - waiting[1])
+                    if waiting[0] is not None:
+                        yield Frame(waiting[0], waiting[1], time - waiting[1])
                 waiting = pixels, time, frame.duration or self._usual
-            if waiting is not None:
-                yield Frame(*waiting)
+            if waiting is not None and waiting[0] is not None:
+                yield Frame(waiting[0], *waiting[1:])
 
     @staticmethod
     def opened(path: Path) -> InputContainer:
@@ -194,8 +139,8 @@ class VideoFile:
             raise InputError(f"{self.path}: no frame can be decoded ({_why(error)})") from error
         raise InputError(f"{self.path}: has no frame")
 
-    def _count(self, unit: Fraction) -> tuple[int, int, int]:
-        """Return the number of frames, when the last one ends, and when the first begins."""
+    def _count(self, unit: Fraction) -> tuple[list[int], int]:
+        """Return when the frames begin, and when the last one ends."""
         times: list[int] = []
         end, all_end, is_damaged = 0, Fraction(0), False
         self._starts_before_zero = False
@@ -215,7 +160,9 @@ class VideoFile:
             kept, promised = len(times), stream.frames or 0
             told = Fraction(container.duration or 0, av.time_base)
             told += Fraction(container.start_time or 0, av.time_base)
-        start, last = min(times, default=0), max(times, default=0)
+        if not times:
+            raise InputError(f"{self.path}: has no frame")
+        start, last = min(times), max(times)
         one = Fraction(last - start, max(kept - 1, 1)) * unit  # some files say no durations
         all_end = max(all_end, last * unit + one)
         slack = max(FEW * one, LEAST_SLACK) + (last - start) * unit / 50
@@ -226,7 +173,7 @@ class VideoFile:
                 f"{self.path}: is cut short or damaged, it holds {kept} frames of "
                 f"{promised or 'more'}; copy it again, or mend it with ffmpeg"
             )
-        return kept, max(end, round(last + one / unit)), start
+        return sorted(times), max(end, round(last + one / unit))
 
     def _packets(self, container: InputContainer) -> Iterator[av.Packet]:
         try:
@@ -289,31 +236,29 @@ class Animation:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise InputError(f"{path}: has frames of {width}x{height}; make it smaller")
-                count = getattr(image, "n_frames", 1)
-                total = 0
-                for index in range(count):
+                times, end = list[int](), 0
+                for index in range(getattr(image, "n_frames", 1)):
                     image.seek(index)
                     image.load()
-                    total += int(image.info.get("duration", 0)) or 1000 // FOLDER_RATE
+                    times.append(end)
+                    end += int(image.info.get("duration", 0)) or 1000 // FOLDER_RATE
         except (OSError, SyntaxError, EOFError, ValueError) as error:
             raise (
                 error
                 if isinstance(error, InputError)
                 else InputError(f"{path}: is no animation that can be read ({error})")
             ) from error
-        self.info = VideoInfo(
-            path, (height, width), Fraction(1, 1000), count, Fraction(1000 * count, total)
-        )
+        rate = Fraction(1000 * len(times), end)
+        self.info = VideoInfo(path, (height, width), Fraction(1, 1000), times, rate)
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield every frame, from the first."""
-        time = 0
+    def frames(self, first: int = 0) -> Iterator[Frame]:
+        """Yield every frame from one on."""
         with Image.open(self.path) as image:
-            for page in ImageSequence.Iterator(image):
-                pixels = from_pil(page.copy())
-                duration = int(page.info.get("duration", 0)) or 1000 // FOLDER_RATE
-                yield Frame(pixels, time, duration)
-                time += duration
+            for page, time in zip(ImageSequence.Iterator(image), self.info.times, strict=True):
+                page.load()
+                if time >= self.info.times[first]:
+                    duration = int(page.info.get("duration", 0)) or 1000 // FOLDER_RATE
+                    yield Frame(from_pil(page.copy()), time, duration)
 
 
 class PictureFolder:
@@ -330,17 +275,17 @@ class PictureFolder:
             path,
             (size[0], size[1]),
             Fraction(1, FOLDER_RATE),
-            len(self.files),
+            range(len(self.files)),
             Fraction(FOLDER_RATE),
         )
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield every picture.
+    def frames(self, first: int = 0) -> Iterator[Frame]:
+        """Yield every picture from one on.
 
         Raises:
             InputError: if one cannot be read, or has another size than the first.
         """
-        for time, file in enumerate(self.files):
+        for time, file in enumerate(self.files[first:], first):
             pixels = read_image(file)
             height, width = pixels.shape[-2:]
             if (height, width) != self.info.size:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from emu_edit.errors import InputError, StorageError
 from emu_edit.files import atomic_file, read_regular, write_json
+from emu_edit.video.clip import Frame, Video, VideoInfo
 from emu_edit.video.cuts import GivenCuts, scene_starts
-from emu_edit.video.io import Frame, Video, VideoInfo
 from emu_edit.video.threads import Encoder, ahead
 from emu_edit.video.windows import Shot
 from emu_edit.video.write import Coding, PartWriter, container_of, join_parts
@@ -92,7 +92,7 @@ class Done:
 
     Attributes:
         frames: of the result.
-        scenes: numbers of the frames that they begin with.
+        scenes: numbers of the frames that they begin with, counted from the file's first.
         seconds: that this run took.
         edited: frames that this run edited, not those of an earlier one.
         notes: what happened to the source's other streams.
@@ -136,7 +136,8 @@ def run(
         notes = join_parts(parts, job.output, job.video.info, info)
         shutil.rmtree(job.folder)
     seconds = time.monotonic() - began
-    return Done(worker.seen, tuple(starts), seconds, worker.edited, tuple(notes))
+    frames = worker.seen - job.video.info.first
+    return Done(frames, tuple(starts), seconds, worker.edited, tuple(notes))
 
 
 class _Worker:
@@ -154,7 +155,8 @@ class _Worker:
         self.on_frame = on_frame
         container = container_of(job.output)
         self.reorders = container is None or container.reorders
-        self.seen = self.edited = self.done = 0
+        self.edited = self.done = 0
+        self.seen = job.video.info.first  # number of the next frame
         self.times: dict[int, tuple[int, int]] = {}  # of frames on their way
         self.sources: dict[int, UInt8[Tensor, "3 h w"]] = {}
         self.writer: PartWriter | None = None
@@ -197,7 +199,7 @@ class _Worker:
                 waiting.append(frame)
                 yield frame.pixels
 
-        for kept, is_start in scene_starts(pixels(), self.job.cuts):
+        for kept, is_start in scene_starts(pixels(), self.job.cuts, self.job.video.info.first):
             frame = waiting.pop()
             small = kept if resized is None else resized(kept)
             yield Frame(small, frame.time, frame.duration), is_start
@@ -313,7 +315,8 @@ def _result_info(job: Job, resized: Callable | None) -> VideoInfo:
 
 def _prepare(job: Job) -> None:
     """Make the folder of parts, or find the half-done job there."""
-    name = {"source": str(job.video.info.path.resolve()), "frames": job.video.info.frames}
+    known = job.video.info
+    name = {"source": str(known.path.resolve()), "first": known.first, "frames": known.frames}
     name |= {"coding": asdict(job.coding), "side_by_side": job.side_by_side, **job.name}
     name = json.loads(json.dumps(name, default=str))
     file = job.folder / "job.json"

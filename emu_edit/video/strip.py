@@ -7,7 +7,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from emu_edit.images import resize, save_png
-from emu_edit.video.io import Video, open_video
+from emu_edit.video.clip import Video
+from emu_edit.video.io import open_video
 
 COLUMNS = 8
 HEIGHT = 160  # pixels of a picture in the strip

@@ -24,8 +24,8 @@ from av.error import FFmpegError
 
 from emu_edit.errors import InputError, StorageError, closest
 from emu_edit.video.animate import LATER, animate, write_pictures
+from emu_edit.video.clip import Frame, VideoInfo
 from emu_edit.video.colour import BT709, Colour, from_rgb
-from emu_edit.video.io import Frame, VideoInfo
 from emu_edit.video.passengers import passengers
 
 PICTURES_COLOUR = Colour(BT709, BT709, BT709, is_full=False)
@@ -258,7 +258,7 @@ def _mux(
         flows = [_picture_packets(parts, pictures, info)]
         left: list[str] = []
         if source.has_others:
-            others, left = passengers(source.path, output, container.name)
+            others, left = passengers(source, output, container.name)
             flows += others
         for _, _, packet in heapq.merge(*map(_keyed, flows, range(len(flows)))):
             output.mux(packet)

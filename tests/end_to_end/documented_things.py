@@ -111,7 +111,7 @@ def copy_checkpoint(path: Path) -> None:
 
 def write_clip(path: Path) -> None:
     with av.open(path, "w") as container:
-        stream = cast("av.VideoStream", container.add_stream("libx264", rate=25))
+        stream = cast("av.VideoStream", container.add_stream("libx264", rate=2))
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for level in range(0, 200, 50):
             pixels = np.full((48, 64, 3), level, dtype=np.uint8)

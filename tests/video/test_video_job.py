@@ -297,8 +297,8 @@ def test_a_source_that_cannot_be_decoded_stops_the_job_and_its_threads(
     class Broken:
         info: VideoInfo = open_video(source).info
 
-        def frames(self) -> Iterator[Frame]:
-            yield from whole[:9]
+        def frames(self, first: int = 0) -> Iterator[Frame]:
+            yield from whole[first:9]
             raise InputError("frame 10 of 14 cannot be decoded")
 
     before = threading.active_count()
