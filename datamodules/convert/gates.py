@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from datamodules.convert.pair import RawPair, Reason, RefusedPairError, key_of
+from datamodules.convert.pair import RawItem, Reason, RefusedPairError, key_of
+from datamodules.shards.manifest import CAPTION
 from datamodules.shards.writer import PairRecord
 
 _BLOCK = 8  # pixels; an edit of a single 8x8 block, one latent pixel, is still an edit
@@ -61,7 +62,7 @@ class Gates:
     scores: Mapping[str, float] = field(default_factory=dict)
     excluded: frozenset[str] = frozenset()
 
-    def check_listed(self, pair: RawPair) -> None:
+    def check_listed(self, pair: RawItem) -> None:
         """Refuse a pair, before its pictures are read, that is listed as bad or scores too low."""
         if self.excluded & {pair.name, pair.identity, key_of(pair.identity)}:
             raise RefusedPairError(Reason.listed_bad, f"{pair.name} is in the list given")
@@ -72,9 +73,9 @@ class Gates:
                 detail = f"{pair.name}: {name} is {found}, needs {least:g}"
                 raise RefusedPairError(Reason.low_score, detail)
 
-    def check_record(self, record: PairRecord, pair: RawPair) -> None:
-        """Refuse a pair by its pixels and captions."""
-        height, width = record.source.shape[:2]
+    def check_record(self, record: PairRecord, pair: RawItem) -> None:
+        """Refuse a pair by its pixels and captions; what nobody edited, by size and colour."""
+        height, width = record.size
         if self.min_side is not None and min(height, width) < self.min_side:
             detail = f"is {width}x{height}, both sides need {self.min_side}"
             raise RefusedPairError(Reason.too_small, detail)
@@ -84,6 +85,8 @@ class Gates:
             raise RefusedPairError(Reason.equal_captions, detail)
         if self.blank is not None:
             _refuse_blank(record, self.blank)
+        if record.task == CAPTION:
+            return
         difference = _difference(record)
         if self.near_identical is not None:
             most = _largest_block(difference)

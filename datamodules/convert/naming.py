@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datamodules.convert.pair import Converter, RawPair, Reason, RefusedPairError, SkippedPair
+from datamodules.convert.pair import Converter, RawItem, Reason, RefusedPairError, SkippedPair
 from emu_edit.errors import InputError, closest
 from emu_edit.tasks import SIXTEEN, TaskTable
 from emu_edit.terminal import plural
@@ -58,12 +58,12 @@ class Namer:
         """Tell whether the data's name is in the table; no name is known as such."""
         return not raw or _squash(raw) in self._of
 
-    def needs_name(self, pair: RawPair) -> bool:
+    def needs_name(self, pair: RawItem) -> bool:
         """Tell whether nothing says what the pair's task is."""
         unnamed = not pair.raw_task and pair.task is None
         return unnamed and self._naming.default is None and not self._naming.by_words
 
-    def task_of(self, pair: RawPair) -> str:
+    def task_of(self, pair: RawItem) -> str:
         """Return the task of a pair; refuse a pair that has none of ours."""
         task = pair.task
         if task is None and pair.raw_task:
@@ -94,7 +94,7 @@ class Survey:
 
 
 def survey(
-    listing: Iterable[RawPair | SkippedPair], namer: Namer, known: TaskTable, path: Path
+    listing: Iterable[RawItem | SkippedPair], namer: Namer, known: TaskTable, path: Path
 ) -> Survey:
     """Count what is listed.
 

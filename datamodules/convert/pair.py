@@ -9,6 +9,7 @@ size (the reader of shards crops); within a pair the sizes must agree, after EXI
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,7 +32,6 @@ MAX_TEXT_BYTES = 65536  # of an instruction file; 2,000 characters of UTF-8 need
 _LONGEST_PART = 255  # bytes of one file name on every common file system
 _LONGEST_NAME = 1000
 _LONGEST_STEM = 40  # of the readable part of a key
-TRAIN, HELD_OUT = "train", "heldout"
 # what tables hold where they hold nothing: Python's, JSON's, pandas' and people's words for it
 _NOTHING = {"none", "null", "nan", "n/a", "<na>"}
 
@@ -55,6 +55,12 @@ class Reason(Enum):
     bad_caption = "bad caption"
     no_task = "no task of ours"
     unreadable_picture = "unreadable picture"
+    unreadable_video = "unreadable video"
+    missing_video = "text for no video"
+    missing_caption = "missing caption"
+    empty_caption = "empty caption"
+    lengths_differ = "lengths differ"
+    too_short = "shot too short"
     sizes_differ = "sizes differ"
     aspect_differs = "aspect differs"
     too_small = "too small"
@@ -85,19 +91,16 @@ class SkippedPair:
     detail: str
 
 
-@dataclass(frozen=True)
-class RawPair:
-    """One listed pair, no picture read yet.
+@dataclass(frozen=True, kw_only=True)
+class RawItem(ABC):
+    """One listed entry, no pixel read yet.
 
     Attributes:
         name: the place shown to the user, e.g. "train-00000.parquet, row 12".
         identity: unique in the data; it decides the key.
-        source: the picture before.
-        target: the picture after.
         instruction: the text, or the file that holds it.
         raw_task: as the data name it, "" where they name none.
         task: one of ours where the layout itself decides; None leaves it to the run.
-        mask: the region; None is no mask.
         source_caption: what the source shows, "" where unknown.
         target_caption: what the target shows.
         scores: of the pair's quality, as the data have them; None is a score that is empty.
@@ -109,18 +112,44 @@ class RawPair:
 
     name: str
     identity: str
-    source: Picture
-    target: Picture
     instruction: str | Path
     raw_task: str = ""
     task: str | None = None
-    mask: Mask | None = None
     source_caption: str = ""
     target_caption: str = ""
     scores: Mapping[str, float | None] = field(default_factory=dict)
     likeness: float | None = None
     group: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
+
+    @abstractmethod
+    def read(
+        self, task: str, *, resize_above: float | None
+    ) -> "Iterator[PairRecord | SkippedPair]":
+        """Yield what it holds, read and checked, and what of it has to be left out.
+
+        Raises:
+            RefusedPairError: with the reason why it, or the rest of it, cannot be used.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawPair(RawItem):
+    """A listed pair of pictures.
+
+    Attributes:
+        source: the picture before.
+        target: the picture after.
+        mask: the region; None is no mask.
+    """
+
+    source: Picture
+    target: Picture
+    mask: Mask | None = None
+
+    def read(self, task: str, *, resize_above: float | None) -> Iterator[PairRecord]:
+        """Yield the pair, see `read_pair`."""
+        yield read_pair(self, task, resize_above=resize_above)
 
 
 class RefusedPairError(BadSampleError):
@@ -143,11 +172,9 @@ def read_pair(pair: RawPair, task: str, *, resize_above: float | None = None) ->
     Raises:
         RefusedPairError: with the reason why it cannot be used.
     """
-    _check_provenance(pair)
-    instruction = _instruction(pair)
-    captions = [_caption(text, pair.name) for text in (pair.source_caption, pair.target_caption)]
+    instruction, *captions = texts_of(pair)
     source = _pixels(pair.source, Reason.missing_source)
-    target = _same_size(_pixels(pair.target, Reason.missing_target), source, resize_above)
+    target = same_size(_pixels(pair.target, Reason.missing_target), source, resize_above)
     if torch.equal(source, target):
         raise RefusedPairError(Reason.identical_pair, "source and target have the same pixels")
     before = source.permute(1, 2, 0).contiguous().numpy()
@@ -162,6 +189,20 @@ def read_pair(pair: RawPair, task: str, *, resize_above: float | None = None) ->
         target_caption=captions[1],
         extra={**pair.extra, "origin": pair.name},
     )
+
+
+def texts_of(item: RawItem, *, what: str = "instruction") -> tuple[str, str, str]:
+    """Return instruction and captions of an entry, checked, and check what travels with it.
+
+    Raises:
+        RefusedPairError: if one cannot be used; `what` is how messages call the instruction.
+    """
+    _check_provenance(item)
+    instruction = _instruction(item, what)
+    source, target = (
+        _caption(text, item.name) for text in (item.source_caption, item.target_caption)
+    )
+    return instruction, source, target
 
 
 def white_mask(picture: Picture, *, is_optional: bool = False) -> Mask:
@@ -213,7 +254,7 @@ def unsafe_name(name: str, what: str) -> str:
     return detail
 
 
-def _check_provenance(pair: RawPair) -> None:
+def _check_provenance(pair: RawItem) -> None:
     """Refuse bytes, dates and NaN among what travels with a sample: json could not hold them."""
     travels = {**pair.extra, "raw_task": pair.raw_task, "group": pair.group, "origin": pair.name}
     for name, value in travels.items():
@@ -224,15 +265,15 @@ def _check_provenance(pair: RawPair) -> None:
             raise RefusedPairError(Reason.bad_line, detail) from error
 
 
-def _instruction(pair: RawPair) -> str:
+def _instruction(pair: RawItem, what: str) -> str:
     text = pair.instruction
     if isinstance(text, Path):
         text = _text_file(text)
     if not text.strip() or text.strip().lower() in _NOTHING:
-        what = f"says {text.strip()!r}" if text.strip() else "is empty"
-        raise RefusedPairError(Reason.empty_instruction, f"{pair.name}: the instruction {what}")
+        says = f"says {text.strip()!r}" if text.strip() else "is empty"
+        raise RefusedPairError(Reason.empty_instruction, f"{pair.name}: the {what} {says}")
     try:
-        return clean_instruction(text, pair.name)
+        return clean_instruction(text, pair.name, what=what)
     except InputError as error:
         raise RefusedPairError(Reason.bad_instruction, str(error)) from error
 
@@ -273,11 +314,12 @@ def _pixels(picture: Picture, missing: Reason) -> UInt8[torch.Tensor, "3 h w"]:
         raise RefusedPairError(Reason.unreadable_picture, str(error)) from error
 
 
-def _same_size(
+def same_size(
     target: UInt8[torch.Tensor, "3 _ _"],
     source: UInt8[torch.Tensor, "3 h w"],
     resize_above: float | None,
 ) -> UInt8[torch.Tensor, "3 h w"]:
+    """Return the target in the size of its source, see `read_pair`."""
     (height, width), (tall, wide) = source.shape[1:], target.shape[1:]
     if (height, width) == (tall, wide):
         return target
@@ -302,32 +344,6 @@ def _mask(mask: Mask, source: UInt8[np.ndarray, "h w 3"], name: str) -> np.ndarr
         sizes += f"{source.shape[1]}x{source.shape[0]}"
         raise RefusedPairError(Reason.mask_misfit, f"{name}: the mask is {sizes}")
     return region
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a data set, "train" or "heldout"; no source picture is in both.
-
-    A pair's group (its session, prompt or, where the data name none, its source picture) is mapped
-    to a number by SHA-256, so the same pairs fall into the same part on every machine, in any
-    order. `held_out` is the share of the groups that is held out, above 0 and below 1.
-    """
-
-    name: str
-    held_out: float
-
-    def __post_init__(self) -> None:
-        """Refuse what is no part."""
-        if self.name not in {TRAIN, HELD_OUT}:
-            raise InputError(f"part {self.name!r} must be {TRAIN} or {HELD_OUT}")
-        if not 0 < self.held_out < 1:
-            raise InputError(f"held out {self.held_out:g} must be a share above 0 and below 1")
-
-    def has(self, pair: RawPair, record: PairRecord) -> bool:
-        """Tell whether a pair is in this part."""
-        group = pair.group.encode() if pair.group else record.source.tobytes()
-        number = int.from_bytes(hashlib.sha256(group).digest()[:8], "big") / 2**64
-        return (number < self.held_out) == (self.name == HELD_OUT)
 
 
 def _in_tables(name: PurePosixPath) -> bool:
@@ -368,11 +384,15 @@ class Converter:
             stands for "color_alter" and "ColorAlter".
         has_place: tells of a name below the folder whether the layout has a place for such a file;
             other files are counted (`passed_by`).
+        unit: what is written, for the report.
+        per_shard: how many of them a shard holds at most.
         takes_patterns: a path that is not there may be a pattern, which the converter looks up.
     """
 
     name: str
-    list_pairs: Callable[[Path], Iterator[RawPair | SkippedPair]]
+    list_pairs: Callable[[Path], Iterator[RawItem | SkippedPair]]
     tasks: Mapping[str, str | None] | None = None
     has_place: Callable[[PurePosixPath], bool] = _in_tables
     takes_patterns: bool = False
+    unit: str = "pair"
+    per_shard: int = 1000

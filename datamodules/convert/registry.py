@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from emu_edit.errors import InputError, closest
 
 if TYPE_CHECKING:
+    from datamodules.convert.cutting import Cutting
     from datamodules.convert.pair import Converter, FieldMap
 
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 class Kind:
     """A converter: its module, its line of help, and its name in the module.
 
-    One that `asks` is made by a function of that name from a `FieldMap`, None where none was given.
+    One that `asks` is made by a function of that name: from a `FieldMap` ("fields") or a `Cutting`
+    ("cutting"), None where none was given.
     """
 
     module: str
     summary: str
     name: str = "CONVERTER"
-    asks: bool = False
+    asks: str = ""
 
 
 KINDS = {
@@ -37,10 +39,19 @@ KINDS = {
         "control", "your own: images/ (targets), control/ (sources), one .txt per pair"
     ),
     "webdataset": Kind(
-        "webdataset", "shards of others (.tar, .tar.gz, braces): --source jpg …", "made_for", True
+        "webdataset",
+        "shards of others (.tar, .tar.gz, braces): --source jpg …",
+        "made_for",
+        "fields",
     ),
     "imagefolder": Kind(
-        "imagefolder", "metadata.jsonl, .csv or .parquet: --source COLUMN …", "made_for", True
+        "imagefolder", "metadata.jsonl, .csv or .parquet: --source COLUMN …", "made_for", "fields"
+    ),
+    "clips": Kind(
+        "videos",
+        "your own videos with captions, or before and after an edit",
+        "made_for",
+        "cutting",
     ),
     "instruct-pix2pix": Kind("instruct_pix2pix", "InstructPix2Pix: parquet, or seeds.json folders"),
     "magicbrush": Kind(
@@ -64,22 +75,29 @@ KINDS = {
 }
 
 
-def load_converter(kind: str, fields: "FieldMap | None" = None) -> "Converter":
+_OPTIONS = {
+    "fields": ("knows what its fields are", "--source and the like"),
+    "cutting": ("makes no clips", "--frames and the like"),
+}
+
+
+def load_converter(
+    kind: str, fields: "FieldMap | None" = None, cutting: "Cutting | None" = None
+) -> "Converter":
     """Return the converter of that name.
 
     Raises:
-        InputError: if there is none; the nearest is named. Or if it knows its fields itself.
+        InputError: if there is none; the nearest is named. Or if it is told what it does not ask.
     """
     if kind not in KINDS:
         hint = closest(kind, [*KINDS])
         raise InputError(f"unknown kind {kind!r}; known kinds: {', '.join(KINDS)}.{hint}")
     known = KINDS[kind]
+    given: dict[str, object] = {"fields": fields, "cutting": cutting}
+    for name, value in given.items():
+        if value is not None and name != known.asks:
+            why, options = _OPTIONS[name]
+            asking = " and ".join(other for other, each in KINDS.items() if each.asks == name)
+            raise InputError(f"{kind} {why}; {options} are for {asking}")
     made = getattr(import_module(f"datamodules.convert.{known.module}"), known.name)
-    if known.asks:
-        return made(fields)
-    if fields is not None:
-        asking = " and ".join(name for name, other in KINDS.items() if other.asks)
-        raise InputError(
-            f"{kind} knows what its fields are; --source and the like are for {asking}"
-        )
-    return made
+    return made(given[known.asks]) if known.asks else made

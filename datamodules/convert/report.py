@@ -26,12 +26,13 @@ class ConvertReport:
     """Counts of a conversion.
 
     Attributes:
-        listed: how many entries the data have.
+        listed: how many entries the data have; a video counts as often as its clips.
         written: pairs of each task.
         skipped: pairs left out, by reason.
         examples: the first finding of each reason.
         other_part: pairs that belong to the other part of the data.
         quarantine: lists every pair left out, one JSON object a line; None if there was none.
+        unit: what is written: pairs, or clips.
     """
 
     listed: int
@@ -40,6 +41,7 @@ class ConvertReport:
     examples: dict[str, str]
     other_part: int
     quarantine: Path | None
+    unit: str = "pair"
 
     @property
     def is_whole(self) -> bool:
@@ -49,7 +51,7 @@ class ConvertReport:
     def summary(self) -> str:
         """Return the report as one line."""
         tasks = ", ".join(f"{task} {count}" for task, count in self.written.items())
-        line = f"{plural(sum(self.written.values()), 'pair')} written ({tasks})"
+        line = f"{plural(sum(self.written.values()), self.unit)} written ({tasks})"
         if self.other_part:
             line += f"; {self.other_part} are of the other part"
         if self.skipped:
@@ -92,17 +94,20 @@ def passed_by(path: Path, has_place: Callable[[PurePosixPath], bool]) -> Iterato
             yield SkippedPair(entry.name, Reason.other_file, f"{entry.name}: not read here")
 
 
-def unnamed_in(path: Path, named: Collection[int]) -> Iterator[SkippedPair]:
+def unnamed_in(
+    path: Path, named: Collection[int], suffixes: Collection[str] = EXTENSIONS
+) -> Iterator[SkippedPair]:
     """Yield the pictures below a folder that none of its lines names.
 
     Args:
         path: the folder.
         named: `hash` of the paths that lines name, in the form of `same_form`: of a million pairs
             the paths themselves would fill the memory.
+        suffixes: of the files that lines name.
     """
     for entry in list_entries(path):
-        is_picture = entry.is_file and entry.path.suffix.lower() in EXTENSIONS
-        if is_picture and hash(same_form(str(entry.path))) not in named:
+        is_meant = entry.is_file and entry.path.suffix.lower() in suffixes
+        if is_meant and hash(same_form(str(entry.path))) not in named:
             detail = f"{entry.name}: no line names it; to take a list's pairs alone, give its file"
             yield SkippedPair(entry.name, Reason.unnamed, detail)
 

@@ -5,31 +5,59 @@ is written, and once to convert. Memory holds one pair, the page of the table it
 and a table of 32 to 64 bytes for each pair, to find doubles.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from datamodules.convert.cutting import Cutting
 from datamodules.convert.gates import Duplicates, Gates, digest
 from datamodules.convert.naming import Namer, Survey, TaskNaming, survey
 from datamodules.convert.pair import (
     Converter,
     FieldMap,
-    Part,
-    RawPair,
+    RawItem,
     Reason,
     RefusedPairError,
     SkippedPair,
-    read_pair,
 )
 from datamodules.convert.registry import load_converter
 from datamodules.convert.report import QUARANTINE, ConvertReport, Tally, counted, passed_by
 from datamodules.shards.evaluation_only import refuse_kind, refuse_output, refuse_path
-from datamodules.shards.manifest import ShardEntry, write_manifest
+from datamodules.shards.manifest import CAPTION, NEW_TASK, ShardEntry, write_manifest
 from datamodules.shards.writer import Guard, PairRecord, ShardWriter
 from emu_edit.errors import BadDataError, InputError
 
 _LISTING_STEP = 1000  # entries between two signs of life
+
+
+TRAIN, HELD_OUT = "train", "heldout"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a data set, "train" or "heldout"; no source picture is in both.
+
+    A pair's group (its session, prompt or, where the data name none, its source picture) is mapped
+    to a number by SHA-256, so the same pairs fall into the same part on every machine, in any
+    order. `held_out` is the share of the groups that is held out, above 0 and below 1.
+    """
+
+    name: str
+    held_out: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no part."""
+        if self.name not in {TRAIN, HELD_OUT}:
+            raise InputError(f"part {self.name!r} must be {TRAIN} or {HELD_OUT}")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"held out {self.held_out:g} must be a share above 0 and below 1")
+
+    def has(self, group: bytes) -> bool:
+        """Tell whether what has this group is in this part."""
+        number = int.from_bytes(hashlib.sha256(group).digest()[:8], "big") / 2**64
+        return (number < self.held_out) == (self.name == HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -43,8 +71,9 @@ class ConvertSettings:
         per_group: take at most so many pairs of one group (session, prompt, picture), None all.
         guard: says why a pair must not be trained on, None if it may: for pictures of evaluation
             sets.
-        pairs_per_shard: how many pairs a shard holds at most.
+        pairs_per_shard: how many pairs a shard holds at most; None leaves it to the kind.
         fields: what is what in samples and tables of others, for the kinds that ask for it.
+        cutting: how clips are cut out of videos, for the kind that does.
     """
 
     naming: TaskNaming = field(default_factory=TaskNaming)
@@ -52,8 +81,9 @@ class ConvertSettings:
     part: Part | None = None
     per_group: int | None = None
     guard: Guard | None = None
-    pairs_per_shard: int = 1000
+    pairs_per_shard: int | None = None
     fields: FieldMap | None = None
+    cutting: Cutting | None = None
 
 
 def convert(
@@ -84,7 +114,7 @@ def convert(
     """
     settings = settings or ConvertSettings()
     refuse_kind(kind)
-    converter = load_converter(kind, settings.fields)
+    converter = load_converter(kind, settings.fields, settings.cutting)
     if not source.exists() and not converter.takes_patterns:
         raise InputError(f"{source}: no such file or folder")
     refuse_path(source)
@@ -98,7 +128,8 @@ def convert(
         with (out / QUARANTINE).open("w", buffering=1, encoding="utf-8") as file:
             tally = Tally(file, found.listed, on_progress)
             entries = _write(converter, source, out, Judge(settings, namer, tally))
-        return _finish(entries, tally, out, _made_by(converter, source, settings))
+        made_by = _made_by(converter, source, settings)
+        return _finish(entries, tally, out, made_by, converter.unit)
     except OSError as error:
         raise InputError(
             f"{error.filename or out}: {error.strerror}; nothing usable was written"
@@ -115,69 +146,89 @@ class Judge:
     duplicates: Duplicates = field(default_factory=Duplicates)
     taken: Counter[int] = field(default_factory=Counter)  # of each group, by its digest
 
-    def accept(self, item: RawPair | SkippedPair, dataset: str) -> PairRecord | None:
-        """Return the pair to write, None if it is left out."""
+    def accept(self, item: RawItem | SkippedPair, dataset: str) -> Iterator[PairRecord]:
+        """Yield what to write of an entry; what is left out is counted and listed."""
         self.tally.step()
         if isinstance(item, SkippedPair):
             self.tally.skip(item)
-            return None
+            return
         try:
-            record = self._read(item)
+            for record in self._read(item):
+                self.tally.written[record.task] += 1
+                if item.raw_task:
+                    self.tally.raw_tasks[item.raw_task] += 1
+                origin = {"dataset": dataset, **_provenance(item)}
+                yield replace(record, extra={**origin, **record.extra})
         except RefusedPairError as error:
             self.tally.skip(SkippedPair(item.name, error.reason, str(error)))
-            return None
-        if record is None:
-            self.tally.other_part += 1
-            return None
-        self.tally.written[record.task] += 1
-        if item.raw_task:
-            self.tally.raw_tasks[item.raw_task] += 1
-        return replace(record, extra={"dataset": dataset, **_provenance(item), **record.extra})
 
-    def _read(self, pair: RawPair) -> PairRecord | None:
-        gates, part, guard = self.settings.gates, self.settings.part, self.settings.guard
-        task = self.namer.task_of(pair)
-        gates.check_listed(pair)
-        group = self._group_of(pair)
-        record = read_pair(pair, task, resize_above=gates.resize)
-        if part is not None and not part.has(pair, record):
-            return None
-        gates.check_record(record, pair)
-        self.duplicates.check(record, with_content=gates.duplicates)
-        why = None if guard is None else guard(record)
-        if why is not None:
-            raise RefusedPairError(Reason.evaluation_leak, f"{pair.name}: {why}")
+    def _read(self, item: RawItem) -> Iterator[PairRecord]:
+        gates, part = self.settings.gates, self.settings.part
+        task = self.namer.task_of(item)
+        gates.check_listed(item)
+        self._group_of(item)
+        if part is not None and item.group and not part.has(_bytes(item.group)):
+            self.tally.other_part += 1
+            return
+        for record in item.read(task, resize_above=gates.resize):
+            if isinstance(record, SkippedPair):
+                self.tally.skip(record)
+            elif part is not None and not item.group and not part.has(record.source.tobytes()):
+                self.tally.other_part += 1
+            elif self._is_good(record, item):
+                yield record
+
+    def _is_good(self, record: PairRecord, item: RawItem) -> bool:
+        """Tell whether a record passes the gates; one that does not is counted and listed."""
+        group = self._group_of(item)
+        place = str(record.extra["origin"])
+        try:
+            self.settings.gates.check_record(record, item)
+            self.duplicates.check(record, with_content=self.settings.gates.duplicates)
+            self._refuse_leak(record, place)
+        except RefusedPairError as error:
+            self.tally.skip(SkippedPair(place, error.reason, str(error)))
+            return False
         if group is not None:
             self.taken[group] += 1
-        return record
+        return True
 
-    def _group_of(self, pair: RawPair) -> int | None:
+    def _refuse_leak(self, record: PairRecord, place: str) -> None:
+        why = None if self.settings.guard is None else self.settings.guard(record)
+        if why is not None:
+            raise RefusedPairError(Reason.evaluation_leak, f"{place}: {why}")
+
+    def _group_of(self, pair: RawItem) -> int | None:
         """Return the group to count, None for none; refuse a pair of one that has enough."""
         limit = self.settings.per_group
         if limit is None or not pair.group:
             return None
-        group = digest(pair.group.encode("utf-8", "surrogatepass"))
+        group = digest(_bytes(pair.group))
         if self.taken[group] >= limit:
             detail = f"{pair.name}: {limit} of {pair.group!r} were taken before"
             raise RefusedPairError(Reason.group_full, detail)
         return group
 
 
-def _provenance(pair: RawPair) -> dict[str, object]:
+def _bytes(group: str) -> bytes:
+    return group.encode("utf-8", "surrogatepass")  # json may hold half a character
+
+
+def _provenance(pair: RawItem) -> dict[str, object]:
     """Return what is known of a pair's origin and worth keeping."""
     known = {"raw_task": pair.raw_task, "group": pair.group, "scores": dict(pair.scores)}
     return {name: value for name, value in known.items() if value}
 
 
-def _listing(converter: Converter, source: Path) -> Iterator[RawPair | SkippedPair]:
+def _listing(converter: Converter, source: Path) -> Iterator[RawItem | SkippedPair]:
     """List the pairs, and whatever else lies there."""
     yield from converter.list_pairs(source)
     yield from passed_by(source, converter.has_place)
 
 
 def _counted(
-    listing: Iterator[RawPair | SkippedPair], on_listed: Callable[[int], None] | None
-) -> Iterator[RawPair | SkippedPair]:
+    listing: Iterator[RawItem | SkippedPair], on_listed: Callable[[int], None] | None
+) -> Iterator[RawItem | SkippedPair]:
     for number, item in enumerate(listing, 1):
         yield item
         if on_listed is not None and number % _LISTING_STEP == 0:
@@ -186,17 +237,19 @@ def _counted(
 
 def _write(converter: Converter, source: Path, out: Path, judge: Judge) -> list[ShardEntry]:
     settings = judge.settings
-    with ShardWriter(out, pairs_per_shard=settings.pairs_per_shard) as writer:
+    given = settings.pairs_per_shard
+    most = converter.per_shard if given is None else given
+    with ShardWriter(out, pairs_per_shard=most) as writer:
         for item in _listing(converter, source):
-            record = judge.accept(item, converter.name)
-            if record is not None:
+            for record in judge.accept(item, converter.name):
                 writer.add(record)
-    place = {name: index for index, name in enumerate(settings.naming.known.names)}
+    names = (*settings.naming.known.names, CAPTION)
+    place = {name: index for index, name in enumerate(names)}
     return sorted(writer.entries, key=lambda entry: (place[entry.task], entry.file))
 
 
 def _finish(
-    entries: list[ShardEntry], tally: Tally, out: Path, made_by: dict[str, object]
+    entries: list[ShardEntry], tally: Tally, out: Path, made_by: dict[str, object], unit: str
 ) -> ConvertReport:
     skipped = dict(sorted(tally.skipped.items()))
     path = out / QUARANTINE if skipped else None
@@ -206,23 +259,27 @@ def _finish(
         why = f"{counted(skipped)}; see {path}" if skipped else "nothing was listed"
         if tally.other_part:
             why = f"{tally.other_part} are of the other part; {why}"
-        raise BadDataError(f"{made_by['source']}: no pair is left to write: {why}")
+        raise BadDataError(f"{made_by['source']}: no {unit} is left to write: {why}")
     written = {task: tally.written[task] for task in dict.fromkeys(e.task for e in entries)}
+    listed = sum(written.values()) + sum(skipped.values()) + tally.other_part
     counts = {
-        "listed": tally.done,
+        "listed": listed,
         "written": written,
         "raw_tasks": dict(sorted(tally.raw_tasks.items())),
         "skipped": skipped,
     }
+    if CAPTION in written:
+        counts[NEW_TASK] = CAPTION
     write_manifest(out, entries, made_by={**made_by, **counts})
-    return ConvertReport(tally.done, written, skipped, tally.examples, tally.other_part, path)
+    return ConvertReport(listed, written, skipped, tally.examples, tally.other_part, path, unit)
 
 
 def _made_by(converter: Converter, source: Path, settings: ConvertSettings) -> dict[str, object]:
     gates = asdict(settings.gates)
     gates["excluded"] = len(settings.gates.excluded)
     part = None if settings.part is None else asdict(settings.part)
-    return {"convert": converter.name, "source": source.name, "gates": gates, "part": part}
+    made_by = {"convert": converter.name, "source": source.name, "gates": gates, "part": part}
+    return made_by if settings.cutting is None else {**made_by, "clips": asdict(settings.cutting)}
 
 
 def _check_out(out: Path, source: Path) -> None:

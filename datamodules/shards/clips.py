@@ -130,14 +130,23 @@ class ClipFacts:
         return ClipFacts(frames, rate, tuple(cuts)) if frames and rate else None
 
 
+def check_crf(crf: int | None) -> None:
+    """Refuse a quality that is none.
+
+    Raises:
+        InputError: if it is not of 1 to 51.
+    """
+    if crf is not None and not 1 <= crf <= WORST_CRF:
+        raise InputError(f"crf={crf} must be 1 (best) to {WORST_CRF}, or left out to lose nothing")
+
+
 def encode_mp4(frames: Frames, rate: int, crf: int | None = None) -> bytes:
     """Return frames as an H.264 mp4; without `crf` every value survives.
 
     Raises:
         InputError: if the quality is none.
     """
-    if crf is not None and not 1 <= crf <= WORST_CRF:
-        raise InputError(f"crf={crf} must be 1 (best) to {WORST_CRF}, or left out to lose nothing")
+    check_crf(crf)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         quality = {"qp": "0"} if crf is None else {"crf": str(crf)}

@@ -13,6 +13,7 @@ from emu_edit.files import read_regular
 from emu_edit.terminal import aligned
 
 if TYPE_CHECKING:
+    from datamodules.convert.cutting import Cutting
     from datamodules.convert.gates import Gates
     from datamodules.convert.pair import FieldMap
     from datamodules.convert.run import ConvertSettings
@@ -58,6 +59,7 @@ def convert_parser() -> ArgumentParser:
     _add_fields(made)
     _add_tasks(made)
     _add_choice(made)
+    _add_clips(made)
     return made
 
 
@@ -126,6 +128,42 @@ def _add_choice(made: ArgumentParser) -> None:
     )
 
 
+def _add_clips(made: ArgumentParser) -> None:
+    clips = made.add_argument_group("clips, cut out of videos where scenes change")
+    clips.add_argument("--frames", type=positive_int, metavar="N", help="of a clip (default 16)")
+    clips.add_argument(
+        "--least",
+        type=positive_int,
+        metavar="N",
+        help="keep what is left of a shot from so many frames on (default: whole clips only)",
+    )
+    clips.add_argument(
+        "--rate", type=positive_int, metavar="N", help="frames a second (default: all there are)"
+    )
+    clips.add_argument(
+        "--size",
+        type=positive_int,
+        metavar="N",
+        help="make the shorter side of larger frames so many pixels (default 256)",
+    )
+    clips.add_argument(
+        "--square", action="store_true", default=None, help="cut out the middle square"
+    )
+    clips.add_argument(
+        "--no-cuts",
+        action="store_false",
+        default=None,
+        dest="find_cuts",
+        help="take each video as one shot",
+    )
+    clips.add_argument(
+        "--crf",
+        type=positive_int,
+        metavar="N",
+        help="quality of the mp4s, 1 (best) to 51 (default: nothing lost)",
+    )
+
+
 def run_convert(arguments: list[str]) -> int:
     """Convert pairs.
 
@@ -164,8 +202,7 @@ def run_convert(arguments: list[str]) -> int:
 def _settings(options: argparse.Namespace) -> "ConvertSettings":
     from datamodules.checks.leaks import LeakGuard
     from datamodules.convert.naming import NO_TASK, TaskNaming
-    from datamodules.convert.pair import Part
-    from datamodules.convert.run import ConvertSettings
+    from datamodules.convert.run import ConvertSettings, Part
 
     if options.held_out is not None and options.part is None:
         raise InputError("--held-out says how to part the data; say which part: --part train")
@@ -178,7 +215,17 @@ def _settings(options: argparse.Namespace) -> "ConvertSettings":
         per_group=options.per_group,
         guard=LeakGuard.of(options.exclude) if options.exclude else None,
         fields=_fields(options),
+        cutting=_cutting(options),
     )
+
+
+def _cutting(options: argparse.Namespace) -> "Cutting | None":
+    from datamodules.convert.cutting import Cutting
+
+    names = (field.name for field in dataclasses.fields(Cutting))
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    return Cutting(**given) if given else None
 
 
 def _fields(options: argparse.Namespace) -> "FieldMap | None":

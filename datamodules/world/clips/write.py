@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from datamodules.shards.clips import ClipRecord, encode_mp4
+from datamodules.shards.clips import ClipRecord, check_crf, encode_mp4
 from datamodules.shards.manifest import MANIFEST, Manifest, write_manifest
 from datamodules.shards.writer import PairRecord, ShardWriter
 from datamodules.world.clips import clip as clips
@@ -63,6 +63,7 @@ class ClipWorld:
             raise InputError(f"rate={self.rate} frames a second must be at least 1")
         if self.crf is not None and not self.movie:
             raise InputError(f"crf={self.crf} is of mp4s; write those, or leave it out")
+        check_crf(self.crf)
 
     def __iter__(self) -> Iterator[ClipPair]:
         for index in range(self.clips):

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from datamodules.convert.anyedit import PROBED, TASKS, list_pairs
-from datamodules.convert.pair import Part, RawPair
+from datamodules.convert.pair import RawPair
 from datamodules.convert.parquet import PICTURE_ROWS, PictureColumn
-from datamodules.convert.run import ConvertSettings, convert
+from datamodules.convert.run import ConvertSettings, Part, convert
 from emu_edit.errors import InputError
 from tests.datamodules.convert.released import (
     PICTURE,

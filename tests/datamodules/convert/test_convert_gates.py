@@ -11,9 +11,9 @@ from PIL import Image
 
 from datamodules.convert.gates import Gates, kept_share
 from datamodules.convert.naming import TaskNaming
-from datamodules.convert.pair import Part, RawPair, RefusedPairError, key_of, read_pair
+from datamodules.convert.pair import RawPair, RefusedPairError, key_of, read_pair
 from datamodules.convert.picture import Picture
-from datamodules.convert.run import ConvertSettings, convert
+from datamodules.convert.run import ConvertSettings, Part, convert
 from datamodules.shards.manifest import read_manifest
 from datamodules.shards.writer import PairRecord
 from emu_edit.errors import InputError
@@ -171,11 +171,11 @@ def test_pictures_that_do_not_belong_together_are_found_where_asked(tmp_path: Pa
 
 def test_the_likeness_that_a_converter_asks_for_counts_unless_switched_off() -> None:
     pair = RawPair(
-        "n",
-        "n",
-        Picture.of(png(before(2)), "s"),
-        Picture.of(png(before(3)), "t"),
-        "x",
+        name="n",
+        identity="n",
+        source=Picture.of(png(before(2)), "s"),
+        target=Picture.of(png(before(3)), "t"),
+        instruction="x",
         likeness=0.5,
     )
     record = read_pair(pair, "local")
