@@ -10,15 +10,14 @@ nothing but captions (`shards convert clips`) are of the task `caption`: name it
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from datamodules.edit import EditDataModule
-from datamodules.remote.folder import CacheSettings
 from datamodules.shards.clips import ClipFacts
-from datamodules.stream.limits import LongTexts
 from datamodules.stream.mixing import Lane
 from datamodules.stream.reader import Decode, OpenShard, decode_clip
 from datamodules.stream.transforms import SquareCrop
@@ -104,22 +103,12 @@ class ClipDataModule(EditDataModule):
     """Feed edited clips, or clips with captions.
 
     Args:
-        train: a folder of shards, or several by name.
-        val: a folder of shards to evaluate on.
+        train: folder of training shards or its address, or several as NAME: FOLDER.
+        val: folder or address of validation shards.
         image_size: side of the square every frame is cut and resampled to.
         frames: of a sample; a longer clip gives a window, a shorter one another sample.
         global_batch: clips per optimizer step, over all processes and accumulated batches.
-        micro_batch: clips a process trains on at a time; accumulation follows from it.
-        steps_per_epoch: optimizer steps in a virtual epoch.
-        weights: how often each task or data set is drawn, relative to the others.
-        num_workers: loader processes; changes speed only.
-        seed: of order, windows and crops.
-        window: number of shards of a task whose samples are mixed.
-        tasks: the model's task table; by default the sixteen.
-        allow_change: go on from a checkpoint although the data have changed since.
-        long_texts: what becomes of instructions longer than the text encoder takes.
-        loader_timeout: seconds without a batch after which training ends; 0 waits for ever.
-        cache: where shards from addresses are kept.
+        **others: as of `EditDataModule`.
     """
 
     def __init__(
@@ -129,34 +118,10 @@ class ClipDataModule(EditDataModule):
         image_size: int = 64,
         frames: int = 16,
         global_batch: int = 8,
-        micro_batch: int | None = None,
-        steps_per_epoch: int = 100,
-        weights: dict[str, float] | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        window: int = 8,
-        tasks: list[str] | None = None,
-        allow_change: bool = False,
-        long_texts: LongTexts = LongTexts.truncate,
-        loader_timeout: float = 600.0,
-        cache: CacheSettings | None = None,
+        **others: Any,  # the one signature of all data modules; jsonargparse follows it to the base
     ) -> None:
         super().__init__(
-            train=train,
-            val=val,
-            image_size=image_size,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-            steps_per_epoch=steps_per_epoch,
-            weights=weights,
-            num_workers=num_workers,
-            seed=seed,
-            window=window,
-            tasks=tasks,
-            allow_change=allow_change,
-            long_texts=long_texts,
-            loader_timeout=loader_timeout,
-            cache=cache,
+            train=train, val=val, image_size=image_size, global_batch=global_batch, **others
         )
         if frames < 1:
             raise InputError(f"data.frames={frames} must be at least 1")

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from datamodules.checks.folders import check_folder
 from datamodules.clip import ClipDataModule
@@ -136,6 +138,40 @@ def test_a_clip_with_a_caption_has_frames_and_no_source(tmp_path: Path):
     pictures.setup("fit")
     with pytest.raises(InputError, match="has no source, it is a caption"):
         next(iter(pictures.train_dataloader()))
+
+
+def test_options_of_pictures_are_options_of_clips(folder: Path, made: dict[str, ClipPair]):
+    noops = dict.fromkeys(SIXTEEN.names, 1.0)
+    data = ClipDataModule(str(folder), None, 16, 6, 16, steps_per_epoch=1, flip=True, noops=noops)
+    data.setup("fit")
+    (batch,) = batches_of(data)
+    assert torch.equal(batch.source, batch.target)
+    assert not batch.mask.any()
+    flipped = 0
+    for key, target in zip(batch.key, batch.target.numpy(), strict=True):
+        clip = made[key].target
+        is_flipped = not np.array_equal(target, clip)
+        np.testing.assert_array_equal(target, clip[..., ::-1] if is_flipped else clip)
+        flipped += is_flipped
+    assert 0 < flipped < 16
+
+
+def test_a_config_of_clips_is_checked_and_explained_to_the_last_option(
+    capsys: pytest.CaptureFixture[str],
+):
+    parser = ArgumentParser()
+    parser.add_class_arguments(ClipDataModule, "data")
+    needed = ["--data.train", "x"]
+    assert parser.parse_args([*needed, "--data.window", "3"]).data.window == 3
+    for wrong in (["--data.widow", "3"], ["--data.window", "many"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args([*needed, *wrong])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    text = capsys.readouterr().out
+    for name in signature(EditDataModule.__init__).parameters.keys() - {"self"}:
+        assert f"--data.{name} " in text
+    assert "seconds without a batch after which training ends" in text
 
 
 def test_clips_are_dealt_in_the_order_of_pictures(folder: Path):
