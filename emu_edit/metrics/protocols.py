@@ -47,6 +47,26 @@ METRICS = {
     "dino": Metric("DINO", True, "cosine of edited and reference picture, in DINO"),
     "l1": Metric("L1", False, "mean absolute difference to the reference picture, in [0, 1]"),
     "l2": Metric("L2", False, "mean squared difference to the reference picture, in [0, 1]"),
+    "pickscore": Metric("PickScore", True, "frames and target caption in PickScore, averaged"),
+    "clip_frame_all": Metric(
+        "CLIPFrame (all pairs)",
+        True,
+        "cosine over all pairs of frames, in CLIP: TGVE's; a still has 1",
+    ),
+    "clip_frame_next": Metric(
+        "CLIPFrame (neighbours)",
+        True,
+        "cosine of each frame with the next one, in CLIP: what many papers call CLIPFrame",
+    ),
+    "clip_text": Metric(
+        "CLIPText", True, "100 times the cosine of frames and target caption, in CLIP, averaged"
+    ),
+    "viclip_dir": Metric(
+        "ViCLIPdir",
+        True,
+        "cosine between the change of the video and the change of the caption, in ViCLIP",
+    ),
+    "viclip_out": Metric("ViCLIPout", True, "cosine of edited video and target caption, in ViCLIP"),
 }
 
 CLIP_B32 = "openai/clip-vit-base-patch32"

@@ -5,21 +5,11 @@ so no frame and no feature is kept but the last. Sums are float64.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64
 from torch import Tensor
-
-from emu_edit.metrics.backbones import ClipBackbone
-from emu_edit.metrics.preprocess import Filter, resample
-
-Frame: TypeAlias = UInt8[Tensor, "3 _ _"]
-
-TGVE_SIZE = (480, 480)  # height, width; aspect is not kept
-TGVE_FILTER: Filter = "bicubic"  # what Pillow's resize takes when none is named
 
 
 @dataclass
@@ -70,25 +60,6 @@ class FrameSums:
         PickScore.
         """
         return (self._total @ _unit(text)).item() / self.count if self.count else math.nan
-
-
-def frame_sums(
-    frames: Iterable[Frame],
-    clip: ClipBackbone,
-    *,
-    size: tuple[int, int] | None = TGVE_SIZE,
-    resize_filter: Filter = TGVE_FILTER,
-) -> FrameSums:
-    """Run CLIP on each frame, resampled to `size` = (height, width) before, as TGVE does it.
-
-    Raises:
-        InputError: if the network returns NaN or infinity.
-    """
-    sums = FrameSums()
-    for frame in frames:
-        seen = frame if size is None else resample(frame, size, resize_filter)
-        sums.add(clip.images([seen])[0])
-    return sums
 
 
 def _unit(feature: Float[Tensor, " d"]) -> Float64[Tensor, " d"]:

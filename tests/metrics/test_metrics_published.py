@@ -10,6 +10,7 @@ import pytest
 from emu_edit.errors import InputError
 from emu_edit.metrics.protocols import METRICS, PROTOCOLS
 from emu_edit.metrics.published import PACKAGED, load_published
+from emu_edit.metrics.video_protocols import VIDEO_PROTOCOLS
 
 ROW = {
     "model": "mine",
@@ -47,12 +48,20 @@ def test_packaged_rows_hold_the_papers_numbers():
     assert brush.items == 535
 
 
+def test_packaged_rows_of_video_hold_eves_table_1():
+    rows = [row for row in load_published(PACKAGED) if row.benchmark == "tgve"]
+    assert Counter(row.split for row in rows) == {"TGVE": 6, "TGVE+": 7}
+    eve = [list(row.values.values()) for row in rows if row.model == "EVE"]
+    assert eve == [[20.76, 0.922, 0.221, 0.262], [20.88, 0.926, 0.198, 0.251]]
+    assert not any(row.protocol in VIDEO_PROTOCOLS for row in rows)  # ViCLIP's input is not stated
+
+
 def test_packaged_rows_are_named_once_and_in_our_metrics():
     rows = load_published(PACKAGED)
     names = Counter((row.model, row.benchmark, row.split, row.protocol) for row in rows)
     assert max(names.values()) == 1
     assert {name for row in rows for name in row.values} <= METRICS.keys()
-    assert {row.benchmark for row in rows} == {"emu-edit", "magicbrush"}
+    assert {row.benchmark for row in rows} == {"emu-edit", "magicbrush", "tgve"}
 
 
 def test_no_published_row_of_the_emu_edit_set_claims_one_of_our_protocols():
