@@ -11,6 +11,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from datamodules.shards.clips import encode_mp4
 from emu_edit.editing.find import PREDICTOR, RELEASED
 from tests.datamodules.benchmark_files import EMU_KEYS, SESSIONS, write_emu_edit, write_magicbrush
 from tests.datamodules.convert import test_convert_hq_edit as hq_edit
@@ -61,6 +62,7 @@ class Things:
             "docs/scene.png": lambda path: shutil.copy(ROOT / "docs" / "scene.png", path),
             "photo.png": lambda path: save(path, before(0)),
             "clip.mp4": write_clip,
+            "my_videos": write_videos,
             "photos": write_photos,
             "DIR": write_photos,
             **dict.fromkeys(("my_pairs", "MY_PAIRS", "raw/mine"), write_pairs),
@@ -117,6 +119,14 @@ def write_clip(path: Path) -> None:
             pixels = np.full((48, 64, 3), level, dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
         container.mux(stream.encode(None))
+
+
+def write_videos(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for seed in range(2):
+        frames = np.stack([np.roll(before(seed), time, axis=1) for time in range(20)])
+        (folder / f"{seed}.mp4").write_bytes(encode_mp4(frames, rate=8))
+        (folder / f"{seed}.txt").write_text(f"blocks number {seed} move to the right")
 
 
 def write_photos(folder: Path) -> None:

@@ -79,6 +79,8 @@ def shortened(arguments: list[str]) -> list[str]:
             extra = short_training(arguments)
         case ["evaluate", *_]:
             extra = short_evaluation(arguments)
+        case ["shards", "world", *_] if "--clips" in arguments:
+            extra = ("--clips=2", "--size=16")
         case ["shards", "convert", *_] if "--part" in arguments:
             extra = ("--held-out=0.2",)
         case ["edit", *_] if "--replay" in arguments:
