@@ -18,7 +18,8 @@ def parser() -> ArgumentParser:
     """Build the verb's parser."""
     made = ArgumentParser(
         prog="emu-edit app",
-        description="Serve a web page for editing in turns, with undo, branches and downloads. "
+        description="Serve a web page for editing pictures in turns, with undo, branches and "
+        "downloads, and videos by one instruction. "
         "Needs gradio: pip install 'emu-edit[app]'.",
         epilog="example:\n  emu-edit app --model runs/tiny\n  then open http://127.0.0.1:7860",
     )
@@ -37,7 +38,12 @@ def parser() -> ArgumentParser:
     limits = made.add_argument_group("limits")
     for option, default, what in (
         ("--max-upload-mib", DEFAULT.upload_bytes // MEBI, "size of an uploaded file in MiB"),
-        ("--max-pixels", DEFAULT.edited_pixels, "pixels of the picture that is edited"),
+        (
+            "--max-pixels",
+            DEFAULT.edited_pixels,
+            "pixels of the picture, or of the eight frames, edited at once",
+        ),
+        ("--max-frames", DEFAULT.frames, "frames of a video"),
         ("--max-characters", DEFAULT.characters, "length of an instruction"),
         ("--max-steps", DEFAULT.steps, "sampler steps of one edit"),
         ("--max-turns", DEFAULT.turns, "edits in a row"),
@@ -83,6 +89,7 @@ def limits_of(options: argparse.Namespace) -> Limits:
     return Limits(
         upload_bytes=options.max_upload_mib * MEBI,
         edited_pixels=options.max_pixels,
+        frames=options.max_frames,
         characters=options.max_characters,
         steps=options.max_steps,
         turns=options.max_turns,

@@ -72,9 +72,12 @@ class Limits:
         upload_bytes: size of an uploaded file.
         upload_pixels: pixels of an uploaded picture, read from its header; a phone's photo fits.
         edited_pixels: pixels of the picture that is edited, after resizing if that was asked for.
-            A session of `turns` turns holds `3 * (turns + 1)` bytes for each.
+            A session of `turns` turns holds `3 * (turns + 1)` bytes for each. Of a video, the
+            frames that are edited at once have so many together.
         times_larger: how many times longer a side may be than the model's training pictures; the
             network knows nothing of such sizes, and time grows with their fourth power.
+        frames: of an uploaded video.
+        job_seconds: time that one video may take; others wait for it.
         message_bytes: size of any other request; they hold an instruction and some numbers.
         characters: length of an instruction.
         steps: sampler steps of one edit.
@@ -92,6 +95,8 @@ class Limits:
     upload_pixels: int = 32 * MEBI
     edited_pixels: int = 2 * MEBI
     times_larger: int = 16  # `images.MOST_TIMES_LARGER`, which help pages must not import
+    frames: int = 600
+    job_seconds: int = 1800
     message_bytes: int = 256 * 1024
     characters: int = 1000
     steps: int = 100

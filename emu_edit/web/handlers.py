@@ -5,13 +5,12 @@ the page's colours and fonts. An InputError becomes a one-line message. Of any o
 visitor learns nothing: gradio writes its traceback to the server's stderr and answers "Error".
 """
 
-import hashlib
 import html
 import json
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,7 @@ class Handlers:
             )
         except InputError as error:
             if isinstance(error, BadImageError):
-                # gradio keeps an upload in a folder called by its hash; nobody needs this one
-                name = hashlib.sha256(data).hexdigest()
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+                self.forget_upload(data)
             return self._refused(error)
         return self._show(opened, against)
 
@@ -121,15 +118,7 @@ class Handlers:
             progress((done, total), desc="editing", unit="steps")
 
         with one_line():
-            if task is None:
-                raise InputError("choose the kind of edit first: this model cannot guess it")
-            settings = TurnSettings(
-                task=None if task == PREDICTED else task,
-                negative=(negative or "").strip(),
-                sampling=Sampling(int(steps), float(text), float(image)),
-                threshold=KEEPING[keeping],
-                seed=web_state.read_seed(seed or ""),
-            )
+            settings = read_settings(task, negative, text, image, steps, seed, keeping)
             edited = web_state.edit(
                 state, instruction or "", settings, limits=self.limits, on_step=on_step
             )
@@ -184,6 +173,17 @@ class Handlers:
         others = " or ".join(f"{name} ({part})" for name, part in shares[1:])
         return f"Not sure: {first}, perhaps {others}. Choose above if the first is wrong."
 
+    def forget_upload(self, data: bytes) -> None:
+        """Remove a file that nobody needs.
+
+        gradio keeps it in a folder called by a hash of 64 digits, which begins with a secret of
+        gradio's: it is found by its content.
+        """
+        for path in self.folder.glob(f"{'[0-9a-f]' * 64}/*"):
+            with suppress(OSError):  # gone meanwhile
+                if path.stat().st_size == len(data) and path.read_bytes() == data:
+                    shutil.rmtree(path.parent)
+
     def _refused(self, error: InputError) -> list[Any]:
         """Leave the page as it is, and say above the picture, for good, why a file is not taken."""
         line = html.escape(" ".join(str(error).split()))
@@ -221,6 +221,31 @@ class Handlers:
         place.mkdir(mode=0o700)
         (place / name).write_bytes(data)
         return gr.DownloadButton(value=str(place / name))
+
+
+def read_settings(
+    task: str | None,
+    negative: str | None,
+    text: float,
+    image: float,
+    steps: int,
+    seed: str | None,
+    keeping: str,
+) -> TurnSettings:
+    """Read what `form.task_choice` and `form.strength` were filled in with.
+
+    Raises:
+        InputError: if no task is chosen, or the seed is no number.
+    """
+    if task is None:
+        raise InputError("choose the kind of edit first: this model cannot guess it")
+    return TurnSettings(
+        task=None if task == PREDICTED else task,
+        negative=(negative or "").strip(),
+        sampling=Sampling(int(steps), float(text), float(image)),
+        threshold=KEEPING[keeping],
+        seed=web_state.read_seed(seed or ""),
+    )
 
 
 def draw_examples(size: int) -> list[tuple[Image.Image, str]]:

@@ -1,7 +1,8 @@
 """The web page: upload a picture, edit it in turns, compare, go back, branch, download.
 
-Here the page is laid out and its events are tied to `handlers.py`. Only these two files know
-gradio, which reads its environment while it is imported: `server.py` prepares that first.
+Here the page and its tab of pictures are laid out, and their events tied to `handlers.py`; the tab
+of videos is in `video.py`. Only these and `form.py` know gradio, which reads its environment while
+it is imported: `server.py` prepares that first.
 """
 
 from dataclasses import dataclass
@@ -10,15 +11,12 @@ from typing import Any
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from emu_edit.editing.session import about_training
-from emu_edit.tasks import TASKS
+from emu_edit.web.form import scroll_to, strength, task_choice
 from emu_edit.web.guard import MEBI
-from emu_edit.web.handlers import AGAINST, KEEPING, PICTURE_HEIGHT, PREDICTED, Handlers
-from emu_edit.web.state import SEED_DIGITS
+from emu_edit.web.handlers import AGAINST, PICTURE_HEIGHT, Handlers
+from emu_edit.web.video import video_tab
 
 TITLE = "Emu Edit"
-# the papers' scales are 5 and 1.5; beyond these, pictures burn out
-MOST_TEXT_GUIDANCE = 15.0
-MOST_IMAGE_GUIDANCE = 5.0
 
 START = """\
 1. **Upload** a picture: JPEG, PNG, WebP, TIFF …
@@ -32,26 +30,20 @@ GUESS = " The kind of edit is predicted from the words; choose it when the guess
 # gradio looks at a file's size before it is sent, and its message is gone after seconds
 TOO_LARGE = """
 () => {
-  const look = (files) => {
+  const look = (files, said, advice) => {
     const large = [...(files || [])].find((file) => file.size > MOST_BYTES);
-    document.querySelector('#too-large').textContent = large
+    document.querySelector(said).textContent = large
       ? `${large.name} has ${(large.size / 1048576).toFixed(1)} MiB, at most MOST_MIB are taken; `
-        + 'save it as JPEG or make it smaller.'
+        + `${advice}.`
       : '';
   };
-  const isUpload = (event) => event.target.closest && event.target.closest('#upload');
-  addEventListener('change', (event) => isUpload(event) && look(event.target.files), true);
-  addEventListener('drop', (event) => isUpload(event) && look(event.dataTransfer.files), true);
-}
-"""
-
-# where the columns are one below the other, the picture would change out of sight
-SCROLL = """
-(words) => {
-  const panel = document.querySelector('#panel');
-  if (words.trim() && panel && panel.getBoundingClientRect().top > window.innerHeight / 2) {
-    panel.scrollIntoView({behavior: 'smooth'});
-  }
+  const at = (event, files) => {
+    const is = (box) => event.target.closest && event.target.closest(box);
+    if (is('#upload')) look(files, '#too-large', 'save it as JPEG or make it smaller');
+    if (is('#video-upload')) look(files, '#video-too-large', 'make it shorter or smaller');
+  };
+  addEventListener('change', (event) => at(event, event.target.files), true);
+  addEventListener('drop', (event) => at(event, event.dataTransfer.files), true);
 }
 """
 
@@ -103,15 +95,18 @@ def build_page(handlers: Handlers) -> Any:
     ) as page:
         state = gr.State(None, time_to_live=age)
         gr.Markdown(
-            f"## {TITLE}\nUpload a picture, say what to change, and go on from the result. "
+            f"## {TITLE}\nUpload a picture or a video and say what to change. "
             f"{about_training(handlers.editor)}",
             elem_id="title",
         )
-        with gr.Row():
-            with gr.Column(scale=4, min_width=330):
-                form = _form(handlers)
-            with gr.Column(scale=7, min_width=330):
-                view = _view(handlers)
+        with gr.Tabs(elem_id="kinds"):
+            with gr.Tab("Picture", id="picture-tab"), gr.Row():
+                with gr.Column(scale=4, min_width=330):
+                    form = _form(handlers)
+                with gr.Column(scale=7, min_width=330):
+                    view = _view(handlers)
+            with gr.Tab("Video", id="video-tab"):
+                video_tab(handlers, page)
         _tie(handlers, state, form, view)
         most = limits.upload_bytes
         look = TOO_LARGE.replace("MOST_BYTES", str(most)).replace("MOST_MIB", f"{most / MEBI:g}")
@@ -144,74 +139,12 @@ def _form(handlers: Handlers) -> Form:
             max_length=limits.characters,
             elem_id="instruction",
         )
-        task, predicted = _task_choice(handlers)
+        task, predicted = task_choice(handlers)
     with gr.Row():
         undo = gr.Button("Undo", interactive=False, elem_id="undo", min_width=80)
         edit = gr.Button("Edit", variant="primary", elem_id="edit", min_width=80, scale=2)
-    strength = _strength(handlers)
-    return Form(upload, is_resized, instruction, task, predicted, *strength, edit, undo)
-
-
-def _strength(handlers: Handlers) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """Lay out what is seldom changed: negative text, guidance, steps, seed and thresholding."""
-    limits, settings = handlers.limits, handlers.editor.settings
-    with gr.Accordion("Strength, steps, seed", open=False, elem_id="more"):
-        usual, words = settings.guidance, "Follow the words (text guidance)"
-        text = _guidance(usual.text, MOST_TEXT_GUIDANCE, words)
-        image = _guidance(usual.image, MOST_IMAGE_GUIDANCE, "Keep the picture (image guidance)")
-        with gr.Row():
-            steps = gr.Slider(
-                1,
-                limits.steps,
-                value=min(settings.num_steps, limits.steps),
-                step=1,
-                label="Steps",
-                min_width=140,
-            )
-            # no Number: as soon as it is drawn, an empty one says 0, and so is every turn's noise
-            seed = gr.Textbox(
-                label="Seed",
-                placeholder="new for each turn",
-                max_length=SEED_DIGITS,
-                min_width=140,
-                elem_id="seed",
-            )
-        keeping = gr.Radio(
-            list(KEEPING),
-            value=next(iter(KEEPING)),
-            label="Keep pixels that hardly changed, bit for bit",
-        )
-        negative = gr.Textbox(
-            label="What it should not show",
-            info="needs text guidance above 1",
-            max_length=limits.characters,
-        )
-    return negative, text, image, steps, seed, keeping
-
-
-def _guidance(usual: float, most: float, label: str) -> Any:
-    return gr.Slider(min(1, usual), max(most, usual), value=usual, step=0.1, label=label)
-
-
-def _task_choice(handlers: Handlers) -> tuple[Any, Any]:
-    """Offer the model's tasks, and its predictor if it has one."""
-    networks = handlers.editor.networks
-    definitions = {task.name: task.definition for task in TASKS}
-    definitions |= {task.name: task.description for task in networks.learned if task.description}
-    choices = [
-        (f"{name}: {definitions[name]}" if name in definitions else name, name)
-        for name in networks.tasks.names
-    ]
-    has_predictor = handlers.editor.predictor is not None
-    if has_predictor:
-        choices.insert(0, ("predicted from the words", PREDICTED))
-    task = gr.Dropdown(
-        choices,
-        value=PREDICTED if has_predictor else None,
-        label="Kind of edit" if has_predictor else "Kind of edit (this model cannot guess it)",
-        elem_id="task",
-    )
-    return task, gr.Markdown("", visible=has_predictor, elem_id="predicted")
+    seldom = strength(handlers)
+    return Form(upload, is_resized, instruction, task, predicted, *seldom, edit, undo)
 
 
 def _view(handlers: Handlers) -> View:
@@ -319,7 +252,7 @@ def _tie(handlers: Handlers, state: Any, form: Form, view: View) -> None:
     form.upload.upload(handlers.opened, opening, **looking)
     form.is_resized.change(handlers.resized, opening, **looking)
     for event in (form.edit.click, form.instruction.submit):
-        event(None, form.instruction, js=SCROLL, **quiet)
+        event(None, form.instruction, js=scroll_to("#panel"), **quiet)
         event(handlers.edited, asked, **editing)
     view.examples.select(
         handlers.example_chosen,

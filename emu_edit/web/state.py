@@ -275,6 +275,25 @@ def read_seed(text: str) -> int | None:
     return int(text)
 
 
+def check_request(editor: Editor, instruction: str, settings: TurnSettings, limits: Limits) -> None:
+    """Refuse what no visitor may ask for, of a picture or of a video.
+
+    Raises:
+        InputError: for words that are too long, too many steps, or a task that nobody chose.
+    """
+    for what, text in (("instruction", instruction), ("negative text", settings.negative)):
+        if len(text) > limits.characters:
+            raise InputError(
+                f"the {what} has {len(text)} characters, at most {limits.characters} are taken; "
+                "shorten it"
+            )
+    num_steps = settings.sampling.applied(editor.settings).num_steps
+    if num_steps > limits.steps:
+        raise InputError(f"steps must be 1 to {limits.steps}, got {num_steps}")
+    if settings.task is None and editor.predictor is None:
+        raise InputError("this model has no task predictor; choose the kind of edit")
+
+
 def _advice(session: EditSession) -> str:
     editor, trained = session.editor, session.editor.settings.image_size
     told = editor.forecast(session.image.shape[-2:], editor.settings)
@@ -319,18 +338,7 @@ def _opened(state: PageState | None) -> PageState:
 
 
 def _check(state: PageState, instruction: str, settings: TurnSettings, limits: Limits) -> None:
-    for what, text in (("instruction", instruction), ("negative text", settings.negative)):
-        if len(text) > limits.characters:
-            raise InputError(
-                f"the {what} has {len(text)} characters, at most {limits.characters} are taken; "
-                "shorten it"
-            )
-    editor = state.whole_line.editor
-    num_steps = settings.sampling.applied(editor.settings).num_steps
-    if num_steps > limits.steps:
-        raise InputError(f"steps must be 1 to {limits.steps}, got {num_steps}")
-    if settings.task is None and editor.predictor is None:
-        raise InputError("this model has no task predictor; choose the kind of edit")
+    check_request(state.whole_line.editor, instruction, settings, limits)
     if state.turn >= limits.turns:
         raise InputError(
             f"a session has at most {limits.turns} turns; download the picture and upload it again"

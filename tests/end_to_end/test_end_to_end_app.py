@@ -101,8 +101,8 @@ def upload(chromium: Browser, page: Served, path: Path) -> None:
     chromium.wait_text("#summary", "The original, 40x30 px")
 
 
-def choose_task(chromium: Browser, name: str) -> None:
-    chromium.click("#task input")
+def choose_task(chromium: Browser, name: str, where: str = "#task") -> None:
+    chromium.click(f"{where} input")
     chromium.find("[role=option]")
     chromium.run(CHOOSE_TASK, name)
 
@@ -188,8 +188,11 @@ def test_the_page_loads_nothing_from_elsewhere(chromium: Browser, page: Served) 
 
 def test_an_unexpected_error_tells_the_visitor_nothing(page: Served) -> None:
     _, config = fetch(f"{page.address}/config")
-    events = json.loads(config)["dependencies"]
-    edit = next(event for event in events if len(event["inputs"]) == 10)
+    parts, events = (json.loads(config)[name] for name in ("components", "dependencies"))
+    button = next(part["id"] for part in parts if part["props"].get("elem_id") == "edit")
+    edit = next(
+        event for event in events if [button, "click"] in event["targets"] and event["inputs"][1:]
+    )
     data = [None, "x", {"a": 1}, ["b"], 3, "much", None, "many", "seed", "maybe"]
     body = {"data": data, "fn_index": edit["id"], "session_hash": "visitor"}
     status, _ = fetch(f"{page.address}/gradio_api/queue/join", json.dumps(body).encode())

@@ -314,10 +314,12 @@ def test_a_limit_below_one_is_refused() -> None:
 
 
 def test_options_of_the_command_line_become_limits() -> None:
-    given = "--max-upload-mib 3 --max-pixels 4 --max-characters 5 --max-steps 6"
+    given = "--max-upload-mib 3 --max-pixels 4 --max-characters 5 --max-steps 6 --max-frames 8"
     options = app.parser().parse([*given.split(), "--max-turns=7", "--max-queue=9"])
     limits = app.limits_of(options)
-    assert limits == Limits(3 * MEBI, edited_pixels=4, characters=5, steps=6, turns=7, queue=9)
+    assert limits == Limits(
+        3 * MEBI, edited_pixels=4, frames=8, characters=5, steps=6, turns=7, queue=9
+    )
     assert app.limits_of(app.parser().parse([])) == Limits()
     assert app.parser().parse([]).host == "127.0.0.1"
 
