@@ -13,8 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
 
 from datamodules.edit import EditDataModule
 from datamodules.shards.clips import ClipFacts
@@ -65,16 +63,10 @@ class ClipDecoder:
                 f"{where}: has {facts.frames} frames, data.frames={self.frames} are needed",
                 "too_few_frames",
             )
-        source, target, mask = decode_clip(shard, sample)
-        if target.shape[-2] % facts.frames:
-            raise BadSampleError(
-                f"{where}: a strip of {target.shape[-2]} rows does not have {facts.frames} frames",
-                "frames_missing",
-            )
+        source, target, mask = decode_clip(shard, sample, facts)
         window = self._window(facts, position)
-        strips = (target if source is None else source, target)
-        parts = [_frames(strip, facts.frames)[window] for strip in strips]
-        masks = None if mask is None else _frames(mask[None], facts.frames)[window, 0]
+        parts = [frames[window] for frames in (target if source is None else source, target)]
+        masks = None if mask is None else mask[window]
         cut = [
             self.crop(s, t, None if masks is None else masks[i], position)
             for i, (s, t) in enumerate(zip(*parts, strict=True))
@@ -137,8 +129,3 @@ class ClipDataModule(EditDataModule):
     def settings(self) -> dict[str, object]:
         """Return what else decides which samples there are: as of pictures, and the frames."""
         return {**super().settings(), "frames": self._frames}
-
-
-def _frames(strip: Shaped[Tensor, "c rows w"], frames: int) -> Shaped[Tensor, "f c h w"]:
-    """Return the frames of a strip."""
-    return strip.unflatten(1, (frames, -1)).transpose(0, 1)

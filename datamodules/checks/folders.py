@@ -188,12 +188,15 @@ class _Check:
 
     def _look_at(self, shard: OpenShard, sample: int) -> None:
         key = shard.key(sample)
-        is_clip = ClipFacts.of(shard.text(sample)) is not None
-        source, target, mask = (decode_clip if is_clip else decode_pair)(shard, sample)
+        facts = ClipFacts.of(shard.text(sample))
+        if facts is None:
+            source, target, mask = decode_pair(shard, sample)
+        else:
+            source, target, mask = decode_clip(shard, sample, facts)
         parts = {"target": target} if source is None else {"source": source, "target": target}
         folder, entry = self._shards[-1]
         summary = self.report.tasks[str(folder), entry.task]
-        summary.add_size(target.shape[1], target.shape[2])
+        summary.add_size(target.shape[-2], target.shape[-1])
         summary.masks += mask is not None
         is_empty = mask is not None and not bool(mask.any())
         # identical pictures with an empty mask are no mistake: the pair says so itself
@@ -204,11 +207,17 @@ class _Check:
             self._add(key, "target and source are identical", is_error=False)
         for message in (*_blacks(parts), *_transparent(shard, sample, parts)):
             self._add(key, message, is_error=False)
-        for name, picture in parts.items():
+        for name, pictures in parts.items() if self._guard is not None else ():
+            self._look_for_leaks(key, name, pictures)
+
+    def _look_for_leaks(self, key: str, name: str, pictures: UInt8[Tensor, "*f 3 h w"]) -> None:
+        """Name a picture of the guard's that is shown, once in a clip."""
+        for picture in pictures.reshape(-1, *pictures.shape[-3:]):
             pixels = picture.permute(1, 2, 0).contiguous().numpy()
             leak = None if self._guard is None else self._guard.find(pixels)
             if leak is not None:
                 self._add(key, f"the {name} {leak}")
+                return
 
     def _key(self, place: Place) -> str:
         shard, sample = place
@@ -271,7 +280,7 @@ def _opened(folder: ShardFolder, entry: ShardEntry) -> OpenShard:
     return OpenShard(path, entry)
 
 
-def _blacks(parts: Mapping[str, UInt8[Tensor, "3 _ _"]]) -> Iterator[str]:
+def _blacks(parts: Mapping[str, UInt8[Tensor, "*f 3 _ _"]]) -> Iterator[str]:
     for name, picture in parts.items():
         if int(picture.max()) <= _BLACKEST:
             yield f"the {name} is black"

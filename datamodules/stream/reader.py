@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.shards.clips import decode_strip
+from datamodules.shards.clips import ClipFacts, decode_strip
 from datamodules.shards.folder import CacheFullError, ShardFolder, open_descriptor
 from datamodules.shards.index import ROLES, IndexFile, check_text
 from datamodules.shards.manifest import CAPTION, ShardEntry
@@ -151,13 +151,31 @@ def decode_pair(shard: OpenShard, sample: int) -> tuple[Tensor, Tensor, Tensor |
     return source, target, mask
 
 
-def decode_clip(shard: OpenShard, sample: int) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Decode source, target and mask of a clip as strips of one size; a caption has no source.
+def decode_clip(
+    shard: OpenShard, sample: int, facts: ClipFacts
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Decode source, target and mask of a clip, frame by frame; a caption has no source.
 
     Raises:
         BadSampleError: naming shard and key.
     """
-    return _decode(shard, sample, decode_strip, partial(decode_mask, is_strip=True))
+    decode_region = partial(decode_mask, is_strip=True)
+    source, target, mask = _decode(shard, sample, decode_strip, decode_region)
+    rows = target.shape[-2]
+    if rows % facts.frames:
+        raise BadSampleError(
+            f"{shard.where(sample)}: a strip of {rows} rows does not have {facts.frames} frames",
+            "frames_missing",
+        )
+
+    def frames(strip: Tensor) -> Tensor:
+        return strip.unflatten(-2, (facts.frames, -1)).movedim(-3, 0)
+
+    return (
+        None if source is None else frames(source),
+        frames(target),
+        None if mask is None else frames(mask),
+    )
 
 
 def _decode(

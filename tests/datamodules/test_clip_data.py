@@ -242,6 +242,16 @@ def test_a_clip_that_is_too_short_gives_its_place_to_another_and_is_named(tmp_pa
     assert "has 2 frames, data.frames=6 are needed" in bad[0].reason
 
 
+def test_frames_that_are_not_there_are_found(tmp_path: Path):
+    pair = make_pair(0, 0, task="local", size=16)
+    pair = replace(pair, extra={"clip": {"frames": 5, "rate": 8}})
+    write_manifest(tmp_path, write_task_shards(tmp_path, "local", [pair]), made_by={})
+    (problem,) = check_folder(tmp_path).problems
+    assert problem.message.endswith("a strip of 16 rows does not have 5 frames")
+    with pytest.raises(InputError, match="does not have 5 frames"):
+        next(batches_of(module(tmp_path, frames=2, global_batch=1)))
+
+
 def test_shards_of_pictures_are_no_clips(tmp_path: Path):
     pairs = [make_pair(0, i, task="local", size=16) for i in range(4)]
     write_manifest(tmp_path, write_task_shards(tmp_path, "local", pairs), made_by={})

@@ -284,6 +284,9 @@ def test_a_frame_of_a_benchmark_leaves_its_clip_out(tmp_path: Path):
     guard = LeakGuard.of([tmp_path / "benchmark.png"])
     assert list(run(root, Cutting(frames=2), guard=guard)) == ["a.mp4, frames 0 to 1"]
     assert reasons(tmp_path / "out") == {"a.mp4, frames 2 to 3": "evaluation leak"}
+    convert("clips", root, tmp_path / "all", ConvertSettings(cutting=Cutting(frames=2)))
+    (problem,) = check_folder(tmp_path / "all", guard=guard).problems
+    assert problem.message.startswith("the target shows the evaluation picture")
 
 
 def test_the_gate_of_sides_measures_frames(tmp_path: Path):
