@@ -152,6 +152,10 @@ def edit(
     """
     with new_folder(where) as folder, _unnamed(opened.folder, folder):
         check_request(editor, instruction, settings, limits)
+        if not opened.video.info.path.exists():
+            raise InputError("the video was not used for long and is gone; upload it again")
+        for file in opened.folder.iterdir():
+            file.touch()  # the oldest files of the page go first
         text, task, doubt = clean_instruction(instruction), settings.task, opened.doubt
         if task is None:
             (prediction,) = editor.predict_tasks([text])
@@ -232,10 +236,15 @@ def judged(source: Path, limits: Limits) -> str:
     try:
         with av.open(source, options=kinds, metadata_errors="replace") as container:
             for stream in container.streams.video:
-                if stream.codec_context.width * stream.codec_context.height > limits.upload_pixels:
+                pictures = stream.codec_context
+                if pictures is None:
                     raise InputError(
-                        f"the frames are {stream.codec_context.width}x"
-                        f"{stream.codec_context.height}, at most "
+                        "the file's pictures are coded in a way that is not known here; give MP4 "
+                        "with H.264"
+                    )
+                if pictures.width * pictures.height > limits.upload_pixels:
+                    raise InputError(
+                        f"the frames are {pictures.width}x{pictures.height}, at most "
                         f"{limits.upload_pixels / 1e6:.1f} megapixels are decoded; make it smaller"
                     )
             return next((end for end in PLAYED if _is_played(container, end)), "")
@@ -275,7 +284,10 @@ def _is_played(container: InputContainer, ending: str) -> bool:
     if not is_mov and "matroska" not in container.format.name:
         return False
     pictures = container.streams.video[0].codec_context
-    sounds = {stream.codec_context.name for stream in container.streams.audio}
+    sounds = {
+        "unknown" if stream.codec_context is None else stream.codec_context.name
+        for stream in container.streams.audio
+    }
     return (
         pictures.name in PLAYED[ending]
         and pictures.pix_fmt in {"yuv420p", "yuvj420p"}

@@ -1,5 +1,7 @@
 """What the page takes as a video, what a browser is given of it, and its edit; without gradio."""
 
+import os
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,7 @@ def test_a_video_beyond_the_limits_or_damaged_is_refused(
         (data, Limits(frames=11), "the video has 12 frames, at most 11 are edited; make it short"),
         (data, Limits(upload_pixels=1199), r"the frames are 40x30, at most 0\.0 megapixels"),
         (small, LIMITS, "the frames are 14x40, needs at least 16 px a side"),
+        (data.replace(b"avc1", b"none"), LIMITS, "pictures are coded in a way that is not known"),
         (data[: len(data) // 2], LIMITS, "the file: no frame can be decoded"),
     ):
         refused(place, words, lambda: take(editor, upload, place, limits))  # noqa: B023
@@ -219,6 +222,19 @@ def test_an_edit_beyond_the_limits_is_refused_and_leaves_nothing(
     )
     for changes, words in cases:
         refused(place, words, lambda: ask(editor, opened, place, **changes))  # noqa: B023
+
+
+def test_a_video_in_use_does_not_grow_old_and_one_that_is_gone_is_asked_for_again(
+    editor: Editor, tmp_path: Path, place: Path
+) -> None:
+    opened = take(editor, clip(tmp_path / "a.avi").read_bytes(), place)
+    kept = (opened.shown, opened.video.info.path)
+    for path in kept:
+        os.utime(path, (0, 0))
+    ask(editor, opened, place)
+    assert min(path.stat().st_mtime for path in kept) > time.time() - 60
+    opened.video.info.path.unlink()
+    refused(place, "is gone; upload it again", lambda: ask(editor, opened, place))
 
 
 def test_whoever_stops_an_edit_leaves_nothing_behind(
