@@ -23,7 +23,7 @@ from emu_edit.errors import InputError
 from emu_edit.terminal import markdown_table, step_bar
 from emu_edit.video.io import Frame, Video, open_video
 from emu_edit.video.job import Job, run
-from emu_edit.video.windows import Shot
+from emu_edit.video.preview import Unedited
 from emu_edit.video.write import CONTAINERS
 
 PICTURES = ["-f", "lavfi", "-i", "testsrc2=size=160x120:rate=25:duration=1"]
@@ -115,25 +115,6 @@ MADE: dict[str, list[str]] = {
 }
 
 
-class Unchanged:
-    """Edits nothing."""
-
-    def push(self, shot: Shot) -> list[Shot]:
-        """Return the frame."""
-        return [shot]
-
-    def flush(self) -> list[Shot]:
-        """Return nothing: no frame waits."""
-        return []
-
-    def state(self) -> bytes:
-        """Return nothing: no frame is remembered."""
-        return b""
-
-    def restore(self, state: bytes) -> None:
-        """Remember nothing."""
-
-
 def main() -> int:
     """Make the files, pass them through, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -169,7 +150,7 @@ def passed(source: Path, folder: Path) -> list[str]:
     output.unlink(missing_ok=True)
     try:
         video = open_video(source)
-        done = run(Job(video, output), Unchanged())
+        done = run(Job(video, output), Unedited())
         result = open_video(output)
     except InputError as error:
         return [source.name, f"refused: {error}", *[""] * 6]

@@ -17,9 +17,9 @@ _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 NAMED = 3  # of the names in a message
 
 
-@dataclass(frozen=True)
-class BenchmarkItem:
-    """One edit of a benchmark.
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What an edit is, whatever is edited.
 
     Attributes:
         key: unique, and safe as the name of a file.
@@ -27,21 +27,30 @@ class BenchmarkItem:
         session: edits of one session have the same; they are not independent of each other.
         turn: in its session, from 1.
         instruction: as it stands in the benchmark.
-        source: what is edited; with `follows`, where its session began.
-        source_caption: of the picture before this edit, "" if there is none.
-        target_caption: of the picture after it.
-        target: the ground truth, None where there is none.
-        follows: key of the item whose result is edited; None means `source` is.
+        source_caption: of what it was before this edit, "" if there is none.
+        target_caption: of what it is after it.
     """
 
     key: str
     task: str
     session: str
-    turn: int
+    turn: int = 1
     instruction: str
-    source: Picture
     source_caption: str
     target_caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkItem(Item):
+    """One edit of a picture.
+
+    Attributes:
+        source: what is edited; with `follows`, where its session began.
+        target: the ground truth, None where there is none.
+        follows: key of the item whose result is edited; None means `source` is.
+    """
+
+    source: Picture
     target: Picture | None = None
     follows: str | None = None
 
@@ -126,7 +135,7 @@ def as_unicode(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def check_keys(items: Iterable[BenchmarkItem], where: str) -> None:
+def check_keys(items: Iterable[Item], where: str) -> None:
     """Refuse keys that occur twice or cannot be the names of files.
 
     Raises:

@@ -2,7 +2,8 @@
 
 `--benchmark world` (the default) scores single edits of every task against exact ground truth;
 `--drift` scores sessions of several turns with and without thresholding; `emu-edit` and
-`magicbrush` score edits of photographs by a pinned protocol.
+`magicbrush` score edits of photographs by a pinned protocol; `world-video` and `tgve` edits of
+videos.
 """
 
 import argparse
@@ -19,23 +20,32 @@ from emu_edit.terminal import fitted, terminal_width
 
 if TYPE_CHECKING:
     from emu_edit.evaluation.candidate import Candidate, Outcome
+    from emu_edit.evaluation.videos import Clips
     from emu_edit.evaluation.world import Scenes, WorldBenchmark
 
 Value = TypeVar("Value")
 
 WORLD = "world"
-BENCHMARKS = (WORLD, "emu-edit", "magicbrush")
-PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1  # as the records of emu_edit.evaluation have it
+WORLD_VIDEO, TGVE = "world-video", "tgve"
+BENCHMARKS = (WORLD, "emu-edit", "magicbrush", WORLD_VIDEO, TGVE)
+# as the records of emu_edit.evaluation have it
+PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1
+CLIPS, FRAMES = 2, 12
 SOME_FAILED = 1  # exit status
 
 
-Kind = Enum("Kind", ("inputs", "world", "drift", "photographs"))  # of evaluation
+Kind = Enum("Kind", ("inputs", "world", "drift", "photographs", "clips", "tgve"))  # of evaluation
 
 # why an option is refused that says nothing to a kind of evaluation
 _PHOTOGRAPHS = dict.fromkeys(
     ("protocol", "backbones", "compare", "limit", "tasks"),
     "belongs to --benchmark emu-edit or magicbrush; leave it out",
 )
+_TGVE_ONLY = "belongs to --benchmark tgve; leave it out"
+_VIDEOS = {
+    "frames": "belongs to --benchmark world-video; leave it out",
+    "instructions": _TGVE_ONLY,
+}
 _SESSIONS = dict.fromkeys(("turns", "sessions"), "belongs to --drift; add --drift or leave it out")
 _SAMPLING = ("steps", "guidance_text", "guidance_image", "sampler")
 _SCORING = dict.fromkeys(
@@ -43,17 +53,36 @@ _SCORING = dict.fromkeys(
     "belongs to scoring; with --write-inputs leave it out",
 )
 FOREIGN: dict[Kind, dict[str, str]] = {
-    Kind.inputs: {**_SCORING, **_PHOTOGRAPHS, **_SESSIONS},
-    Kind.world: {**_PHOTOGRAPHS, **_SESSIONS},
+    Kind.inputs: {**_SCORING, **_PHOTOGRAPHS, **_SESSIONS, "instructions": _TGVE_ONLY},
+    Kind.world: {**_PHOTOGRAPHS, **_SESSIONS, **_VIDEOS},
+    Kind.clips: {
+        **_PHOTOGRAPHS,
+        **_SESSIONS,
+        "instructions": _TGVE_ONLY,
+        "data": "is made, not read; leave it out",
+        "drift": "belongs to --benchmark world; leave it out",
+    },
+    Kind.tgve: {
+        "frames": _VIDEOS["frames"],
+        **_SESSIONS,
+        **dict.fromkeys(
+            ("pairs", "seed", "photos", "split", "write_inputs", "drift", "protocol", "tasks"),
+            "says nothing to --benchmark tgve; leave it out",
+        ),
+    },
     Kind.drift: {
         **_PHOTOGRAPHS,
+        **_VIDEOS,
         "pairs": "counts pairs of single edits; with --drift give --sessions",
         "data": "is about single edits; with --drift leave it out",
     },
-    Kind.photographs: dict.fromkeys(
-        ("pairs", "seed", "photos", "write_inputs", "turns", "sessions", "drift"),
-        "belongs to --benchmark world; leave it out",
-    ),
+    Kind.photographs: {
+        **_VIDEOS,
+        **dict.fromkeys(
+            ("pairs", "seed", "photos", "write_inputs", "turns", "sessions", "drift"),
+            "belongs to --benchmark world; leave it out",
+        ),
+    },
 }
 
 EPILOG = """\
@@ -61,6 +90,12 @@ benchmarks of photographs, read from where you downloaded them (--data):
   emu-edit     the Emu Edit test set: parquet files of the hub (needs pyarrow), or metadata.jsonl
                or .csv with pictures
   magicbrush   the MagicBrush test set: test/edit_sessions.json, test/images, captions
+benchmarks of videos:
+  world-video  clips of the moving world, per frame against exact truth, with exact flow; what the
+               scene reader recognises. KEY.mp4, KEY.png (animated) or KEY/00000.png, … of others
+  tgve         TGVE or TGVE+, where it was unpacked (--data): PickScore, CLIPFrame, ViCLIP.
+               KEY.mp4 of others, or SECTION/NAME/KIND/00000.jpg as its authors want it
+
 protocols: emu-b32, emu-l14, emu-l14-filtered (CLIPdir, CLIPim, CLIPout, L1, DINO; both benchmarks;
 default emu-l14) and magicbrush (L1, L2, CLIP-I, DINO, CLIP-T; default of magicbrush). CLIP and DINO
 come from --backbones, a folder with openai--clip-vit-large-patch14 and the like, or from the hub.
@@ -80,6 +115,7 @@ examples:
   emu-edit evaluate results --benchmark world --data inputs
   emu-edit evaluate runs/mine --benchmark emu-edit --data emu_edit_test_set --compare published
   emu-edit evaluate results --benchmark magicbrush --data MagicBrush --backbones ../backbones
+  emu-edit evaluate runs/mine --benchmark world-video --pairs 1 --frames 8
 """
 
 
@@ -137,7 +173,12 @@ def parser() -> ArgumentParser:
 
 def _add_world(verb: ArgumentParser) -> None:
     group = verb.add_argument_group("world")
-    group.add_argument("--pairs", type=positive_int, help=f"pairs per task (default {PAIRS})")
+    group.add_argument(
+        "--pairs", type=positive_int, help=f"pairs per task (default {PAIRS}, of clips {CLIPS})"
+    )
+    group.add_argument(
+        "--frames", type=positive_int, help=f"of a clip of world-video (default {FRAMES})"
+    )
     group.add_argument(
         "--drift",
         action="store_true",
@@ -157,9 +198,15 @@ def _add_world(verb: ArgumentParser) -> None:
 
 
 def _add_others(verb: ArgumentParser) -> None:
-    group = verb.add_argument_group("emu-edit and magicbrush")
+    group = verb.add_argument_group("emu-edit, magicbrush and tgve")
     group.add_argument("--protocol", metavar="NAME", help="what the numbers mean, see below")
-    group.add_argument("--backbones", type=Path, metavar="DIR", help="folder of CLIP and DINO")
+    group.add_argument("--backbones", type=Path, metavar="DIR", help="folder of CLIP and the like")
+    group.add_argument(
+        "--instructions",
+        type=Path,
+        metavar="JSON",
+        help="tgve: what to do, as InsV2V's loveu_tgve_edit_prompt_dict.json has it",
+    )
     group.add_argument(
         "--compare",
         metavar="FILE",
@@ -203,10 +250,14 @@ def run(arguments: list[str]) -> int:
 
 def kind_of(options: argparse.Namespace) -> Kind:
     """Tell which kind of evaluation a command line asks for."""
-    if options.benchmark != WORLD:
+    if options.benchmark == TGVE:
+        return Kind.tgve
+    if options.benchmark not in {WORLD, WORLD_VIDEO}:
         return Kind.photographs
     if options.write_inputs is not None:
         return Kind.inputs
+    if options.benchmark == WORLD_VIDEO:
+        return Kind.clips
     return Kind.world if options.drift is None else Kind.drift
 
 
@@ -266,8 +317,18 @@ def benchmark_of(options: argparse.Namespace) -> "WorldBenchmark":
     return WorldBenchmark(given_or(options.pairs, PAIRS), scenes_of(options))
 
 
+def clips_of(options: argparse.Namespace) -> "Clips":
+    """Read from the command line which clips of the moving world are meant."""
+    from emu_edit.evaluation.videos import Clips
+
+    return Clips(
+        scenes_of(options), given_or(options.pairs, CLIPS), given_or(options.frames, FRAMES)
+    )
+
+
 def write_inputs(options: argparse.Namespace) -> int:
     """Write what is to be edited, for any editor; return the exit status."""
+    from emu_edit.evaluation.videos import write_clips
     from emu_edit.evaluation.world_inputs import write_inputs
 
     if options.model is not None:
@@ -275,7 +336,13 @@ def write_inputs(options: argparse.Namespace) -> int:
             f"--write-inputs writes what is to be edited and scores nothing; leave {options.model} "
             "out"
         )
-    sys.stdout.write(write_inputs(options.write_inputs, benchmark_of(options)))
+    folder = options.write_inputs
+    if options.benchmark == WORLD_VIDEO:
+        sys.stdout.write(write_clips(folder, clips_of(options)))
+        return 0
+    if options.frames is not None:
+        raise InputError(f"--frames {_VIDEOS['frames']}")
+    sys.stdout.write(write_inputs(folder, benchmark_of(options)))
     return 0
 
 
@@ -291,6 +358,22 @@ def evaluate(options: argparse.Namespace, kind: Kind) -> "Outcome":
         sessions, turns = given_or(options.sessions, SESSIONS), given_or(options.turns, TURNS)
         benchmark = DriftBenchmark(sessions, turns, scenes_of(options))
         return run_drift(DriftOptions(candidate_of(options), benchmark))
+    if kind in {Kind.clips, Kind.tgve}:
+        from emu_edit.evaluation.videos import VideoOptions, run_videos
+
+        return run_videos(
+            VideoOptions(
+                candidate_of(options),
+                options.benchmark,
+                clips_of(options),
+                data=options.data,
+                instructions=options.instructions,
+                backbones=options.backbones,
+                size=options.size if kind == Kind.tgve else None,
+                limit=options.limit,
+                compare=options.compare,
+            )
+        )
     from emu_edit.evaluation.photographs import PhotographOptions, run_photographs
 
     return run_photographs(

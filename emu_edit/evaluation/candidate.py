@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datamodules.evaluation_sets.items import as_unicode
+from datamodules.evaluation_sets.videos import TGVE, WORLD_VIDEO
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import CONFIG, INDEX, MODEL, model_name
 from emu_edit.editing.settings import Sampling
@@ -100,11 +101,13 @@ class Outcome:
 
 
 def holds_pictures(path: Path, benchmark: str) -> bool:
-    """Say whether a path holds somebody's pictures rather than a model.
+    """Say whether a path holds somebody's pictures or videos rather than a model.
 
     Raises:
         InputError: if a table in the folder cannot be read.
     """
     is_model = any((place / INDEX).is_file() for place in (path, path / MODEL))
     is_model |= (path / CONFIG).is_file()  # a run without a model yet: its pictures are grids
+    if benchmark in {WORLD_VIDEO, TGVE}:
+        return not is_model and path.is_dir() and any(path.iterdir())
     return not is_model and (is_generations(path, benchmark) or has_pictures(path))

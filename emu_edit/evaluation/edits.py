@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem, Picture
+from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem, Item, Picture
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.evaluation.outputs import OK, OnStep, Output, failed, output_picture
@@ -123,7 +123,7 @@ class EditRun:
         return Output(item.key, source, sha256_of(path), Picture.at(path), seed=seed)
 
 
-def item_line(item: BenchmarkItem, output: Output) -> dict[str, object]:
+def item_line(item: Item, output: Output) -> dict[str, object]:
     """Describe an item as edits.jsonl does; items.jsonl says more."""
     return {
         "key": item.key,

@@ -39,10 +39,26 @@ VISION = {  # of the world's tasks that can be measured otherwise
     "normal_within_30": Metric("below 30°", True, "share of pixels whose normal is so near"),
 }
 
+WORLD_CLIPS = {  # of clips of the moving world; `clean` counts frames
+    "clean": WORLD["clean"],
+    "relative_error": WORLD["relative_error"],
+    "identity": Metric("identity", True, "figures that the scene reader finds as in the truth"),
+    "warp_error": Metric(
+        "warp error", False, "how a surface changes from frame to frame, in levels, exact flow"
+    ),
+    "flicker_error": Metric(
+        "flicker", False, "change from frame to frame that the truth does not have, in levels"
+    ),
+    "colour_drift": Metric(
+        "colour drift", False, "levels a frame by which the worst channel leaves the truth"
+    ),
+    "psnr_outside": Metric("PSNR outside", True, "of result and source outside the mask, in dB"),
+}
+
 
 def metric(name: str) -> Metric:
     """Look up how a metric is shown; one that is not known is shown by its name."""
-    return {**WORLD, **VISION, **METRICS}.get(name, Metric(name, None))
+    return {**WORLD, **VISION, **WORLD_CLIPS, **METRICS}.get(name, Metric(name, None))
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from emu_edit.evaluation.figures import metric
-from emu_edit.evaluation.outputs import ItemPictures
+from emu_edit.evaluation.outputs import ItemPictures, ItemVideos
 from emu_edit.images import read_image, to_pil
+from emu_edit.video.clip import Video
+from emu_edit.video.preview import preview
 
-SIDE = 256  # of a shown picture at most
+SIDE, MOVIE_SIDE = 256, 192  # px, of a shown picture and of a shown video at most
 MOST_PNG = 24 * 1024  # bytes; larger ones become JPEG
 QUALITY = 90
 TINY = 96  # px; below, pixels are shown as squares
@@ -41,12 +43,14 @@ class Thumbnail:
         address: the picture as a data URI.
         width: in px.
         height: in px.
+        is_movie: whether it is an mp4, to be played.
     """
 
     label: str
     address: str
     width: int
     height: int
+    is_movie: bool = False
 
     @property
     def is_tiny(self) -> bool:
@@ -55,9 +59,9 @@ class Thumbnail:
 
 
 def thumbnails(
-    key: str, folder: Path, pictures: Callable[[str], ItemPictures] | None
+    key: str, folder: Path, pictures: Callable[[str], ItemPictures | ItemVideos] | None
 ) -> list[Thumbnail]:
-    """Shrink the pictures of an edit.
+    """Shrink the pictures or videos of an edit.
 
     Args:
         key: of the edit.
@@ -73,8 +77,12 @@ def thumbnails(
     return [_thumbnail(label, one) for label, one in shown.items() if one is not None]
 
 
-def _thumbnail(label: str, picture: UInt8[Tensor, "3 _ _"]) -> Thumbnail:
-    small = to_pil(picture)
+def _thumbnail(label: str, one: UInt8[Tensor, "3 _ _"] | Video) -> Thumbnail:
+    if not isinstance(one, Tensor):
+        movie, (height, width) = preview(one, MOVIE_SIDE)
+        address = f"data:video/mp4;base64,{base64.b64encode(movie).decode('ascii')}"
+        return Thumbnail(label, address, width, height, is_movie=True)
+    small = to_pil(one)
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)  # never enlarges
     return Thumbnail(label, data_uri(small), *small.size)
 

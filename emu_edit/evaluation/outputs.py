@@ -25,6 +25,7 @@ from datamodules.listing import list_entries, same_form
 from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import decode_rgb
 from emu_edit.pictures import EXTENSIONS
+from emu_edit.video.clip import Video
 
 OK, FAILED = "ok", "failed"
 MISSING = "there is no picture of it"
@@ -71,6 +72,15 @@ class ItemPictures:
     source: UInt8[Tensor, "3 _ _"]
     output: UInt8[Tensor, "3 _ _"]
     target: UInt8[Tensor, "3 _ _"] | None
+
+
+@dataclass(frozen=True)
+class ItemVideos:
+    """The videos of one item, likewise."""
+
+    source: Video
+    output: Video
+    target: Video | None
 
 
 def failed(key: str, source_sha256: str, reason: str, seed: int | None = None) -> Output:

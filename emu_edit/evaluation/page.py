@@ -34,7 +34,7 @@ from emu_edit.evaluation.figures import (
     read_results,
 )
 from emu_edit.evaluation.gallery import Item
-from emu_edit.evaluation.outputs import ItemPictures
+from emu_edit.evaluation.outputs import ItemPictures, ItemVideos
 from emu_edit.files import write_text
 from emu_edit.images import read_image, to_pil
 from emu_edit.metrics.published import PublishedRow
@@ -122,8 +122,9 @@ def write_page(
     folder: Path,
     results: Mapping[str, Any] | None = None,
     items: Sequence[Item] | None = None,
-    pictures: Callable[[str], ItemPictures] | None = None,
+    pictures: Callable[[str], ItemPictures | ItemVideos] | None = None,
     published: Sequence[PublishedRow] = (),
+    most: int = MOST_ITEMS,
 ) -> Path:
     """Write index.html and return where it is.
 
@@ -131,8 +132,10 @@ def write_page(
         folder: what `evaluate` wrote.
         results: what results.json holds; None means to read it.
         items: what items.jsonl holds; None means to read it.
-        pictures: of an item, by its key; None means the edited ones in images/, alone.
+        pictures: of an item, or its videos, by its key; None means the edited pictures in images/,
+            alone.
         published: rows to show below one's own; none means that nobody asked.
+        most: edits to show.
 
     Raises:
         InputError: if results.json, items.jsonl or a picture cannot be read.
@@ -142,7 +145,7 @@ def write_page(
     blocks = blocks_of(results)
     metrics = list(dict.fromkeys(name for block in blocks for name in block.metrics))
     by = gallery.chosen_metric(metrics)
-    chosen = gallery.choose(items, by, MOST_ITEMS)
+    chosen = gallery.choose(items, by, most)
     page = _template().render(
         policy=_policy(),
         style=_asset("css"),
@@ -191,7 +194,7 @@ def _asset(kind: str) -> str:
 def _policy() -> str:
     digest = base64.b64encode(hashlib.sha256(_asset("js").encode()).digest()).decode()
     return (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
 

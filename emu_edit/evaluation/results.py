@@ -15,12 +15,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem
+from datamodules.evaluation_sets.items import Benchmark, Item
 from emu_edit.errors import installed_version
 from emu_edit.evaluation.edits import item_line
-from emu_edit.evaluation.figures import ITEMS, MODEL, RESULTS
+from emu_edit.evaluation.figures import ITEMS, MODEL, RESULTS, metric
 from emu_edit.evaluation.outputs import Inputs, Output
-from emu_edit.evaluation.score import Scores, Values
+from emu_edit.evaluation.score import CAPTIONS_NEEDED, Scores, Values
 from emu_edit.files import write_json, write_text
 from emu_edit.metrics.intervals import bootstrap_mean
 from emu_edit.metrics.protocols import METRICS, Protocol
@@ -117,7 +117,7 @@ class Evaluation:
                 name: "up" if METRICS[name].is_up else "down" for name in protocol.metrics
             },
             "blocks": {
-                name: {"items": len(keys), "rows": self._rows(keys)}
+                name: {"items": len(keys), "rows": self._rows(set(keys))}
                 for name, keys in benchmark.blocks.items()
             },
             "failed": [output.failure for output in failed],
@@ -151,52 +151,57 @@ class Evaluation:
             if output.reason is not None and (output.key in scored or output.seed is not None)
         ]
 
-    def _rows(self, keys: Sequence[str]) -> dict[str, dict[str, object]]:
-        wanted = set(keys)
-        items = [item for item in self.work.benchmark.items if item.key in wanted]
-        has_tasks = any(item.task for item in items)
-        has_turns = any(item.turn > 1 for item in items)
-        parts = {
-            "by_task": _grouped(items, lambda item: item.task) if has_tasks else {},
-            "by_turn": _grouped(items, lambda item: item.turn) if has_turns else {},
-        }
-        return {
-            editor: {
-                "all": cells(items, values, self.work.protocol),
-                **{
-                    kind: {
-                        name: cells(part, values, self.work.protocol)
-                        for name, part in group.items()
-                    }
-                    for kind, group in parts.items()
-                },
-            }
-            for editor, values in self.scores.rows.items()
-        }
+    def _rows(self, keys: set[str]) -> dict[str, dict[str, object]]:
+        items = [item for item in self.work.benchmark.items if item.key in keys]
+        return rows_of(items, self.scores.rows, self.work.protocol.metrics)
 
 
-def _grouped(
-    items: Sequence[BenchmarkItem], key: Callable[[BenchmarkItem], str | int]
-) -> dict[str, list[BenchmarkItem]]:
+def rows_of(
+    items: Sequence[Item], scores: Mapping[str, Mapping[str, Values]], metrics: Sequence[str]
+) -> dict[str, dict[str, object]]:
+    """Average the scores of each editor over all items, and by task and turn where there are any.
+
+    Args:
+        items: of one table.
+        scores: values by metric, of each editor and key.
+        metrics: what is averaged.
+    """
+    has_tasks = any(item.task for item in items)
+    has_turns = any(item.turn > 1 for item in items)
+    parts = {
+        "by_task": _grouped(items, lambda item: item.task) if has_tasks else {},
+        "by_turn": _grouped(items, lambda item: item.turn) if has_turns else {},
+    }
+    return {
+        editor: {
+            "all": cells(items, values, metrics),
+            **{
+                kind: {name: cells(part, values, metrics) for name, part in group.items()}
+                for kind, group in parts.items()
+            },
+        }
+        for editor, values in scores.items()
+    }
+
+
+def _grouped(items: Sequence[Item], key: Callable[[Item], str | int]) -> dict[str, list[Item]]:
     """Sort items into groups of one key, in the order of the keys."""
     return {str(name): list(group) for name, group in groupby(sorted(items, key=key), key)}
 
 
-def cells(
-    items: Sequence[BenchmarkItem], values: Mapping[str, Values], protocol: Protocol
-) -> Cells:
+def cells(items: Sequence[Item], values: Mapping[str, Values], metrics: Sequence[str]) -> Cells:
     """Average each metric over the items that have it; turns of a session are drawn together."""
     averages: Cells = {}
-    for metric in protocol.metrics:
+    for name in metrics:
         defined = {
-            item.key: value for item in items if (value := values[item.key][metric]) is not None
+            item.key: value for item in items if (value := values[item.key][name]) is not None
         }
         groups = [item.session for item in items if item.key in defined]
         mean, low, high = (
             bootstrap_mean(list(defined.values()), groups=groups) if defined else (None, None, None)
         )
         counts = {"n": len(defined), "undefined": len(items) - len(defined)}
-        averages[metric] = {"mean": mean, "low": low, "high": high, **counts}
+        averages[name] = {"mean": mean, "low": low, "high": high, **counts}
     return averages
 
 
@@ -234,7 +239,7 @@ def table_of(results: Mapping[str, Any]) -> str:
 
 
 def _block_table(block: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    head = ["", "edits", *(str(METRICS[name]) for name in metrics)]
+    head = ["", "edits", *(str(metric(name)) for name in metrics)]
     model = block["rows"][MODEL]
     turns = {f"turn {turn}": row for turn, row in model["by_turn"].items()}
     tasks = {name or "(no task)": row for name, row in model["by_task"].items()}
@@ -285,14 +290,19 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
 def _undefined_notes(results: Mapping[str, Any]) -> list[str]:
     """Name each metric that some edits of the model do not have."""
     notes: list[str] = []
-    for name, block in results["blocks"].items():
-        for metric, cell in block["rows"][MODEL]["all"].items():
+    for block_name, block in results["blocks"].items():
+        for name, cell in block["rows"][MODEL]["all"].items():
             if cell["undefined"]:
-                where = f" of {name}" if len(results["blocks"]) > 1 else ""
+                where = f" of {block_name}" if len(results["blocks"]) > 1 else ""
+                why = (
+                    "whose captions are missing or do not differ"
+                    if name in CAPTIONS_NEEDED
+                    else "which have nothing of it"
+                )
                 notes.append(
-                    f"{METRICS[metric].label} is not defined for "
-                    f"{plural(cell['undefined'], 'edit')}{where}, whose captions are missing "
-                    "or do not differ; its mean is over the others."
+                    f"{metric(name).label} is not defined for "
+                    f"{plural(cell['undefined'], 'edit')}{where}, {why}; its mean is over the "
+                    "others."
                 )
     return notes
 

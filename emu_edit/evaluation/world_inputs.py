@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from datamodules.evaluation_sets.items import Item
 from datamodules.evaluation_sets.world import world_items
 from datamodules.world.backgrounds import Photos
 from datamodules.world.pair import VERSION, WorldPair
@@ -31,23 +32,14 @@ def write_inputs(folder: Path, benchmark: WorldBenchmark) -> str:
     Raises:
         InputError: if the folder is not empty, or the pairs cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--write-inputs {folder}: is not empty, needs a new folder; give another")
+    refuse_full(folder)
     pairs = _pairs(benchmark)
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for item in world_items(pairs, benchmark.scenes.split).items:
         name = f"{item.key}.png"
         (folder / name).write_bytes(item.source.fetch())
-        line = {
-            "key": item.key,
-            "file_name": name,
-            "task": item.task,
-            "instruction": item.instruction,
-            "source_caption": item.source_caption,
-            "target_caption": item.target_caption,
-        }
-        lines.append(json.dumps(line, ensure_ascii=False))
+        lines.append(json.dumps(input_line(item, name), ensure_ascii=False))
     write_text(folder / INPUTS, "\n".join(lines))
     photos = benchmark.scenes.photos
     about = {
@@ -64,6 +56,28 @@ def write_inputs(folder: Path, benchmark: WorldBenchmark) -> str:
         "edit each as its line says, keep names and sizes, then\n"
         f"  emu-edit evaluate PICTURES --benchmark world --data {folder}\n"
     )
+
+
+def refuse_full(folder: Path) -> None:
+    """Refuse a folder for inputs that is not empty.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--write-inputs {folder}: is not empty, needs a new folder; give another")
+
+
+def input_line(item: Item, name: str) -> dict[str, str]:
+    """Say how a file or folder of that name is to be edited."""
+    return {
+        "key": item.key,
+        "file_name": name,
+        "task": item.task,
+        "instruction": item.instruction,
+        "source_caption": item.source_caption,
+        "target_caption": item.target_caption,
+    }
 
 
 def read_benchmark(folder: Path, photos: Photos | None) -> WorldBenchmark:

@@ -4,6 +4,7 @@ Frames are uint8; results are in grey levels (0 to 255) unless said otherwise.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Frames = UInt8[Tensor, "f 3 h w"]
+MOST_PSNR = 60.0  # dB: a mean of them must not hang on a few frames that are equal
 
 
 def warp_error(
@@ -47,16 +49,32 @@ def flicker(frames: Frames) -> float:
     return (frames[1:].short() - frames[:-1].short()).abs().float().mean().item()
 
 
+def flicker_error(result: Frames, target: Frames, cuts: Sequence[int] = ()) -> float:
+    """Average the change from frame to frame that the truth does not have; 0 at best.
+
+        mean of |(result - target)[t + 1] - (result - target)[t]|, but for cuts
+
+    A difference that stays the same does not flicker. Ours.
+    """
+    wrong = result.short() - target.short()
+    steps = [
+        (wrong[t + 1] - wrong[t]).abs().float().mean().item()
+        for t in range(len(wrong) - 1)
+        if t + 1 not in cuts
+    ]
+    return sum(steps) / len(steps) if steps else 0.0
+
+
 def outside_psnr(result: Frames, source: Frames, mask: Bool[Tensor, "f h w"]) -> float:
     """Compare result and source where the mask is False: 10 log10(255² / mean square error), dB.
 
-    Infinite if they are equal there, NaN if the mask covers everything.
+    At most `MOST_PSNR`, which equal frames have; NaN if the mask covers everything.
     """
     outside = ~mask[:, None].expand_as(result)
     if not bool(outside.any()):
         return math.nan
     square = (result.double() - source.double())[outside].square().mean().item()
-    return math.inf if square == 0 else 10 * math.log10(255**2 / square)
+    return MOST_PSNR if square == 0 else min(10 * math.log10(255**2 / square), MOST_PSNR)
 
 
 def colour_drift(result: Frames, source: Frames) -> Float[Tensor, " 3"]:

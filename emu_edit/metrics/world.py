@@ -163,18 +163,8 @@ def score(edited: UInt8[Tensor, "3 h w"], truth: Truth) -> EditScore:
 
     Source: ours; the definitions are in `EditScore`.
     """
-    source, target, mask = truth.source, truth.target, truth.mask
-    outside = ~dilated(mask, MARGIN)
-    inside_l1 = _l1(edited, target, mask)
-    scored = EditScore(
-        key=truth.key,
-        task=truth.task,
-        l1=_l1(edited, target, torch.ones_like(mask)),
-        inside_l1=inside_l1,
-        copy_l1=_l1(source, target, mask),
-        outside_l1=_l1(edited, source, outside) if outside.any() else None,
-        is_closer=inside_l1 < _l1(edited, source, mask),
-    )
+    source, target = truth.source, truth.target
+    scored = errors(edited, source, target, truth.mask, key=truth.key, task=truth.task)
     match truth.task:
         case "detect":
             assert truth.mark_rgb is not None  # checked by Truth
@@ -192,6 +182,29 @@ def score(edited: UInt8[Tensor, "3 h w"], truth: Truth) -> EditScore:
         case "normal" if truth.direction == "to_map":
             return replace(scored, normals=normal_errors(edited, target))
     return scored
+
+
+def errors(
+    edited: UInt8[Tensor, "3 h w"],
+    source: UInt8[Tensor, "3 h w"],
+    target: UInt8[Tensor, "3 h w"],
+    mask: Bool[Tensor, "h w"],
+    *,
+    key: str,
+    task: str,
+) -> EditScore:
+    """Compare an edited picture with source and target; the mask must have a pixel."""
+    outside = ~dilated(mask, MARGIN)
+    inside_l1 = _l1(edited, target, mask)
+    return EditScore(
+        key=key,
+        task=task,
+        l1=_l1(edited, target, torch.ones_like(mask)),
+        inside_l1=inside_l1,
+        copy_l1=_l1(source, target, mask),
+        outside_l1=_l1(edited, source, outside) if outside.any() else None,
+        is_closer=inside_l1 < _l1(edited, source, mask),
+    )
 
 
 def dilated(mask: Bool[Tensor, "h w"], radius: int) -> Bool[Tensor, "h w"]:
