@@ -88,7 +88,11 @@ def load_tgve(folder: Path, instructions: Path | None = None) -> VideoBenchmark:
     items = [_item(row, path, hashes) for row in rows if (path := videos[row.section, row.name])]
     check_keys(items, folder.name)
     return VideoBenchmark(
-        TGVE, as_unicode(folder.resolve().name), "", tuple(items), possible=len(items)
+        TGVE,
+        as_unicode(folder.resolve().name),
+        "TGVE+" if exports else "TGVE",
+        tuple(items),
+        possible=len(items),
     )
 
 

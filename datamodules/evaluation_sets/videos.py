@@ -47,7 +47,7 @@ class VideoBenchmark:
     Attributes:
         name: "world-video" or "tgve".
         folder: name of the folder it was read from, "" if it is made.
-        split: of the world, "" of others.
+        split: of the world; "TGVE" or "TGVE+".
         items: in the benchmark's order.
         possible: how many there are without a limit.
     """

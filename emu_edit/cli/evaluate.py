@@ -66,7 +66,7 @@ FOREIGN: dict[Kind, dict[str, str]] = {
         "frames": _VIDEOS["frames"],
         **_SESSIONS,
         **dict.fromkeys(
-            ("pairs", "seed", "photos", "split", "write_inputs", "drift", "protocol", "tasks"),
+            ("pairs", "seed", "photos", "split", "write_inputs", "drift", "tasks"),
             "says nothing to --benchmark tgve; leave it out",
         ),
     },
@@ -99,6 +99,8 @@ benchmarks of videos:
 protocols: emu-b32, emu-l14, emu-l14-filtered (CLIPdir, CLIPim, CLIPout, L1, DINO; both benchmarks;
 default emu-l14) and magicbrush (L1, L2, CLIP-I, DINO, CLIP-T; default of magicbrush). CLIP and DINO
 come from --backbones, a folder with openai--clip-vit-large-patch14 and the like, or from the hub.
+tgve (default) and tgve-internvid (TGVE): PickScore, CLIPFrame over all pairs of frames and over
+neighbours, CLIPText, ViCLIPdir, ViCLIPout; their networks always come from --backbones.
 
 A folder instead of a model holds someone's pictures, KEY.png each: test-add-12.png (emu-edit:
 split, task, idx), SESSION_1.png, SESSION_inde_2.png, SESSION_iter_2.png (magicbrush, also in
@@ -368,6 +370,7 @@ def evaluate(options: argparse.Namespace, kind: Kind) -> "Outcome":
                 clips_of(options),
                 data=options.data,
                 instructions=options.instructions,
+                protocol=options.protocol,
                 backbones=options.backbones,
                 size=options.size if kind == Kind.tgve else None,
                 limit=options.limit,

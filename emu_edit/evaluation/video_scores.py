@@ -1,19 +1,31 @@
 """How the results of a benchmark of videos are scored: by exact truth, or by pinned networks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from torch import Tensor
 
-from datamodules.evaluation_sets.videos import WORLD_VIDEO, VideoItem
+from datamodules.evaluation_sets.videos import TGVE, WORLD_VIDEO, VideoItem
 from datamodules.world.clips.clip import VERSION as CLIPS_VERSION
 from datamodules.world.pair import VERSION as WORLD_VERSION
+from emu_edit.errors import InputError
 from emu_edit.evaluation.clips import ClipTruth
 from emu_edit.evaluation.figures import COPY, MODEL, ORACLE, WORLD_CLIPS
 from emu_edit.evaluation.score import Values
+from emu_edit.metrics.video import flicker, slope
+from emu_edit.metrics.video_protocols import video_protocol
+from emu_edit.metrics.video_score import (
+    CountedFrames,
+    VideoFeatures,
+    VideoNetworks,
+    load_video_backbones,
+    score_features,
+    video_features,
+)
 from emu_edit.video.clip import Video
 
 
@@ -37,8 +49,8 @@ class Scorer(Protocol):
         """Score a result and what it is shown beside, by editor."""
         ...
 
-    def count_cut(self) -> int:
-        """Count the captions that were longer than a network reads."""
+    def count_cut(self, captions: Collection[str]) -> int:
+        """Count the captions that are longer than a network reads."""
         ...
 
 
@@ -66,20 +78,98 @@ class WorldScorer:
             ORACLE: truth.values(torch.from_numpy(truth.clip.target)),
         }
 
-    def count_cut(self) -> int:
+    def count_cut(self, captions: Collection[str]) -> int:
         """Read no captions."""
+        del captions
         return 0
 
 
-def scorer_of(benchmark: str, backbones: Path | None, device: str) -> Scorer:
+class TgveScorer:
+    """Scores videos without a truth by the networks of a protocol, beside their own sources."""
+
+    name = TGVE
+
+    def __init__(self, networks: VideoNetworks) -> None:
+        self._networks = networks
+        self.metrics = (*networks.metrics, "flicker", "colour_drift")
+        self.protocol: Mapping[str, object] = {
+            **asdict(networks.protocol),
+            "reference": "captions",
+            "metrics": list(self.metrics),
+        }
+        self.backbones: Mapping[str, str] = networks.hashes
+        self._source: tuple[str, _Read] | None = None  # several edits share one
+
+    def score(self, item: VideoItem, result: Video) -> dict[str, Values]:
+        """Score a result, and its source as if it were one."""
+        if self._source is None or self._source[0] != item.sha256:
+            self._source = (item.sha256, self._read(item.source()))
+        source, edited = self._source[1], self._read(result)
+        captions = (item.source_caption, item.target_caption)
+        return {
+            name: {
+                **score_features(source.features, read.features, *captions, self._networks),
+                "flicker": read.flicker,
+                "colour_drift": _drift(source, read),
+            }
+            for name, read in ((MODEL, edited), (COPY, source))
+        }
+
+    def count_cut(self, captions: Collection[str]) -> int:
+        """Count the captions that are longer than a network reads."""
+        return sum(any(self._networks.count_cut([text]).values()) for text in captions)
+
+    def _read(self, video: Video) -> "_Read":
+        """Read a video once."""
+        changes: list[float] = []
+        means: list[Tensor] = []
+
+        def pixels() -> Iterator[UInt8[Tensor, "3 h w"]]:
+            last = None
+            for frame in video.frames():
+                if last is not None:
+                    changes.append(flicker(torch.stack([last, frame.pixels])))
+                means.append(frame.pixels.double().mean((1, 2)))
+                last = frame.pixels
+                yield frame.pixels
+
+        features = video_features(CountedFrames(pixels(), video.info.frames), self._networks)
+        changed = sum(changes) / len(changes) if changes else 0.0
+        return _Read(features, changed, slope(torch.stack(means)), len(means))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What is kept of a video: nothing that grows with its frames."""
+
+    features: VideoFeatures
+    flicker: float
+    slope: Float64[Tensor, " 3"]
+    frames: int
+
+
+def _drift(source: _Read, result: _Read) -> float | None:
+    """Return the worst channel's drift, see `colour_drift`; a slope is linear in the frames."""
+    if source.frames != result.frames:
+        return None
+    return (result.slope - source.slope).abs().max().item()
+
+
+def scorer_of(benchmark: str, protocol: str | None, backbones: Path | None, device: str) -> Scorer:
     """Make the benchmark's scorer.
 
     Raises:
-        InputError: if a network is missing.
+        InputError: if there is no such protocol, or a network is missing.
     """
     if benchmark == WORLD_VIDEO:
         return WorldScorer()
-    raise NotImplementedError(backbones, device)
+    pinned = video_protocol(protocol)
+    if backbones is None:
+        raise InputError(
+            f"--benchmark {TGVE} needs --backbones DIR, the folder with the networks of the "
+            f"protocol {pinned.name}; which are missing is said then"
+        )
+    return TgveScorer(load_video_backbones(backbones, pinned, device=device))
 
 
 def _frames(video: Video) -> UInt8[Tensor, "f 3 h w"]:

@@ -95,6 +95,7 @@ class VideoOptions:
         clips: of the moving world.
         data: the folder TGVE was unpacked to.
         instructions: JSON of what to do in TGVE.
+        protocol: of TGVE, what the numbers mean; None means "tgve".
         backbones: folder of the networks that TGVE is measured with.
         size: what the shorter side of a video becomes before it is edited; None means as trained.
         limit: score only the first so many edits.
@@ -106,6 +107,7 @@ class VideoOptions:
     clips: Clips = field(default_factory=Clips)
     data: Path | None = None
     instructions: Path | None = None
+    protocol: str | None = None
     backbones: Path | None = None
     size: int | None = None
     limit: int | None = None
@@ -135,7 +137,9 @@ def run_videos(options: VideoOptions) -> Outcome:
     published = () if options.compare is None else load_published(options.compare)
     editor, about = _editor(options)
     benchmark = load_videos(options, editor)
-    scorer = scorer_of(options.benchmark, options.backbones, choose_device(candidate.device))
+    scorer = scorer_of(
+        options.benchmark, options.protocol, options.backbones, choose_device(candidate.device)
+    )
     folder = candidate.results_folder(scorer.name)
     pinned = {"protocol": scorer.protocol, "backbones": scorer.backbones}
     claim_folder(folder, {**about, **pinned, "data": benchmark.sha256})
@@ -260,6 +264,9 @@ def _results(
     rows = rows_of(benchmark.items, scores, scorer.metrics)
     digest = hashlib.sha256("".join(line["output_sha256"] for line in lines.values()).encode())
     model = {"name": about["model"], "kind": about["kind"]}
+    captions = {
+        text for item in benchmark.items for text in (item.source_caption, item.target_caption)
+    }
     return {
         "format": FORMAT,
         "benchmark": benchmark.name,
@@ -287,7 +294,7 @@ def _results(
         ],
         "filtered": [],
         "resampled": {"count": 0, "keys": []},
-        "truncated_captions": scorer.count_cut(),
+        "truncated_captions": scorer.count_cut(captions),
         "unmended_captions": 0,
         "seconds": round(seconds, 1),
     }

@@ -66,6 +66,11 @@ METRICS = {
         True,
         "cosine between the change of the video and the change of the caption, in ViCLIP",
     ),
+    "flicker": Metric(
+        "change",
+        None,
+        "mean change from frame to frame, in levels; of a still shot, flicker",
+    ),
     "viclip_out": Metric("ViCLIPout", True, "cosine of edited video and target caption, in ViCLIP"),
 }
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -82,9 +82,12 @@ def colour_drift(result: Frames, source: Frames) -> Float[Tensor, " 3"]:
 
     The slope of a straight line through the mean of result - source, by least squares.
     """
-    shift = result.double().mean((2, 3)) - source.double().mean((2, 3))
-    time = torch.arange(len(shift), dtype=torch.float64)
+    return slope(result.double().mean((2, 3)) - source.double().mean((2, 3))).float()
+
+
+def slope(means: Float64[Tensor, "f c"]) -> Float64[Tensor, " c"]:
+    """Return the slope per frame of the straight line through each column, by least squares."""
+    time = torch.arange(len(means), dtype=torch.float64)
     time = time - time.mean()
     spread = time.square().sum()
-    slope = (time[:, None] * shift).sum(0) / spread if spread > 0 else torch.zeros(3)
-    return slope.float()
+    return (time[:, None] * means).sum(0) / spread if spread > 0 else torch.zeros_like(means[0])

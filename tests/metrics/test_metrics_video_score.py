@@ -25,7 +25,6 @@ from emu_edit.metrics.video_protocols import (
     TGVE,
     TGVE_INTERNVID,
     TGVE_METRICS,
-    VideoProtocol,
     video_protocol,
 )
 from emu_edit.metrics.video_score import (
@@ -36,27 +35,16 @@ from emu_edit.metrics.video_score import (
     score_video,
     video_features,
 )
-from tests.metrics.tiny_backbones import CLIP_CUT, SIDE, clip_image, clip_text, write_clip
-from tests.metrics.tiny_viclip import text_feature, viclip_weights, video_feature, write_viclip
+from tests.metrics.tiny_backbones import CLIP_CUT, SIDE, clip_image, clip_text
+from tests.metrics.tiny_viclip import text_feature, viclip_weights, video_feature
+from tests.metrics.tiny_video import PROTOCOL, place, vocabulary, write_video_backbones
 
-PROTOCOL = replace(TGVE, clip_preprocess=CLIP_CUT, dtype="float64")
 CAPTIONS = ("a cat", "a dog")
-
-
-def place(folder: Path, protocol: VideoProtocol, network: str) -> Path:
-    return folder / protocol.download(network).name.replace("/", "--")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("backbones")
-    clip = write_clip(place(folder, TGVE, "clip"))
-    pickscore = write_clip(place(folder, TGVE, "pickscore"), positions=60)  # other weights, too
-    for file in pickscore.iterdir():
-        if file.name not in TGVE.pickscore.files:
-            file.unlink()
-    write_viclip(place(folder, TGVE, "viclip"), len(vocabulary(clip)))
-    return folder
+    return write_video_backbones(tmp_path_factory.mktemp("backbones"))
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +58,6 @@ def videos(cpu_generator: torch.Generator) -> tuple[Tensor, Tensor]:
     shape = (19, 3, 20, 36)
     both = torch.randint(0, 256, shape, generator=cpu_generator, dtype=torch.uint8)
     return both[:10], both[10:]
-
-
-def vocabulary(clip: Path) -> dict[str, int]:
-    return json.loads((clip / "vocab.json").read_text())
 
 
 def counted(frames: Tensor) -> CountedFrames:
