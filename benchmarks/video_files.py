@@ -21,10 +21,10 @@ from torch import Tensor
 
 from emu_edit.errors import InputError
 from emu_edit.terminal import markdown_table, step_bar
+from emu_edit.video.coding import CONTAINERS
 from emu_edit.video.io import Frame, Video, open_video
 from emu_edit.video.job import Job, run
 from emu_edit.video.preview import Unedited
-from emu_edit.video.write import CONTAINERS
 
 PICTURES = ["-f", "lavfi", "-i", "testsrc2=size=160x120:rate=25:duration=1"]
 SOUND = ["-f", "lavfi", "-i", "sine=duration=1"]

@@ -22,7 +22,7 @@ from emu_edit.cli.arguments import (
     seed_int,
 )
 from emu_edit.editing.find import RELEASED_NAME, find_model, has_predictor, shown_path
-from emu_edit.errors import InputError
+from emu_edit.errors import InputError, StorageError
 from emu_edit.text_rules import clean_instruction
 
 if TYPE_CHECKING:
@@ -136,12 +136,14 @@ def run(arguments: list[str]) -> int:
     texts = [clean_instruction(text) for text in options.instructions]
     tasks = _tasks(options.task, len(texts))
     _check_places(Path(options.video), options.output)
+    _check_strip(options)
     model = find_model(options.model, predicting=None in tasks)
     if None in tasks and not has_predictor(model):
         raise InputError(
             f"the model {model} has no task predictor; name the task with --task, or take --model "
             f"{RELEASED_NAME}"
         )
+    os.environ.setdefault("SVT_LOG", "1")  # its encoder says only what went wrong
     from emu_edit.editing.editor import Editor
     from emu_edit.video.editor import VideoEditor
     from emu_edit.video.job import run as run_job
@@ -162,8 +164,11 @@ def run(arguments: list[str]) -> int:
         with step_bar("editing", "frames") as on_frame:
             done = run_job(job, video_editor, on_frame, resized)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; go on with the same command and --resume\n")
+        if job.folder.exists():
+            sys.stderr.write("stopped; go on with the same command and --resume\n")
         raise
+    except StorageError as error:  # 2 as in every verb but a training, whose script may try again
+        raise InputError(str(error)) from error
     if job.rank == 0:
         _report(options, job, done, [str(turn.task) for turn in video_editor.turns])
     return 0
@@ -176,12 +181,12 @@ def _request(
     from emu_edit.editing.threshold import Threshold
     from emu_edit.video.attention import Look
     from emu_edit.video.clip import Stretch
+    from emu_edit.video.coding import Coding
     from emu_edit.video.cuts import GivenCuts
     from emu_edit.video.editor import VideoSettings, VideoTurn
     from emu_edit.video.io import open_video
     from emu_edit.video.job import Job
     from emu_edit.video.noise import NoiseMode
-    from emu_edit.video.write import Coding
 
     if options.no_threshold and options.threshold is not None:
         raise InputError("--threshold and --no-threshold exclude each other; give one")
@@ -246,12 +251,27 @@ def _check_places(source: Path, output: Path) -> None:
         raise InputError(f"{output}: there is no folder {output.parent}; make it first")
     if source.exists() and output.exists() and output.samefile(source):
         raise InputError(f"{output}: is the source itself; give another name")
+    if output.is_dir() and output.suffix:
+        raise InputError(f"{output}: is a folder; give another name")
     if output.is_dir() and any(
         each.suffix.lower() != ".png" for each in output.iterdir() if not each.name.startswith(".")
     ):
         raise InputError(f"{output}: is a folder with other files than pictures; give another name")
     if not os.access(output.parent, os.W_OK):
         raise InputError(f"{output}: the folder {output.parent} cannot be written")
+
+
+def _check_strip(options: argparse.Namespace) -> None:
+    strip = options.strip
+    if strip is None:
+        return
+    if not strip.parent.is_dir():
+        raise InputError(f"{strip}: there is no folder {strip.parent}; make it first")
+    if strip.is_dir() or strip.resolve() in {
+        Path(options.video).resolve(),
+        options.output.resolve(),
+    }:
+        raise InputError(f"{strip}: is a folder, the source or the output; give another name")
 
 
 def _resizing(size: int | None) -> Callable | None:

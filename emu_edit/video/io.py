@@ -6,6 +6,7 @@ pictures. Every frame keeps its own time, so a variable rate stays exact. Frames
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -67,20 +68,18 @@ class VideoFile:
             stream = _video_stream(container, path)
             if stream.time_base is None:
                 raise InputError(f"{path}: its video stream has no times")
+            context = stream.codec_context
+            _check_pixels(path, context.height, context.width)  # before a frame needs the memory
             first = self._first(container, stream)
             times, end = self._count(Fraction(stream.time_base))
-            self._rotation = first.rotation % 360
+            self._upending = _upending_of(first)
             self._is_interlaced = first.interlaced_frame
             self.colour = colour_of(first)
             height, width = first.height, first.width
             aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
-            if self._rotation in {90, 270}:
+            if self._upending.transposes:
                 height, width, aspect = width, height, 1 / aspect
-            if height * width > MAX_PIXELS:
-                raise InputError(
-                    f"{path}: has frames of {width}x{height}, at most {MAX_PIXELS / 1e6:.0f} "
-                    "megapixels are read; make it smaller"
-                )
+            _check_pixels(path, height, width)
             rate = stream.average_rate or Fraction(FOLDER_RATE)
             seconds = (end - times[0]) * stream.time_base
             self.info = VideoInfo(
@@ -221,8 +220,8 @@ class VideoFile:
 
     def _upright(self, frame: av.VideoFrame) -> UInt8[Tensor, "3 h w"]:
         pixels = to_rgb(frame, self.colour)
-        turned = np.rot90(pixels, k=self._rotation // 90)
-        return torch.from_numpy(np.ascontiguousarray(turned.transpose(2, 0, 1)))
+        upright = self._upending.applied(pixels)
+        return torch.from_numpy(np.ascontiguousarray(upright.transpose(2, 0, 1)))
 
 
 class Animation:
@@ -234,8 +233,7 @@ class Animation:
         try:
             with Image.open(path) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise InputError(f"{path}: has frames of {width}x{height}; make it smaller")
+                _check_pixels(path, height, width)
                 times, end = list[int](), 0
                 for index in range(getattr(image, "n_frames", 1)):
                     image.seek(index)
@@ -311,6 +309,14 @@ def _video_stream(container: InputContainer, path: Path) -> av.VideoStream:
     raise InputError(f"{path}: has no video stream; give a video")
 
 
+def _check_pixels(path: Path, height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"{path}: has frames of {width}x{height}, at most {MAX_PIXELS / 1e6:.0f} megapixels "
+            "are read; make it smaller"
+        )
+
+
 def _notes(frame: av.VideoFrame, container: InputContainer) -> Iterator[str]:
     colour = colour_of(frame)
     if colour.transfer in {PQ, HLG}:
@@ -324,13 +330,47 @@ def _notes(frame: av.VideoFrame, container: InputContainer) -> Iterator[str]:
         yield "transparency is laid over white"
     if frame.interlaced_frame:
         yield "interlaced fields are joined"
-    if frame.rotation % 360:
+    if _upending_of(frame).is_mirror:
+        yield "mirrored, as its file says"
+    elif frame.rotation % 360:
         yield f"turned by {frame.rotation % 360} degrees"
     others = [each.type for each in container.streams if each.type in {"data", "attachment"}]
     if others:
         yield f"left out: {', '.join(sorted(set(others)))} streams"
     if len(container.streams.video) > 1:
         yield "only the first of its video streams is edited"
+
+
+@dataclass(frozen=True)
+class _Upending:
+    """How stored pixels become upright: transposed, then columns and rows reversed."""
+
+    transposes: bool = False
+    columns: bool = False
+    rows: bool = False
+
+    @property
+    def is_mirror(self) -> bool:
+        return self.transposes ^ self.columns ^ self.rows
+
+    def applied(self, pixels: np.ndarray) -> np.ndarray:
+        turned = pixels.swapaxes(0, 1) if self.transposes else pixels
+        turned = turned[:, ::-1] if self.columns else turned
+        return turned[::-1] if self.rows else turned
+
+
+def _upending_of(frame: av.VideoFrame) -> _Upending:
+    """Read a display matrix (a b u, c d v, x y w): x' = a x + c y, y' = b x + d y, y downwards.
+
+    Source: ISO/IEC 14496-12, 8.3.2; rotation alone does not tell of mirroring.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return _Upending()
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data), dtype=np.int32).tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return _Upending(transposes=True, columns=c < 0, rows=b < 0)
+    return _Upending(columns=a < 0, rows=d < 0)
 
 
 def _pulled(graph: Graph) -> Iterator[av.VideoFrame]:

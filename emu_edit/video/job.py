@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -19,13 +20,14 @@ from jaxtyping import UInt8
 from safetensors.torch import load, save
 from torch import Tensor
 
-from emu_edit.errors import InputError, StorageError
+from emu_edit.errors import InputError
 from emu_edit.files import atomic_file, read_regular, write_json
 from emu_edit.video.clip import Frame, Video, VideoInfo
+from emu_edit.video.coding import Coding, container_of
 from emu_edit.video.cuts import GivenCuts, scene_starts
 from emu_edit.video.threads import Encoder, ahead
 from emu_edit.video.windows import Shot
-from emu_edit.video.write import Coding, PartWriter, container_of, join_parts
+from emu_edit.video.write import PartWriter, join_parts, writing
 
 PART_FRAMES = 120  # a part is closed after so many frames
 POLL = 0.2  # seconds between looks for what other processes have finished
@@ -125,15 +127,23 @@ def run(
     """
     began = time.monotonic()
     info = _result_info(job, resized)
-    coding = job.coding.settled(job.output, info.size)
+    coding, asked = job.coding.settled(job.output, info.size), info.size
+    info = replace(info, size=coding.fitted(asked))
+    notes: list[str] = []
+    if info.size != asked:
+        (height, width), (full_height, full_width) = asked, info.size
+        notes.append(
+            f"padded from {width}x{height} to {full_width}x{full_height}, which {coding.codec} "
+            f"needs for {coding.pixel_format}"
+        )
     _prepare(job)
     worker = _Worker(job, editor, info, coding, on_frame)
-    starts = worker.work(resized)
-    notes: list[str] = []
+    with _kept_if_useful(job):
+        starts = worker.work(resized)
     if job.rank == 0:
         _wait(lambda: all((job.folder / f"{first:08d}.done").exists() for first in starts))
         parts = sorted(job.folder.glob("*.nut"))
-        notes = join_parts(parts, job.output, job.video.info, info)
+        notes += join_parts(parts, job.output, job.video.info, info)
         shutil.rmtree(job.folder)
     seconds = time.monotonic() - began
     frames = worker.seen - job.video.info.first
@@ -267,7 +277,7 @@ class _Worker:
         if self.writer is not None:
             self.writer.close()
             self.writer = None
-        with atomic_file(path) as stream:
+        with writing(path), atomic_file(path) as stream:
             stream.write(content)
 
     told = 0
@@ -334,11 +344,21 @@ def _prepare(job: Job) -> None:
                 f"begin anew after removing {job.folder}"
             )
         return
-    try:
+    with writing(job.output), _kept_if_useful(job):
         job.folder.mkdir(exist_ok=True)
         write_json(file, name)
-    except OSError as error:
-        raise StorageError(f"{job.output}: cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _kept_if_useful(job: Job) -> Iterator[None]:
+    """Leave no folder of parts behind a failure that there is nothing in to go on with."""
+    try:
+        yield
+    except BaseException:
+        done = [*job.folder.glob("*.state"), *job.folder.glob("*.done")]
+        if job.world == 1 and not done:  # other processes may be about to keep something
+            shutil.rmtree(job.folder, ignore_errors=True)
+        raise
 
 
 def _wait(is_there: Callable[[], bool]) -> None:

@@ -12,150 +12,42 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
 import av
 import numpy as np
-from av.codec import Codec
 from av.error import FFmpegError
 
-from emu_edit.errors import InputError, StorageError, closest
+from emu_edit.errors import StorageError
 from emu_edit.video.animate import LATER, animate, write_pictures
 from emu_edit.video.clip import Frame, VideoInfo
+from emu_edit.video.coding import ANIMATIONS, FINEST, Coding, Container, container_of
 from emu_edit.video.colour import BT709, Colour, from_rgb
 from emu_edit.video.passengers import passengers
 
 PICTURES_COLOUR = Colour(BT709, BT709, BT709, is_full=False)
-LOSSLESS = ("ffv1", "bgr0")  # of parts that become pictures or a palette in the end
 PART = "nut"  # a container that keeps any codec and any time base exactly
-
-
-@dataclass(frozen=True)
-class Container:
-    """A kind of file, known by its extension.
-
-    Attributes:
-        name: FFmpeg's name of it.
-        codec: what pictures are encoded with unless told otherwise; None for a palette.
-        reorders: whether frames may be stored in another order than shown.
-    """
-
-    name: str
-    codec: str
-    reorders: bool = True
-
-
-CONTAINERS = {
-    ".mp4": Container("mp4", "libx264"),
-    ".m4v": Container("mp4", "libx264"),
-    ".mov": Container("mov", "libx264"),
-    ".mkv": Container("matroska", "libx264"),
-    ".webm": Container("webm", "libvpx-vp9"),
-    ".avi": Container("avi", "libx264", reorders=False),
-    ".gif": Container("gif", "gif"),
-    ".apng": Container("apng", "apng"),
-    ".png": Container("apng", "apng"),
-    ".webp": Container("webp", "libwebp_anim"),
-}
-FINEST = Fraction(1, 240)  # second that AVI, which stores a gap as empty frames, may count in
-ANIMATIONS = {"gif", "apng", "webp"}  # without sound; encoded when the parts are joined
-# quality on each encoder's own scale at which a viewer sees no loss at normal size
-USUAL_CRF = {"libx264": 18, "libx265": 20, "libvpx-vp9": 24, "libsvtav1": 24}
-
-
-@dataclass(frozen=True)
-class Coding:
-    """How pictures are encoded; what is None is the container's usual.
-
-    Attributes:
-        codec: FFmpeg's name of an encoder, e.g. libx264, libx265, ffv1.
-        crf: quality on the encoder's scale; lower is better and larger.
-        preset: how long the encoder may search, e.g. medium.
-        pixel_format: e.g. yuv420p; odd sizes take yuv444p where 4:2:0 cannot hold them.
-    """
-
-    codec: str | None = None
-    crf: int | None = None
-    preset: str | None = None
-    pixel_format: str | None = None
-
-    def settled(self, output: Path, size: Sequence[int]) -> "Coding":
-        """Fill in what is left open, for a file and (height, width).
-
-        Raises:
-            InputError: for an unknown extension, codec or pixel format, or a size it cannot hold.
-        """
-        container = container_of(output)
-        if container is None or container.name in ANIMATIONS:
-            if self != Coding():
-                raise InputError(
-                    f"{output}: pictures and animations have no codec to choose; leave --codec, "
-                    "--crf, --preset and --pixel-format out, or write .mp4"
-                )
-            return Coding(*LOSSLESS[:1], pixel_format=LOSSLESS[1])
-        codec = self.codec or container.codec
-        formats = _formats_of(codec)
-        is_odd = bool(size[0] % 2 or size[1] % 2)
-        roomy = "yuv444p" if "yuv444p" in formats and codec != "libvpx-vp9" else formats[0]
-        usual = "yuv420p" if "yuv420p" in formats else formats[0]
-        wanted = self.pixel_format or (roomy if is_odd and codec != "libvpx-vp9" else usual)
-        if wanted not in formats:
-            raise InputError(
-                f"{codec} has no pixel format {wanted!r}; it has {', '.join(formats[:12])}."
-                f"{closest(wanted, formats)}"
-            )
-        crf = USUAL_CRF.get(codec) if self.crf is None else self.crf
-        return Coding(codec, crf, self.preset, wanted)
-
-    def options(self, *, reorders: bool) -> dict[str, object]:
-        """Return the encoder's options as FFmpeg names them."""
-        given = {"preset": self.preset, "crf": self.crf}
-        options: dict[str, object] = {
-            name: str(value) for name, value in given.items() if value is not None
-        }
-        if self.codec == "libvpx-vp9":
-            options |= {"b": "0", "row-mt": "1", "cpu-used": options.pop("preset", "4")}
-        if not reorders:
-            options["bf"] = "0"
-        return options
-
-
-def container_of(output: Path) -> Container | None:
-    """Return the kind of file that a name's extension stands for; None is a folder of pictures.
-
-    Raises:
-        InputError: for an extension that cannot be written.
-    """
-    suffix = output.suffix.lower()
-    if not suffix:
-        return None
-    if suffix not in CONTAINERS:
-        known = list(CONTAINERS)
-        raise InputError(
-            f"{output}: cannot write {output.suffix!r}, needs one of {', '.join(known)}, or a name "
-            f"without extension for a folder of pictures.{closest(suffix, known)}"
-        )
-    return CONTAINERS[suffix]
 
 
 class PartWriter:
     """Encode frames into one part; a file appears under `path` when it is closed."""
 
     def __init__(self, path: Path, info: VideoInfo, coding: Coding, *, reorders: bool) -> None:
-        """Begin; `coding` is settled, `info` of the result.
+        """Begin; `coding` is settled, `info` of the result at the size that the encoder takes.
 
         Raises:
             InputError: if the encoder refuses its options.
+            StorageError: if the place cannot be written.
         """
         self.path = path
         self.durations: list[int] = []
         self._half = path.with_name(f".{secrets.token_hex(8)}.part")
         self._colour = (info.colour or PICTURES_COLOUR).written()
         self._coding, self._unit = coding, info.time_base
-        self._container = av.open(self._half, "w", format=PART)
+        with writing(path):
+            self._container = av.open(self._half, "w", format=PART)
         try:
             rate = info.rate.limit_denominator(1001)
             rate = max(rate, Fraction(1, 1001))
@@ -177,25 +69,25 @@ class PartWriter:
             context.open()
         except (FFmpegError, ValueError, OverflowError) as error:
             self.abandon()
-            raise InputError(
-                f"{coding.codec} takes no {info.size[1]}x{info.size[0]} frames of "
-                f"{coding.pixel_format} with {coding.options(reorders=reorders)}: {error}"
-            ) from error
+            raise coding.refused(info.size, error) from error
 
     def write(self, frame: Frame) -> None:
         """Encode one frame more."""
         assert self._coding.pixel_format is not None
         pixels = np.ascontiguousarray(frame.pixels.permute(1, 2, 0).numpy())
+        more = [self._stream.height - pixels.shape[0], self._stream.width - pixels.shape[1]]
+        if any(more):
+            pixels = np.pad(pixels, [(0, more[0]), (0, more[1]), (0, 0)], mode="edge")
         picture = from_rgb(pixels, self._colour, self._coding.pixel_format)
         picture.pts, picture.duration = frame.time + LATER, frame.duration
         picture.time_base = self._unit
         self.durations.append(frame.duration)
-        with _writing(self.path):
+        with writing(self.path):
             self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
         """Finish the file; it is whole or not there."""
-        with _writing(self.path):
+        with writing(self.path):
             self._container.mux(self._stream.encode(None))
             self._container.close()
             with self._half.open("rb") as stream:
@@ -224,10 +116,11 @@ def join_parts(
     """
     container = container_of(output)
     if container is None:
-        return write_pictures(parts, output)
+        with writing(output):
+            return write_pictures(parts, output)
     half = output.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with _writing(output):
+        with writing(output):
             if container.name in ANIMATIONS:
                 animate(parts, half, container.name, info)
                 left = ["sound and subtitles left out"] if source.has_others else []
@@ -250,7 +143,8 @@ def _mux(
         options["avoid_negative_ts"] = "disabled"
     with av.open(half, "w", format=container.name, options=options) as output:
         with av.open(parts[0]) as first:
-            pictures = output.add_stream_from_template(first.streams.video[0])
+            # opaque: a decoder may have another name than the encoder (libdav1d, libsvtav1)
+            pictures = output.add_stream_from_template(first.streams.video[0], opaque=True)
             pictures.time_base = info.time_base
             if container.name == "avi" and info.time_base < FINEST:
                 # AVI has no times: frame k is shown at k / rate
@@ -318,22 +212,9 @@ def _reordered(packets: Sequence[av.Packet]) -> int:
     return max((number - order[time] for number, time in enumerate(times)), default=0)
 
 
-def _formats_of(codec: str) -> list[str]:
-    try:
-        known = Codec(codec, "w")
-    except ValueError as error:
-        encoders = [*sorted(USUAL_CRF), "ffv1", "prores_ks", "mpeg4", "mjpeg"]
-        raise InputError(
-            f"there is no encoder {codec!r} here; for example {', '.join(encoders)}."
-            f"{closest(codec, encoders)}"
-        ) from error
-    if known.type != "video":
-        raise InputError(f"{codec} encodes {known.type}, no pictures; for example libx264")
-    return [each.name for each in known.video_formats or []] or ["yuv420p"]
-
-
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Word (StorageError) what keeps `path` from being written."""
     try:
         yield
     except (FFmpegError, OSError) as error:

@@ -1,6 +1,7 @@
 """Small videos that are drawn, written and read again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -13,7 +14,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from emu_edit.video.clip import Frame, Video
-from emu_edit.video.write import Coding, PartWriter, join_parts
+from emu_edit.video.coding import Coding
+from emu_edit.video.write import PartWriter, join_parts
 
 HEIGHT, WIDTH = 48, 64
 UNIT = Fraction(1, 1000)
@@ -84,8 +86,8 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written(source: Video, output: Path, coding: Coding = USUAL, *, at: int = 4) -> list[str]:
     """Write the frames of `source` again, in two parts that meet at frame `at`."""
-    info, frames = source.info, list(source.frames())
-    settled = coding.settled(output, info.size)
+    frames, settled = list(source.frames()), coding.settled(output, source.info.size)
+    info = replace(source.info, size=settled.fitted(source.info.size))
     parts = []
     for number, some in enumerate((frames[:at], frames[at:])):
         if not some:
@@ -95,7 +97,7 @@ def written(source: Video, output: Path, coding: Coding = USUAL, *, at: int = 4)
         for frame in some:
             writer.write(frame)
         writer.close()
-    left = join_parts(parts, output, info, info)
+    left = join_parts(parts, output, source.info, info)
     for part in parts:
         part.unlink()
     assert list(output.parent.glob(".*")) == []  # no half file

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from emu_edit.video.clip import Frame
+from emu_edit.video.coding import Coding
 from emu_edit.video.colour import HLG, PQ, WHITE_NITS, Colour, linear_light, to_bt709
 from emu_edit.video.io import open_video
-from emu_edit.video.write import Coding, PartWriter, join_parts
+from emu_edit.video.write import PartWriter, join_parts
 from tests.video.conftest import HEIGHT, TIMES, WIDTH
 
 

@@ -1,5 +1,6 @@
 """Videos in and out: exact times, sound bit for bit."""
 
+import struct
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from emu_edit.images import write_image
+from emu_edit.video.coding import Coding
 from emu_edit.video.io import open_video
 from tests.video.conftest import (
     HEIGHT,
@@ -133,20 +135,56 @@ def test_an_animation_leaves_the_sound_out_and_says_so(loud: Path, tmp_path: Pat
     assert written(open_video(loud), tmp_path / "out.gif") == ["sound and subtitles left out"]
 
 
-@pytest.mark.parametrize("size", [(47, 63), (48, 63), (9, 8)])
-def test_an_odd_size_stays_in_mp4(tmp_path: Path, size: tuple[int, int]) -> None:
-    folder = tmp_path / "pictures"
+def odd_pictures(folder: Path, size: tuple[int, int]) -> Path:
     folder.mkdir()
     for number in range(3):
         pixels = torch.from_numpy(picture(number, size)).permute(2, 0, 1).contiguous()
         write_image(folder / f"{number}.png", pixels)
-    source = open_video(folder)
+    return folder
+
+
+@pytest.mark.parametrize("size", [(47, 63), (48, 63), (9, 8)])
+def test_an_odd_size_stays_in_mp4(tmp_path: Path, size: tuple[int, int]) -> None:
+    source = open_video(odd_pictures(tmp_path / "pictures", size))
     written(source, tmp_path / "out.mp4", at=1)
     result = open_video(tmp_path / "out.mp4")
     assert result.info.size == size
     assert mean_error(stack(list(result.frames())), stack(list(source.frames()))) < 6
     with av.open(tmp_path / "out.mp4") as container:
         assert container.streams.video[0].codec_context.pix_fmt == "yuv444p"
+
+
+@pytest.mark.parametrize(
+    ("name", "coding", "size", "held"),
+    [
+        ("out.mp4", Coding(pixel_format="yuv420p"), (47, 63), (48, 64)),
+        ("out.mp4", Coding("libx265", pixel_format="yuv420p"), (47, 64), (48, 64)),
+        ("out.mkv", Coding(pixel_format="yuv422p"), (47, 63), (47, 64)),
+        ("out.webm", Coding(pixel_format="yuv420p"), (47, 63), (47, 63)),
+    ],
+)
+def test_a_pixel_format_that_is_named_is_kept_and_frames_are_padded_where_it_needs_that(
+    tmp_path: Path, name: str, coding: Coding, size: tuple[int, int], held: tuple[int, int]
+) -> None:
+    source = open_video(odd_pictures(tmp_path / "pictures", size))
+    written(source, tmp_path / name, coding, at=1)
+    result = open_video(tmp_path / name)
+    assert result.info.size == held
+    frames = stack(list(result.frames())).float()
+    assert mean_error(frames[..., : size[0], : size[1]], stack(list(source.frames()))) < 10
+    # the last row and column are repeated
+    for axis, (was, now) in enumerate(zip(size, held, strict=True), 2):
+        last = frames.narrow(axis, was - 1, 1)
+        assert mean_error(frames.narrow(axis, now - 1, 1), last) < (6 if now > was else 1e-9)
+    with av.open(tmp_path / name) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == coding.pixel_format
+
+
+def test_what_an_encoder_and_a_decoder_call_by_other_names_is_joined(
+    variable: Path, tmp_path: Path
+) -> None:
+    assert written(open_video(variable), tmp_path / "out.mp4", Coding("libsvtav1")) == []
+    assert seconds(open_video(tmp_path / "out.mp4")) == seconds(open_video(variable))
 
 
 def marked(path: Path, degrees: int) -> None:
@@ -178,3 +216,26 @@ def test_rotation_is_applied_to_pixels(
     for frame in video.frames():
         assert frame.pixels[0, corner[0], corner[1]] > 200
         assert (frame.pixels[0] > 128).sum() < 2 * 16 * 16
+
+
+@pytest.mark.parametrize("matrix", [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)])
+@pytest.mark.parametrize("transposes", [False, True])
+def test_mirroring_is_applied_to_pixels(
+    loud: Path, tmp_path: Path, matrix: tuple[int, int, int, int], *, transposes: bool
+) -> None:
+    """Of a display matrix (a b u, c d v, x y w) is x' = a x + c y, y' = b x + d y."""
+    a, b, c, d = (0, matrix[3], matrix[0], 0) if transposes else matrix
+    whole = next(open_video(loud).frames()).pixels
+    data, mirrored = loud.read_bytes(), tmp_path / "mirrored.mp4"
+    place = data.index(b"tkhd") + 44  # of the first track, ISO/IEC 14496-12, 8.3.2
+    numbers = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+    mirrored.write_bytes(data[:place] + struct.pack(">9i", *numbers) + data[place + 36 :])
+    video = open_video(mirrored)
+    expected = torch.empty(3, *video.info.size, dtype=torch.uint8)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    across, down = a * x + c * y, b * x + d * y
+    expected[:, down - down.min(), across - across.min()] = whole
+    assert torch.equal(next(video.frames()).pixels, expected)
+    said = {note for note in video.info.notes if note.startswith(("mirrored", "turned"))}
+    is_mirror = a * d - b * c < 0
+    assert is_mirror == ("mirrored, as its file says" in said)

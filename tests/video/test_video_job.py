@@ -15,11 +15,12 @@ from torch import Tensor
 
 from emu_edit.errors import InputError, StorageError
 from emu_edit.video import job as jobs
+from emu_edit.video.coding import Coding
 from emu_edit.video.cuts import GivenCuts
 from emu_edit.video.io import Frame, VideoInfo, open_video
 from emu_edit.video.job import Done, Job, run
 from emu_edit.video.windows import Shot
-from emu_edit.video.write import Coding, PartWriter
+from emu_edit.video.write import PartWriter
 
 FRAMES, STARTS = 14, [0, 5, 6]  # scenes of 5, 1 and 8 frames
 CUTS = GivenCuts.of(STARTS, FRAMES)
@@ -164,7 +165,7 @@ def test_a_job_that_is_stopped_at_any_frame_goes_on_to_the_same_bytes(
     job, editor = job_of(source, tmp_path / "out.mp4"), Identity(late)
     with pytest.raises(Stop):
         run(job, Identity(late), stopping(at))
-    assert left(tmp_path) == [".out.mp4.parts"]
+    assert left(tmp_path) == ([".out.mp4.parts"] if at > 5 else [])  # nothing to go on with
     done = run(replace(job, resume=True), editor)
     assert job.output.read_bytes() == wholes[late]
     assert (done.frames, done.scenes) == (FRAMES, tuple(STARTS))
@@ -305,4 +306,4 @@ def test_a_source_that_cannot_be_decoded_stops_the_job_and_its_threads(
     with pytest.raises(InputError, match="frame 10 of 14 cannot be decoded"):
         run(Job(Broken(), tmp_path / "out.mp4", cuts=CUTS), Identity())
     assert threading.active_count() == before
-    assert left(tmp_path) == [".out.mp4.parts"]
+    assert "out.mp4" not in left(tmp_path)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from emu_edit.errors import InputError
+from emu_edit.video.coding import Coding
 from emu_edit.video.io import open_video
-from emu_edit.video.write import Coding, PartWriter
+from emu_edit.video.write import PartWriter
 from tests.video.conftest import HEIGHT, RATE, WIDTH, noisy, write_video, written
 
 
@@ -74,6 +75,9 @@ def test_an_mp4_made_for_streaming_that_is_cut_short_is_refused(tmp_path: Path) 
             Coding(pixel_format="yuv421p"),
             "libx264 has no pixel format 'yuv421p'; it has",
         ),
+        ("out.mp4", Coding(preset="fastt"), "libx264 has no preset 'fastt'; it has.* mean 'fast'"),
+        ("out.webm", Coding("libx264"), "webm does not hold h264, which libx264 makes; leave --co"),
+        ("out.webm", Coding(preset="fast"), r"with crf 24, preset fast \(Invalid argument\); give"),
         ("out.gif", Coding(crf=20), "have no codec to choose"),
         ("folder", Coding("libx264"), "have no codec to choose"),
     ],
@@ -88,7 +92,7 @@ def test_options_that_an_encoder_refuses_leave_nothing_behind(
     variable: Path, tmp_path: Path
 ) -> None:
     info = open_video(variable).info
-    coding = Coding(preset="nosuch").settled(tmp_path / "out.mp4", info.size)
-    with pytest.raises(InputError, match="libx264 takes no 64x48 frames of yuv420p with"):
+    coding = Coding("libvpx-vp9", preset="nosuch", pixel_format="yuv420p")
+    with pytest.raises(InputError, match="libvpx-vp9 takes no 64x48 frames of yuv420p with preset"):
         PartWriter(tmp_path / "0.nut", info, coding, reorders=True)
     assert list(tmp_path.iterdir()) == []
