@@ -28,6 +28,7 @@ from emu_edit.video.colour import BT709, Colour, from_rgb
 from emu_edit.video.passengers import passengers
 
 PICTURES_COLOUR = Colour(BT709, BT709, BT709, is_full=False)
+BEFORE = 2**20  # units of time, more than a part has packets
 PART = "nut"  # a container that keeps any codec and any time base exactly
 
 
@@ -42,7 +43,7 @@ class PartWriter:
             StorageError: if the place cannot be written.
         """
         self.path = path
-        self.durations: list[int] = []
+        self._decoded: int | None = None  # the next packet's number
         self._half = path.with_name(f".{secrets.token_hex(8)}.part")
         self._colour = (info.colour or PICTURES_COLOUR).written()
         self._coding, self._unit = coding, info.time_base
@@ -81,14 +82,25 @@ class PartWriter:
         picture = from_rgb(pixels, self._colour, self._coding.pixel_format)
         picture.pts, picture.duration = frame.time + LATER, frame.duration
         picture.time_base = self._unit
-        self.durations.append(frame.duration)
         with writing(self.path):
-            self._container.mux(self._stream.encode(picture))
+            self._mux(self._stream.encode(picture))
+
+    def _mux(self, packets: Sequence[av.Packet]) -> None:
+        """Write packets, numbered in their order before the first frame.
+
+        Their true times of decoding follow from all parts' frames, see `_picture_packets`; those of
+        libx265 are random for fewer frames than it looks ahead (seen with x265 4.2).
+        """
+        for packet in packets:
+            self._decoded = -BEFORE + (packet.pts or 0) if self._decoded is None else self._decoded
+            packet.dts = self._decoded
+            self._decoded += 1
+            self._container.mux(packet)
 
     def close(self) -> None:
         """Finish the file; it is whole or not there."""
         with writing(self.path):
-            self._container.mux(self._stream.encode(None))
+            self._mux(self._stream.encode(None))
             self._container.close()
             with self._half.open("rb") as stream:
                 os.fsync(stream.fileno())

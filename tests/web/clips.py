@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from emu_edit.video.coding import Coding
 from emu_edit.video.io import open_video
 from emu_edit.video.job import Job, run
-from emu_edit.video.write import Coding
 from emu_edit.web.footage import Unchanged
 
 

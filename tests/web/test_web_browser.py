@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emu_edit.video.coding import Coding
 from emu_edit.video.io import open_video
-from emu_edit.video.write import Coding
 from tests.end_to_end.browser import Browser, programs, request, wait_for
 from tests.end_to_end.test_end_to_end_app import Served, choose_task, chromium, page
 from tests.web.clips import clip

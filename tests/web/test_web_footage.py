@@ -15,8 +15,8 @@ from emu_edit.editing.editor import WORLD, Editor
 from emu_edit.editing.session import TurnSettings
 from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
+from emu_edit.video.coding import Coding
 from emu_edit.video.io import open_video
-from emu_edit.video.write import Coding
 from emu_edit.web.footage import EditedVideo, OpenedVideo, about, edit, judged, open_upload
 from emu_edit.web.guard import MEBI, Limits
 from tests.web.clips import clip
