@@ -8,10 +8,10 @@ from torch import Tensor
 
 from emu_edit.images import resize
 from emu_edit.video.clip import Video
+from emu_edit.video.coding import Coding
 from emu_edit.video.cuts import GivenCuts
 from emu_edit.video.job import Job, run
 from emu_edit.video.windows import Shot
-from emu_edit.video.write import Coding
 
 PLAYED = Coding("libx264", pixel_format="yuv420p")  # no browser plays 4:4:4
 
