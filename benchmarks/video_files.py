@@ -22,7 +22,7 @@ from torch import Tensor
 from emu_edit.errors import InputError
 from emu_edit.terminal import markdown_table, step_bar
 from emu_edit.video.coding import CONTAINERS
-from emu_edit.video.io import Frame, Video, open_video
+from emu_edit.video.io import Frame, open_video
 from emu_edit.video.job import Job, run
 from emu_edit.video.preview import Unedited
 
@@ -155,7 +155,7 @@ def passed(source: Path, folder: Path) -> list[str]:
     except InputError as error:
         return [source.name, f"refused: {error}", *[""] * 6]
     before, after = list(video.frames()), list(result.frames())
-    old, new = times(video, before), times(result, after)
+    old, new = times(source), times(output)
     apart = max(abs((a - old[0]) - (b - new[0])) for a, b in zip(old, new, strict=False))
     pairs = zip(before, after, strict=False)
     colour = max(float((mean(a) - mean(b)).abs().max()) for a, b in pairs)
@@ -175,9 +175,12 @@ def passed(source: Path, folder: Path) -> list[str]:
     ]
 
 
-def times(video: Video, frames: list[Frame]) -> list[float]:
-    """Return when frames are shown, in seconds."""
-    return [float(frame.time * video.info.time_base) for frame in frames]
+def times(path: Path) -> list[float]:
+    """Return when frames are shown, in seconds, as ffprobe says."""
+    command = ["ffprobe", "-loglevel", "error", "-select_streams", "v:0", "-show_entries"]
+    command += ["frame=best_effort_timestamp_time", "-of", "json", str(path)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [float(frame["best_effort_timestamp_time"]) for frame in json.loads(told)["frames"]]
 
 
 def mean(frame: Frame) -> Tensor:

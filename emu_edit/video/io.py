@@ -214,9 +214,9 @@ class VideoFile:
         for frame in frames:
             frame.time_base = stream.time_base
             graph.vpush(frame)
-            yield from _pulled(graph)
+            yield from _pulled(graph, Fraction(stream.time_base or 1))
         graph.vpush(None)
-        yield from _pulled(graph)
+        yield from _pulled(graph, Fraction(stream.time_base or 1))
 
     def _upright(self, frame: av.VideoFrame) -> UInt8[Tensor, "3 h w"]:
         pixels = to_rgb(frame, self.colour)
@@ -373,12 +373,17 @@ def _upending_of(frame: av.VideoFrame) -> _Upending:
     return _Upending(columns=a < 0, rows=d < 0)
 
 
-def _pulled(graph: Graph) -> Iterator[av.VideoFrame]:
+def _pulled(graph: Graph, unit: Fraction) -> Iterator[av.VideoFrame]:
     while True:
         try:
-            yield graph.vpull()
+            frame = graph.vpull()
         except (AvBlockingIOError, AvEOFError):
             return
+        scale = Fraction(frame.time_base or unit) / unit  # bwdif counts in halves
+        frame.duration = round(frame.duration * scale)
+        frame.pts = None if frame.pts is None else round(frame.pts * scale)
+        frame.time_base = unit
+        yield frame
 
 
 def _why(error: Exception) -> str:

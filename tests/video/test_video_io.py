@@ -239,3 +239,20 @@ def test_mirroring_is_applied_to_pixels(
     said = {note for note in video.info.notes if note.startswith(("mirrored", "turned"))}
     is_mirror = a * d - b * c < 0
     assert is_mirror == ("mirrored, as its file says" in said)
+
+
+def test_interlaced_frames_are_joined_and_keep_their_times(tmp_path: Path) -> None:
+    path, times = tmp_path / "interlaced.mp4", [0, 40, 80, 120, 200]
+    with av.open(path, "w") as output:
+        stream = output.add_stream("libx264", rate=25, options={"x264-params": "tff=1"})
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.time_base = stream.time_base = UNIT
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(number, (64, 64)), format="rgb24")
+            frame.pts, frame.time_base = time, UNIT
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    video = open_video(path)
+    assert "interlaced fields are joined" in video.info.notes
+    assert seconds(video) == [Fraction(time, 1000) for time in times]
+    assert [frame.time for frame in video.frames()] == list(video.info.times)
