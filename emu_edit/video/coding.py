@@ -15,8 +15,13 @@ from av.codec import Codec, CodecContext
 from av.error import FFmpegError
 
 from emu_edit.errors import InputError, closest
+from emu_edit.video.clip import VideoInfo
+from emu_edit.video.colour import BT709, Colour, assumed_matrix
 
 LOSSLESS = ("ffv1", "bgr0")  # of parts that become pictures or a palette in the end
+PART = "nut"  # a container that keeps any time base exactly, and most codecs
+PICTURES_COLOUR = Colour(BT709, BT709, BT709, is_full=False)
+JPEG_MATRIX = 5  # BT.601, always full range; JFIF 1.02
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ FINEST = Fraction(1, 240)  # second that AVI, which stores a gap as empty frames
 ANIMATIONS = {"gif", "apng", "webp"}  # without sound; encoded when the parts are joined
 # quality on each encoder's own scale at which a viewer sees no loss at normal size
 USUAL_CRF = {"libx264": 18, "libx265": 20, "libvpx-vp9": 24, "libsvtav1": 24}
+USUAL_QUANTISER = {"mpeg4": 2, "mjpeg": 2}  # in place of a CRF, 1 to 31
+HAVE_CRF = {*USUAL_CRF, *USUAL_QUANTISER, "libx264rgb", "libvpx", "libaom-av1"}
+# sides up to which x265 4.2 gets no vector code, which writes beyond 36 to 48 columns of less than
+# 32 rows; above, frames of all smaller sizes were tried
+SMALL_H265 = 64
 
 FAST = ("ultrafast", "superfast", "veryfast", "faster", "fast")
 PRESETS = (*FAST, "medium", "slow", "slower", "veryslow", "placebo")
@@ -105,7 +115,9 @@ class Coding:
                 f"{closest(wanted, formats)}"
             )
         _check_container(output, container, codec)
-        crf = USUAL_CRF.get(codec) if self.crf is None else self.crf
+        if self.crf is not None and codec not in HAVE_CRF:
+            raise InputError(f"{codec} has no quality to choose; leave --crf out")
+        crf = (USUAL_CRF | USUAL_QUANTISER).get(codec) if self.crf is None else self.crf
         settled = Coding(codec, crf, self.preset, wanted)
         settled.fitted(size)
         return settled
@@ -138,7 +150,10 @@ class Coding:
         context.time_base = Fraction(1, 25)
         try:
             context.pix_fmt = self.pixel_format or ""
-            context.options = {key: str(text) for key, text in self.options(reorders=True).items()}
+            context.options = {
+                key: str(text) for key, text in self.options(size, reorders=True).items()
+            }
+            self.tag(context, PICTURES_COLOUR)
             context.open()
         except (FFmpegError, ValueError, OverflowError) as error:
             return error
@@ -154,19 +169,46 @@ class Coding:
             f"({getattr(error, 'strerror', None) or error}); give other options, or another size"
         )
 
-    def options(self, *, reorders: bool) -> dict[str, object]:
-        """Return the encoder's options as FFmpeg names them."""
+    def options(self, size: tuple[int, int], *, reorders: bool) -> dict[str, object]:
+        """Return the encoder's options for (height, width) as FFmpeg names them."""
         given = {"preset": self.preset, "crf": self.crf}
         options: dict[str, object] = {
             name: str(value) for name, value in given.items() if value is not None
         }
-        if self.codec == "libvpx-vp9":
-            options |= {"b": "0", "row-mt": "1", "cpu-used": options.pop("preset", "4")}
-        if self.codec == "libx265":
-            options["x265-params"] = "log-level=none"  # it talks to the terminal otherwise
+        match self.codec:
+            case "libvpx-vp9":
+                options |= {"b": "0", "row-mt": "1", "cpu-used": options.pop("preset", "4")}
+            case "libx265":
+                plain = ":asm=0" if min(size) < SMALL_H265 else ""
+                options["x265-params"] = f"log-level=none{plain}"  # it talks otherwise
+            case "mpeg4" | "mjpeg":
+                quantiser = options.pop("crf", "2")
+                options |= {"qmin": quantiser, "qmax": quantiser}
         if not reorders:
             options["bf"] = "0"
         return options
+
+    def colour(self, source: Colour | None) -> Colour:
+        """Say what the stored numbers mean, for a source of some colour; None is of pictures."""
+        if self.codec == "mjpeg":
+            return Colour(JPEG_MATRIX, JPEG_MATRIX, JPEG_MATRIX, is_full=True)
+        return (source or PICTURES_COLOUR).written()
+
+    def tag(self, context: av.VideoCodecContext, source: Colour | None) -> None:
+        """Say in a stream's head what its numbers mean."""
+        colour = self.colour(source)
+        if not av.VideoFormat(self.pixel_format or "").is_rgb:
+            context.colorspace = colour.matrix
+            context.color_range = 2 if colour.is_full else 1
+        context.color_primaries, context.color_trc = colour.primaries, colour.transfer
+
+    def clock(self, info: VideoInfo) -> Fraction | None:
+        """Return the unit in which frames are numbered for an encoder; None tells it true times.
+
+        MPEG-4 counts in at most 65535 parts of a second (ISO/IEC 14496-2, 6.3.3), too few for most
+        files; it makes no use of times.
+        """
+        return Fraction(1, max(1, round(info.rate))) if self.codec == "mpeg4" else None
 
 
 def container_of(output: Path) -> Container | None:
@@ -187,11 +229,39 @@ def container_of(output: Path) -> Container | None:
     return CONTAINERS[suffix]
 
 
+def kept_colour(output: Path, info: VideoInfo) -> Colour | None:
+    """Return the colour that a file keeps; AVI has no tags, so what is assumed without them."""
+    container = container_of(output)
+    if container is None or container.name != "avi":
+        return info.colour
+    matrix = assumed_matrix(info.size[0])
+    return Colour(matrix, matrix, matrix, is_full=False)
+
+
+def avi_clock(info: VideoInfo) -> Fraction | None:
+    """Return the seconds of a frame in AVI, which has no times but counts frames.
+
+    None stands for the video's own unit where that is coarse: gaps are stored as empty frames.
+
+    Raises:
+        InputError: if a frame is shown more than half a frame before or after its turn.
+    """
+    times, unit = info.times, info.time_base
+    if unit >= FINEST or len(times) < 2:
+        return None if unit >= FINEST else 1 / info.rate.limit_denominator(1001)
+    step = Fraction(times[-1] - times[0], len(times) - 1)
+    if any(abs(time - times[0] - number * step) > step / 2 for number, time in enumerate(times)):
+        raise InputError(
+            f"{info.path}: has a variable rate, which AVI cannot keep; write .mkv or .mp4"
+        )
+    return (step * unit).limit_denominator(2**20)
+
+
 def _formats_of(codec: str) -> list[str]:
     try:
         known = Codec(codec, "w")
     except ValueError as error:
-        encoders = [*sorted(USUAL_CRF), "ffv1", "prores_ks", "mpeg4", "mjpeg"]
+        encoders = [*sorted(USUAL_CRF), "ffv1", *USUAL_QUANTISER]
         raise InputError(
             f"there is no encoder {codec!r} here; for example {', '.join(encoders)}."
             f"{closest(codec, encoders)}"
@@ -210,3 +280,9 @@ def _check_container(output: Path, container: Container, codec: str) -> None:
             f"{output}: {container.name} does not hold {name}, which {codec} makes; leave --codec "
             f"out for {container.codec}, or write .mkv"
         )
+    with av.open(BytesIO(), "w", format=PART) as empty:
+        if name not in empty.supported_codecs:
+            raise InputError(
+                f"{codec} makes {name}, which the parts that a video is made of ({PART}) do not "
+                "hold; take another encoder, e.g. ffv1"
+            )

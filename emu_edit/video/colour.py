@@ -74,11 +74,16 @@ def colour_of(frame: av.VideoFrame) -> Colour:
     if is_rgb:
         matrix = BT709
     elif matrix in {RGB_MATRIX, UNSPECIFIED}:
-        matrix = BT709 if frame.height >= HD_HEIGHT else BT601
+        matrix = assumed_matrix(frame.height)
     is_full = not is_rgb and (
         frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
     )
     return Colour(matrix, int(frame.color_primaries), int(frame.color_trc), is_full)
+
+
+def assumed_matrix(height: int) -> int:
+    """Return the matrix of a video without tags."""
+    return BT709 if height >= HD_HEIGHT else BT601
 
 
 def to_rgb(frame: av.VideoFrame, colour: Colour) -> np.ndarray:

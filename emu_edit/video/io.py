@@ -172,7 +172,7 @@ class VideoFile:
                 f"{self.path}: is cut short or damaged, it holds {kept} frames of "
                 f"{promised or 'more'}; copy it again, or mend it with ffmpeg"
             )
-        return sorted(times), max(end, round(last + one / unit))
+        return sorted(times), end if end > last else round(last + one / unit)
 
     def _packets(self, container: InputContainer) -> Iterator[av.Packet]:
         try:

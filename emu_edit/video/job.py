@@ -23,11 +23,11 @@ from torch import Tensor
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file, read_regular, write_json
 from emu_edit.video.clip import Frame, Video, VideoInfo
-from emu_edit.video.coding import Coding, container_of
+from emu_edit.video.coding import Coding, container_of, kept_colour
 from emu_edit.video.cuts import GivenCuts, scene_starts
 from emu_edit.video.threads import Encoder, ahead
 from emu_edit.video.windows import Shot
-from emu_edit.video.write import PartWriter, join_parts, writing
+from emu_edit.video.write import PartWriter, join_parts, try_writing, writing
 
 PART_FRAMES = 120  # a part is closed after so many frames
 POLL = 0.2  # seconds between looks for what other processes have finished
@@ -128,7 +128,7 @@ def run(
     began = time.monotonic()
     info = _result_info(job, resized)
     coding, asked = job.coding.settled(job.output, info.size), info.size
-    info = replace(info, size=coding.fitted(asked))
+    info = replace(info, size=coding.fitted(asked), colour=kept_colour(job.output, info))
     notes: list[str] = []
     if info.size != asked:
         (height, width), (full_height, full_width) = asked, info.size
@@ -139,11 +139,13 @@ def run(
     _prepare(job)
     worker = _Worker(job, editor, info, coding, on_frame)
     with _kept_if_useful(job):
+        if job.rank == 0:
+            try_writing(job.folder, job.output, info, coding)
         starts = worker.work(resized)
     if job.rank == 0:
         _wait(lambda: all((job.folder / f"{first:08d}.done").exists() for first in starts))
         parts = sorted(job.folder.glob("*.nut"))
-        notes += join_parts(parts, job.output, job.video.info, info)
+        notes += join_parts(parts, job.output, job.video.info, info, coding)
         shutil.rmtree(job.folder)
     seconds = time.monotonic() - began
     frames = worker.seen - job.video.info.first

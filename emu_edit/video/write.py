@@ -7,29 +7,29 @@ A job that was never interrupted is joined of the same parts: its frames are the
 """
 
 import heapq
-import itertools
 import os
 import secrets
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
 
 import av
 import numpy as np
+import torch
 from av.error import FFmpegError
 
-from emu_edit.errors import StorageError
+from emu_edit.errors import InputError, StorageError
 from emu_edit.video.animate import LATER, animate, write_pictures
 from emu_edit.video.clip import Frame, VideoInfo
-from emu_edit.video.coding import ANIMATIONS, FINEST, Coding, Container, container_of
-from emu_edit.video.colour import BT709, Colour, from_rgb
+from emu_edit.video.coding import ANIMATIONS, PART, Coding, Container, avi_clock, container_of
+from emu_edit.video.colour import from_rgb
 from emu_edit.video.passengers import passengers
 
-PICTURES_COLOUR = Colour(BT709, BT709, BT709, is_full=False)
 BEFORE = 2**20  # units of time, more than a part has packets
-PART = "nut"  # a container that keeps any codec and any time base exactly
 
 
 class PartWriter:
@@ -45,8 +45,9 @@ class PartWriter:
         self.path = path
         self._decoded: int | None = None  # the next packet's number
         self._half = path.with_name(f".{secrets.token_hex(8)}.part")
-        self._colour = (info.colour or PICTURES_COLOUR).written()
-        self._coding, self._unit = coding, info.time_base
+        self._colour, self._pixel_format = coding.colour(info.colour), coding.pixel_format or ""
+        self._unit, self._clock = info.time_base, coding.clock(info)
+        self._times: list[int] = []  # of frames that are numbered for the encoder
         with writing(path):
             self._container = av.open(self._half, "w", format=PART)
         try:
@@ -55,17 +56,13 @@ class PartWriter:
             added = self._container.add_stream(coding.codec or "", rate=rate)
             stream = cast("av.VideoStream", added)
             stream.height, stream.width = info.size
-            stream.pix_fmt = coding.pixel_format or ""
-            stream.options = coding.options(reorders=reorders)
+            stream.pix_fmt = self._pixel_format
+            stream.options = coding.options(info.size, reorders=reorders)
             context = stream.codec_context
-            context.time_base = stream.time_base = info.time_base
+            stream.time_base, context.time_base = self._unit, self._clock or self._unit
             context.sample_aspect_ratio = info.aspect
             context.thread_type = "AUTO"
-            if not av.VideoFormat(coding.pixel_format or "").is_rgb:
-                context.colorspace = self._colour.matrix
-                context.color_range = 2 if self._colour.is_full else 1
-            context.color_primaries = self._colour.primaries
-            context.color_trc = self._colour.transfer
+            coding.tag(context, info.colour)
             self._stream = stream
             context.open()
         except (FFmpegError, ValueError, OverflowError) as error:
@@ -74,14 +71,17 @@ class PartWriter:
 
     def write(self, frame: Frame) -> None:
         """Encode one frame more."""
-        assert self._coding.pixel_format is not None
         pixels = np.ascontiguousarray(frame.pixels.permute(1, 2, 0).numpy())
         more = [self._stream.height - pixels.shape[0], self._stream.width - pixels.shape[1]]
         if any(more):
             pixels = np.pad(pixels, [(0, more[0]), (0, more[1]), (0, 0)], mode="edge")
-        picture = from_rgb(pixels, self._colour, self._coding.pixel_format)
+        picture = from_rgb(pixels, self._colour, self._pixel_format)
         picture.pts, picture.duration = frame.time + LATER, frame.duration
         picture.time_base = self._unit
+        if self._clock is not None:
+            self._times.append(picture.pts)
+            picture.pts, picture.duration = len(self._times) - 1, 1
+            picture.time_base = self._clock
         with writing(self.path):
             self._mux(self._stream.encode(picture))
 
@@ -92,6 +92,8 @@ class PartWriter:
         libx265 are random for fewer frames than it looks ahead (seen with x265 4.2).
         """
         for packet in packets:
+            if self._clock is not None:
+                packet.pts, packet.time_base = self._times[packet.pts or 0], self._unit
             self._decoded = -BEFORE + (packet.pts or 0) if self._decoded is None else self._decoded
             packet.dts = self._decoded
             self._decoded += 1
@@ -116,8 +118,38 @@ class PartWriter:
             self._half.unlink(missing_ok=True)
 
 
+def try_writing(folder: Path, output: Path, info: VideoInfo, coding: Coding) -> None:
+    """Write a video of one black frame, in a folder, and remove it.
+
+    Raises:
+        InputError: if encoder or container refuse it, as they would after all frames are edited.
+        StorageError: if the disk is full or the place cannot be written.
+    """
+    container = container_of(output)
+    if container is None or container.name in ANIMATIONS:
+        return
+    part, half = folder / "black.nut", folder / "black.part"
+    blank = Frame(torch.zeros(3, *info.size, dtype=torch.uint8), info.times[0], 1)
+    try:
+        writer = PartWriter(part, info, coding, reorders=container.reorders)
+        writer.write(blank)
+        writer.close()
+        with writing(output):
+            _mux([part], half, container, replace(info, has_others=False), info, coding)
+    except StorageError as error:
+        if isinstance(error.__cause__, ValueError):  # so PyAV words EINVAL
+            raise InputError(
+                f"{output}: {container.name} does not take what {coding.codec} makes "
+                f"({coding.pixel_format}); leave --codec out for {container.codec}, or write .mkv"
+            ) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+        half.unlink(missing_ok=True)
+
+
 def join_parts(
-    parts: Sequence[Path], output: Path, source: VideoInfo, info: VideoInfo
+    parts: Sequence[Path], output: Path, source: VideoInfo, info: VideoInfo, coding: Coding
 ) -> list[str]:
     """Write the whole video; it appears under `output` complete or not at all.
 
@@ -137,7 +169,7 @@ def join_parts(
                 animate(parts, half, container.name, info)
                 left = ["sound and subtitles left out"] if source.has_others else []
             else:
-                left = _mux(parts, half, container, source, info)
+                left = _mux(parts, half, container, source, info, coding)
             with half.open("rb") as stream:
                 os.fsync(stream.fileno())
             half.replace(output)
@@ -147,7 +179,12 @@ def join_parts(
 
 
 def _mux(
-    parts: Sequence[Path], half: Path, container: Container, source: VideoInfo, info: VideoInfo
+    parts: Sequence[Path],
+    half: Path,
+    container: Container,
+    source: VideoInfo,
+    info: VideoInfo,
+    coding: Coding,
 ) -> list[str]:
     options = {"movflags": "+faststart"} if container.name in {"mp4", "mov"} else {}
     if container.name in {"matroska", "webm"} and not source.starts_before_zero:
@@ -157,11 +194,13 @@ def _mux(
         with av.open(parts[0]) as first:
             # opaque: a decoder may have another name than the encoder (libdav1d, libsvtav1)
             pictures = output.add_stream_from_template(first.streams.video[0], opaque=True)
-            pictures.time_base = info.time_base
-            if container.name == "avi" and info.time_base < FINEST:
-                # AVI has no times: frame k is shown at k / rate
-                pictures.time_base = 1 / info.rate.limit_denominator(1001)
-        flows = [_picture_packets(parts, pictures, info)]
+        coding.tag(pictures.codec_context, info.colour)  # which parts do not keep
+        pictures.time_base = info.time_base
+        packets = _picture_packets(parts, pictures, info)
+        if container.name == "avi" and (clock := avi_clock(info)) is not None:
+            pictures.time_base = clock
+            packets = _counted(packets, clock, round(info.times[0] * info.time_base / clock))
+        flows = [packets]
         left: list[str] = []
         if source.has_others:
             others, left = passengers(source, output, container.name)
@@ -192,19 +231,32 @@ def _picture_packets(
     for part in parts:
         packets = _read_part(part, info.time_base)
         times = sorted(packet.pts or 0 for packet in packets)
-        durations = {packet.pts: packet.duration for packet in packets}
         if not shown:
             shown = [times[0] - one * (late - i) for i in range(late)]
         known = shown + times
-        ends = dict(itertools.pairwise(times))
         for number, packet in enumerate(packets):
             time = packet.pts or 0
             packet.dts = min(known[number], time)
-            packet.duration = ends[time] - time if time in ends else durations[time] or one
+            packet.duration = max(1, _next(info, time) - time)
             packet.time_base = info.time_base
             packet.stream = stream
             yield packet
         shown = known[len(known) - late :]
+
+
+def _next(info: VideoInfo, time: int) -> int:
+    """Return when the frame that is shown at a time is shown no more."""
+    after = bisect_right(info.times, time)
+    if after < len(info.times):
+        return info.times[after]
+    return info.times[0] + round(info.seconds / info.time_base)
+
+
+def _counted(packets: Iterator[av.Packet], clock: Fraction, first: int) -> Iterator[av.Packet]:
+    for number, packet in enumerate(packets, first):
+        packet.pts = packet.dts = number
+        packet.duration, packet.time_base = 1, clock
+        yield packet
 
 
 def _read_part(part: Path, unit: Fraction) -> list[av.Packet]:
@@ -213,7 +265,6 @@ def _read_part(part: Path, unit: Fraction) -> list[av.Packet]:
         packets = [packet for packet in container.demux(video=0) if packet.size]
         for packet in packets:  # a part may count in fractions of the unit, never in others
             packet.pts = round((packet.pts or 0) * Fraction(packet.time_base or 1) / unit) - LATER
-            packet.duration = round((packet.duration or 0) * Fraction(packet.time_base or 1) / unit)
         return packets
 
 

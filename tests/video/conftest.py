@@ -97,7 +97,7 @@ def written(source: Video, output: Path, coding: Coding = USUAL, *, at: int = 4)
         for frame in some:
             writer.write(frame)
         writer.close()
-    left = join_parts(parts, output, source.info, info)
+    left = join_parts(parts, output, source.info, info, settled)
     for part in parts:
         part.unlink()
     assert list(output.parent.glob(".*")) == []  # no half file

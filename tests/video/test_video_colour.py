@@ -26,11 +26,12 @@ def test_a_colour_stays_within_two_levels_and_its_tags_are_written(
     info = replace(open_video(variable).info, colour=colour, rate=Fraction(25))
     plain = torch.tensor([200, 30, 30], dtype=torch.uint8)[:, None, None].expand(3, HEIGHT, WIDTH)
     part, output = tmp_path / "0.nut", tmp_path / "out.mp4"
-    writer = PartWriter(part, info, Coding().settled(output, info.size), reorders=True)
+    coding = Coding().settled(output, info.size)
+    writer = PartWriter(part, info, coding, reorders=True)
     for time in TIMES[:3]:
         writer.write(Frame(plain.contiguous(), time, 40))
     writer.close()
-    join_parts([part], output, info, info)
+    join_parts([part], output, info, info, coding)
     result = open_video(output)
     for frame in result.frames():
         assert (frame.pixels.int() - plain.int()).abs().max() <= 2
