@@ -18,6 +18,7 @@ from torch import nn
 
 from callbacks.ema import Ema
 from emu_edit.batch import EditBatch, EditSample
+from emu_edit.editing.generate import draw_pictures
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
 from emu_edit.randomness import check_seed
@@ -126,7 +127,7 @@ def pair_at(batch: EditBatch, i: int) -> EditSample:
     """Take pair i out of a batch."""
     return EditSample(
         key=batch.key[i],
-        source=batch.source[i],
+        source=batch.source[i] if batch.has_source[i] else None,
         target=batch.target[i],
         instruction=batch.instruction[i],
         task=int(batch.task[i]),
@@ -142,12 +143,22 @@ def edited_rows(module: EditModule, pairs: list[EditSample], seed: int) -> list[
         part = pairs[start : start + EDITS_AT_ONCE]
         instructions = [pair.instruction for pair in part]
         tasks = [names[pair.task] for pair in part]
-        source = torch.stack([pair.source for pair in part])
         seeds = [seed + start + i for i in range(len(part))]
-        edited = editor.edit_batch(source, instructions, tasks, seeds)
+        sources = [pair.source for pair in part if pair.source is not None]
+        if len(sources) == len(part):
+            made = editor.edit_batch(torch.stack(sources), instructions, tasks, seeds)
+        else:  # a data set of captions
+            size = part[0].target.shape[-2:]
+            made = draw_pictures(editor, instructions, seeds, size=size, task=tasks[0])
         rows += [
-            GridRow(pair.source, picture, pair.target, text, task)
-            for pair, picture, text, task in zip(part, edited, instructions, tasks, strict=True)
+            GridRow(
+                pair.target if pair.source is None else pair.source,
+                picture,
+                pair.target,
+                text,
+                task,
+            )
+            for pair, picture, text, task in zip(part, made, instructions, tasks, strict=True)
         ]
     return rows
 

@@ -160,9 +160,9 @@ class PairSample:
 
 @dataclass(frozen=True, kw_only=True)
 class EditSample(PairSample):
-    """A pair of pictures."""
+    """A pair of pictures; without a source the instruction is the target's caption."""
 
-    source: UInt8[Tensor, "3 h w"]
+    source: UInt8[Tensor, "3 h w"] | None
     target: UInt8[Tensor, "3 h w"]
 
 
@@ -212,9 +212,13 @@ class PairBatch(TensorRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class EditBatch(PairBatch):
-    """Pairs of pictures of one size, stacked."""
+    """Pairs of pictures of one size, stacked.
+
+    Rows of `source` whose `has_source` is False are black and mean nothing.
+    """
 
     source: UInt8[Tensor, "b 3 h w"]
+    has_source: Bool[Tensor, " b"]
     target: UInt8[Tensor, "b 3 h w"]
 
     @staticmethod
@@ -226,21 +230,13 @@ class EditBatch(PairBatch):
         """
         if not samples:
             raise ValueError("collate needs at least one sample, got none")
-        first = samples[0]
-        for sample in samples:
-            if (
-                sample.source.shape != first.source.shape
-                or sample.target.shape != first.source.shape
-            ):
-                raise ValueError(
-                    f"one batch holds one size: {first.key} is {tuple(first.source.shape[1:])}, "
-                    f"{sample.key} is {tuple(sample.source.shape[1:])} -> "
-                    f"{tuple(sample.target.shape[1:])}"
-                )
+        sources, has_source = _sources(samples)
+        size = samples[0].target.shape[1:]
         return EditBatch(
-            source=torch.stack([sample.source for sample in samples]),
+            source=sources,
+            has_source=has_source,
             target=torch.stack([sample.target for sample in samples]),
-            **_stacked(samples, mask_size=first.source.shape[1:]),
+            **_stacked(samples, mask_size=size),
         )
 
 
@@ -312,23 +308,28 @@ class ClipBatch(PairBatch):
         """
         if not samples:
             raise ValueError("collate needs at least one sample, got none")
-        first = samples[0]
-        sources = [torch.zeros_like(s.target) if s.source is None else s.source for s in samples]
-        for sample, source in zip(samples, sources, strict=True):
-            if not source.shape == sample.target.shape == first.target.shape:
-                raise ValueError(
-                    f"one batch holds one length and size: {first.key} is "
-                    f"{tuple(first.target.shape)}, {sample.key} is {tuple(source.shape)} "
-                    f"-> {tuple(sample.target.shape)}"
-                )
-        frames, _, height, width = first.target.shape
+        sources, has_source = _sources(samples)
+        frames, _, height, width = samples[0].target.shape
         return ClipBatch(
-            source=torch.stack(sources),
-            has_source=torch.tensor([sample.source is not None for sample in samples]),
+            source=sources,
+            has_source=has_source,
             target=torch.stack([sample.target for sample in samples]),
             rate=torch.tensor([sample.rate for sample in samples]),
             **_stacked(samples, mask_size=(frames, height, width)),
         )
+
+
+def _sources(samples: Sequence[EditSample] | Sequence[ClipSample]) -> tuple[Tensor, Tensor]:
+    """Stack sources, black where there is none, and whether there is one."""
+    first = samples[0].target.shape
+    sources = [torch.zeros_like(s.target) if s.source is None else s.source for s in samples]
+    for sample, source in zip(samples, sources, strict=True):
+        if not source.shape == sample.target.shape == first:
+            raise ValueError(
+                f"one batch holds one length and size: {samples[0].key} is {tuple(first)}, "
+                f"{sample.key} is {tuple(source.shape)} -> {tuple(sample.target.shape)}"
+            )
+    return torch.stack(sources), torch.tensor([s.source is not None for s in samples])
 
 
 Sample = EditSample | EncodedSample | ClipSample

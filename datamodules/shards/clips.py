@@ -23,12 +23,12 @@ from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datamodules.shards.manifest import CAPTION
 from datamodules.shards.writer import PairRecord, png_of
 from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import decode_rgb
 from emu_edit.pictures import MAX_PIXELS, MAX_SIDE
 
+CLIP = "clip"  # entry of a sample's json
 MP4_MAGIC = b"ftyp"  # at byte 4 of an mp4
 WORST_CRF = 51
 BT709 = 1  # primaries, transfer and matrix alike, in ITU-T H.273
@@ -39,8 +39,6 @@ Frames = UInt8[np.ndarray, "f h w 3"]
 @dataclass(frozen=True, kw_only=True)
 class ClipRecord(PairRecord):
     """A clip on its way into a shard; pictures and mask are strips of its frames.
-
-    Of the task `caption` the source is the target, and is not written.
 
     Attributes:
         frames: how many there are.
@@ -82,12 +80,12 @@ class ClipRecord(PairRecord):
 
     def views(self) -> Iterator[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]:
         """Yield role and pixels of every frame."""
-        for role, strip in self._strips().items():
+        for role, strip in self._roles().items():
             yield from ((role, frame) for frame in self._frames(strip))
 
     def pictures(self) -> dict[str, bytes]:
         """Return name ending and content of the strips or mp4s."""
-        strips = self._strips()
+        strips = self._roles()
         if not self.movie:
             return {f"{role}.png": png_of(strip) for role, strip in strips.items()}
         return {
@@ -95,17 +93,13 @@ class ClipRecord(PairRecord):
             for role, strip in strips.items()
         }
 
-    def _strips(self) -> dict[str, UInt8[np.ndarray, "rows w 3"]]:
-        strips = {"source": self.source, "target": self.target}
-        return {"target": self.target} if self.task == CAPTION else strips
-
     def _frames(self, strip: UInt8[np.ndarray, "rows w 3"]) -> Frames:
         return strip.reshape(self.frames, -1, *strip.shape[1:])
 
     def text(self) -> dict[str, object]:
         """Return what the json says."""
         clip = {"frames": self.frames, "rate": self.rate, "cuts": list(self.cuts)}
-        return {**super().text(), "clip": clip}
+        return {**super().text(), CLIP: clip}
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ class ClipFacts:
     @staticmethod
     def of(text: dict[str, Any]) -> "ClipFacts | None":
         """Return the facts; None if there are none, or they cannot be."""
-        clip = text.get("clip")
+        clip = text.get(CLIP)
         if not isinstance(clip, dict):
             return None
         frames, rate, cuts = clip.get("frames"), clip.get("rate"), clip.get("cuts", [])

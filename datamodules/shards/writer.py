@@ -24,7 +24,7 @@ from webdataset.writer import TarWriter
 
 from datamodules.shards.evaluation_only import refuse_declared, refuse_output
 from datamodules.shards.index import add_index
-from datamodules.shards.manifest import ShardEntry
+from datamodules.shards.manifest import CAPTION, ShardEntry
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file
 
@@ -37,7 +37,10 @@ _LONGEST_KEY = 80  # bytes; with ".source.png" it fits the 100 bytes of a ustar 
 
 @dataclass(frozen=True)
 class PairRecord:
-    """One pair on its way into a shard: RGB arrays; `mask` is True where the edit may change."""
+    """One pair on its way into a shard: RGB arrays; `mask` is True where the edit may change.
+
+    Of the task `caption` the source is the target, and is not written.
+    """
 
     key: str
     source: UInt8[np.ndarray, "h w 3"]
@@ -79,7 +82,7 @@ class PairRecord:
 
     def pictures(self) -> dict[str, bytes]:
         """Return name ending and content of source and target."""
-        return {"source.png": png_of(self.source), "target.png": png_of(self.target)}
+        return {f"{role}.png": png_of(pixels) for role, pixels in self._roles().items()}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,7 +91,11 @@ class PairRecord:
 
     def views(self) -> Iterator[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]:
         """Yield role and pixels of all that is seen at once."""
-        yield from (("source", self.source), ("target", self.target))
+        yield from self._roles().items()
+
+    def _roles(self) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
+        both = {"source": self.source, "target": self.target}
+        return {"target": self.target} if self.task == CAPTION else both
 
     def text(self) -> dict[str, object]:
         """Return what the json says."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.shards.clips import ClipFacts, decode_strip
+from datamodules.shards.clips import CLIP, ClipFacts, decode_strip
 from datamodules.shards.folder import CacheFullError, ShardFolder, open_descriptor
 from datamodules.shards.index import ROLES, IndexFile, check_text
 from datamodules.shards.manifest import CAPTION, ShardEntry
@@ -227,8 +227,20 @@ class PictureDecoder:
         position: int,
         wording: int,  # noqa: ARG002  pictures have no words
     ) -> Callable[..., Sample]:
-        """Decode source, target and mask of a sample, as `decode_pair` does."""
-        source, target, mask = self.crop(*decode_pair(shard, sample), position)
+        """Decode source, target and mask of a sample; a caption has no source.
+
+        Raises:
+            BadSampleError: naming shard and key.
+        """
+        if CLIP in shard.text(sample):
+            raise BadSampleError(
+                f"{shard.where(sample)}: is a clip, its frames below each other; data of clips are "
+                "read by ClipDataModule",
+                "is_clip",
+            )
+        source, target, mask = _decode(shard, sample, decode_rgb, decode_mask)
+        seen, target, mask = self.crop(target if source is None else source, target, mask, position)
+        source = None if source is None else seen
         return partial(EditSample, source=source, target=target, mask=mask)
 
 

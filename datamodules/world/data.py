@@ -7,14 +7,21 @@ validation pairs of the split "heldout": new sentences and new combinations of c
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from datamodules.edit import EditDataModule
-from datamodules.shards.manifest import MANIFEST, read_manifest
+from datamodules.shards.manifest import CAPTION, MANIFEST, read_manifest
 from datamodules.stream.mixing import check_weights
 from datamodules.stream.order import quotas
 from datamodules.stream.sampler import refuse_trainer
 from datamodules.world.backgrounds import Photos
-from datamodules.world.write import Extras, World, write_world
+from datamodules.world.write import (
+    Extras,
+    World,
+    captions_made_by,
+    write_captions,
+    write_world,
+)
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN
 from emu_edit.terminal import step_bar
@@ -134,6 +141,66 @@ class WorldData(EditDataModule):
         if self.weights is not None:
             check_weights(self.weights, list(SIXTEEN.names), self.train_folder)
             quotas(self.weights)
+
+
+class WorldCaptions(EditDataModule):
+    """Feed pictures of the procedural world with their captions, to learn to draw.
+
+    Args:
+        folder: where the shards are kept, in `train/` and `val/`; written when they are missing.
+        pictures: number of training pictures.
+        flat: one or two plain figures on a plain backdrop; else all that the world has.
+        image_size: side of the pictures.
+        global_batch: samples per optimizer step, over all processes and accumulated batches.
+        **others: as of `EditDataModule`.
+    """
+
+    def __init__(
+        self,
+        folder: str = "world/captions",
+        pictures: int = 60_000,
+        flat: bool = True,
+        image_size: int = 32,
+        global_batch: int = 32,
+        **others: Any,  # as of `ClipDataModule`
+    ) -> None:
+        train = Path(folder) / "train"
+        super().__init__(
+            train=str(train),
+            val=str(Path(folder) / "val"),
+            image_size=image_size,
+            global_batch=global_batch,
+            tasks=[CAPTION],
+            **others,
+        )
+        fewest, most = VAL_PAIRS
+        self._parts = {
+            train: (pictures, "train"),
+            Path(folder) / "val": (min(max(pictures // VAL_SHARE, fewest), most), "heldout"),
+        }
+        self._size, self._flat = image_size, flat
+
+    def prepare_data(self) -> None:
+        """Write the shards that are missing; one process of a machine does it for all.
+
+        Raises:
+            InputError: if the folder holds other pictures than those asked for.
+        """
+        for folder, (count, split) in self._parts.items():
+            if (folder / MANIFEST).exists():
+                wanted = captions_made_by(count, WORLD_SEED, self._size, split, self._flat)
+                _refuse_another(folder, wanted)
+                continue
+            with step_bar(f"writing {split} captions", "pictures") as progress:
+                write_captions(
+                    folder,
+                    count,
+                    seed=WORLD_SEED,
+                    size=self._size,
+                    split=split,
+                    flat=self._flat,
+                    progress=progress,
+                )
 
 
 def _refuse_another(folder: Path, wanted: dict[str, object]) -> None:

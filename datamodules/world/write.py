@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.shards.manifest import (
+    CAPTION,
     MANIFEST,
     NEW_TASK,
     Manifest,
@@ -28,6 +29,7 @@ from datamodules.shards.manifest import (
 )
 from datamodules.shards.writer import PairRecord, write_task_shards
 from datamodules.world.backgrounds import Photos
+from datamodules.world.captions import make_caption
 from datamodules.world.new_tasks import make_new_pair
 from datamodules.world.pair import VERSION, make_pair
 from datamodules.world.sessions import NOOPS, make_noop
@@ -83,7 +85,7 @@ class World:
     seed: int
     size: int
     split: str
-    photos: Photos | None
+    photos: Photos | None = None
     extras: Extras = field(default_factory=Extras)
 
     @property
@@ -193,6 +195,50 @@ def write_new_task(
         InputError: if the task, split or size is none, or the folder holds shards already.
     """
     make = partial(make_new_pair, seed, task=task, size=size, split=split, photos=photos)
+    entries = _write_one(folder, task, make, pairs, progress)
+    _list_bad(folder, photos)
+    maker = {**World(pairs, seed, size, split, photos).made_by(), NEW_TASK: task}
+    return write_manifest(folder, entries, made_by=maker)
+
+
+def write_captions(
+    folder: Path,
+    pictures: int,
+    *,
+    seed: int = 0,
+    size: int = 32,
+    split: str = "train",
+    flat: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write pictures 0 to `pictures` - 1 of the world with their captions, see `make_caption`.
+
+    Raises:
+        InputError: if the split or size is none, or the folder holds shards already.
+    """
+    make = partial(make_caption, seed, size=size, split=split, flat=flat)
+    entries = _write_one(folder, CAPTION, make, pictures, progress)
+    return write_manifest(
+        folder, entries, made_by=captions_made_by(pictures, seed, size, split, flat)
+    )
+
+
+def captions_made_by(
+    pictures: int, seed: int, size: int, split: str, flat: bool
+) -> dict[str, object]:
+    """Return what a manifest says about such pictures: enough to tell them apart."""
+    maker = {**World(pictures, seed, size, split).made_by(), NEW_TASK: CAPTION}
+    return {**maker, "flat": flat}
+
+
+def _write_one(
+    folder: Path,
+    task: str,
+    make: Callable[[int], PairRecord],
+    pairs: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[ShardEntry]:
+    """Write the shards and the contact sheet of one task."""
     shown = [make(index) for index in range(min(pairs, SHOWN))]  # refused before anything is made
     _make_empty(folder)
 
@@ -204,9 +250,7 @@ def write_new_task(
 
     entries = write_task_shards(folder, task, records())
     contact_sheet([(task, shown)]).save(folder / CONTACT_SHEET)
-    _list_bad(folder, photos)
-    maker = {**World(pairs, seed, size, split, photos).made_by(), NEW_TASK: task}
-    return write_manifest(folder, entries, made_by=maker)
+    return entries
 
 
 def _make_empty(folder: Path) -> None:
@@ -240,30 +284,30 @@ def _in_order(write: Callable[[str], _Written], workers: int | None) -> Iterator
 
 
 TILE = 128  # side of a shown picture
-CAPTION = 42  # height of the text above it
+TEXT = 42  # height of the text above it
 GAP = 10
 LETTERS = 44  # per line of text
 NAME = 88  # width of the column with the task's name
 
 
-def contact_sheet(rows: Sequence[tuple[str, Sequence[WorldPair]]]) -> Image.Image:
+def contact_sheet(rows: Sequence[tuple[str, Sequence[PairRecord]]]) -> Image.Image:
     """Return a sheet of named rows of pairs; pictures are enlarged without smoothing."""
     columns = max(len(pairs) for _, pairs in rows)
     cell = 2 * TILE + GAP
     width = NAME + columns * (cell + GAP)
-    sheet = Image.new("RGB", (width, len(rows) * (CAPTION + TILE + GAP) + GAP), "white")
+    sheet = Image.new("RGB", (width, len(rows) * (TEXT + TILE + GAP) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=11)
     for r, (name, pairs) in enumerate(rows):
-        top = GAP + r * (CAPTION + TILE + GAP)
-        beside = (GAP, top + CAPTION + TILE // 2)
+        top = GAP + r * (TEXT + TILE + GAP)
+        beside = (GAP, top + TEXT + TILE // 2)
         draw.text(beside, name, fill="black", font=ImageFont.load_default(size=13))
         for c, pair in enumerate(pairs):
             left = NAME + c * (cell + GAP)
             lines = textwrap.wrap(pair.instruction, LETTERS)[:3]
             draw.multiline_text((left, top), "\n".join(lines), fill="black", font=font, spacing=2)
-            sheet.paste(_enlarged(pair.source), (left, top + CAPTION))
-            sheet.paste(_enlarged(pair.target), (left + TILE + 2, top + CAPTION))
+            sheet.paste(_enlarged(pair.source), (left, top + TEXT))
+            sheet.paste(_enlarged(pair.target), (left + TILE + 2, top + TEXT))
     return sheet
 
 

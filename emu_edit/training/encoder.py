@@ -44,7 +44,7 @@ class BatchEncoder:
         z_0 = mean + std eps_posterior
 
         with the mean and deviation of the target's posterior; z_source is the source's mode,
-        null_text the encoding of "" (b = 1).
+        null_text the encoding of "" (b = 1). A row without a source has that of a withheld one, 0.
 
         Raises:
             InputError: if the batch was encoded by other networks, or holds clips.
@@ -55,6 +55,7 @@ class BatchEncoder:
                 with torch.no_grad():
                     mean, std = networks.codec.posterior(to_float(batch.target))
                     z_source = networks.codec.encode_condition(to_float(batch.source))
+                    z_source = z_source * batch.has_source[:, None, None, None]
                 text, null_text = networks.encode_text(list(batch.instruction))
             case EncodedBatch():
                 self._check_codec(batch.codec)

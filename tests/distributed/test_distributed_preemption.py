@@ -65,8 +65,6 @@ def launch(
     [
         ("lightning", "SIGTERM", "rank1"),
         ("lightning", "SIGUSR1", "rank0"),
-        ("lightning", "SIGTERM", "group"),
-        ("torchrun", "SIGTERM", "rank1"),
         ("torchrun", "SIGTERM", "group"),
     ],
 )

@@ -41,6 +41,7 @@ SMALLER = {
     "photos": NARROW,
     "pairs": NARROW,
     "smoke": (),
+    "text_to_image": NARROW,
 }
 
 
