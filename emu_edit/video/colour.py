@@ -15,6 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 RGB_MATRIX, BT709, UNSPECIFIED, BT601, BT2020 = 0, 1, 2, 6, 9
 MATRICES_601 = (5, 6)  # BT.470BG (625 lines) and SMPTE 170M (525 lines): the same numbers
 PQ, HLG = 16, 18
+LUMA = {BT601: (0.299, 0.114), BT709: (0.2126, 0.0722)}  # kr and kb; ITU-T H.273, table 4
 HD_HEIGHT = 720  # untagged video of so many lines and more is taken as BT.709
 
 WHITE_NITS = 203.0  # of diffuse white in HDR; ITU-R BT.2408-7, table 1
@@ -109,19 +110,43 @@ def from_rgb(pixels: np.ndarray, colour: Colour, pixel_format: str) -> av.VideoF
     """Return uint8 "h w 3" as a frame whose numbers and tags say `colour`."""
     frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
     if not av.VideoFormat(pixel_format).is_rgb:
+        matrix, levels = _sws_matrix(colour.matrix), ColorRange.MPEG
+        if colour.is_full:
+            levels = ColorRange.JPEG
+            frame = av.VideoFrame.from_ndarray(full_range(pixels, colour.matrix), format="yuv444p")
         frame = frame.reformat(
             format=pixel_format,
+            src_colorspace=matrix if colour.is_full else None,
             src_color_range=ColorRange.JPEG,
-            dst_colorspace=_sws_matrix(colour.matrix),
-            dst_color_range=ColorRange.JPEG if colour.is_full else ColorRange.MPEG,
+            dst_colorspace=matrix,
+            dst_color_range=levels,
             interpolation=EXACT,
         )
         frame.colorspace = colour.matrix
-        frame.color_range = ColorRange.JPEG if colour.is_full else ColorRange.MPEG
+        frame.color_range = levels
     elif pixel_format != "rgb24":
         frame = frame.reformat(format=pixel_format)
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
     return frame
+
+
+def full_range(pixels: np.ndarray, matrix: int) -> np.ndarray:
+    """Turn uint8 RGB "h w 3" into rounded Y'CbCr "3 h w" of BT.601 or BT.709, all 256 levels used.
+
+        Y = kr R + (1 - kr - kb) G + kb B
+        Cb = (B - Y) / (2 - 2 kb) + 128
+        Cr = (R - Y) / (2 - 2 kr) + 128
+
+    Source: ITU-T H.273, equations 38 to 46. Here, because swscale 9.5 (FFmpeg 8.1) rounds the
+    chroma of full range down, which makes pictures greener.
+    """
+    kr, kb = LUMA[BT601 if matrix in (*MATRICES_601, BT601) else BT709]
+    luma = np.array([kr, 1 - kr - kb, kb])
+    rows = [luma, (np.eye(3)[2] - luma) / (2 - 2 * kb), (np.eye(3)[0] - luma) / (2 - 2 * kr)]
+    levels = np.stack(rows).astype(np.float32) @ pixels.reshape(-1, 3).T.astype(np.float32)
+    levels[1:] += 128
+    np.rint(levels, out=levels)
+    return np.minimum(levels, 255, out=levels).astype(np.uint8).reshape(3, *pixels.shape[:2])
 
 
 def to_bt709(pixels: np.ndarray, transfer: int) -> np.ndarray:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from queue import Queue
 from typing import TypeVar
 
-AHEAD = 16  # frames that are decoded ahead, and that may wait for the encoder
+AHEAD = (
+    8  # frames that are decoded ahead, and that may wait for the encoder: what is edited at once
+)
 
 Item = TypeVar("Item")
 

@@ -11,7 +11,16 @@ import torch
 
 from emu_edit.video.clip import Frame
 from emu_edit.video.coding import Coding
-from emu_edit.video.colour import HLG, PQ, WHITE_NITS, Colour, linear_light, to_bt709
+from emu_edit.video.colour import (
+    HLG,
+    PQ,
+    WHITE_NITS,
+    Colour,
+    from_rgb,
+    linear_light,
+    to_bt709,
+    to_rgb,
+)
 from emu_edit.video.io import open_video
 from emu_edit.video.write import PartWriter, join_parts
 from tests.video.conftest import HEIGHT, TIMES, WIDTH
@@ -45,6 +54,21 @@ def test_a_colour_stays_within_two_levels_and_its_tags_are_written(
         level = float(np.dot(luma, (200, 30, 30)))
         expected = level if is_full else 16 + level * 219 / 255
         assert decoded.to_ndarray()[:HEIGHT].mean() == pytest.approx(expected, abs=1.5)
+
+
+@pytest.mark.parametrize("matrix", [1, 6])
+@pytest.mark.parametrize("is_full", [False, True])
+@pytest.mark.parametrize("pixel_format", ["yuv444p", "yuv420p"])
+def test_there_and_back_without_a_codec_no_colour_is_shifted(
+    matrix: int, pixel_format: str, *, is_full: bool
+) -> None:
+    colour = Colour(matrix, matrix, matrix, is_full)
+    cells = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    pixels = np.kron(cells, np.ones((16, 16, 1), dtype=np.uint8))  # chroma in 4:2:0 keeps them
+    frame = from_rgb(pixels, colour, pixel_format)
+    error = to_rgb(frame, colour).astype(float)[8::16, 8::16] - cells
+    assert np.abs(error.mean((0, 1))).max() < 0.2
+    assert np.abs(error).max() <= 2
 
 
 def nits(signal: float, transfer: int) -> float:
