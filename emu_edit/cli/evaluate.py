@@ -9,12 +9,20 @@ videos.
 import argparse
 import sys
 import time
-from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, sampling_of, seed_int
+from emu_edit.cli.evaluate_kinds import (
+    BENCHMARKS,
+    FOREIGN,
+    VIDEOS,
+    WORLD,
+    WORLD_VIDEO,
+    Kind,
+    kind_of,
+    refuse,
+)
 from emu_edit.errors import InputError
 from emu_edit.terminal import fitted, terminal_width
 
@@ -25,71 +33,19 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-WORLD = "world"
-WORLD_VIDEO, TGVE = "world-video", "tgve"
-BENCHMARKS = (WORLD, "emu-edit", "magicbrush", WORLD_VIDEO, TGVE)
 # as the records of emu_edit.evaluation have it
 PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1
-CLIPS, FRAMES = 2, 12
+CLIPS, FRAMES, CAPTIONS_DRAWN = 2, 12, 100
 SOME_FAILED = 1  # exit status
-
-
-Kind = Enum("Kind", ("inputs", "world", "drift", "photographs", "clips", "tgve"))  # of evaluation
-
-# why an option is refused that says nothing to a kind of evaluation
-_PHOTOGRAPHS = dict.fromkeys(
-    ("protocol", "backbones", "compare", "limit", "tasks"),
-    "belongs to --benchmark emu-edit or magicbrush; leave it out",
-)
-_TGVE_ONLY = "belongs to --benchmark tgve; leave it out"
-_VIDEOS = {
-    "frames": "belongs to --benchmark world-video; leave it out",
-    "instructions": _TGVE_ONLY,
-}
-_SESSIONS = dict.fromkeys(("turns", "sessions"), "belongs to --drift; add --drift or leave it out")
-_SAMPLING = ("steps", "guidance_text", "guidance_image", "sampler")
-_SCORING = dict.fromkeys(
-    (*_SAMPLING, "output", "device", "data", "allow_missing", "drift"),
-    "belongs to scoring; with --write-inputs leave it out",
-)
-FOREIGN: dict[Kind, dict[str, str]] = {
-    Kind.inputs: {**_SCORING, **_PHOTOGRAPHS, **_SESSIONS, "instructions": _TGVE_ONLY},
-    Kind.world: {**_PHOTOGRAPHS, **_SESSIONS, **_VIDEOS},
-    Kind.clips: {
-        **_PHOTOGRAPHS,
-        **_SESSIONS,
-        "instructions": _TGVE_ONLY,
-        "data": "is made, not read; leave it out",
-        "drift": "belongs to --benchmark world; leave it out",
-    },
-    Kind.tgve: {
-        "frames": _VIDEOS["frames"],
-        **_SESSIONS,
-        **dict.fromkeys(
-            ("pairs", "seed", "photos", "split", "write_inputs", "drift", "tasks"),
-            "says nothing to --benchmark tgve; leave it out",
-        ),
-    },
-    Kind.drift: {
-        **_PHOTOGRAPHS,
-        **_VIDEOS,
-        "pairs": "counts pairs of single edits; with --drift give --sessions",
-        "data": "is about single edits; with --drift leave it out",
-    },
-    Kind.photographs: {
-        **_VIDEOS,
-        **dict.fromkeys(
-            ("pairs", "seed", "photos", "write_inputs", "turns", "sessions", "drift"),
-            "belongs to --benchmark world; leave it out",
-        ),
-    },
-}
 
 EPILOG = """\
 benchmarks of photographs, read from where you downloaded them (--data):
   emu-edit     the Emu Edit test set: parquet files of the hub (needs pyarrow), or metadata.jsonl
                or .csv with pictures
   magicbrush   the MagicBrush test set: test/edit_sessions.json, test/images, captions
+a benchmark of models that draw:
+  world-captions  pictures drawn from held-out captions of the world, read by the scene reader
+
 benchmarks of videos:
   world-video  clips of the moving world, per frame against exact truth, with exact flow; what the
                scene reader recognises. KEY.mp4, KEY.png (animated) or KEY/00000.png, … of others
@@ -176,7 +132,9 @@ def parser() -> ArgumentParser:
 def _add_world(verb: ArgumentParser) -> None:
     group = verb.add_argument_group("world")
     group.add_argument(
-        "--pairs", type=positive_int, help=f"pairs per task (default {PAIRS}, of clips {CLIPS})"
+        "--pairs",
+        type=positive_int,
+        help=f"pairs per task (default {PAIRS}, clips {CLIPS}); captions: all ({CAPTIONS_DRAWN})",
     )
     group.add_argument(
         "--frames", type=positive_int, help=f"of a clip of world-video (default {FRAMES})"
@@ -250,31 +208,6 @@ def run(arguments: list[str]) -> int:
     return SOME_FAILED if outcome.failed else 0
 
 
-def kind_of(options: argparse.Namespace) -> Kind:
-    """Tell which kind of evaluation a command line asks for."""
-    if options.benchmark == TGVE:
-        return Kind.tgve
-    if options.benchmark not in {WORLD, WORLD_VIDEO}:
-        return Kind.photographs
-    if options.write_inputs is not None:
-        return Kind.inputs
-    if options.benchmark == WORLD_VIDEO:
-        return Kind.clips
-    return Kind.world if options.drift is None else Kind.drift
-
-
-def refuse(options: argparse.Namespace, foreign: Mapping[str, str]) -> None:
-    """Refuse options that were given and say nothing here.
-
-    Raises:
-        InputError: naming the first, and why.
-    """
-    given = vars(options)
-    for name, why in foreign.items():
-        if given[name] is not None:
-            raise InputError(f"--{name.replace('_', '-')} {why}")
-
-
 def candidate_of(options: argparse.Namespace) -> "Candidate":
     """Read what is scored from the command line."""
     from emu_edit.evaluation.candidate import Candidate, holds_pictures
@@ -343,7 +276,7 @@ def write_inputs(options: argparse.Namespace) -> int:
         sys.stdout.write(write_clips(folder, clips_of(options)))
         return 0
     if options.frames is not None:
-        raise InputError(f"--frames {_VIDEOS['frames']}")
+        raise InputError(f"--frames {VIDEOS['frames']}")
     sys.stdout.write(write_inputs(folder, benchmark_of(options)))
     return 0
 
@@ -360,6 +293,11 @@ def evaluate(options: argparse.Namespace, kind: Kind) -> "Outcome":
         sessions, turns = given_or(options.sessions, SESSIONS), given_or(options.turns, TURNS)
         benchmark = DriftBenchmark(sessions, turns, scenes_of(options))
         return run_drift(DriftOptions(candidate_of(options), benchmark))
+    if kind == Kind.captions:
+        from emu_edit.evaluation.captions import CaptionOptions, run_captions
+
+        captions = given_or(options.pairs, CAPTIONS_DRAWN)
+        return run_captions(CaptionOptions(candidate_of(options), scenes_of(options), captions))
     if kind in {Kind.clips, Kind.tgve}:
         from emu_edit.evaluation.videos import VideoOptions, run_videos
 

@@ -55,10 +55,20 @@ WORLD_CLIPS = {  # of clips of the moving world; `clean` counts frames
     "psnr_outside": Metric("PSNR outside", True, "of result and source outside the mask, in dB"),
 }
 
+WORLD_CAPTIONS = {  # of pictures drawn from captions, by what the scene reader sees
+    "right": Metric("right", True, "all that was asked for is there, and nothing else"),
+    "figures": Metric("figures", True, "share of the figures asked for, whole"),
+    "colours": Metric("colours", True, "share of the colours asked for, whatever has them"),
+    "shapes": Metric("shapes", True, "share of the shapes asked for, in whatever colour"),
+    "background": Metric("background", True, "whether it is the one asked for"),
+}
+
 
 def metric(name: str) -> Metric:
     """Look up how a metric is shown; one that is not known is shown by its name."""
-    return {**WORLD, **VISION, **WORLD_CLIPS, **METRICS}.get(name, Metric(name, None))
+    return {**WORLD, **VISION, **WORLD_CLIPS, **WORLD_CAPTIONS, **METRICS}.get(
+        name, Metric(name, None)
+    )
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def thumbnails(
         is_there = Path(key).name == key and path.is_file()
         return [_thumbnail("edited", read_image(path))] if is_there else []
     found = pictures(key)
-    shown = {"input": found.source, "edited": found.output, "ground truth": found.target}
+    made = "drawn" if found.source is None else "edited"
+    shown = {"input": found.source, made: found.output, "ground truth": found.target}
     return [_thumbnail(label, one) for label, one in shown.items() if one is not None]
 
 

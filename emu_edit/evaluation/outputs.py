@@ -67,9 +67,9 @@ class Output:
 
 @dataclass(frozen=True)
 class ItemPictures:
-    """The pictures of one item: what was given, the result, and the ground truth."""
+    """The pictures of one item: what was given, if anything was, the result, the ground truth."""
 
-    source: UInt8[Tensor, "3 _ _"]
+    source: UInt8[Tensor, "3 _ _"] | None
     output: UInt8[Tensor, "3 _ _"]
     target: UInt8[Tensor, "3 _ _"] | None
 

@@ -25,6 +25,7 @@ from emu_edit.evaluation.figures import (
     COPY,
     MODEL,
     ORACLE,
+    WORLD_CAPTIONS,
     Block,
     Figure,
     Figures,
@@ -43,7 +44,7 @@ from emu_edit.terminal import plural
 PAGE = "index.html"
 GRID = "grid.png"  # of the world benchmark, which writes no items
 MOST_ITEMS = 200
-SHARES = frozenset({"clean", "success"})  # shown in percent
+SHARES = frozenset({"clean", "success", *WORLD_CAPTIONS})  # shown in percent
 FINE = frozenset({"l2"})  # too small for three digits
 NONE = "\N{EN DASH}"
 EDITORS = {

@@ -162,6 +162,7 @@ def score(
 def _compare(
     item: BenchmarkItem, pictures: ItemPictures, output: str, inputs: Inputs
 ) -> Comparison:
+    assert pictures.source is not None  # every edit has one
     editors = {
         MODEL: HashedPicture(output, pictures.output),
         COPY: HashedPicture(inputs.source[item.key], pictures.source),

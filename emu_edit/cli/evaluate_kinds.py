@@ -1,0 +1,99 @@
+"""Which kind of evaluation a command line asks for, and which options say nothing to it."""
+
+import argparse
+from collections.abc import Mapping
+from enum import Enum
+
+from emu_edit.errors import InputError
+
+WORLD = "world"
+WORLD_VIDEO, TGVE, CAPTIONS = "world-video", "tgve", "world-captions"
+BENCHMARKS = (WORLD, "emu-edit", "magicbrush", WORLD_VIDEO, TGVE, CAPTIONS)
+
+
+Kind = Enum(
+    "Kind", ("inputs", "world", "drift", "photographs", "clips", "tgve", "captions")
+)  # of evaluation
+
+# why an option is refused that says nothing to a kind of evaluation
+_PHOTOGRAPHS = dict.fromkeys(
+    ("protocol", "backbones", "compare", "limit", "tasks"),
+    "belongs to --benchmark emu-edit or magicbrush; leave it out",
+)
+_TGVE_ONLY = "belongs to --benchmark tgve; leave it out"
+VIDEOS = {
+    "frames": "belongs to --benchmark world-video; leave it out",
+    "instructions": _TGVE_ONLY,
+}
+_SESSIONS = dict.fromkeys(("turns", "sessions"), "belongs to --drift; add --drift or leave it out")
+_SAMPLING = ("steps", "guidance_text", "guidance_image", "sampler")
+_SCORING = dict.fromkeys(
+    (*_SAMPLING, "output", "device", "data", "allow_missing", "drift"),
+    "belongs to scoring; with --write-inputs leave it out",
+)
+FOREIGN: dict[Kind, dict[str, str]] = {
+    Kind.inputs: {**_SCORING, **_PHOTOGRAPHS, **_SESSIONS, "instructions": _TGVE_ONLY},
+    Kind.world: {**_PHOTOGRAPHS, **_SESSIONS, **VIDEOS},
+    Kind.clips: {
+        **_PHOTOGRAPHS,
+        **_SESSIONS,
+        "instructions": _TGVE_ONLY,
+        "data": "is made, not read; leave it out",
+        "drift": "belongs to --benchmark world; leave it out",
+    },
+    Kind.captions: {
+        **_PHOTOGRAPHS,
+        **_SESSIONS,
+        **VIDEOS,
+        **dict.fromkeys(
+            ("data", "write_inputs", "allow_missing", "drift"),
+            "says nothing to --benchmark world-captions; leave it out",
+        ),
+    },
+    Kind.tgve: {
+        "frames": VIDEOS["frames"],
+        **_SESSIONS,
+        **dict.fromkeys(
+            ("pairs", "seed", "photos", "split", "write_inputs", "drift", "tasks"),
+            "says nothing to --benchmark tgve; leave it out",
+        ),
+    },
+    Kind.drift: {
+        **_PHOTOGRAPHS,
+        **VIDEOS,
+        "pairs": "counts pairs of single edits; with --drift give --sessions",
+        "data": "is about single edits; with --drift leave it out",
+    },
+    Kind.photographs: {
+        **VIDEOS,
+        **dict.fromkeys(
+            ("pairs", "seed", "photos", "write_inputs", "turns", "sessions", "drift"),
+            "belongs to --benchmark world; leave it out",
+        ),
+    },
+}
+
+
+def kind_of(options: argparse.Namespace) -> Kind:
+    """Tell which kind of evaluation a command line asks for."""
+    if options.benchmark in {TGVE, CAPTIONS}:
+        return Kind.tgve if options.benchmark == TGVE else Kind.captions
+    if options.benchmark not in {WORLD, WORLD_VIDEO}:
+        return Kind.photographs
+    if options.write_inputs is not None:
+        return Kind.inputs
+    if options.benchmark == WORLD_VIDEO:
+        return Kind.clips
+    return Kind.world if options.drift is None else Kind.drift
+
+
+def refuse(options: argparse.Namespace, foreign: Mapping[str, str]) -> None:
+    """Refuse options that were given and say nothing here.
+
+    Raises:
+        InputError: naming the first, and why.
+    """
+    given = vars(options)
+    for name, why in foreign.items():
+        if given[name] is not None:
+            raise InputError(f"--{name.replace('_', '-')} {why}")
