@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emu_edit.models.codec import KLCodec, PatchCodec
 from emu_edit.models.interfaces import ImageCodec, TextEncoder
@@ -67,6 +67,14 @@ def text_fingerprint(text_encoder: TextEncoder) -> str:
     ids, mask = text_encoder.tokenize(PROBES)
     tensors = sorted(text_encoder.state_dict().items())
     return hash_of([ids.tolist(), mask.tolist()], tensors, torch.bfloat16)
+
+
+def base_fingerprint(denoiser: nn.Module) -> str:
+    """Return the hash of a picture model that adapters name their base by: its tensors.
+
+    In bfloat16: a trainer may have cast the frozen base to it. A float16 copy is another base.
+    """
+    return hash_of([], sorted(denoiser.state_dict().items()), torch.bfloat16)
 
 
 def model_hash(networks: EditNetworks) -> str:

@@ -80,6 +80,17 @@ class Conditioning:
         text = TextFeatures(tokens=self.text.tokens.to(dtype), mask=self.text.mask)
         return Conditioning(text, self.z_source.to(dtype), self.v_task.to(dtype))
 
+    def for_frames(self, frames: int) -> "Conditioning":
+        """Return it with each row repeated for every frame of a video: rows "(b f)"."""
+        text = TextFeatures(
+            tokens=self.text.tokens.repeat_interleave(frames, dim=0),
+            mask=self.text.mask.repeat_interleave(frames, dim=0),
+        )
+        z_source, v_task = (
+            each.repeat_interleave(frames, dim=0) for each in (self.z_source, self.v_task)
+        )
+        return Conditioning(text, z_source, v_task)
+
     @staticmethod
     def cat(parts: "list[Conditioning]") -> "Conditioning":
         """Stack conditionings along the batch; their token counts must agree."""
