@@ -29,7 +29,7 @@ from emu_edit.video.cuts import GivenCuts
 from emu_edit.video.editor import BATCH, VideoEditor, VideoSettings, VideoTurn
 from emu_edit.video.io import open_video
 from emu_edit.video.job import Job, OnFrame, run
-from emu_edit.video.windows import Shot
+from emu_edit.video.preview import Unedited
 from emu_edit.web.guard import MEBI, Limits
 from emu_edit.web.state import check_request
 
@@ -130,7 +130,7 @@ def open_upload(
             height, width = info.size
             smaller = with_shorter_side(min(SHOWN, *info.size), height=height, width=width)
             job = Job(video, shown, cuts=GivenCuts.of([0], info.frames))
-            run(job, Unchanged(), on_frame, _even(smaller))
+            run(job, Unedited(), on_frame, _even(smaller))
     return OpenedVideo(folder, video, shown, doubt)
 
 
@@ -254,25 +254,6 @@ def judged(source: Path, limits: Limits) -> str:
         raise InputError(
             "the file is no video that can be read; give MP4, MOV, MKV, WebM, AVI or GIF"
         ) from error
-
-
-class Unchanged:
-    """An editor that gives every frame as it came."""
-
-    def push(self, shot: Shot) -> list[Shot]:
-        """Give the frame back."""
-        return [shot]
-
-    def flush(self) -> list[Shot]:
-        """Nothing is left."""
-        return []
-
-    def state(self) -> bytes:
-        """Nothing is remembered."""
-        return b""
-
-    def restore(self, state: bytes) -> None:
-        """Go on anywhere."""
 
 
 def _is_played(container: InputContainer, ending: str) -> bool:
