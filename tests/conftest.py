@@ -1,6 +1,7 @@
 """Fixtures every area may use. Heavy imports stay inside: collecting the tests must be quick."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,10 @@ import pytest
 
 if TYPE_CHECKING:
     import torch
+
+# before torch is imported, here and in the processes that tests start: their tensors are so small
+# that several threads mostly wait for each other, beside other work ten times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
