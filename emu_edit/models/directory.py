@@ -13,6 +13,7 @@ from emu_edit.errors import InputError
 from emu_edit.models.trust import read_bounded_json
 
 INDEX = "model_index.json"  # diffusers' name; what makes a directory a model directory
+TEMPORAL = "temporal"  # the folder of its temporal adapter, where it has one
 
 
 @contextmanager

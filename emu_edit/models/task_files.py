@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emu_edit.errors import InputError, closest
-from emu_edit.models.directory import read_index, read_json
+from emu_edit.models.directory import TEMPORAL, read_index, read_json
 from emu_edit.models.fingerprints import model_hash
 from emu_edit.models.learned_task import SHOWN, SUFFIX, LearnedTask, check_new_name
 from emu_edit.models.networks import EditNetworks
@@ -111,17 +111,20 @@ def write_learned(networks: EditNetworks, folder: Path) -> None:
 
 
 def refuse_to_lose(folder: Path, learned: Sequence[LearnedTask] = ()) -> None:
-    """Refuse to replace a model directory with learned tasks that are not among `learned`.
+    """Refuse to replace a model directory with what was learnt for it: tasks, temporal layers.
 
-    Without those, call it before a training that will export there.
+    Tasks among `learned` will be written again; without those, call it before a training that will
+    export there.
     """
     has = {task.name for task in learned}
-    lost = sorted(file.stem for file in (folder / LEARNED).glob(f"*{SUFFIX}"))
-    if lost := [name for name in lost if name not in has]:
+    names = sorted(file.stem for file in (folder / LEARNED).glob(f"*{SUFFIX}"))
+    tasks = ", ".join(name for name in names if name not in has)
+    layers = (folder / TEMPORAL).is_dir()
+    if lost := [f"learned tasks {tasks}"] * bool(tasks) + ["temporal layers"] * layers:
         raise InputError(
-            f"{folder} has the learned tasks {', '.join(lost)}, which would be lost with its "
-            f"weights; move it away as a whole (mv {folder} {folder}-kept) and give the same "
-            "command again, or give another directory"
+            f"{folder} has the {' and '.join(lost)}, which would be lost with its weights; move it "
+            f"away as a whole (mv {folder} {folder}-kept) and give the same command again, or give "
+            "another directory"
         )
 
 

@@ -21,7 +21,6 @@ from emu_edit.models.sources import load_tensors
 from emu_edit.models.temporal import TemporalSpec
 from emu_edit.models.trust import judge_directory
 
-TEMPORAL = "temporal"  # the folder in a model directory
 RECORD, WEIGHTS = "temporal.json", "temporal.safetensors"
 VERSION = 1
 

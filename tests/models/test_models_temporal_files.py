@@ -11,10 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
+from emu_edit.models.directory import TEMPORAL
 from emu_edit.models.fingerprints import base_fingerprint
-from emu_edit.models.inflate import Base, given_picture, unet_of
+from emu_edit.models.inflate import Base, given_picture, inflate, unet_of
+from emu_edit.models.temporal import TemporalSpec
 from emu_edit.models.temporal_files import RECORD, WEIGHTS, load_temporal, save_temporal
+from emu_edit.models.unet import UNetDenoiser
 from tests.models.conftest import tiny_unet
 from tests.models.tiny_bases import FORMATS, Picture, sd15, sdxl, trained
 
@@ -71,6 +75,18 @@ def test_saving_again_replaces_the_adapter_and_nothing_else(copy: Path, picture:
     with pytest.raises(InputError, match=r"unet exists and is no temporal adapter; it is left"):
         save_temporal(trained(picture), copy.parent / "unet")
     assert {path: path.read_bytes() for path in (copy.parent / "unet").iterdir()} == kept
+
+
+def test_a_model_directory_with_temporal_layers_is_not_replaced(model: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    editor = Editor.from_pretrained(folder, device="cpu")
+    base = editor.networks.denoiser
+    assert isinstance(base, UNetDenoiser)
+    save_temporal(inflate(base, TemporalSpec(head_dim=8)), folder / TEMPORAL)
+    assert Editor.from_pretrained(folder, device="cpu").networks is not None  # it stays a model
+    with pytest.raises(InputError, match=r"has the temporal layers, which would be lost with its"):
+        editor.save_pretrained(folder)
+    load_temporal(folder / TEMPORAL, base)
 
 
 def test_another_base_is_refused_by_hash_and_left_alone(saved: Path, picture: Picture):
