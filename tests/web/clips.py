@@ -8,7 +8,7 @@ from PIL import Image
 from emu_edit.video.coding import Coding
 from emu_edit.video.io import open_video
 from emu_edit.video.job import Job, run
-from emu_edit.web.footage import Unchanged
+from emu_edit.video.preview import Unedited
 
 
 def clip(
@@ -21,5 +21,5 @@ def clip(
     for number in range(frames):
         shifted = np.roll(noise, number, axis=1)
         Image.fromarray(shifted).save(pictures / f"{number:03d}.png")
-    run(Job(open_video(pictures), path, coding=coding or Coding()), Unchanged())
+    run(Job(open_video(pictures), path, coding=coding or Coding()), Unedited())
     return path
