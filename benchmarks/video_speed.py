@@ -75,7 +75,7 @@ def main() -> int:
                 part()
                 times[name].append(time.perf_counter() - began)
             on_step(repeat + 1, options.repeats)
-    return report(times, options.frames)
+    return report(times, options.frames, options.frames * wait)
 
 
 SETTINGS = VideoSettings(threshold=None)
@@ -122,8 +122,8 @@ def job(source: Path, editor: FrameEditor, resized: Callable[[Tensor], Tensor] |
     run(Job(open_video(source), source.with_name("out.mp4")), editor, resized=resized)
 
 
-def report(times: dict[str, list[float]], frames: int) -> int:
-    """Print frames a second, the ratio, and what was saved by working side by side."""
+def report(times: dict[str, list[float]], frames: int, waited: float) -> int:
+    """Print frames a second, the ratio, and what is saved by working side by side."""
     rows = [
         [name, *(f"{frames / each:.1f}" for each in (median(some), max(some), min(some)))]
         for name, some in times.items()
@@ -131,11 +131,12 @@ def report(times: dict[str, list[float]], frames: int) -> int:
     sys.stdout.write(markdown_table(["what", "frames/s", "least", "most"], rows) + "\n")
     alone, whole, rest, elsewhere = times.values()
     ratios = [a / b for a, b in zip(alone, whole, strict=True)]
-    shares = [c / (a + b) for a, b, c in zip(alone, rest, elsewhere, strict=True)]
+    shares = [b / (waited + a) for a, b in zip(rest, elsewhere, strict=True)]
     load = " ".join(f"{each:.1f}" for each in os.getloadavg())
     sys.stdout.write(
         f"job / bare editor: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})\n"
-        f"edited elsewhere, time / sum of both: {median(shares):.3f} ({min(shares):.3f} to "
+        f"edited elsewhere for {waited:.2f} s, the rest {median(rest):.2f} s: the job takes "
+        f"{median(elsewhere):.2f} s, {median(shares):.3f} of the sum ({min(shares):.3f} to "
         f"{max(shares):.3f})\n"
         f"{os.cpu_count()} cores, torch with one thread, load {load}\n"
     )
