@@ -1,17 +1,20 @@
 """A picture model with temporal layers: itself without them, itself with new ones, then a video."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch.testing import assert_close
 
 from emu_edit.errors import InputError
 from emu_edit.models.inflate import (
+    TemporalAdapter,
     given_frames,
     given_picture,
     inflate,
@@ -173,6 +176,24 @@ def test_another_thread_sees_the_picture_model(z: Tensor):
         thread.start()
         thread.join()
     assert torch.equal(found[0], before)
+
+
+@torch.no_grad()
+def test_base_and_adapter_are_copied_together(z: Tensor):
+    unet, text = tiny_unet().eval(), torch.zeros(6, 5, 32)
+    adapter = trained(Picture(unet, lambda z, *_: z))
+    other, its = deepcopy((unet, adapter))
+
+    def draw(network: UNet2DConditionModel, layers: TemporalAdapter) -> Tensor:
+        with layers.video(3):
+            return network(z, 7, text, return_dict=False)[0]
+
+    before = draw(unet, adapter)
+    assert torch.equal(draw(other, its), before)
+    for parameter in its.parameters():
+        parameter.zero_()
+    assert not torch.allclose(draw(other, its), before, atol=1e-3)
+    assert torch.equal(draw(unet, adapter), before)
 
 
 @torch.no_grad()
