@@ -268,6 +268,14 @@ def test_a_base_of_half_the_bits_takes_a_full_adapter(z: Tensor):
 
 
 @torch.no_grad()
+def test_under_autocast_new_layers_change_not_a_bit(z: Tensor):
+    picture = sd15()
+    adapter = inflate(picture.base, SPEC)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(draw_video(picture, adapter, z), picture.draw(z))
+
+
+@torch.no_grad()
 def test_a_channels_last_base_gives_the_same_video(z: Tensor):
     picture = sd15()
     adapter = trained(picture)

@@ -18,7 +18,7 @@ from emu_edit.models.fingerprints import base_fingerprint
 from emu_edit.models.inflate import Base, given_picture, inflate, unet_of
 from emu_edit.models.temporal import TemporalSpec
 from emu_edit.models.temporal_files import RECORD, WEIGHTS, load_temporal, save_temporal
-from emu_edit.models.unet import UNetDenoiser
+from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser
 from tests.models.conftest import tiny_unet
 from tests.models.tiny_bases import FORMATS, Picture, sd15, sdxl, trained
 
@@ -104,6 +104,12 @@ def test_a_bfloat16_copy_is_the_same_base_and_a_changed_one_is_not():
         other.conv_out.weight[0] += 1
     assert base_fingerprint(other) != base_fingerprint(unet)
     assert base_fingerprint(deepcopy(unet).bfloat16()) == base_fingerprint(unet)
+
+
+def test_a_stable_diffusion_loaded_twice_is_the_same_base(stable_diffusion: Path, tmp_path: Path):
+    first, second = (PretrainedUNetDenoiser(str(stable_diffusion), 6) for _ in range(2))
+    save_temporal(inflate(first, TemporalSpec(head_dim=4)), tmp_path / "temporal")
+    load_temporal(tmp_path / "temporal", second)
 
 
 def change_record(**entries: object) -> Callable[[Path], None]:
