@@ -97,6 +97,12 @@ def world_parser() -> ArgumentParser:
         help="no shards but a folder: source/*.mp4, target/*.mp4, captions, instructions.jsonl",
     )
     clips.add_argument(
+        "--captions",
+        action="store_true",
+        default=None,
+        help="no edits: clips of one shot with their captions, to learn to draw videos",
+    )
+    clips.add_argument(
         "--crf", type=positive_int, help="quality of mp4s, 1 (best) to 51 (default: nothing lost)"
     )
     return made
@@ -140,7 +146,10 @@ def run_world(arguments: list[str]) -> int:
 
 
 def _refuse_of_the_other_kind(options: argparse.Namespace) -> None:
-    of_clips, of_pairs = ("frames", "rate", "movie", "plain", "crf"), ("photos", "new_task")
+    of_clips, of_pairs = (
+        ("frames", "rate", "movie", "plain", "captions", "crf"),
+        ("photos", "new_task"),
+    )
     kind, others = ("clips", of_pairs) if options.pairs is None else ("pairs", of_clips)
     for name in others:
         if getattr(options, name) is not None:
@@ -149,9 +158,11 @@ def _refuse_of_the_other_kind(options: argparse.Namespace) -> None:
 
 
 def _write_clips(options: argparse.Namespace) -> int:
+    if options.captions and options.plain:
+        raise InputError("--captions says nothing to --plain, which has all captions; leave it out")
     from datamodules.world.clips.write import ClipWorld, write_clips, write_movies
 
-    given = ("clips", "seed", "size", "split", "frames", "rate", "crf")
+    given = ("clips", "seed", "size", "split", "frames", "rate", "crf", "captions")
     values = {name: getattr(options, name) for name in given}
     world = ClipWorld(
         **{name: value for name, value in values.items() if value is not None},

@@ -7,7 +7,7 @@ benchmarks and the command line all edit through it, so they cannot disagree abo
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -128,8 +128,13 @@ class Editor:
             trained_on=values.get("trained_on"),
         )
 
-    def save_pretrained(self, path: Path | str) -> None:
-        """Write a diffusers-style model directory; after loading, same seed gives same pixels."""
+    def save_pretrained(
+        self, path: Path | str, *, also: Callable[[Path], None] | None = None
+    ) -> None:
+        """Write a diffusers-style model directory; after loading, same seed gives same pixels.
+
+        `also` is called with the directory before it appears under its name, to write more parts.
+        """
         name = DIFFUSERS_NAMES[self.prediction]
         save_networks(
             self.networks,
@@ -142,13 +147,15 @@ class Editor:
                 **({} if self.objective is None else {"objective": self.objective}),
                 **({} if self.trained_on is None else {"trained_on": self.trained_on}),
             },
-            also=self._write_predictor,
+            also=partial(self._write_more, also),
         )
 
-    def _write_predictor(self, folder: Path) -> None:
+    def _write_more(self, also: Callable[[Path], None] | None, folder: Path) -> None:
         if self.predictor is not None:
             (folder / PREDICTOR).mkdir()
             self.predictor.write_parts(folder / PREDICTOR)
+        if also is not None:
+            also(folder)
 
     def add_task(self, task: LearnedTask, *, allow_mismatch: bool = False) -> None:
         """Edit with a learned task, too; one of the same name that was learnt before is replaced.

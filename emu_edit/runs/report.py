@@ -41,6 +41,7 @@ from emu_edit.training.export import export_model
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
+from emu_edit.training.video_module import VideoModule
 
 CURVES = "curves.png"
 
@@ -72,7 +73,8 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     lines = [f"model       {folder / MODEL}", f"checkpoint  {last_checkpoint(trainer)}"]
     numbers: dict[str, float] = {}
     table: list[dict[str, object]] = []
-    has_predictor = options.predictor and isinstance(data, EditDataModule)
+    is_video = isinstance(module, VideoModule)
+    has_predictor = options.predictor and isinstance(data, EditDataModule) and not is_video
     if has_predictor:
         lines.append(f"predictor   {train_predictor_on(data, folder / MODEL, module, numbers)}")
     metrics = folder / METRICS
@@ -101,15 +103,10 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
         )
     # without a predictor the task has to be named
     task = "" if has_predictor else f" --task {module.networks.tasks.names[0]}"
-    sys.stdout.write(
-        "\n".join([
-            *lines,
-            "",
-            "edit a picture with it:",
-            f'  emu-edit edit PICTURE "make the sky red"{task} -o edited.png --model {folder}',
-            "",
-        ])
-    )
+    use = f'edit a picture with it:\n  emu-edit edit PICTURE "make the sky red"{task} -o edited.png'
+    if is_video:
+        use = 'draw a video with it:\n  emu-edit generate "CAPTION" -o video.mp4'
+    sys.stdout.write("\n".join([*lines, "", f"{use} --model {folder}", ""]))
 
 
 def about_training(

@@ -8,6 +8,7 @@ networks made of a pair earlier is taken as it is. This knows no schedule and dr
 from functools import cached_property
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from emu_edit.models.fingerprints import codec_fingerprint, text_fingerprint
 from emu_edit.models.interfaces import Conditioning, TextFeatures
 from emu_edit.models.networks import EditNetworks
 from emu_edit.models.surgery import learns
+from emu_edit.models.video import beginning_with
 from emu_edit.training.draws import DrawnBatch
 
 SHOWN = 12  # digits of a fingerprint in messages
@@ -108,3 +110,27 @@ class BatchEncoder:
     @cached_property
     def _text_fingerprint(self) -> str:
         return text_fingerprint(self.networks.text_encoder)
+
+
+class ClipEncoder(BatchEncoder):
+    """Encode clips with captions, for networks whose denoiser takes videos.
+
+    A row is a clip, its channels are those of its frames, "(f c)"; all networks are frozen.
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self, drawn: DrawnBatch
+    ) -> tuple[Float[Tensor, "b fc h w"], Conditioning, TextFeatures]:
+        """Return (z_0, cond, null_text); of z_source the first frame is given, its mode."""
+        networks, batch = self.networks, drawn.batch
+        assert isinstance(batch, ClipBatch)
+        frames = batch.target.shape[1]
+        posterior = networks.codec.posterior(to_float(batch.target.flatten(0, 1)))
+        mean, std = (
+            rearrange(each.float(), "(b f) c h w -> b (f c) h w", f=frames) for each in posterior
+        )
+        text, null_text = networks.encode_text(list(batch.instruction))
+        given = beginning_with(mean[:, : networks.codec.latent_channels], frames)
+        cond = Conditioning(text, given, networks.task_embedding(batch.task))
+        return mean + std * drawn.eps_posterior, cond, null_text

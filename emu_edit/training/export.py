@@ -42,6 +42,10 @@ from emu_edit.training.checkpoint_io import read_checkpoint
 from emu_edit.training.checkpoint_parts import ADVICE, tensors_of
 from emu_edit.training.module import EditModule, check_tasks
 from emu_edit.training.optim import EMA_STATE_KEY, check_matches, copy_of, trainable, with_weights
+from emu_edit.training.video_module import VideoModule
+
+# which a checkpoint may be of, by the name under which Lightning's command line keeps them
+MODULES = {f"{one.__module__}.{one.__qualname__}": one for one in (EditModule, VideoModule)}
 
 
 def load_module(path: Path | str, *, tasks: TaskTable | None = None) -> EditModule:
@@ -68,7 +72,8 @@ def load_module(path: Path | str, *, tasks: TaskTable | None = None) -> EditModu
             # Lightning lists every weight of the frozen parts, which are absent on purpose; the
             # module itself refuses a checkpoint that lacks others
             warnings.filterwarnings("ignore", message="Found keys that are in the model state dict")
-            module = EditModule.load_from_checkpoint(
+            kind = MODULES.get(checkpoint["hyper_parameters"].get("_class_path"), EditModule)
+            module = kind.load_from_checkpoint(
                 path, map_location="cpu", weights_only=True, strict=False
             )
     except (ArgumentError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -119,11 +124,8 @@ def export_model(
     if ema is not None:
         check_matches(ema, module)
     check_finite({**dict(module.named_parameters()), **(ema or {})})
-    editor = module.make_editor()
-    editor.objective = module.objective.to_dict()
-    editor.trained_on = trained_on
     with with_weights(module, ema) if ema is not None else nullcontext():
-        editor.save_pretrained(path)
+        module.save_model(path, trained_on=trained_on)
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:

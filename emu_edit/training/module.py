@@ -8,6 +8,7 @@ timesteps go out with the loss, so that callbacks can split them by task and noi
 
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
-from emu_edit.batch import Batch, EditBatch
+from emu_edit.batch import Batch, ClipBatch, EncodedBatch
 from emu_edit.diffusion.prediction import Prediction, TrainedAs, check
 from emu_edit.diffusion.weighting import Weighting
 from emu_edit.editing.editor import Editor
@@ -163,9 +164,10 @@ class EditModule(LightningModule):
     def drawn(self, batch: Batch, phase: Phase) -> DrawnBatch:
         """Return the batch, still on the CPU, with its random numbers."""
         codec = self.networks.codec
-        pixels = codec.factor if isinstance(batch, EditBatch) else 1
+        pixels = 1 if isinstance(batch, EncodedBatch) else codec.factor
         height, width = (side // pixels for side in batch.target.shape[-2:])
-        shape = (codec.latent_channels, height, width)
+        frames = batch.target.shape[1] if isinstance(batch, ClipBatch) else 1
+        shape = (frames * codec.latent_channels, height, width)
         return draw(batch, seed=self.seed, phase=phase, latent_shape=shape)
 
     def transfer_batch_to_device(
@@ -260,6 +262,12 @@ class EditModule(LightningModule):
             prediction=self.prediction,
             settings=self.editor_settings,
         )
+
+    def save_model(self, path: Path | str, *, trained_on: str | None = None) -> None:
+        """Write a model directory from the weights as they are; `export_model` checks them."""
+        editor = self.make_editor()
+        editor.objective, editor.trained_on = self.objective.to_dict(), trained_on
+        editor.save_pretrained(path)
 
     def frozen_prefixes(self) -> tuple[str, ...]:
         """Return the name prefixes of the parts that never learn, with the dot."""

@@ -120,7 +120,7 @@ class Objective:
 
     def region(
         self,
-        mask: Bool[Tensor, "b mh mw"],
+        mask: Bool[Tensor, "b *frames mh mw"],
         has_mask: Bool[Tensor, " b"],
         *,
         like: Float[Tensor, "b c h w"],

@@ -15,17 +15,28 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import av
 import numpy as np
 import torch
 from av.error import FFmpegError
+from jaxtyping import UInt8
+from torch import Tensor
 
 from emu_edit.errors import InputError, StorageError
 from emu_edit.video.animate import LATER, animate, write_pictures
 from emu_edit.video.clip import Frame, VideoInfo
-from emu_edit.video.coding import ANIMATIONS, PART, Coding, Container, avi_clock, container_of
+from emu_edit.video.coding import (
+    ANIMATIONS,
+    PART,
+    Coding,
+    Container,
+    avi_clock,
+    container_of,
+    kept_colour,
+)
 from emu_edit.video.colour import from_rgb
 from emu_edit.video.passengers import passengers
 
@@ -146,6 +157,40 @@ def try_writing(folder: Path, output: Path, info: VideoInfo, coding: Coding) -> 
     finally:
         part.unlink(missing_ok=True)
         half.unlink(missing_ok=True)
+
+
+def write_clip(
+    output: Path, frames: UInt8[Tensor, "f 3 h w"], rate: Fraction, coding: Coding | None = None
+) -> None:
+    """Write frames that come from nowhere, without sound; whole or not at all.
+
+    Args:
+        output: file or folder; its extension says which kind, see `container_of`.
+        frames: all of them.
+        rate: frames a second.
+        coding: how they are encoded; None is the container's usual.
+
+    Raises:
+        InputError: if the encoder refuses them.
+        StorageError: if the place cannot be written.
+    """
+    size = (frames.shape[-2], frames.shape[-1])
+    info = VideoInfo(output, size, time_base=1 / rate, times=range(len(frames)), rate=rate)
+    settled = (coding or Coding()).settled(output, size)
+    info = replace(info, size=settled.fitted(size), colour=kept_colour(output, info))
+    container = container_of(output)
+    reorders = container is None or container.reorders
+    with TemporaryDirectory() as folder:
+        part = Path(folder, "frames.nut")
+        writer = PartWriter(part, info, settled, reorders=reorders)
+        try:
+            for number, pixels in enumerate(frames):
+                writer.write(Frame(pixels, number, 1))
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        join_parts([part], output, info, info, settled)
 
 
 def join_parts(

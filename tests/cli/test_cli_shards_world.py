@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datamodules.checks.folders import check_folder
 from datamodules.clip import ClipDataModule
 from datamodules.shards.clips import decode_mp4
-from datamodules.shards.manifest import read_manifest
+from datamodules.shards.manifest import CAPTION, read_manifest
 from datamodules.world.clips.clip import make_clip
 from emu_edit.batch import ClipBatch
 from emu_edit.cli.main import main
@@ -40,6 +41,21 @@ def test_clips_of_the_world_are_written_and_streamed(
         assert batch.rate[0] == 5
 
 
+def test_captioned_clips_have_no_edit_and_no_cut(tmp_path: Path):
+    options = ("--size", "16", "--frames", "8", "--seed", "3", "--captions")
+    assert world(tmp_path, "--clips", "4", *options) == 0
+    data = ClipDataModule(str(tmp_path), str(tmp_path), 16, 8, global_batch=4, tasks=[CAPTION])
+    data.setup("fit")
+    (batch,) = data.val_dataloader()
+    assert isinstance(batch, ClipBatch)
+    assert not batch.has_source.any()
+    made = (make_clip(3, "train", i, task="local", size=16, frames=8) for i in range(20))
+    uncut = [clip for clip in made if not clip.cuts][:4]
+    assert batch.instruction == tuple(clip.caption for clip in uncut)
+    np.testing.assert_array_equal(batch.target, np.stack([clip.source for clip in uncut]))
+    assert not check_folder(tmp_path).problems
+
+
 def test_plain_clips_are_mp4s_with_captions(tmp_path: Path):
     assert world(tmp_path, "--clips", "1", "--plain", "--crf", "10", *SMALL) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"source", "target", "instructions.jsonl"}
@@ -57,6 +73,8 @@ def test_plain_clips_are_mp4s_with_captions(tmp_path: Path):
         (("--pairs", "16", "--frames", "4"), "--frames says nothing to --pairs"),
         (("--pairs", "16", "--plain"), "--plain says nothing to --pairs"),
         (("--clips", "2", "--pairs", "16"), "not allowed with argument"),
+        (("--pairs", "16", "--captions"), "--captions says nothing to --pairs"),
+        (("--clips", "2", "--captions", "--plain"), "--captions says nothing to --plain"),
         (("--clips", "2", "--crf", "9"), "crf=9 is of mp4s"),
         (("--clips", "2", "--movie", "--crf", "52"), "crf=52 must be 1 (best) to 51"),
         ((), "one of the arguments --pairs --clips is required"),

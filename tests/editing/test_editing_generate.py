@@ -128,8 +128,11 @@ def test_the_verb_writes_one_picture_or_a_folder_with_a_sheet(
     [
         (["", "-o", "a.png"], "the caption is empty"),
         (["x" * 5000, "-o", "a.png"], "characters"),
-        (["a", "b", "-o", "a.png"], "2 pictures need a folder"),
-        (["a", "-o", "a.mp4"], "pictures are written as .png"),
+        (["a", "b", "-o", "a.png"], "2 of them need a folder"),
+        (["a", "-o", "a.xyz"], "pictures are written as .png and videos as .mp4"),
+        (["a", "-o", "a.mp4"], "draws pictures and no videos"),
+        (["a", "b", "-o", "a.mp4"], "2 of them need a folder"),
+        (["a", "-o", "a.png", "--frames", "2"], "--frames is of videos"),
         (["a", "-o", "no/a.png"], "there is no folder no"),
         (["a", "-o", "a.png", "--guidance-image", "2"], "--guidance-image is of a source"),
         (["a", "-o", "a.png", "--steps", "0"], "at least 1"),

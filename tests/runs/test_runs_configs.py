@@ -8,9 +8,12 @@ import yaml
 from lightning.pytorch.callbacks import EarlyStopping
 
 from callbacks.ema import Ema
+from datamodules.clip import ClipDataModule
 from datamodules.edit import EditDataModule
 from datamodules.fewshot_data import FewShotData
 from emu_edit.cli.main import main
+from emu_edit.diffusion.prediction import Prediction
+from emu_edit.editing.generate import CAPTION
 from emu_edit.errors import InputError
 from emu_edit.runs.options import (
     BASE,
@@ -25,6 +28,8 @@ from emu_edit.training.checkpoint_io import DurableCheckpointIO
 from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
+from emu_edit.training.video_module import VideoModule
+from tests.training.stage import make_module
 
 RECIPES = sorted((configs_folder() / "train").glob("*.yaml"))
 PARTS = sorted(set(configs_folder().rglob("*.yaml")) - set(RECIPES))
@@ -97,8 +102,21 @@ def test_the_recipe_of_a_new_task_builds_from_a_model_directory(
     assert built.model.optimizer_settings.lr == defaults.lr
 
 
+def test_the_recipe_of_videos_builds_from_a_picture_model_that_draws(
+    workplace: Path, tmp_path: Path
+) -> None:
+    drawing = make_module(prediction=Prediction.z0, tasks=[CAPTION])
+    drawing.make_editor().save_pretrained(tmp_path / "drawing")
+    layers = ("--model.temporal.head_dim=8", f"--model.model={tmp_path / 'drawing'}")
+    built = build("emu_video", workplace / "run", *layers)
+    assert isinstance(built.model, VideoModule)
+    assert isinstance(built.datamodule, ClipDataModule)
+    assert built.datamodule.table.names == (CAPTION,)
+    assert built.datamodule.settings()["frames"] == built.model.frames
+
+
 def test_every_recipe_is_built_by_a_test() -> None:
-    assert recipe_names() == sorted([*SMALLER, "sd15", "inversion"])
+    assert recipe_names() == sorted([*SMALLER, "sd15", "inversion", "emu_video"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -7,14 +7,15 @@ from `make_clip` with what key and manifest say (seed, split, index, size, frame
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from datamodules.shards.clips import ClipRecord, check_crf, encode_mp4
-from datamodules.shards.manifest import MANIFEST, Manifest, write_manifest
+from datamodules.shards.manifest import CAPTION, MANIFEST, NEW_TASK, Manifest, write_manifest
 from datamodules.shards.writer import PairRecord, ShardWriter
 from datamodules.world.clips import clip as clips
 from datamodules.world.clips.clip import ClipPair, make_clip
@@ -44,6 +45,8 @@ class ClipWorld:
         rate: frames a second.
         movie: write mp4s in place of film strips.
         crf: quality of the mp4s, 1 (best) to 51; None loses nothing.
+        captions: no edits, but what is there before one with its caption, in one shot; clip i is
+            then the i-th without a cut.
     """
 
     clips: int
@@ -54,6 +57,7 @@ class ClipWorld:
     rate: int = 8
     movie: bool = False
     crf: int | None = None
+    captions: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no clips."""
@@ -66,14 +70,34 @@ class ClipWorld:
         check_crf(self.crf)
 
     def __iter__(self) -> Iterator[ClipPair]:
+        if self.captions:
+            yield from islice(self._captioned(), self.clips)
+            return
         for index in range(self.clips):
             yield make_clip(self.seed, self.split, index, size=self.size, frames=self.frames)
+
+    def _captioned(self) -> Iterator[ClipPair]:
+        """Yield clips that nobody edited: of a task whose sources are scenes and no maps."""
+        for index in count():
+            clip = make_clip(
+                self.seed, self.split, index, task="local", size=self.size, frames=self.frames
+            )
+            if not clip.cuts:
+                yield replace(
+                    clip,
+                    task=CAPTION,
+                    target=clip.source,
+                    instruction=clip.caption,
+                    output_caption=clip.caption,
+                    extra={},
+                )
 
     def made_by(self) -> dict[str, object]:
         """Return what a manifest says: enough to write the clips again or tell them apart."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         versions = {"world_version": WORLD_VERSION, "clips_version": clips.VERSION}
-        return {"program": PROGRAM, **versions, **values}
+        task = {NEW_TASK: CAPTION} if self.captions else {}
+        return {"program": PROGRAM, **versions, **values, **task}
 
 
 def record_of(
@@ -87,7 +111,7 @@ def record_of(
         target=_strip(clip.target),
         instruction=clip.instruction,
         task=clip.task,
-        mask=mask,
+        mask=None if clip.task == CAPTION else mask,
         source_caption=clip.caption,
         target_caption=clip.output_caption,
         extra=clip.extra,
@@ -128,7 +152,8 @@ def write_clips(
                 progress(done, world.clips)
     clip_sheet(shown).save(folder / CONTACT_SHEET)
     # tasks in the order of the table, as in folders of pictures
-    entries = sorted(writer.entries, key=lambda e: (SIXTEEN.index(e.task), e.file))
+    order = [*SIXTEEN.names, CAPTION]
+    entries = sorted(writer.entries, key=lambda e: (order.index(e.task), e.file))
     return write_manifest(folder, entries, made_by=world.made_by())
 
 

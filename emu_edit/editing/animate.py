@@ -1,0 +1,189 @@
+"""From a picture and a caption to a video: a picture model's temporal layers, the one sampler.
+
+A video is drawn as a picture is edited: what is given is its first frame, and its guidance is that
+of edits with w_i for the source's scale and w_p for the text's,
+
+    z~ = z(0) + w_i (z(I) - z(0)) + w_p (z(I, p) - z(I)).
+
+Source: Emu Video, Girdhar et al. 2023, arXiv:2311.10709, section 3.3.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+from torch import Tensor
+
+from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.samplers import StepEnd
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.generate import CAPTION
+from emu_edit.editing.settings import EditorSettings, choice, number
+from emu_edit.errors import InputError
+from emu_edit.files import write_json
+from emu_edit.models.directory import TEMPORAL, read_json
+from emu_edit.models.networks import EditNetworks
+from emu_edit.models.temporal_files import load_temporal, save_temporal
+from emu_edit.models.video import (
+    VideoDenoiser,
+    beginning_with,
+    codec_of_frames,
+    drawing_base,
+)
+from emu_edit.randomness import check_seed, normals
+from emu_edit.text_rules import clean_instruction
+
+IMAGE_GUIDANCE, TEXT_GUIDANCE = 2.0, 7.5  # w_i and w_p of the paper
+RECORD = "video.json"  # in the adapter's folder: how it is sampled
+MOST_FRAMES, MOST_RATE = 4096, 1000  # a file that says more is damaged
+
+
+@dataclass(frozen=True)
+class Animator:
+    """What draws videos.
+
+    Attributes:
+        drawer: the picture model.
+        video: the same networks with the temporal layers, in the slot of its denoiser.
+        frames: of a clip in training; no video has more.
+        rate: frames a second.
+    """
+
+    drawer: Editor
+    video: Editor
+    frames: int
+    rate: int
+
+    def check_frames(self, frames: int) -> None:
+        """Refuse more frames than a clip had in training.
+
+        Raises:
+            InputError: with both numbers.
+        """
+        if not 1 <= frames <= self.frames:
+            raise InputError(
+                f"frames={frames}: this model was trained on clips of {self.frames} frames; give 1 "
+                f"to {self.frames}"
+            )
+
+    def save_pretrained(self, path: Path | str) -> None:
+        """Write the picture model's directory, and `temporal/` in it."""
+        self.drawer.save_pretrained(path, also=self._write_layers)
+
+    def _write_layers(self, folder: Path) -> None:
+        denoiser = self.video.networks.denoiser
+        assert isinstance(denoiser, VideoDenoiser)
+        save_temporal(denoiser.adapter, folder / TEMPORAL)
+        record = {
+            "prediction": self.video.prediction.name,
+            "zero_terminal_snr": self.video.schedule.has_zero_terminal_snr,
+            "frames": self.frames,
+            "rate": self.rate,
+            **self.video.settings.to_dict(),
+        }
+        write_json(folder / TEMPORAL / RECORD, record)
+
+
+def load_animator(drawer: Editor, model: Path) -> Animator:
+    """Put a model's temporal layers on its picture model.
+
+    Args:
+        drawer: the picture model, as `load_generator` gives it; pictures are still drawn with it.
+        model: its directory.
+
+    Raises:
+        InputError: if it has no temporal layers, or those of another picture model.
+    """
+    folder = model / TEMPORAL
+    if not folder.is_dir():
+        raise InputError(
+            f"{model} draws pictures and no videos (it has no {TEMPORAL}/); train one with "
+            f"'emu-edit fit --config emu_video --model.model {model} --data.train CLIPS'"
+        )
+    file = folder / RECORD
+    values = read_json(file)
+    ends = values.get("zero_terminal_snr")
+    if not isinstance(ends, bool):
+        raise InputError(f"{file}: zero_terminal_snr is {ends!r}, needs true or false")
+    prediction = Prediction[choice(values, "prediction", [p.name for p in Prediction], str(file))]
+    frames, rate = (
+        _count(values, name, most, file)
+        for name, most in (("frames", MOST_FRAMES), ("rate", MOST_RATE))
+    )
+    networks = drawer.networks
+    base = drawing_base(networks.denoiser, str(model))
+    betas = base.trained_as
+    assert betas is not None  # of every one that was loaded
+    video = EditNetworks(
+        VideoDenoiser(load_temporal(folder, base)),
+        networks.text_encoder,
+        codec_of_frames(networks.codec),
+        task_embedding=networks.task_embedding,
+        tasks=networks.tasks,
+    )
+    editor = Editor(
+        video.eval(),
+        schedule=betas.schedule(zero_terminal_snr=ends),
+        prediction=prediction,
+        settings=EditorSettings.from_dict(values, where=str(file)),
+    )
+    return Animator(drawer, editor, frames, rate)
+
+
+def _count(values: dict[str, object], name: str, most: int, file: Path) -> int:
+    value = number(values, name, str(file))
+    if not (1 <= value <= most and value == int(value)):
+        raise InputError(f"{file}: {name} is {value:g}, needs a whole number of 1 to {most}")
+    return int(value)
+
+
+@torch.no_grad()
+def animate(
+    animator: Animator,
+    picture: UInt8[Tensor, "3 h w"],
+    caption: str,
+    *,
+    seed: int = 0,
+    frames: int | None = None,
+    negative: str = "",
+    settings: EditorSettings | None = None,
+    on_step: StepEnd | None = None,
+) -> UInt8[Tensor, "f 3 h w"]:
+    """Draw a video that begins with a picture; the result is on the CPU, of the picture's size.
+
+    The noise of a frame depends on seed and frame alone, not on how many there are.
+
+    Args:
+        animator: the model.
+        picture: what the first frame shows.
+        caption: what the video shows, in words.
+        seed: same seed, same pixels.
+        frames: how many; None means as trained.
+        negative: what it should not show, "" for nothing.
+        settings: steps, sampler, and guidance w_i (image) and w_p (text); None means the model's.
+        on_step: as of `Editor.edit_batch`.
+
+    Raises:
+        InputError: for more frames than in training, a seed out of range, a picture far larger than
+            in training, or a caption that is empty, too long or not text.
+    """
+    check_seed(seed)
+    frames = animator.frames if frames is None else frames
+    animator.check_frames(frames)
+    editor = animator.video
+    first = editor.encode(picture[None])
+    noise = normals(seed, "animate", torch.arange(frames), tuple(first.shape[1:]))
+    drawn = editor.edit_latents(
+        beginning_with(first, frames),
+        [clean_instruction(caption, what="caption")],
+        [CAPTION],
+        [seed],
+        negative=[clean_instruction(negative, what="negative text") if negative else ""],
+        settings=editor.settings if settings is None else settings,
+        on_step=on_step,
+        noise=rearrange(noise, "f c h w -> 1 (f c) h w"),
+    )
+    latents = rearrange(drawn, "1 (f c) h w -> f c h w", f=frames)
+    return editor.decode(latents, picture.shape[-2:])

@@ -1,0 +1,159 @@
+"""Training a picture model's temporal layers on clips with captions: `EditModule`'s step on videos.
+
+The picture model stays as it is, in memory and in its directory; only the layers that mix frames
+learn, and only they are in checkpoints. Text and first frame are withheld in some steps, for the
+two scales of guidance.
+Source: Emu Video, Girdhar et al. 2023, arXiv:2311.10709, section 3.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from emu_edit.batch import Batch, ClipBatch
+from emu_edit.diffusion.guidance import Guidance
+from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.weighting import Weighting
+from emu_edit.editing.animate import IMAGE_GUIDANCE, TEXT_GUIDANCE, Animator
+from emu_edit.editing.generate import CAPTION, load_generator
+from emu_edit.editing.settings import EditorSettings
+from emu_edit.errors import InputError
+from emu_edit.models.conditioning import DropoutRates
+from emu_edit.models.fingerprints import base_fingerprint
+from emu_edit.models.inflate import inflate, train_temporal
+from emu_edit.models.learned_task import SHOWN
+from emu_edit.models.surgery import freeze
+from emu_edit.models.temporal import TemporalSpec
+from emu_edit.models.video import VideoDenoiser, codec_of_frames, drawing_base
+from emu_edit.training.draws import DrawnBatch, Phase
+from emu_edit.training.encoder import ClipEncoder
+from emu_edit.training.module import EditModule
+from emu_edit.training.objective import Objective
+from emu_edit.training.optim import OptimizerSettings
+
+BASE = "base"  # in checkpoints: the hash of the picture model
+
+
+class VideoModule(EditModule):
+    """Make a picture model that draws one that draws videos.
+
+    Args:
+        model: what draws: a model directory or run of `fit --config text_to_image`, or a Stable
+            Diffusion 1.x or 2.x directory.
+        temporal: which layers; none means the defaults. Without `picture_condition` videos come
+            from the caption alone.
+        frames: of a clip; as `data.frames`.
+        rate: frames a second of what is drawn later, unless a call says otherwise.
+        prediction: what the output means; none keeps what the picture model was trained for.
+        weighting: how much each noise level counts; none keeps the picture model's.
+        timestep_shift: as of `EditModule`; none keeps the picture model's.
+        zero_terminal_snr: whether the last timestep is pure noise; none keeps the picture model's.
+        dropout: how often text, first frame, both and the task are withheld; none means 5 % of
+            each of the first three.
+        optimizer: learning rate, decay and warm-up; none means the defaults.
+        editor: how videos are sampled; none means as pictures, with Emu Video's guidance.
+        seed: key of all random numbers of training.
+
+    Raises:
+        InputError: if the model does not draw, or the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        temporal: TemporalSpec | None = None,
+        frames: int = 8,
+        rate: int = 8,
+        prediction: Prediction | None = None,
+        weighting: Weighting | None = None,
+        timestep_shift: float | None = None,
+        zero_terminal_snr: bool | None = None,
+        dropout: DropoutRates | None = None,
+        optimizer: OptimizerSettings | None = None,
+        editor: EditorSettings | None = None,
+        seed: int = 0,
+    ) -> None:
+        if frames < 1 or rate < 1:
+            raise InputError(f"model.frames={frames} and model.rate={rate} must be at least 1")
+        drawer = load_generator(model, "cpu")  # Lightning moves it
+        networks = freeze(drawer.networks)
+        if CAPTION not in networks.tasks.names:
+            raise InputError(
+                f"model.model={model} edits pictures and was not trained to draw; give a run of "
+                "'emu-edit fit --config text_to_image', or a Stable Diffusion directory"
+            )
+        usual = Objective.of_editor(drawer)
+        adapter = inflate(drawing_base(networks.denoiser, model), temporal or TemporalSpec())
+        if prediction is None:  # without a source its change is all there is
+            of_base = drawer.prediction
+            prediction = Prediction.z0 if of_base is Prediction.change else of_base
+        if zero_terminal_snr is None:
+            zero_terminal_snr = drawer.schedule.has_zero_terminal_snr
+        guidance = Guidance(text=TEXT_GUIDANCE, image=IMAGE_GUIDANCE)
+        super().__init__(
+            denoiser=VideoDenoiser(adapter),
+            text_encoder=networks.text_encoder,
+            codec=codec_of_frames(networks.codec),
+            tasks=list(networks.tasks.names),
+            prediction=prediction,
+            weighting=usual.weighting if weighting is None else weighting,
+            timestep_shift=usual.timestep_shift if timestep_shift is None else timestep_shift,
+            dropout=DropoutRates(task=0.0) if dropout is None else dropout,
+            zero_terminal_snr=zero_terminal_snr,
+            optimizer=optimizer,
+            editor=replace(drawer.settings, guidance=guidance) if editor is None else editor,
+            seed=seed,
+        )
+        self.networks.task_embedding = networks.task_embedding
+        train_temporal(adapter)
+        self.encoder = ClipEncoder(self.networks)
+        self.drawer, self.adapter_base = drawer, base_fingerprint(networks.denoiser)
+        self.frames, self.rate = frames, rate
+
+    def drawn(self, batch: Batch, phase: Phase) -> DrawnBatch:
+        """Return the clips, still on the CPU, with their random numbers.
+
+        Raises:
+            InputError: if they are pictures or edits, or have another number of frames.
+        """
+        if not isinstance(batch, ClipBatch) or bool(batch.has_source.any()):
+            raise InputError(
+                "this module trains on clips with captions; give shards of 'emu-edit shards world "
+                "--clips N --captions' or 'shards convert clips', and data.tasks: [caption]"
+            )
+        if batch.target.shape[1] != self.frames:
+            raise InputError(
+                f"data.frames={batch.target.shape[1]} and model.frames={self.frames} must be equal"
+            )
+        return super().drawn(batch, phase)
+
+    def animator(self) -> Animator:
+        """Return what draws videos with these networks; put them in eval mode while it is used."""
+        return Animator(self.drawer, self.make_editor(), self.frames, self.rate)
+
+    def save_model(self, path: Path | str, *, trained_on: str | None = None) -> None:  # noqa: ARG002
+        """Write the picture model as it came, and the temporal layers beside it."""
+        self.animator().save_pretrained(path)
+
+    def frozen_prefixes(self) -> tuple[str, ...]:
+        """Return the name prefixes of the parts that never learn: all of the picture model."""
+        own = ("networks.denoiser.base.", "networks.task_embedding.")
+        return (*super().frozen_prefixes(), *own)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Write down which picture model the layers are for."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[BASE] = self.adapter_base
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse layers of another picture model.
+
+        Raises:
+            InputError: naming both, or the first other difference.
+        """
+        found = checkpoint.get(BASE)
+        if found != self.adapter_base:
+            raise InputError(
+                f"the checkpoint's layers are for the picture model {str(found)[:SHOWN]}, "
+                f"model.model is {self.adapter_base[:SHOWN]}; give the model it was begun with"
+            )
+        super().on_load_checkpoint(checkpoint)
