@@ -146,7 +146,7 @@ def run_videos(options: VideoOptions) -> Outcome:
     source: Videos = (
         FolderVideos.of(candidate.path, benchmark, allow_missing=candidate.allow_missing)
         if editor is None
-        else ModelVideos(editor, folder, options.size or editor.settings.image_size)
+        else ModelVideos(editor, folder, side_of(options, editor))
     )
     lines = _scored(benchmark, source, scorer, folder)
     results = _results(benchmark, scorer, about, lines, time.monotonic() - start)
@@ -166,6 +166,14 @@ def run_videos(options: VideoOptions) -> Outcome:
         most=MOST_SHOWN,
     )
     return Outcome(table, folder, len(results["failed"]))
+
+
+def side_of(options: VideoOptions, editor: Editor) -> int:
+    """Say what the shorter side of a video becomes before it is edited."""
+    usual = editor.settings.image_size
+    if options.benchmark == WORLD_VIDEO:
+        return options.clips.scenes.side(usual)
+    return options.size or usual
 
 
 def load_videos(options: VideoOptions, editor: Editor | None) -> VideoBenchmark:
@@ -205,8 +213,7 @@ def _editor(options: VideoOptions) -> tuple[Editor | None, dict[str, object]]:
             "--benchmark tgve does not say the tasks of its edits, so the model needs a task "
             "predictor; train one with 'emu-edit predictor fit MODEL'"
         )
-    size = editor.settings.image_size if options.size is None else options.size
-    settings = {**editor.settings.to_dict(), "size": size, "seeds": SEEDS}
+    settings = {**editor.settings.to_dict(), "size": side_of(options, editor), "seeds": SEEDS}
     return editor, {**about, "kind": "model", "sha256": sha256, "settings": settings}
 
 

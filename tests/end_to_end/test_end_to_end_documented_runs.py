@@ -44,6 +44,7 @@ SHORT = {
     "predictor evaluate": ("--texts=32",),
     "edit": ("--steps=1",),
     "video": ("--steps=1",),
+    "generate": ("--steps=1",),
     "invert": ("--steps=2", "--batch=2", "--init=mean"),
 }
 
@@ -55,8 +56,8 @@ def short_training(arguments: list[str]) -> tuple[str, ...]:
         return (*FEW, "--data.image_size=16", "--data.batch_size=2")
     if recipe not in SMALLER:  # sd15, and what is made of it
         return (*FEW, *FEW_PAIRS, "--data.micro_batch=2", "--data.num_workers=0")
-    pairs = FEW_PAIRS if recipe == "pairs" else FEW_OF_THE_WORLD
-    return (*FEW, *pairs, *SMALLER[recipe])
+    few = {"pairs": FEW_PAIRS, "text_to_image": (*FEW_PAIRS, "--data.pictures=64")}
+    return (*FEW, *few.get(recipe, FEW_OF_THE_WORLD), *SMALLER[recipe])
 
 
 def short_evaluation(arguments: list[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from emu_edit.evaluation.clips import ClipTruth
 from emu_edit.images import save_png
 from emu_edit.metrics.video import warp_error
 from emu_edit.tasks import SIXTEEN
+from emu_edit.video.io import open_video
 
 SIZE, FRAMES, SEED = 16, 4, 3
 PLACE = ["--pairs", "1", "--frames", str(FRAMES), "--seed", str(SEED), "--size", str(SIZE)]
@@ -110,6 +111,17 @@ def test_a_model_is_stopped_goes_on_and_is_scored_like_one_that_was_not(
     assert set(made) & set(kept) == {kept[2]}  # what somebody changed is edited again
     for name in ("blocks", "data"):
         assert found(part)[name] == found(tmp_path / "whole")[name]
+
+
+@pytest.mark.usefixtures("unread", "quick_intervals")
+def test_clips_of_another_size_than_the_models_are_edited_as_they_are(
+    model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    place = ["--pairs", "1", "--frames", "2", "--size", "24"]
+    command = ["evaluate", str(model), "--benchmark", "world-video", *place, "-o", str(out)]
+    assert main([*command, "--steps", "1"]) == 0
+    assert {open_video(path).info.size for path in (out / "videos").iterdir()} == {(24, 24)}
 
 
 @pytest.mark.usefixtures("unread", "quick_intervals")
