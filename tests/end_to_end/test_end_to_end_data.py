@@ -118,7 +118,7 @@ def test_shards_world_writes_shards_and_a_contact_sheet(
     ("arguments", "words"),
     [
         (("wrold", "x"), "unknown command 'shards wrold'; known: world, convert, cache, check."),
-        (("world", "x"), "the following arguments are required: --pairs"),
+        (("world", "x"), "one of the arguments --pairs --clips is required"),
         (("world", "x", "--pairs=32", "--photos=none"), "photos='none' is not a folder"),
         (("world", "x", "--pairs=32", "--split=val"), "invalid choice: 'val'"),
         (("convert", "folders", "x", "y"), "unknown kind 'folders'.*Did you mean 'folder'"),

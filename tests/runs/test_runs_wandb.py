@@ -101,6 +101,7 @@ def test_a_training_leaves_config_results_table_pictures_and_model_in_wandb(
     assert "unet/diffusion_pytorch_model.safetensors" in run.artifacts["first-model"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_as_the_same_run_of_wandb(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -232,6 +232,7 @@ with ending_wandb_run():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find a child")
 @pytest.mark.parametrize("moment", ["training", "the end"])
 def test_training_goes_on_when_the_process_of_wandb_dies(tmp_path, moment):
