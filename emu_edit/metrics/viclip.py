@@ -5,17 +5,14 @@ its numbers. Two ways are pinned by name; EVE, which made ViCLIP a metric of vid
 (arXiv:2403.09334), does not say which it took.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64, UInt8
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,8 +28,8 @@ from emu_edit.metrics.preprocess import (
     IMAGENET_STD,
     Channels,
 )
+from emu_edit.metrics.published_weights import PublishedWeights
 from emu_edit.metrics.viclip_network import Viclip
-from emu_edit.models.sources import first_line
 from emu_edit.models.surgery import freeze
 
 WEIGHTS = ("model.safetensors", "ViClip-InternVid-10M-FLT.pth")  # the first that is there
@@ -176,7 +173,7 @@ class ViclipBackbone:
             raise InputError(
                 f"{folder} has no {' or '.join(WEIGHTS)}, needs the weights of ViCLIP; download it"
             )
-        network = Viclip.of_weights(_read(path), str(path))
+        network = Viclip.of_weights(PublishedWeights.read(path, "ViCLIP"))
         vocabulary = network.text_encoder.token_embedding.num_embeddings
         words = load_tokenizer(local_folder(tokenizer, TOKENIZER_FILES), vocabulary, vocabulary - 1)
         max_tokens = len(network.text_encoder.positional_embedding)
@@ -229,39 +226,3 @@ class ViclipBackbone:
     def count_unmended(self, texts: Sequence[str]) -> int:
         """Count the texts whose encoding may be broken and could not be mended, without ftfy."""
         return self._reader.count_unmended(texts)
-
-
-# the settings of its training lie beside the weights in files of InternVideo, as objects of a class
-# that torch does not know and that is read as a plain dict instead; any other class is refused
-SETTINGS: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
-    (OrderedDict, name) for name in ("utils.easydict.EasyDict", "easydict.EasyDict")
-]
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    """Read the weights; nothing in the file is run."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(SETTINGS):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # whose own message advises to run what is in the file
-        raise InputError(
-            f"cannot load {path}: it is damaged, or holds more than weights, which is never run; "
-            "download it again"
-        ) from error
-    except Exception as error:  # of a file that is broken in its own way
-        raise InputError(
-            f"cannot load {path}: {first_line(error)}; if damaged, download it again"
-        ) from error
-    weights = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(weights, dict) or not _are_weights(weights.items()):
-        raise InputError(f"{path} holds no weights by name; give the file of the whole ViCLIP")
-    return weights
-
-
-def _are_weights(items: Iterable[tuple[object, object]]) -> bool:
-    return all(
-        isinstance(name, str) and isinstance(weight, Tensor) and weight.is_floating_point()
-        for name, weight in items
-    )

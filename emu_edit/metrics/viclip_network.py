@@ -10,8 +10,7 @@ ViClip-InternVid-10M-FLT.pth.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from emu_edit.errors import InputError
+from emu_edit.metrics.published_weights import PublishedWeights
 
 HEAD = 64  # channels of an attention head
 UNUSED = ("temp",)  # of the training objective
@@ -71,30 +71,18 @@ class Viclip(nn.Module):
         self.text_encoder = TextTower(sizes)
 
     @staticmethod
-    def of_weights(weights: Mapping[str, Tensor], where: str) -> "Viclip":
+    def of_weights(weights: PublishedWeights) -> "Viclip":
         """Build the network that the weights are for, and give it them.
-
-        Args:
-            weights: by their published names.
-            where: names the file in messages.
 
         Raises:
             InputError: if a weight is missing, has another shape than the others ask for, or is
                 none of ViCLIP's.
         """
-        used = {name: weight for name, weight in weights.items() if name not in UNUSED}
+        used = {name: weight for name, weight in weights.named.items() if name not in UNUSED}
+        weights = replace(weights, named=used)
         with torch.device("meta"):
-            network = Viclip(_sizes(used, where))
-        expected = network.state_dict()
-        _refuse(where, "lacks", expected.keys() - used.keys())
-        _refuse(where, "has, and ViCLIP has not,", used.keys() - expected.keys())
-        for name, weight in used.items():
-            if weight.shape != expected[name].shape:
-                raise InputError(
-                    f"{where}: {name} is of shape {tuple(weight.shape)}, needs "
-                    f"{tuple(expected[name].shape)} beside the others; get the file again"
-                )
-        network.load_state_dict(used, assign=True)
+            network = Viclip(_sizes(weights))
+        weights.give(network)
         return network
 
 
@@ -212,43 +200,25 @@ class Mlp(nn.Module):
         return self.c_proj(hidden * torch.sigmoid(1.702 * hidden))
 
 
-def _sizes(weights: Mapping[str, Tensor], where: str) -> ViclipSizes:
+def _sizes(weights: PublishedWeights) -> ViclipSizes:
     """Read the sizes off those weights that tell them."""
 
-    def shape(name: str, axes: int) -> torch.Size:
-        if name not in weights:
-            _refuse(where, "lacks", {name})
-        found = weights[name].shape
-        if len(found) != axes or 0 in found:
-            raise InputError(
-                f"{where}: {name} is of shape {tuple(found)}, needs {axes} axes; get the file again"
-            )
-        return found
-
     def tower(half: str, projection: str) -> TowerSizes:
-        width, dim = shape(f"{half}.{projection}", 2)
+        width, dim = weights.shape(f"{half}.{projection}", 2)
         ends = f"{half}.transformer.resblocks.", ".attn.in_proj_bias"
-        layers = sum(name.startswith(ends[0]) and name.endswith(ends[1]) for name in weights)
+        layers = sum(name.startswith(ends[0]) and name.endswith(ends[1]) for name in weights.named)
         if width % HEAD:
-            raise InputError(f"{where}: {half} is {width} wide, needs a multiple of {HEAD}")
+            raise InputError(f"{weights.where}: {half} is {width} wide, needs a multiple of {HEAD}")
         return TowerSizes(width, layers, dim)
 
-    patch = shape("vision_encoder.conv1.weight", 5)[-1]
-    places = shape("vision_encoder.positional_embedding", 2)[0] - 1
+    patch = weights.shape("vision_encoder.conv1.weight", 5)[-1]
+    places = weights.shape("vision_encoder.positional_embedding", 2)[0] - 1
     return ViclipSizes(
         video=tower("vision_encoder", "proj"),
         text=tower("text_encoder", "text_projection"),
-        frames=shape("vision_encoder.temporal_positional_embedding", 3)[1],
+        frames=weights.shape("vision_encoder.temporal_positional_embedding", 3)[1],
         patch=patch,
         side=patch * math.isqrt(max(places, 0)),
-        vocabulary=shape("text_encoder.token_embedding.weight", 2)[0],
-        max_tokens=shape("text_encoder.positional_embedding", 2)[0],
+        vocabulary=weights.shape("text_encoder.token_embedding.weight", 2)[0],
+        max_tokens=weights.shape("text_encoder.positional_embedding", 2)[0],
     )
-
-
-def _refuse(where: str, what: str, names: set[str]) -> None:
-    if names:
-        raise InputError(
-            f"{where} {what} {len(names)} weights, e.g. {min(names)}; give the file of the whole "
-            "ViCLIP, both towers"
-        )

@@ -261,7 +261,7 @@ BLOCK = "vision_encoder.transformer.resblocks.1"
         (without(f"{BLOCK}.ln_2.bias"), r"lacks 1 weights, e.g. .*resblocks.1.ln_2.bias"),
         (
             lambda weights: {k: v for k, v in weights.items() if "text_encoder" not in k},
-            r"lacks 1 weights, e.g. text_encoder.text_projection; .* whole ViCLIP, both towers",
+            r"lacks 1 weights, e.g. text_encoder.text_projection; .* whole ViCLIP$",
         ),
         (shaped("vision_encoder.head.weight", 3), r"has, and ViCLIP has not, 1 weights, e.g. vis"),
         (
