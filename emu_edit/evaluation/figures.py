@@ -43,9 +43,7 @@ WORLD_CLIPS = {  # of clips of the moving world; `clean` counts frames
     "clean": WORLD["clean"],
     "relative_error": WORLD["relative_error"],
     "identity": Metric("identity", True, "figures that the scene reader finds as in the truth"),
-    "warp_error": Metric(
-        "warp error", False, "how a surface changes from frame to frame, in levels, exact flow"
-    ),
+    "warp_error": METRICS["warp_error"],
     "flicker_error": Metric(
         "flicker", False, "change from frame to frame that the truth does not have, in levels"
     ),

@@ -1,5 +1,6 @@
 """How the results of a benchmark of videos are scored: by exact truth, or by pinned networks."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from emu_edit.errors import InputError
 from emu_edit.evaluation.clips import ClipTruth
 from emu_edit.evaluation.figures import COPY, MODEL, ORACLE, WORLD_CLIPS
 from emu_edit.evaluation.score import Values
-from emu_edit.metrics.video import flicker, slope
+from emu_edit.metrics.raft import FILE, FOLDER, UPDATES, FlowBackbone
+from emu_edit.metrics.video import flicker, slope, warp_errors
 from emu_edit.metrics.video_protocols import video_protocol
 from emu_edit.metrics.video_score import (
     CountedFrames,
@@ -85,19 +87,24 @@ class WorldScorer:
 
 
 class TgveScorer:
-    """Scores videos without a truth by the networks of a protocol, beside their own sources."""
+    """Scores videos without a truth by the networks of a protocol, beside their own sources.
+
+    With a network for optical flow, also by `warp_error` along the flow of the source.
+    """
 
     name = TGVE
 
-    def __init__(self, networks: VideoNetworks) -> None:
+    def __init__(self, networks: VideoNetworks, flow: FlowBackbone | None = None) -> None:
         self._networks = networks
+        self._flow = flow
         self.metrics = (*networks.metrics, "flicker", "colour_drift")
-        self.protocol: Mapping[str, object] = {
-            **asdict(networks.protocol),
-            "reference": "captions",
-            "metrics": list(self.metrics),
-        }
+        self.protocol: Mapping[str, object] = {**asdict(networks.protocol), "reference": "captions"}
         self.backbones: Mapping[str, str] = networks.hashes
+        if flow is not None:
+            self.metrics = (*self.metrics, "warp_error")
+            self.protocol = {**self.protocol, "flow": f"{FILE}, {UPDATES} updates"}
+            self.backbones = {**self.backbones, FOLDER: flow.sha256}
+        self.protocol = {**self.protocol, "metrics": list(self.metrics)}
         self._source: tuple[str, _Read] | None = None  # several edits share one
 
     def score(self, item: VideoItem, result: Video) -> dict[str, Values]:
@@ -106,11 +113,15 @@ class TgveScorer:
             self._source = (item.sha256, self._read(item.source()))
         source, edited = self._source[1], self._read(result)
         captions = (item.source_caption, item.target_caption)
+        warped: dict[str, dict[str, float | None]] = {MODEL: {}, COPY: {}}
+        if self._flow is not None:
+            warped = _warped(item, result if source.frames == edited.frames else None, self._flow)
         return {
             name: {
                 **score_features(source.features, read.features, *captions, self._networks),
                 "flicker": read.flicker,
                 "colour_drift": _drift(source, read),
+                **warped[name],
             }
             for name, read in ((MODEL, edited), (COPY, source))
         }
@@ -155,6 +166,19 @@ def _drift(source: _Read, result: _Read) -> float | None:
     return (result.slope - source.slope).abs().max().item()
 
 
+def _warped(
+    item: VideoItem, result: Video | None, flow: FlowBackbone
+) -> dict[str, dict[str, float | None]]:
+    """Return the warp errors of source and result; of no result, or where nothing is seen, None."""
+    videos = [item.source(), *([] if result is None else [result])]
+    errors = warp_errors([(frame.pixels for frame in video.frames()) for video in videos], flow)
+    named = dict(zip((COPY, MODEL), [*errors, math.nan], strict=False))
+    return {
+        name: {"warp_error": error if math.isfinite(error) else None}
+        for name, error in named.items()
+    }
+
+
 def scorer_of(benchmark: str, protocol: str | None, backbones: Path | None, device: str) -> Scorer:
     """Make the benchmark's scorer.
 
@@ -169,7 +193,11 @@ def scorer_of(benchmark: str, protocol: str | None, backbones: Path | None, devi
             f"--benchmark {TGVE} needs --backbones DIR, the folder with the networks of the "
             f"protocol {pinned.name}; which are missing is said then"
         )
-    return TgveScorer(load_video_backbones(backbones, pinned, device=device))
+    networks, flow = load_video_backbones(backbones, pinned, device=device), None
+    if (backbones / FOLDER).is_dir():
+        dtype = getattr(torch, pinned.dtype)
+        flow = FlowBackbone.load(backbones / FOLDER, dtype=dtype, device=device)
+    return TgveScorer(networks, flow)
 
 
 def _frames(video: Video) -> UInt8[Tensor, "f 3 h w"]:

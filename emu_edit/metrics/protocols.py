@@ -71,6 +71,12 @@ METRICS = {
         None,
         "mean change from frame to frame, in levels; of a still shot, flicker",
     ),
+    "warp_error": Metric(
+        "warp error",
+        False,
+        "how a surface changes from frame to frame, in levels; flow exact where it is known, else "
+        "RAFT's of the source",
+    ),
     "viclip_out": Metric("ViCLIPout", True, "cosine of edited video and target caption, in ViCLIP"),
 }
 

@@ -1,16 +1,20 @@
-"""Numbers of an edited video that need no network: flicker, motion followed, still parts kept.
+"""Numbers of an edited video by its pixels: flicker, motion followed, still parts kept.
 
 Frames are uint8; results are in grey levels (0 to 255) unless said otherwise.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from emu_edit.metrics.preprocess import resample
+
+Frame = UInt8[Tensor, "3 h w"]
 Frames = UInt8[Tensor, "f 3 h w"]
 MOST_PSNR = 60.0  # dB: a mean of them must not hang on a few frames that are equal
 
@@ -26,17 +30,73 @@ def warp_error(
     down; frame t + 1 is read between pixels (bilinear). NaN where nothing is seen twice.
     Source: Lai et al. 2018, arXiv:1808.00449, section 4, with exact flow and occlusion.
     """
-    height, width = frames.shape[-2:]
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    at = torch.stack([columns, rows]) + flow  # g 2 h w
-    scale = torch.tensor([width, height]).view(1, 2, 1, 1)
-    grid = ((2 * at + 1) / scale - 1).permute(0, 2, 3, 1)
-    moved = functional.grid_sample(
-        frames[1:].float(), grid.float(), padding_mode="border", align_corners=False
-    )
-    error = (moved - frames[:-1].float()).abs().mean(1)
+    error = (_read_along(frames[1:].float(), flow) - frames[:-1].float()).abs().mean(1)
     seen = ~occluded
     return (error[seen].mean().item()) if bool(seen.any()) else math.nan
+
+
+def warp_errors(
+    videos: Sequence[Iterable[Frame]], flow: Callable[[Tensor, Tensor], Float[Tensor, "2 h w"]]
+) -> list[float]:
+    """Compute the `warp_error` of videos along the flow of the first; two frames of each are kept.
+
+    Args:
+        videos: of equally many frames; those of another size than the first's are resampled.
+        flow: of two frames, from the first to the second.
+    """
+    sums, count = [0.0] * len(videos), 0
+    for now, then in pairwise(zip(*videos, strict=True)):
+        forward, backward = flow(now[0], then[0]), flow(then[0], now[0])
+        occluded = occlusion(forward, backward)
+        seen = int((~occluded).sum())
+        if seen == 0:
+            continue
+        count += seen
+        size = (int(forward.shape[1]), int(forward.shape[2]))
+        for i, (one, other) in enumerate(zip(now, then, strict=True)):
+            pair = torch.stack([resample(frame, size, "bicubic") for frame in (one, other)])
+            sums[i] += seen * warp_error(pair, forward[None], occluded[None])
+    return [total / count if count else math.nan for total in sums]
+
+
+def occlusion(
+    forward: Float[Tensor, "2 h w"], backward: Float[Tensor, "2 h w"]
+) -> Bool[Tensor, "h w"]:
+    """Tell which pixels of a frame are not seen in the next: the way there and back is not closed.
+
+        |F(p) + B(p + F(p))|² > 0.01 (|F(p)|² + |B(p + F(p))|²) + 0.5, or p + F(p) is outside
+
+    F is the flow to the next frame and B the one back, both in pixels.
+    Source: Sundaram et al. 2010, "Dense point trajectories by GPU-accelerated large displacement
+    optical flow", section 3.
+    """
+    back = _read_along(backward[None], forward[None])[0]
+    gap = (forward + back).square().sum(0)
+    lengths = forward.square().sum(0) + back.square().sum(0)
+    height, width = forward.shape[-2:]
+    last = torch.tensor([width, height]).view(2, 1, 1) - 0.5  # a pixel reaches half of one around
+    at = _positions(forward[None])[0]
+    outside = ((at < -0.5) | (at > last)).any(0)
+    return (gap > 0.01 * lengths + 0.5) | outside
+
+
+def _read_along(
+    pictures: Float[Tensor, "g c h w"], flow: Float[Tensor, "g 2 h w"]
+) -> Float[Tensor, "g c h w"]:
+    """Read pictures at p + flow(p), between pixels; the border goes on outside."""
+    height, width = pictures.shape[-2:]
+    scale = torch.tensor([width, height]).view(1, 2, 1, 1)
+    grid = ((2 * _positions(flow) + 1) / scale - 1).permute(0, 2, 3, 1)
+    return functional.grid_sample(
+        pictures, grid.to(pictures), padding_mode="border", align_corners=False
+    )
+
+
+def _positions(flow: Float[Tensor, "g 2 h w"]) -> Float[Tensor, "g 2 h w"]:
+    """Return where each pixel goes, (x, y)."""
+    height, width = flow.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([columns, rows]) + flow
 
 
 def flicker(frames: Frames) -> float:

@@ -15,9 +15,12 @@ from datamodules.shards.clips import encode_mp4
 from emu_edit.cli.main import main
 from emu_edit.errors import InputError
 from emu_edit.images import save_png
+from emu_edit.metrics.raft import FlowBackbone
+from emu_edit.metrics.video import warp_errors
 from emu_edit.metrics.video_score import CountedFrames, load_video_backbones, score_video
 from emu_edit.video.io import open_video
 from tests.evaluation.test_evaluation_model import predicting  # noqa: F401  a fixture
+from tests.metrics.tiny_raft import FILE, FOLDER, write_raft
 from tests.metrics.tiny_video import PROTOCOL, write_video_backbones
 
 HEAD = (
@@ -193,6 +196,43 @@ def test_a_submission_is_scored_by_the_networks_of_the_protocol(
     # a copy goes nowhere
     assert rows["copy-input"]["all"]["viclip_dir"]["mean"] == 0
     assert set(found["backbones"]) == {"clip", "pickscore", "viclip"}
+
+
+@pytest.mark.usefixtures("small")
+def test_raft_among_the_networks_adds_the_warp_error_along_the_flow_of_the_source(
+    tgve: Path, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "networks"
+    more.mkdir()
+    for one in networks.iterdir():
+        (more / one.name).symlink_to(one)
+    write_raft(more / FOLDER, speed=0.002)
+    longer = {"style": 5}
+    made = submitted(tmp_path / "made", lambda name, kind: frames(name + kind, longer.get(kind, 4)))
+    command = ["evaluate", str(made), "--benchmark", "tgve", "--data", str(tgve), "--limit", "2"]
+    command += ["--backbones", str(more), "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "warp error ↓" in capsys.readouterr().out
+    written = (tmp_path / "out" / "items.jsonl").read_text().splitlines()
+    lines = [json.loads(text) for text in written]
+    items = load_tgve(tgve).items[:2]
+    source = [frame.pixels for frame in items[1].source().frames()]
+    at = made / "DAVIS_480p" / "gold-fish" / "object"
+    result = [frame.pixels for frame in open_video(at).frames()]
+    flow = FlowBackbone.load(more / FOLDER, dtype=torch.float64)
+    copied, edited = warp_errors([source, result], flow)
+    assert flow(source[0], source[1]).abs().mean() > 0.1
+    assert edited > 10
+    # the first has a frame more than its source
+    assert [line["scores"]["warp_error"] for line in lines] == [None, pytest.approx(edited)]
+    found = results(tmp_path / "out")
+    row = found["blocks"]["single edits"]["rows"]["copy-input"]["all"]["warp_error"]
+    assert row["mean"] == pytest.approx(copied)
+    assert found["backbones"][FOLDER] == flow.sha256
+    assert found["protocol"]["flow"] == f"{FILE}, 12 updates"
+    (more / FOLDER / FILE).unlink()
+    assert main(command) == 2
+    assert f"raft_large has no {FILE}" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small")
