@@ -134,14 +134,13 @@ def _animate(
     """Draw a picture unless one is given, and the video that begins with it."""
     from fractions import Fraction
 
-    from emu_edit.diffusion.samplers import progress
     from emu_edit.editing.animate import animate, load_animator
     from emu_edit.terminal import step_bar
     from emu_edit.video.write import write_clip
 
     animator = load_animator(drawer, model)
     frames = animator.frames if options.frames is None else options.frames
-    animator.check_frames(frames)
+    animator.windows(frames)  # refuses before a picture is drawn
     settings = sampling.applied(animator.video.settings)
     caption = clean_instruction(options.captions[0], what="caption")
     if options.image is None:
@@ -157,7 +156,7 @@ def _animate(
             frames=frames,
             negative=options.negative,
             settings=settings,
-            on_step=progress(on_step, settings.num_steps),
+            on_step=on_step,
         )
     rate = animator.rate if options.rate is None else options.rate
     try:

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from emu_edit.diffusion.prediction import Prediction
-from emu_edit.diffusion.samplers import StepEnd
+from emu_edit.diffusion.samplers import OnStep, StepEnd, progress
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.generate import CAPTION
 from emu_edit.editing.settings import EditorSettings, choice, number
@@ -47,7 +47,7 @@ class Animator:
     Attributes:
         drawer: the picture model.
         video: the same networks with the temporal layers, in the slot of its denoiser.
-        frames: of a clip in training; no video has more.
+        frames: of a clip in training; what is longer is drawn in several windows.
         rate: frames a second.
     """
 
@@ -56,17 +56,25 @@ class Animator:
     frames: int
     rate: int
 
-    def check_frames(self, frames: int) -> None:
-        """Refuse more frames than a clip had in training.
+    def windows(self, frames: int) -> int:
+        """Return in how many windows a video is drawn: those after the first give frames - 1 each.
 
         Raises:
-            InputError: with both numbers.
+            InputError: if the model cannot go on from a frame, and more are asked for than it was
+                trained on.
         """
-        if not 1 <= frames <= self.frames:
+        if not 1 <= frames <= MOST_FRAMES:
+            raise InputError(f"frames={frames} of a video must be 1 to {MOST_FRAMES}")
+        if frames <= self.frames:
+            return 1
+        denoiser = self.video.networks.denoiser
+        assert isinstance(denoiser, VideoDenoiser)
+        if self.frames == 1 or not denoiser.adapter.condition_channels:
             raise InputError(
-                f"frames={frames}: this model was trained on clips of {self.frames} frames; give 1 "
-                f"to {self.frames}"
+                f"frames={frames}: this model was trained on clips of {self.frames} and takes no "
+                f"frame to go on from; give at most {self.frames}"
             )
+        return -(-(frames - 1) // (self.frames - 1))
 
     def save_pretrained(self, path: Path | str) -> None:
         """Write the picture model's directory, and `temporal/` in it."""
@@ -149,11 +157,13 @@ def animate(
     frames: int | None = None,
     negative: str = "",
     settings: EditorSettings | None = None,
-    on_step: StepEnd | None = None,
+    on_step: OnStep | None = None,
 ) -> UInt8[Tensor, "f 3 h w"]:
     """Draw a video that begins with a picture; the result is on the CPU, of the picture's size.
 
-    The noise of a frame depends on seed and frame alone, not on how many there are.
+    Of a video longer than in training, each window begins with the last frame of the one before.
+    The noise of a frame depends on seed and frame alone; a longer video begins as a shorter one of
+    whole windows.
 
     Args:
         animator: the model.
@@ -163,27 +173,41 @@ def animate(
         frames: how many; None means as trained.
         negative: what it should not show, "" for nothing.
         settings: steps, sampler, and guidance w_i (image) and w_p (text); None means the model's.
-        on_step: as of `Editor.edit_batch`.
+        on_step: called with (steps done, steps in all).
 
     Raises:
-        InputError: for more frames than in training, a seed out of range, a picture far larger than
-            in training, or a caption that is empty, too long or not text.
+        InputError: for a number of frames or a seed out of range, a picture far larger than in
+            training, or a caption that is empty, too long or not text.
     """
     check_seed(seed)
     frames = animator.frames if frames is None else frames
-    animator.check_frames(frames)
+    windows, each = animator.windows(frames), min(frames, animator.frames)
     editor = animator.video
-    first = editor.encode(picture[None])
-    noise = normals(seed, "animate", torch.arange(frames), tuple(first.shape[1:]))
-    drawn = editor.edit_latents(
-        beginning_with(first, frames),
-        [clean_instruction(caption, what="caption")],
-        [CAPTION],
-        [seed],
-        negative=[clean_instruction(negative, what="negative text") if negative else ""],
-        settings=editor.settings if settings is None else settings,
-        on_step=on_step,
-        noise=rearrange(noise, "f c h w -> 1 (f c) h w"),
-    )
-    latents = rearrange(drawn, "1 (f c) h w -> f c h w", f=frames)
-    return editor.decode(latents, picture.shape[-2:])
+    settings = editor.settings if settings is None else settings
+    given = editor.encode(picture[None])
+    generator = torch.Generator().manual_seed(seed)  # of samplers with fresh noise
+    shown: list[Tensor] = []
+    for window in range(windows):
+        first = window * (animator.frames - 1)
+        noise = normals(seed, "animate", torch.arange(first, first + each), given.shape[1:])
+        drawn = editor.edit_latents(
+            beginning_with(given, each),
+            [clean_instruction(caption, what="caption")],
+            [CAPTION],
+            [generator],
+            negative=[clean_instruction(negative, what="negative text") if negative else ""],
+            settings=settings,
+            on_step=_counted(on_step, window, windows, settings.num_steps),
+            noise=rearrange(noise, "f c h w -> 1 (f c) h w"),
+        )
+        latents = rearrange(drawn, "1 (f c) h w -> f c h w", f=each)
+        given = latents[-1:]
+        shown.append(editor.decode(latents[min(window, 1) :], picture.shape[-2:]))
+    return torch.cat(shown)[:frames]
+
+
+def _counted(on_step: OnStep | None, window: int, windows: int, num_steps: int) -> StepEnd | None:
+    """Let `on_step` count the steps of all windows."""
+    if on_step is None:
+        return None
+    return progress(lambda done, each: on_step(window * each + done, windows * each), num_steps)

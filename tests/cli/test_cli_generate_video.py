@@ -68,7 +68,7 @@ def test_damaged_or_foreign_layers_are_refused_in_one_line(
         assert not Path("a.mp4").exists()
         return line
 
-    assert "frames=4: this model was trained on clips of 3" in refused(video_model, "--frames", "4")
+    assert "frames=4097 of a video must be 1 to" in refused(video_model, "--frames", "4097")
     assert "draws pictures and no videos (it has no temporal/)" in refused(base)
     other = tmp_path / "other"
     drawing = make_module(prediction=Prediction.z0, tasks=[CAPTION], weights_seed=7)

@@ -1,6 +1,7 @@
 """Emu Video: `EditModule`'s own step on clips; the temporal layers alone learn, and are kept."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.generate import CAPTION, draw_pictures, load_generator
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
+from emu_edit.images import to_uint8
 from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.temporal import TemporalSpec
 from emu_edit.training.draws import Phase
@@ -226,6 +228,27 @@ def test_a_video_depends_on_picture_caption_and_seed_alone(base: Path) -> None:
     assert animate(animator, picture[:, :13], "a square", frames=2).shape == (2, 3, 13, SIZE)
 
 
+def test_a_longer_video_goes_on_from_the_last_frame_of_each_window(base: Path) -> None:
+    animator = moved(module(base)).animator()
+    codec, given = animator.video.networks.codec, []
+
+    def look(_module: object, _inputs: tuple, named: dict) -> None:
+        given.append(codec.decode(named["cond"].z_source[:, : codec.latent_channels]))
+
+    animator.video.networks.denoiser.register_forward_pre_hook(look, with_kwargs=True)
+    picture, told = make_clip(0).target[0], []
+    settings = EditorSettings(SIZE, Guidance(1.0, 1.0), num_steps=1)
+    draw = partial(animate, animator, picture, "a square", seed=3, settings=settings)
+    video = draw(frames=6, on_step=lambda done, of: told.append((done, of)))  # 3 + 2 + 1 of 2
+    assert video.shape == (6, 3, SIZE, SIZE)
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    beginnings = to_uint8(torch.cat(given))
+    for beginning, frame in zip(beginnings, (picture, video[2], video[4]), strict=True):
+        assert difference(beginning, frame) < 0.5
+    assert torch.equal(draw(frames=3), video[:3])
+    assert torch.equal(draw(frames=5), video[:5])
+
+
 def test_untrained_layers_draw_every_frame_as_a_picture(base: Path) -> None:
     animator = module(base).eval().animator()
     settings = replace(animator.video.settings, guidance=Guidance(2.0, 1.0))
@@ -302,8 +325,10 @@ def test_models_and_numbers_that_cannot_be_are_refused(base: Path, model: Path) 
         VideoModule(str(model), SPEC)
     with pytest.raises(InputError, match=r"model\.frames=0 and model\.rate=8"):
         VideoModule(str(base), SPEC, frames=0)
-    animator = module(base).animator()
-    with pytest.raises(InputError, match="frames=4: this model was trained on clips of 3 frames"):
-        animate(animator, make_clip(0).target[0], "a", frames=4)
+    direct = VideoModule(str(base), replace(SPEC, picture_condition=False), frames=FRAMES)
+    with pytest.raises(InputError, match="frames=4: this model was trained on clips of 3 and tak"):
+        animate(direct.animator(), make_clip(0).target[0], "a", frames=4)
+    with pytest.raises(InputError, match="frames=0 of a video must be 1 to 4096"):
+        animate(module(base).animator(), make_clip(0).target[0], "a", frames=0)
     with pytest.raises(InputError, match="draws pictures and no videos"):
         load_animator(Editor.from_pretrained(base), base)
