@@ -54,8 +54,6 @@ def short_training(arguments: list[str]) -> tuple[str, ...]:
     recipe = arguments[arguments.index("--config") + 1] if "--config" in arguments else "tiny"
     if recipe == "inversion":
         return (*FEW, "--data.image_size=16", "--data.batch_size=2")
-    if recipe == "text_to_image":
-        return (*FEW, *FEW_PAIRS, "--data.pictures=32", *SMALLER[recipe])
     if recipe == "emu_video":
         return (*FEW, *FEW_PAIRS)
     if recipe not in SMALLER:  # sd15, and what is made of it
