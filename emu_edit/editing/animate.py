@@ -78,7 +78,7 @@ class Animator:
 
     def save_pretrained(self, path: Path | str) -> None:
         """Write the picture model's directory, and `temporal/` in it."""
-        self.drawer.save_pretrained(path, also=self._write_layers)
+        self.drawer.save_pretrained(path, write_layers=self._write_layers)
 
     def _write_layers(self, folder: Path) -> None:
         denoiser = self.video.networks.denoiser

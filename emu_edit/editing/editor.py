@@ -129,11 +129,12 @@ class Editor:
         )
 
     def save_pretrained(
-        self, path: Path | str, *, also: Callable[[Path], None] | None = None
+        self, path: Path | str, *, write_layers: Callable[[Path], None] | None = None
     ) -> None:
         """Write a diffusers-style model directory; after loading, same seed gives same pixels.
 
-        `also` is called with the directory before it appears under its name, to write more parts.
+        `write_layers` is called with the directory before it appears under its name, to write the
+        temporal layers of a model of videos.
         """
         name = DIFFUSERS_NAMES[self.prediction]
         save_networks(
@@ -147,15 +148,16 @@ class Editor:
                 **({} if self.objective is None else {"objective": self.objective}),
                 **({} if self.trained_on is None else {"trained_on": self.trained_on}),
             },
-            also=partial(self._write_more, also),
+            also=partial(self._write_more, write_layers),
+            writes_layers=write_layers is not None,
         )
 
-    def _write_more(self, also: Callable[[Path], None] | None, folder: Path) -> None:
+    def _write_more(self, write_layers: Callable[[Path], None] | None, folder: Path) -> None:
         if self.predictor is not None:
             (folder / PREDICTOR).mkdir()
             self.predictor.write_parts(folder / PREDICTOR)
-        if also is not None:
-            also(folder)
+        if write_layers is not None:
+            write_layers(folder)
 
     def add_task(self, task: LearnedTask, *, allow_mismatch: bool = False) -> None:
         """Edit with a learned task, too; one of the same name that was learnt before is replaced.

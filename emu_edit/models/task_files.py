@@ -110,16 +110,18 @@ def write_learned(networks: EditNetworks, folder: Path) -> None:
         check_base(task, base, allow_mismatch=True).save(_file(folder, task.name))
 
 
-def refuse_to_lose(folder: Path, learned: Sequence[LearnedTask] = ()) -> None:
+def refuse_to_lose(
+    folder: Path, learned: Sequence[LearnedTask] = (), *, writes_layers: bool = False
+) -> None:
     """Refuse to replace a model directory with what was learnt for it: tasks, temporal layers.
 
-    Tasks among `learned` will be written again; without those, call it before a training that will
-    export there.
+    Tasks among `learned` will be written again, and temporal layers with `writes_layers`; call it
+    without tasks before a training that will export there.
     """
     has = {task.name for task in learned}
     names = sorted(file.stem for file in (folder / LEARNED).glob(f"*{SUFFIX}"))
     tasks = ", ".join(name for name in names if name not in has)
-    layers = (folder / TEMPORAL).is_dir()
+    layers = (folder / TEMPORAL).is_dir() and not writes_layers
     if lost := [f"learned tasks {tasks}"] * bool(tasks) + ["temporal layers"] * layers:
         raise InputError(
             f"{folder} has the {' and '.join(lost)}, which would be lost with its weights; move it "

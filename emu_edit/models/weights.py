@@ -45,6 +45,7 @@ def save_networks(
     scheduler_config: dict[str, object],
     settings: dict[str, object],
     also: Callable[[Path], None] | None = None,
+    writes_layers: bool = False,
 ) -> None:
     """Write a model directory; one that exists is replaced when it is a model directory too.
 
@@ -55,12 +56,13 @@ def save_networks(
         settings: everything else an editor needs to know, kept in `model_index.json` under
             "_emu_edit".
         also: called with the directory before it appears under its name, to write more parts.
+        writes_layers: whether temporal layers are among those.
 
     Raises:
         InputError: if `path` is a file or a directory of something else, or holds learned tasks
             that `networks` has not.
     """
-    refuse_to_lose(Path(path).expanduser(), networks.learned)
+    refuse_to_lose(Path(path).expanduser(), networks.learned, writes_layers=writes_layers)
     with new_directory(path, INDEX, what="model directory") as part:
         _write_parts(networks, part, scheduler_config, settings)
         if also is not None:

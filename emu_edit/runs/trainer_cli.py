@@ -53,6 +53,7 @@ from emu_edit.runs.status import StatusWriter
 from emu_edit.training.export import start_from
 from emu_edit.training.loggers import WandbLogger, ending_wandb_run, redact
 from emu_edit.training.module import EditModule
+from emu_edit.training.video_module import VideoModule
 
 # warnings of Lightning that every run would show, and those about other libraries
 NOISE = (
@@ -181,6 +182,9 @@ class TrainerCLI(LightningCLI):
             raise own from None
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
+        if self.verb == "fit":  # hours before the export would
+            layers = isinstance(self.model, VideoModule)
+            refuse_to_lose(self.folder / MODEL, writes_layers=layers)
         if self.start is not None:
             if not isinstance(self.model, EditModule):
                 raise InputError("--start_from is for weights; a new task begins at model.init")
@@ -319,8 +323,6 @@ def run_trainer(verb: str, options: TrainOptions) -> int:
     start = time.monotonic()
     if verb == "fit":
         options, folder = training_run(options)
-        if not options.only_asks:
-            refuse_to_lose(folder / MODEL)  # hours before the export would
     else:
         options, folder = measured_run(verb, options)
     status = StatusWriter(folder)

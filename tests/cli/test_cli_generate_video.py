@@ -95,6 +95,7 @@ def test_a_recipe_trains_exports_and_draws(base: Path) -> None:
         *("--trainer.accelerator=cpu", "--trainer.precision=32", "--run=run"),
     )
     assert main(["fit", "--config=emu_video", *settings]) == 0
+    assert main(["fit", "--config=emu_video", *settings, "--resume=auto"]) == 0  # writes it again
     assert main(["export", "run", "-o", "exported"]) == 0
     layers = "temporal/temporal.safetensors"
     assert Path("exported", layers).read_bytes() == Path("run/model", layers).read_bytes()
