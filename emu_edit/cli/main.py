@@ -35,7 +35,7 @@ VERBS = {
     "test": Command(_of("fit", "run_test"), "measure a checkpoint's loss on the test set"),
     "edit": Command(_of("edit"), "edit a picture by instruction"),
     "video": Command(_of("video"), "edit a video by instruction, its sound kept"),
-    "generate": Command(_of("generate"), "draw pictures from captions"),
+    "generate": Command(_of("generate"), "draw pictures, or a video, from captions"),
     "shards": Command(_of("shards"), "write, convert and check training data"),
     "evaluate": Command(_of("evaluate"), "score a model against exact ground truth, per task"),
     "predictor": Command(

@@ -299,6 +299,26 @@ def test_an_exported_model_draws_the_modules_videos_and_the_bases_pictures(
     assert (tmp_path / "model" / weights).read_bytes() == (base / weights).read_bytes()
 
 
+def test_a_stable_diffusion_becomes_a_video_model(stable_diffusion: Path, tmp_path: Path) -> None:
+    layers = TemporalSpec(head_dim=4, mlp_ratio=0)
+    ours = VideoModule(str(stable_diffusion), layers, frames=FRAMES)
+    drawn = ours.drawn(make_clips(range(2)), Phase.train)
+    ours.step(drawn, dropout=ours.dropout)["loss"].backward()
+    assert all(p.grad is not None for p in ours.parameters() if p.requires_grad)
+    _, cond, _ = ours.encoder(drawn)
+    given = cond.z_source.unflatten(1, (FRAMES, -1))
+    assert given[:, 0].any()  # in the units of noisy latents, so that zeros stay zeros
+    assert not given[:, 1:].any()
+    export_model(moved(ours), tmp_path / "model", ema=None)
+    animator = load_animator(load_generator(tmp_path / "model"), tmp_path / "model")
+    settings = replace(ours.editor_settings, num_steps=2)
+    made, own = (
+        animate(one, make_clip(0).target[0], "a square", settings=settings)
+        for one in (animator, ours.animator())
+    )
+    assert difference(made, own) < 0.1
+
+
 def test_direct_text_to_video_takes_no_picture(base: Path) -> None:
     ours = VideoModule(str(base), replace(SPEC, picture_condition=False), frames=FRAMES)
     animator = moved(ours).animator()
