@@ -2,7 +2,9 @@
 
     python benchmarks/scene_reader.py [--pictures 400] [--size 64] [--seed 0] [--only ROW] [--tell]
 
-The pictures are what the edits of the held-out split draw, before and after, all tasks in turn. A
+The still pictures are what the edits of the held-out split draw, before and after, all tasks in
+turn; the moving ones are the first, a middle and the last frame of edited clips of the tasks of
+regions: figures are turned, come nearer, and a camera pans and zooms. A
 figure is right when a figure of its shape, colour and texture was read and the two boxes
 have at least half of their union in common; spurious is a read figure that belongs to none.
 """
@@ -19,13 +21,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
+from datamodules.world.clips.clip import make_clip
+from datamodules.world.find import box_of, overlap
 from datamodules.world.pair import EDITS
-from datamodules.world.read import ReadFigure, Reading, box_of, overlap, read_scene
+from datamodules.world.read import ReadFigure, Reading, read_scene
 from datamodules.world.render import quantise, render
-from datamodules.world.scene import Figure, Scene
+from datamodules.world.scene import Figure, Scene, Thing
 from datamodules.world.studio import Studio
 from emu_edit.randomness import keyed_generator
-from emu_edit.tasks import SIXTEEN
+from emu_edit.tasks import SIXTEEN, TASKS, Family
 from emu_edit.terminal import step_bar
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -51,6 +55,15 @@ def scenes(seed: int) -> Iterator[Scene]:
         studio = Recorder(**{f.name: getattr(plain, f.name) for f in fields(plain)})
         EDITS[task](studio)
         yield from studio.scenes
+
+
+def moving(seed: int) -> Iterator[Scene]:
+    """Yield the scenes of three frames of each edited held-out clip, without end."""
+    region = [task.name for task in TASKS if task.family is Family.region]
+    for index in count():
+        task = region[index % len(region)]
+        clip = make_clip(seed, "heldout", index, task=task, size=16)
+        yield from (clip.output_scenes[number] for number in (0, 8, 15))
 
 
 def jpeg(picture: Pixels, _: int) -> Pixels:
@@ -79,6 +92,12 @@ DAMAGES: dict[str, Callable[[Pixels, int], Pixels]] = {
     "all three": lambda picture, number: jpeg(noise(blur(picture, number), number), number),
 }
 
+Scenes = Callable[[int], Iterator[Scene]]
+ROWS: dict[str, tuple[Scenes, Callable[[Pixels, int], Pixels]]] = {
+    **{name: (scenes, damage) for name, damage in DAMAGES.items()},
+    **{f"moving, {name}": (moving, DAMAGES[name]) for name in ("true", "all three")},
+}
+
 
 @dataclass
 class Tally:
@@ -93,6 +112,8 @@ class Tally:
     background: int = 0
     word: int = 0
     spurious: int = 0
+    turned: int = 0
+    turned_right: int = 0
     seconds: float = 0.0
     doubts_right: list[float] = field(default_factory=list)
     doubts_wrong: list[float] = field(default_factory=list)
@@ -105,6 +126,8 @@ class Tally:
         left = list(reading.figures)
         right = 0
         for figure in scene.figures:
+            is_turned = isinstance(figure, Thing) and figure.angle != 0
+            self.turned += is_turned
             found = _found(figure, left)
             if found is None:
                 continue
@@ -115,6 +138,7 @@ class Tally:
             self.texture += read.texture == figure.texture
             is_right = read.full_name == figure.full_name
             right += is_right
+            self.turned_right += is_right and is_turned
             (self.doubts_right if is_right else self.doubts_wrong).append(found.doubt)
         self.figures += len(scene.figures)
         self.right += right
@@ -143,17 +167,18 @@ def _found(figure: Figure, left: list[ReadFigure]) -> ReadFigure | None:
 
 
 def measure(
-    damage: Callable[[Pixels, int], Pixels],
+    row: str,
     seed: int,
     pictures: int,
     size: int,
     *,
     tell: bool = False,
 ) -> Tally:
-    """Return the counts over the first pictures of a seed."""
+    """Return the counts of a row over the first pictures of a seed."""
+    draw, damage = ROWS[row]
     tally = Tally()
     with step_bar("reading", "pictures") as on_step:
-        for number, scene in enumerate(islice(scenes(seed), pictures)):
+        for number, scene in enumerate(islice(draw(seed), pictures)):
             picture = damage(quantise(render(scene, size)), number)
             start = time.process_time()
             reading = read_scene(np.ascontiguousarray(picture.transpose(2, 0, 1)))
@@ -175,15 +200,17 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=400, help="of each row (default 400)")
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the world (default 0)")
-    parser.add_argument("--only", choices=tuple(DAMAGES), help="one row alone")
+    parser.add_argument("--only", choices=tuple(ROWS), help="one row alone")
     parser.add_argument("--tell", action="store_true", help="name what is read wrong")
     options = parser.parse_args()
     head = "pictures|figures right|shape|colour|texture|background|word|spurious|s a picture"
     lines = [f"| {head.replace('|', ' | ')} |", "|---" * 9 + "|"]
-    for name, damage in DAMAGES.items():
+    for name in ROWS:
         if options.only in (None, name):
-            tally = measure(damage, options.seed, options.pictures, options.size, tell=options.tell)
+            tally = measure(name, options.seed, options.pictures, options.size, tell=options.tell)
             lines.append(tally.row(name))
+            if tally.turned:
+                sys.stdout.write(f"{name}: {tally.turned_right} of {tally.turned} turned right\n")
             for what, doubts in (("right", tally.doubts_right), ("wrong", tally.doubts_wrong)):
                 if doubts:
                     parts = np.percentile(doubts, (1, 5, 50, 95, 99)).round(2).tolist()

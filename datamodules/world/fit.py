@@ -3,9 +3,8 @@
 Coarse: for each pixel, how much better the figure's colour (or the dark one of its textures)
 explains it than the scene so far does; the sum of that over a shape, at every pixel and for a
 ladder of sizes, is one Fourier correlation. Fine: damped Gauss-Newton steps on the world's own
-renderer, hidden parts and neighbours included. Costs are robust: a pixel that nothing explains
-counts one at most, so what another figure hides neither helps nor harms.
-Source: the correlation theorem and Levenberg-Marquardt are textbook; the weights are Welsch's.
+renderer, hidden parts and neighbours included. Source: the
+correlation theorem and Levenberg-Marquardt are textbook.
 """
 
 from collections.abc import Sequence
@@ -15,9 +14,10 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from datamodules.world.palette import RGB, SHAPES
-from datamodules.world.render import DARK, Layer, draw_figure
-from datamodules.world.scene import Figure, Person, Pose, Texture, Thing, Word
+from datamodules.world.palette import SHAPES
+from datamodules.world.render import DARK
+from datamodules.world.scene import Figure, Person, Pose, Texture, Thing
+from datamodules.world.sheet import Map, Sheet, around, mismatch, rgb_of
 from datamodules.world.sprites import (
     FOREARM,
     HEAD_RADIUS,
@@ -28,10 +28,8 @@ from datamodules.world.sprites import (
     THIGH,
     UPPER_ARM,
     thing_distance,
-    word_coverage,
 )
 
-SCALE = 48.0  # grey levels: about where a difference of colour begins to be another colour
 COARSE_SCALE = 64.0  # of the coarse search, which does not blur what it looks for
 FIT_SCALE = 80.0  # while fitting; wide enough that an edge a pixel off still pulls
 RADII = tuple(0.08 * 1.13**k for k in range(11))  # 5 to 17 pixels at 64
@@ -39,14 +37,10 @@ HEIGHTS = (0.5, 0.58, 0.66, 0.74, 0.83)  # of persons
 TEXTURES: tuple[Texture, ...] = ("plain", "striped", "dotted", "checkered")
 SHAPES_TRIED = 3  # of a colour, after the coarse search
 MIN_GAIN = 25.0  # pixels at 64 that a figure must explain; the smallest star has about 40
-ROOM = 4  # pixels around a figure in which its fit is judged
+MIN_SEED = 12  # pixels at 64 of a colour, below which no thing is looked for at all angles
 MIN_TRUNK = 0.5  # share of head and trunk that a person's colour must explain
 MIN_PERSON = 130  # pixels at 64 of a colour, below which no person is looked for
 STEPS, PERSON_STEPS = 6, 12
-REACH = 4  # of a blur, in pixels
-
-Map = Float32[np.ndarray, "h w"]
-Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -55,90 +49,6 @@ class Candidate:
 
     figure: Figure
     gain: float
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A square picture and what is known of its scene: background, figures, word, sharpness.
-
-    `blur` is the deviation in pixels of a Gaussian that the rendered scene goes through.
-    """
-
-    picture: Float32[np.ndarray, "h w 3"]
-    background: Float32[np.ndarray, "h w 3"]
-    figures: tuple[Figure, ...] = ()
-    word: Word | None = None
-    blur: float = 0.0
-
-    @property
-    def size(self) -> int:
-        """The side in pixels."""
-        return len(self.picture)
-
-    @property
-    def whole(self) -> Window:
-        """The window that is all of the picture."""
-        return slice(0, self.size), slice(0, self.size)
-
-    def drawn(self, window: Window, *more: Figure) -> Float32[np.ndarray, "h w 3"]:
-        """Return a part of the rendered scene, with more figures in their places of depth."""
-        if self.blur == 0:
-            return self._sharp(window, *more)
-        rows, columns = (
-            slice(max(s.start - REACH, 0), min(s.stop + REACH, self.size)) for s in window
-        )
-        sharp = self._sharp((rows, columns), *more)
-        mixing = _mixing(self.size, self.blur)
-        down = np.tensordot(mixing[window[0], rows], sharp, 1)
-        return mixing[window[1], columns] @ down
-
-    def _sharp(self, window: Window, *more: Figure) -> Float32[np.ndarray, "h w 3"]:
-        rows, columns = window
-        part = self.background[window].copy()
-        for figure in sorted((*self.figures, *more), key=lambda f: (f.base, f.name)):
-            _lay(part, draw_figure(figure, self.size), rows, columns)
-        if self.word is not None:
-            share = word_coverage(self.word.text, self.word.band, self.size)[window][:, :, None]
-            part += share * (_rgb(self.word.ink) - part)
-        return part
-
-    def errors(self, window: Window, *more: Figure, scale: float = SCALE) -> Map:
-        """Return how badly each pixel of a window is explained, in [0, 1]."""
-        return mismatch(self.picture[window] - self.drawn(window, *more), scale)
-
-    def gain(self, figure: Figure, errors: Map | None = None) -> float:
-        """Return how many pixels more are explained with a figure than without.
-
-        `errors` are those of the whole sheet as it is, if they are known.
-        """
-        window = around(figure, self.size)
-        before = self.errors(window) if errors is None else errors[window]
-        return float((before - self.errors(window, figure)).sum())
-
-
-@cache
-def _mixing(size: int, blur: float) -> Float32[np.ndarray, "size size"]:
-    """Return the matrix that blurs a column; beyond the borders the last pixel goes on."""
-    weights = np.exp(-(np.arange(-REACH, REACH + 1) ** 2) / (2 * blur**2))
-    mixing = np.zeros((size, size), dtype=np.float32)
-    for offset, weight in zip(range(-REACH, REACH + 1), weights / weights.sum(), strict=True):
-        np.add.at(mixing, (np.arange(size), np.clip(np.arange(size) + offset, 0, size - 1)), weight)
-    return mixing
-
-
-def mismatch(difference: Float32[np.ndarray, "*any 3"], scale: float = SCALE) -> Map:
-    """Return 1 - exp(-d² / 2 s²), d the length of a difference of colours (Welsch)."""
-    squared = np.einsum("...c,...c->...", difference, difference)
-    return 1 - np.exp(squared * np.float32(-0.5 / scale**2))
-
-
-def around(figure: Figure, size: int) -> Window:
-    """Return the window in which the fit of a figure is judged."""
-    layer = draw_figure(figure, size)
-    rows, columns = (
-        slice(max(s.start - ROOM, 0), min(s.stop + ROOM, size)) for s in (layer.rows, layer.columns)
-    )
-    return rows, columns
 
 
 def candidates(sheet: Sheet, colour: str, errors: Map, coarse_errors: Map) -> list[Candidate]:
@@ -151,7 +61,7 @@ def candidates(sheet: Sheet, colour: str, errors: Map, coarse_errors: Map) -> li
     if pixels < MIN_GAIN:
         return []
     # a blurred rim against the dark is a mixture too: plain things are found by the colour alone
-    plain = coarse_errors - mismatch(sheet.picture - _rgb(colour), COARSE_SCALE)
+    plain = coarse_errors - mismatch(sheet.picture - rgb_of(colour), COARSE_SCALE)
     figures: list[Figure] = [*_coarse_things(plain, colour)]
     for thing in _coarse_things(gain, colour):
         figures += [replace(thing, texture=texture) for texture in TEXTURES]
@@ -162,15 +72,24 @@ def candidates(sheet: Sheet, colour: str, errors: Map, coarse_errors: Map) -> li
     return sorted(found, key=lambda c: -c.gain)
 
 
+def seeds(sheet: Sheet, colour: str, coarse_errors: Map) -> list[Thing]:
+    """Return where a thing of a colour may be, whatever its pattern is."""
+    gain = coarse_errors - colour_errors(sheet.picture, colour)
+    if int((gain > 0.5).sum()) * (64 / sheet.size) ** 2 < MIN_SEED:
+        return []
+    return _coarse_things(gain, colour)[:1]
+
+
 def colour_errors(picture: Float32[np.ndarray, "h w 3"], colour: str) -> Map:
     """Return how badly a figure's colour explains each pixel, or the dark one, or a mixture."""
-    rgb = _rgb(colour)
-    light = np.clip(picture @ rgb / (rgb @ rgb), np.float32(DARK), 1)
-    return mismatch(picture - light[..., None] * rgb, COARSE_SCALE)
+    light = light_share(picture, colour)
+    return mismatch(picture - light[..., None] * rgb_of(colour), COARSE_SCALE)
 
 
-def _rgb(colour: str) -> Float32[np.ndarray, " 3"]:
-    return np.array(RGB[colour], dtype=np.float32)
+def light_share(picture: Float32[np.ndarray, "h w 3"], colour: str) -> Map:
+    """Return how bright each pixel is, 1 where it is a figure's colour, DARK or more."""
+    rgb = rgb_of(colour)
+    return np.clip(picture @ rgb / (rgb @ rgb), np.float32(DARK), 1)
 
 
 def fitted(sheet: Sheet, figure: Figure) -> Candidate:
@@ -186,7 +105,7 @@ def fitted(sheet: Sheet, figure: Figure) -> Candidate:
             (sheet.drawn(window, _with_values(figure, values + step)) - drawn)
             for step in np.diag(steps)
         ])
-        move = _move(sheet.picture[window] - drawn, slopes, damping)
+        move = damped_step(sheet.picture[window] - drawn, slopes, damping)
         trial = values + move * steps
         new_drawn = sheet.drawn(window, _with_values(figure, trial))
         new_cost = float(mismatch(sheet.picture[window] - new_drawn, FIT_SCALE).sum())
@@ -203,7 +122,7 @@ def fitted(sheet: Sheet, figure: Figure) -> Candidate:
     return Candidate(figure, sheet.gain(figure))
 
 
-def _move(
+def damped_step(
     difference: Float32[np.ndarray, "h w 3"], slopes: Float32[np.ndarray, "n h w 3"], damping: float
 ) -> Float64[np.ndarray, " n"]:
     """Return the damped Gauss-Newton step, in units of the slopes' steps, at most four of them."""
@@ -217,7 +136,11 @@ def _move(
 def _values(figure: Figure) -> Float64[np.ndarray, " n"]:
     """Return what is fitted of a figure as numbers."""
     if isinstance(figure, Thing):
-        return np.array((figure.x, figure.y, figure.radius))
+        straight = (figure.x, figure.y, figure.radius)
+        if figure.angle == 0 and figure.grain == 1:
+            return np.array(straight)
+        more = () if figure.texture == "plain" else (figure.grain,)
+        return np.array((*straight, figure.angle, *more))
     pose = figure.pose
     angles = (*pose.upper_arms, *pose.forearms, *pose.thighs, *pose.shins)
     return np.array((figure.x, figure.y, figure.height, *angles))
@@ -227,24 +150,16 @@ def _with_values(figure: Figure, values: Float64[np.ndarray, " n"]) -> Figure:
     """Return the figure with other numbers, kept in reach of the picture."""
     x, y = np.clip(values[:2], -0.1, 1.1).tolist()
     if isinstance(figure, Thing):
-        return replace(figure, x=x, y=y, radius=float(np.clip(values[2], 0.06, 0.32)))
+        radius = float(np.clip(values[2], 0.06, 0.35))
+        turned = replace(figure, x=x, y=y, radius=radius)
+        if len(values) > 3:
+            turned = replace(turned, angle=float(values[3]))
+        if len(values) > 4:
+            turned = replace(turned, grain=float(np.clip(values[4], radius / 0.26, radius / 0.085)))
+        return turned
     a = values[3:].tolist()
     pose = Pose((a[0], a[1]), (a[2], a[3]), (a[4], a[5]), (a[6], a[7]))
     return replace(figure, x=x, y=y, height=float(np.clip(values[2], 0.4, 1.0)), pose=pose)
-
-
-def _lay(part: Float32[np.ndarray, "h w 3"], layer: Layer, rows: slice, columns: slice) -> None:
-    """Lay the share of a layer that lies in a window over that part of a picture, in place."""
-    y0, y1 = max(rows.start, layer.rows.start), min(rows.stop, layer.rows.stop)
-    x0, x1 = max(columns.start, layer.columns.start), min(columns.stop, layer.columns.stop)
-    if y0 >= y1 or x0 >= x1:
-        return
-    inner = (
-        slice(y0 - layer.rows.start, y1 - layer.rows.start),
-        slice(x0 - layer.columns.start, x1 - layer.columns.start),
-    )
-    target = part[y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start]
-    target += layer.alpha[inner][:, :, None] * (layer.rgb[inner] - target)
 
 
 def _coarse_things(gain: Map, colour: str) -> list[Thing]:
@@ -280,7 +195,7 @@ def _thing_spectra(size: int) -> tuple[np.ndarray, np.ndarray]:
     masks = []
     for shape in SHAPES:
         for radius in RADII:
-            at = _offsets(radius * 1.1, size)
+            at = offsets(radius * 1.1, size)
             thing = Thing(shape, "red", "plain", 0.0, 0.0, radius)
             distance = thing_distance(thing, at[None, :], at[:, None])
             masks.append(np.clip(0.5 - distance * size, 0, 1))
@@ -292,7 +207,7 @@ def _person_spectra(size: int) -> np.ndarray:
     """Return the spectra of head and trunk, the same in every pose; centred at the neck."""
     masks = []
     for height in HEIGHTS:
-        at = _offsets(HIP * height, size)
+        at = offsets(HIP * height, size)
         y = at[:, None] / height
         head = np.hypot(at[None, :] / height, y + NECK - HEAD_RADIUS) - HEAD_RADIUS
         along = np.clip(y, 0, HIP - NECK)
@@ -301,7 +216,8 @@ def _person_spectra(size: int) -> np.ndarray:
     return _spectra(masks, size)
 
 
-def _offsets(reach: float, size: int) -> Float32[np.ndarray, " n"]:
+def offsets(reach: float, size: int) -> Float32[np.ndarray, " n"]:
+    """Return the places of pixels around one, as far as a reach, in fractions of the side."""
     pixels = int(np.ceil(reach * size)) + 1
     return np.arange(-pixels, pixels + 1, dtype=np.float32) / np.float32(size)
 

@@ -130,7 +130,7 @@ def draw_figure(figure: Figure, size: int) -> Layer:
     else:
         distance = thing_distance(figure, x, y)
         if figure.texture != "plain":
-            dark = _pattern(figure, x, y, size)[:, :, None]
+            dark = dark_share(figure, x, y, size)[:, :, None]
             rgb *= 1 - (1 - np.float32(DARK)) * dark
     alpha = np.clip(np.float32(0.5) - distance * np.float32(size), 0, 1)
     for array in (distance, alpha, rgb):
@@ -170,7 +170,7 @@ def _window(low: float, high: float, size: int) -> slice:
     return slice(start, max(min(int(high * size) + 3, size), start + 1))
 
 
-def _pattern(
+def dark_share(
     thing: Thing, x: Float32[np.ndarray, "1 w"], y: Float32[np.ndarray, "h 1"], size: int
 ) -> Float32[np.ndarray, "h w"]:
     """Return the dark share of a texture, anti-aliased; it is anchored at the thing's centre."""

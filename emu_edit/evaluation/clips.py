@@ -15,7 +15,8 @@ from torch import Tensor
 
 from datamodules.world.clips.clip import ClipPair
 from datamodules.world.clips.flow import optical_flow
-from datamodules.world.read import box_of, overlap, read_scene
+from datamodules.world.find import box_of, overlap
+from datamodules.world.read import read_scene
 from datamodules.world.scene import Scene
 from emu_edit.metrics.video import (
     colour_drift,
