@@ -55,6 +55,7 @@ def test_the_first_pairs_of_each_task_are_taken_in_order_of_task():
         "pair-007",
         "pair-002",
     ]
+    assert pairs[2].source is not None
     assert torch.equal(pairs[2].source, make_batch([4]).source[0])
 
 

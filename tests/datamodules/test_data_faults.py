@@ -150,6 +150,7 @@ def test_odd_modes_come_as_the_same_colours_in_source_and_target(
     found = read(tmp_path, **{role: data})
     assert (found.key, found.bad) == ("odd", ())
     picture = found.source if role == "source" else found.target
+    assert picture is not None
     difference = np.subtract(picture[:, 5, 5].tolist(), colour)
     assert np.abs(difference).max() <= tolerance
 
@@ -160,6 +161,7 @@ def test_a_pair_that_lies_on_its_side_is_turned_upright_together(tmp_path: Path)
     found = read(tmp_path, source=data, target=data)
     assert (found.key, found.bad) == ("odd", ())
     for picture in (found.source, found.target):
+        assert picture is not None
         assert picture[:, 3, -1].tolist() == [*RED]
         assert picture[:, 0, 3].tolist() == [255, 255, 255]
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from emu_edit.editing.generate import CAPTION, draw_pictures, load_generator
 from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
 from emu_edit.images import from_pil
+from emu_edit.models.codec import KLCodec
+from emu_edit.models.text import TransformersText
 from tests.training.stage import make_module
 
 CAPTIONS = ("a red circle on a beach", "a blue star", "nothing on a plain white backdrop")
@@ -61,6 +64,8 @@ def test_a_stable_diffusion_draws_as_diffusers_does(
     size, steps = 2 * editor.settings.image_size, 4
     editor.settings = Sampling(num_steps=steps, guidance_text=guidance).applied(editor.settings)
     ours = draw_pictures(editor, CAPTIONS[:1], [5], size=(size, size))
+    codec = cast("KLCodec", editor.networks.codec)
+    text = cast("TransformersText", editor.networks.text_encoder)
     scheduler = DDIMScheduler.from_pretrained(
         stable_diffusion,
         subfolder="scheduler",
@@ -68,20 +73,20 @@ def test_a_stable_diffusion_draws_as_diffusers_does(
         clip_sample=False,
         set_alpha_to_one=True,
     )
-    pipe = StableDiffusionPipeline(
-        vae=editor.networks.codec.vae,
-        text_encoder=editor.networks.text_encoder.model,
-        tokenizer=editor.networks.text_encoder.tokenizer,
-        unet=plain_unet(stable_diffusion),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {
+        "vae": codec.vae,
+        "text_encoder": text.model,
+        "tokenizer": text.tokenizer,
+        "unet": plain_unet(stable_diffusion),
+        "scheduler": scheduler,
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipe: Any = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipe.tokenizer.model_max_length = 77
     pipe.set_progress_bar_config(disable=True)
-    shape = (1, 4, size // editor.networks.codec.factor, size // editor.networks.codec.factor)
-    latents = torch.randn(shape[1:], generator=torch.Generator().manual_seed(5))[None]
+    cells = size // codec.factor
+    latents = torch.randn(4, cells, cells, generator=torch.Generator().manual_seed(5))[None]
     theirs = pipe(
         CAPTIONS[0],
         height=size,

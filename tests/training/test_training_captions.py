@@ -1,6 +1,7 @@
 """Training on captions: a source that is not there is withheld, and all else is as for edits."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ from tests.training.stage import TRAINER_WARNINGS, make_module
 pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
 
 
-def module(**more: object) -> EditModule:
-    return make_module(prediction=Prediction.z0, tasks=[CAPTION], **more)
+def module() -> EditModule:
+    return make_module(prediction=Prediction.z0, tasks=[CAPTION])
 
 
 def batch(count: int = 4) -> EditBatch:
@@ -89,8 +90,8 @@ def test_a_tiny_model_draws_the_picture_it_has_learnt_by_heart() -> None:
 
 def test_the_worlds_captions_are_written_once_and_trained_on(tmp_path: Path) -> None:
     folder = tmp_path / "captions"
-    options = {"pictures": 40, "image_size": 16, "global_batch": 4, "steps_per_epoch": 2}
-    data = WorldCaptions(str(folder), **options)
+    make = partial(WorldCaptions, str(folder), 40, image_size=16, global_batch=4, steps_per_epoch=2)
+    data = make()
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -105,7 +106,7 @@ def test_the_worlds_captions_are_written_once_and_trained_on(tmp_path: Path) -> 
     assert trainer.global_step == 2
     assert (folder / "train" / "contact_sheet.png").is_file()
     before = (folder / "train" / "manifest.json").read_bytes()
-    WorldCaptions(str(folder), **options).prepare_data()
+    make().prepare_data()
     assert (folder / "train" / "manifest.json").read_bytes() == before
     with pytest.raises(InputError, match="was made with flat=True, needed is False"):
-        WorldCaptions(str(folder), flat=False, **options).prepare_data()
+        make(flat=False).prepare_data()

@@ -220,6 +220,7 @@ def test_mirrored_views_mirror_both_sides() -> None:
     assert len(views(pairs)) == 2
     mirrored = views(pairs, flip=True)[2:]
     for pair, view in zip(pairs, mirrored, strict=True):
+        assert view.source is not None
         assert torch.equal(view.source, pair.source.flip(-1))
         assert torch.equal(view.target, pair.target.flip(-1))
 

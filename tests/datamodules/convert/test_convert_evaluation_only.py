@@ -127,9 +127,14 @@ def test_the_inputs_that_evaluate_really_writes_are_known(tmp_path: Path) -> Non
 
 def test_the_lines_that_evaluate_really_writes_are_known() -> None:
     nothing = Picture.of(b"", "nowhere")
-    texts = {"source_caption": "a cat", "target_caption": "a cat, a hat"}
     item = BenchmarkItem(
-        key="k", task="add", session="k", instruction="add a hat", source=nothing, **texts
+        key="k",
+        task="add",
+        session="k",
+        instruction="add a hat",
+        source_caption="a cat",
+        target_caption="a cat, a hat",
+        source=nothing,
     )
     with pytest.raises(InputError, match=r"items\.jsonl:1: is the result of a benchmark"):
         refuse_columns(item_line(item, failed("k", "a", "no picture")), "items.jsonl:1")

@@ -65,6 +65,7 @@ def test_a_sample_comes_back_as_it_was_written(tmp_path: Path):
     data = in_order(tmp_path)
     for index, record in enumerate(written):
         found = data[index]
+        assert found.source is not None
         np.testing.assert_array_equal(found.source.permute(1, 2, 0).numpy(), record.source)
         np.testing.assert_array_equal(found.target.permute(1, 2, 0).numpy(), record.target)
         assert found.key == record.key
@@ -197,7 +198,9 @@ def test_the_way_workers_start_changes_nothing(tmp_path: Path, start_method: str
 def test_a_pickled_data_set_opens_its_own_files(tmp_path: Path):
     make_folder(tmp_path, COUNTS)
     data = in_order(tmp_path)
-    assert torch.equal(pickle.loads(pickle.dumps(data))[4].source, data[4].source)
+    there, here = pickle.loads(pickle.dumps(data))[4], data[4]
+    assert here.source is not None
+    assert torch.equal(there.source, here.source)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -298,6 +301,8 @@ def test_a_no_op_shows_the_target_as_source_and_may_change_nothing(tmp_path: Pat
     )
     for g in range(4):
         was, now = plain[g], repeated[g]
+        assert was.source is not None
+        assert now.source is not None
         assert torch.equal(now.source, was.target)
         assert torch.equal(now.target, was.target)
         assert now.source_caption == now.target_caption == was.target_caption

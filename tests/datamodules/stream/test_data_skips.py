@@ -97,6 +97,8 @@ def test_another_sample_of_the_task_takes_the_place_of_a_bad_one_and_names_it(tm
         if old.key not in FAULTS:
             assert new.key == old.key
             assert new.bad == ()
+            assert new.source is not None
+            assert old.source is not None
             assert torch.equal(new.source, old.source)
             continue
         assert new.bad[0].key == old.key
