@@ -238,6 +238,7 @@ with ending_wandb_run():
 def test_training_goes_on_when_the_process_of_wandb_dies(tmp_path, moment):
     # another one's process would be its parent's child
     own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    own["PYTHONPATH"] = str(Path(__file__).parents[2])  # wherever the tests are
     done = subprocess.run(
         [sys.executable, "-c", LOSING, str(tmp_path), moment],
         env=own,
