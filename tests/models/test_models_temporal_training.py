@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,4 +143,5 @@ def compare_compiled() -> None:
 def test_compiled_in_one_graph_it_is_the_same_on_and_off():
     # in a process where annotations are not checked: the checks themselves break the graph
     program = f"from {__name__} import compare_compiled; compare_compiled()"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+    root = Path(__file__).parents[2]  # wherever the tests are started
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=root)
