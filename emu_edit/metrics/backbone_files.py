@@ -5,8 +5,10 @@ published in no other file. An editor's own parts are never read from such a fil
 (`models.sources`); here torch's weights-only reader opens it, which runs no code.
 """
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from pickle import UnpicklingError
 
 from huggingface_hub import snapshot_download
 
@@ -20,6 +22,26 @@ DINO_FILES: Needed = (("config.json",), WEIGHTS)
 TOKENIZER_FILES: Needed = (("tokenizer.json", "vocab.json"),)
 CLIP_FILES: Needed = (*DINO_FILES, *TOKENIZER_FILES)
 SMALL_FILES = ["config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.json", "*.txt"]
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn whatever a library says of a damaged weight file into one line.
+
+    Raises:
+        InputError: if it cannot be read, or holds more than weights.
+    """
+    try:
+        yield
+    except UnpicklingError as error:  # whose own message advises to run what is in the file
+        raise InputError(
+            f"cannot load {file}: it is damaged, or holds more than weights, which is never run; "
+            "download it again"
+        ) from error
+    except Exception as error:  # of a file that is broken in its own way
+        raise InputError(
+            f"cannot load {file}: {first_line(error)}; if damaged, download it again"
+        ) from error
 
 
 def local_folder(name_or_path: str | Path, needed: Needed) -> Path:

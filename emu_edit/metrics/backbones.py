@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import cast
 
 import torch
@@ -32,6 +31,7 @@ from emu_edit.metrics.backbone_files import (
     DINO_FILES,
     TOKENIZER_FILES,
     local_folder,
+    reading,
     weight_file,
 )
 from emu_edit.metrics.backbone_texts import TextReader, load_tokenizer
@@ -217,23 +217,14 @@ def find_backbone(name: str, folder: Path | None) -> str | Path:
 
 def _network(from_pretrained: Callable[..., object], folder: Path) -> object:
     """Load a network in the precision of its file, quietly, without any missing weight."""
-    try:
-        with _silent_transformers():
-            loaded = from_pretrained(
-                folder,
-                use_safetensors=weight_file(folder).suffix == ".safetensors",
-                weights_only=True,
-                output_loading_info=True,
-            )
-    except UnpicklingError as error:  # whose own message advises to run what is in the file
-        raise InputError(
-            f"cannot load {weight_file(folder)}: it is damaged, or holds more than weights, "
-            "which is never run; download it again"
-        ) from error
-    except Exception as error:  # of a file that is broken in its own way
-        raise InputError(
-            f"cannot load {weight_file(folder)}: {first_line(error)}; if damaged, download it again"
-        ) from error
+    file = weight_file(folder)
+    with reading(file), _silent_transformers():
+        loaded = from_pretrained(
+            folder,
+            use_safetensors=file.suffix == ".safetensors",
+            weights_only=True,
+            output_loading_info=True,
+        )
     model, info = cast("tuple[object, dict[str, set[str]]]", loaded)
     refuse_missing(info["missing_keys"], PartSource(str(folder)))
     return model

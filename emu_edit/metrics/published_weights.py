@@ -8,14 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emu_edit.errors import InputError
-from emu_edit.models.sources import first_line
+from emu_edit.metrics.backbone_files import reading
 
 # the settings of its training lie beside the weights in files of InternVideo, as objects of a class
 # that torch does not know and that is read as a plain dict instead; any other class is refused
@@ -46,20 +45,11 @@ class PublishedWeights:
         Raises:
             InputError: if it cannot be read, holds more than weights, or none by name.
         """
-        try:
+        with reading(path):
             if path.suffix == ".safetensors":
                 return PublishedWeights(network, str(path), load_file(path))
             with torch.serialization.safe_globals(SETTINGS):
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except UnpicklingError as error:  # whose own message advises to run what is in the file
-            raise InputError(
-                f"cannot load {path}: it is damaged, or holds more than weights, which is never "
-                "run; download it again"
-            ) from error
-        except Exception as error:  # of a file that is broken in its own way
-            raise InputError(
-                f"cannot load {path}: {first_line(error)}; if damaged, download it again"
-            ) from error
         weights = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
         if not isinstance(weights, dict) or not all(map(_is_weight, weights, weights.values())):
             raise InputError(
