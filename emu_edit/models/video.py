@@ -55,12 +55,6 @@ class VideoDenoiser(Denoiser):
         return rearrange(output, "(b f) c h w -> b (f c) h w", f=f)
 
 
-def beginning_with(picture: Float[Tensor, "b c h w"], frames: int) -> Float[Tensor, "b fc h w"]:
-    """Return what is given of videos that begin with a picture: its latents, then zeros."""
-    b, c, h, w = picture.shape
-    return torch.cat([picture, picture.new_zeros(b, (frames - 1) * c, h, w)], dim=1)
-
-
 def drawing_base(denoiser: Denoiser, where: str) -> UNetDenoiser:
     """Return a denoiser that can carry temporal layers.
 

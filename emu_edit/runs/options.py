@@ -73,12 +73,18 @@ class TrainOptions:
 
 
 def config_arguments(configs: Iterable[Path]) -> list[str]:
-    """Return the `--config` options for Lightning; before a recipe comes what all recipes share."""
+    """Return the `--config` options for Lightning; before a recipe comes what it changes.
+
+    That is what all recipes share, and of `a_b` the recipe `a`, if there is one.
+    """
     found = []
     for config in configs:
-        shared = config.absolute().parent.parent / BASE
-        is_recipe = config.absolute().parent.name == "train" and shared.is_file()
-        found += [*(["--config", str(shared)] if is_recipe else []), "--config", str(config)]
+        folder = config.absolute().parent
+        if folder.name == "train" and (shared := folder.parent / BASE).is_file():
+            recipes = sorted(folder.glob("*.yaml"))
+            changed = [path for path in recipes if config.stem.startswith(f"{path.stem}_")]
+            found += [part for path in (shared, *changed) for part in ("--config", str(path))]
+        found += ["--config", str(config)]
     return found
 
 

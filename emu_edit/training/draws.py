@@ -45,6 +45,19 @@ class DrawnBatch(TensorRecord):
         return len(self.batch)
 
 
+@dataclass(frozen=True)
+class DrawnClips(DrawnBatch):
+    """Clips with their random numbers, for a model whose given frames are noised.
+
+    Attributes:
+        u_given: uniforms in [0, 1) that pick the noise level of a clip's given frames.
+        eps_given: their noise.
+    """
+
+    u_given: Float[Tensor, " b"]
+    eps_given: Float[Tensor, "b nc lh lw"]
+
+
 def draw(
     batch: Batch, *, seed: int, phase: Phase, latent_shape: tuple[int, int, int]
 ) -> DrawnBatch:
@@ -61,4 +74,18 @@ def draw(
         u=torch.cat([u_t, u_drop], dim=1),
         eps=normals(seed, purpose("noise"), position, latent_shape),
         eps_posterior=normals(seed, purpose("posterior"), position, latent_shape),
+    )
+
+
+def with_given_noise(drawn: DrawnBatch, *, seed: int, phase: Phase, frames: int) -> DrawnClips:
+    """Draw the noise of so many given frames, too; the other numbers stay what they are."""
+    position = drawn.batch.position.cpu()
+    clip_frames = drawn.batch.target.shape[1]
+    channels = drawn.eps.shape[1] // clip_frames * frames
+    return DrawnClips(
+        **vars(drawn),
+        u_given=uniforms(seed, f"{phase.name}/given level", position, 1)[:, 0],
+        eps_given=normals(
+            seed, f"{phase.name}/given noise", position, (channels, *drawn.eps.shape[2:])
+        ),
     )

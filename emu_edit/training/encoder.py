@@ -2,7 +2,8 @@
 
 The border between the data plane and the networks: uint8 becomes float here (through
 `emu_edit.images`), strings become features, task indices become vectors. What frozen
-networks made of a pair earlier is taken as it is. This knows no schedule and draws nothing.
+networks made of a pair earlier is taken as it is. This draws nothing, and of pictures knows no
+schedule; given frames of clips are noised by one, where a model is trained so.
 """
 
 from functools import cached_property
@@ -13,14 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emu_edit.batch import ClipBatch, EditBatch, EncodedBatch, EncodedText
+from emu_edit.diffusion.prediction import add_noise
+from emu_edit.diffusion.schedule import NoiseSchedule, uniform_timesteps
 from emu_edit.errors import InputError
 from emu_edit.images import to_float
 from emu_edit.models.fingerprints import codec_fingerprint, text_fingerprint
+from emu_edit.models.given import GivenFrames
 from emu_edit.models.interfaces import Conditioning, TextFeatures
 from emu_edit.models.networks import EditNetworks
 from emu_edit.models.surgery import learns
-from emu_edit.models.video import beginning_with
-from emu_edit.training.draws import DrawnBatch
+from emu_edit.training.draws import DrawnBatch, DrawnClips
 
 SHOWN = 12  # digits of a fingerprint in messages
 CACHE_AGAIN = (
@@ -116,13 +119,22 @@ class ClipEncoder(BatchEncoder):
     """Encode clips with captions, for networks whose denoiser takes videos.
 
     A row is a clip, its channels are those of its frames, "(f c)"; all networks are frozen.
+
+    Args:
+        networks: the model's.
+        given: which frames the model is told, as z_source, and with how much noise.
+        schedule: whose noise that is.
     """
+
+    def __init__(self, networks: EditNetworks, given: GivenFrames, schedule: NoiseSchedule) -> None:
+        super().__init__(networks)
+        self.given, self.schedule = given, schedule
 
     @torch.no_grad()
     def __call__(
         self, drawn: DrawnBatch
     ) -> tuple[Float[Tensor, "b fc h w"], Conditioning, TextFeatures]:
-        """Return (z_0, cond, null_text); of z_source the first frame is given, its mode."""
+        """Return (z_0, cond, null_text); z_source has the given frames' modes, zeros elsewhere."""
         networks, batch = self.networks, drawn.batch
         assert isinstance(batch, ClipBatch)
         frames = batch.target.shape[1]
@@ -130,7 +142,19 @@ class ClipEncoder(BatchEncoder):
         mean, std = (
             rearrange(each.float(), "(b f) c h w -> b (f c) h w", f=frames) for each in posterior
         )
+        told = mean.unflatten(1, (frames, -1))[:, list(self.given.places(frames))]
+        if isinstance(drawn, DrawnClips):
+            told = self._noised(told, drawn)
         text, null_text = networks.encode_text(list(batch.instruction))
-        given = beginning_with(mean[:, : networks.codec.latent_channels], frames)
-        cond = Conditioning(text, given, networks.task_embedding(batch.task))
+        cond = Conditioning(
+            text, self.given.placed(told, frames), networks.task_embedding(batch.task)
+        )
         return mean + std * drawn.eps_posterior, cond, null_text
+
+    def _noised(
+        self, told: Float[Tensor, "b n c h w"], drawn: DrawnClips
+    ) -> Float[Tensor, "b n c h w"]:
+        """Noise what is told, all frames of a clip alike: t uniform in 0..train_noise."""
+        t = uniform_timesteps(drawn.u_given, self.given.train_noise + 1)
+        noisy = add_noise(told.flatten(1, 2), drawn.eps_given, self.schedule.at(t))
+        return noisy.view_as(told)

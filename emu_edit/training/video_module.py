@@ -1,8 +1,9 @@
 """Training a picture model's temporal layers on clips with captions: `EditModule`'s step on videos.
 
 The picture model stays as it is, in memory and in its directory; only the layers that mix frames
-learn, and only they are in checkpoints. Text and first frame are withheld in some steps, for the
-two scales of guidance.
+learn, and only they are in checkpoints. Text and given frames are withheld in some steps, for the
+two scales of guidance. Which frames are given makes a model that animates a picture, one that goes
+on from a video, or one that draws frames between others.
 Source: Emu Video, Girdhar et al. 2023, arXiv:2311.10709, section 3.
 """
 
@@ -19,18 +20,20 @@ from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
 from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.fingerprints import base_fingerprint
+from emu_edit.models.given import GivenFrames
 from emu_edit.models.inflate import inflate, train_temporal
 from emu_edit.models.learned_task import SHOWN
 from emu_edit.models.surgery import freeze
 from emu_edit.models.temporal import TemporalSpec
 from emu_edit.models.video import VideoDenoiser, codec_of_frames, drawing_base
-from emu_edit.training.draws import DrawnBatch, Phase
+from emu_edit.training.draws import DrawnBatch, Phase, with_given_noise
 from emu_edit.training.encoder import ClipEncoder
 from emu_edit.training.module import EditModule
 from emu_edit.training.objective import Objective
 from emu_edit.training.optim import OptimizerSettings
 
 BASE = "base"  # in checkpoints: the hash of the picture model
+GIVEN = "given"  # and which frames of a clip the layers are told
 
 
 class VideoModule(EditModule):
@@ -41,13 +44,15 @@ class VideoModule(EditModule):
             Diffusion 1.x or 2.x directory.
         temporal: which layers; none means the defaults. Without `picture_condition` videos come
             from the caption alone.
+        given: which frames of a clip are given, and with how much noise; none means the first,
+            clean.
         frames: of a clip; as `data.frames`.
         rate: frames a second of what is drawn later, unless a call says otherwise.
         prediction: what the output means; none keeps what the picture model was trained for.
         weighting: how much each noise level counts; none keeps the picture model's.
         timestep_shift: as of `EditModule`; none keeps the picture model's.
         zero_terminal_snr: whether the last timestep is pure noise; none keeps the picture model's.
-        dropout: how often text, first frame, both and the task are withheld; none means 5 % of
+        dropout: how often text, given frames, both and the task are withheld; none means 5 % of
             each of the first three.
         optimizer: learning rate, decay and warm-up; none means the defaults.
         editor: how videos are sampled; none means as pictures, with Emu Video's guidance.
@@ -61,6 +66,7 @@ class VideoModule(EditModule):
         self,
         model: str,
         temporal: TemporalSpec | None = None,
+        given: GivenFrames | None = None,
         frames: int = 8,
         rate: int = 8,
         prediction: Prediction | None = None,
@@ -82,7 +88,13 @@ class VideoModule(EditModule):
                 "'emu-edit fit --config text_to_image', or a Stable Diffusion directory"
             )
         usual = Objective.of_editor(drawer)
-        adapter = inflate(drawing_base(networks.denoiser, model), temporal or TemporalSpec())
+        spec, given = temporal or TemporalSpec(), given or GivenFrames()
+        if given != GivenFrames() and not spec.picture_condition:
+            raise InputError(
+                f"model.given.kind={given.kind.name} and temporal.picture_condition=false exclude "
+                "each other; leave one of them out"
+            )
+        adapter = inflate(drawing_base(networks.denoiser, model), spec)
         if prediction is None:  # without a source its change is all there is
             of_base = drawer.prediction
             prediction = Prediction.z0 if of_base is Prediction.change else of_base
@@ -105,9 +117,10 @@ class VideoModule(EditModule):
         )
         self.networks.task_embedding = networks.task_embedding
         train_temporal(adapter)
-        self.encoder = ClipEncoder(self.networks)
+        given.check(frames, self.schedule.num_steps)
+        self.encoder = ClipEncoder(self.networks, given, self.schedule)
         self.drawer, self.adapter_base = drawer, base_fingerprint(networks.denoiser)
-        self.frames, self.rate = frames, rate
+        self.frames, self.rate, self.given = frames, rate, given
 
     def drawn(self, batch: Batch, phase: Phase) -> DrawnBatch:
         """Return the clips, still on the CPU, with their random numbers.
@@ -124,11 +137,15 @@ class VideoModule(EditModule):
             raise InputError(
                 f"data.frames={batch.target.shape[1]} and model.frames={self.frames} must be equal"
             )
-        return super().drawn(batch, phase)
+        drawn = super().drawn(batch, phase)
+        if not self.given.train_noise:
+            return drawn
+        told = len(self.given.places(self.frames))
+        return with_given_noise(drawn, seed=self.seed, phase=phase, frames=told)
 
     def animator(self) -> Animator:
         """Return what draws videos with these networks; put them in eval mode while it is used."""
-        return Animator(self.drawer, self.make_editor(), self.frames, self.rate)
+        return Animator(self.drawer, self.make_editor(), self.frames, self.rate, self.given)
 
     def save_model(self, path: Path | str, *, trained_on: str | None = None) -> None:  # noqa: ARG002
         """Write the picture model as it came, and the temporal layers beside it."""
@@ -140,12 +157,12 @@ class VideoModule(EditModule):
         return (*super().frozen_prefixes(), *own)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Write down which picture model the layers are for."""
+        """Write down which picture model the layers are for, and which frames they are told."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[BASE] = self.adapter_base
+        checkpoint[BASE], checkpoint[GIVEN] = self.adapter_base, self.given.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Refuse layers of another picture model.
+        """Refuse layers of another picture model, or of other given frames.
 
         Raises:
             InputError: naming both, or the first other difference.
@@ -155,5 +172,11 @@ class VideoModule(EditModule):
             raise InputError(
                 f"the checkpoint's layers are for the picture model {str(found)[:SHOWN]}, "
                 f"model.model is {self.adapter_base[:SHOWN]}; give the model it was begun with"
+            )
+        if (given := checkpoint.get(GIVEN)) != self.given.to_dict():
+            raise InputError(
+                f"the checkpoint was trained with model.given {given}, this is "
+                f"{self.given.to_dict()}; go on with its own, or begin another training with its "
+                "weights (--start_from)"
             )
         super().on_load_checkpoint(checkpoint)

@@ -54,7 +54,7 @@ def short_training(arguments: list[str]) -> tuple[str, ...]:
     recipe = arguments[arguments.index("--config") + 1] if "--config" in arguments else "tiny"
     if recipe == "inversion":
         return (*FEW, "--data.image_size=16", "--data.batch_size=2")
-    if recipe == "emu_video":
+    if recipe.startswith("emu_video"):
         return (*FEW, *FEW_PAIRS)
     if recipe not in SMALLER:  # sd15, and what is made of it
         return (*FEW, *FEW_PAIRS, "--data.micro_batch=2", "--data.num_workers=0")

@@ -15,6 +15,7 @@ from emu_edit.cli.main import main
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.editing.generate import CAPTION
 from emu_edit.errors import InputError
+from emu_edit.models.given import Given, GivenFrames
 from emu_edit.runs.options import (
     BASE,
     RETIRED,
@@ -48,6 +49,13 @@ SMALLER = {
     "smoke": (),
     "text_to_image": NARROW,
 }
+VIDEOS = {
+    "emu_video": GivenFrames(),
+    "emu_video_extend": GivenFrames(Given.past),
+    "emu_video_interpolation": GivenFrames(Given.interleaved, 4, train_noise=250, noise=100),
+}
+# a recipe that changes another one: its name begins with that one's
+WHOLE = [path for path in RECIPES if path.stem not in VIDEOS or path.stem == "emu_video"]
 
 
 def build(recipe: str, folder: Path, *options: str) -> UntrainedCLI:
@@ -102,21 +110,24 @@ def test_the_recipe_of_a_new_task_builds_from_a_model_directory(
     assert built.model.optimizer_settings.lr == defaults.lr
 
 
-def test_the_recipe_of_videos_builds_from_a_picture_model_that_draws(
-    workplace: Path, tmp_path: Path
+@pytest.mark.parametrize("recipe", sorted(VIDEOS))
+def test_a_recipe_of_videos_builds_from_a_picture_model_that_draws(
+    recipe: str, workplace: Path, tmp_path: Path
 ) -> None:
     drawing = make_module(prediction=Prediction.z0, tasks=[CAPTION])
     drawing.make_editor().save_pretrained(tmp_path / "drawing")
     layers = ("--model.temporal.head_dim=8", f"--model.model={tmp_path / 'drawing'}")
-    built = build("emu_video", workplace / "run", *layers)
+    built = build(recipe, workplace / "run", *layers)
     assert isinstance(built.model, VideoModule)
+    assert built.model.given == VIDEOS[recipe]
     assert isinstance(built.datamodule, ClipDataModule)
     assert built.datamodule.table.names == (CAPTION,)
     assert built.datamodule.settings()["frames"] == built.model.frames
+    assert built.trainer.max_epochs == 10  # as emu_video, which it changes
 
 
 def test_every_recipe_is_built_by_a_test() -> None:
-    assert recipe_names() == sorted([*SMALLER, "sd15", "inversion", "emu_video"])
+    assert recipe_names() == sorted([*SMALLER, *VIDEOS, "sd15", "inversion"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -128,7 +139,7 @@ def test_a_recipe_opens_with_its_command_and_what_to_expect(recipe: Path) -> Non
 
 
 def test_a_recipe_references_model_and_data_and_changes_only_the_trainer() -> None:
-    for recipe in RECIPES:
+    for recipe in WHOLE:
         values = yaml.safe_load(recipe.read_text())
         assert sorted(values) == ["data", "model", "trainer"]
         for group in ("data", "model"):
@@ -137,7 +148,7 @@ def test_a_recipe_references_model_and_data_and_changes_only_the_trainer() -> No
 
 def test_recipes_share_one_trainer_and_say_only_what_differs() -> None:
     base = yaml.safe_load((configs_folder() / BASE).read_text())["trainer"]
-    own = [yaml.safe_load(recipe.read_text())["trainer"] for recipe in RECIPES]
+    own = [yaml.safe_load(recipe.read_text())["trainer"] for recipe in WHOLE]
     for values in own:
         assert not [key for key in values if key in base and values[key] == base[key]]
     assert not (configs_folder() / "trainer").exists()

@@ -24,14 +24,14 @@ def write_base(folder: Path) -> Path:
     return folder
 
 
-def module(base: Path, **more: object) -> VideoModule:
+def module(base: Path, *, frames: int = FRAMES, **more: object) -> VideoModule:
     """Put temporal layers on it; the same weights every time."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(5)
         return VideoModule(
             str(base),
             SPEC,
-            frames=FRAMES,
+            frames=frames,
             optimizer=OptimizerSettings(lr=1e-3, warmup_steps=0),
             **more,  # pyright: ignore[reportArgumentType]
         )
@@ -54,9 +54,9 @@ def make_clip(position: int, frames: int = FRAMES) -> ClipSample:
     )
 
 
-def make_clips(positions: range) -> ClipBatch:
+def make_clips(positions: range, frames: int = FRAMES) -> ClipBatch:
     """Return the clips at these positions, collated."""
-    return ClipBatch.collate([make_clip(position) for position in positions])
+    return ClipBatch.collate([make_clip(position, frames) for position in positions])
 
 
 class Clips(LightningDataModule):
