@@ -272,7 +272,8 @@ class Drawing:
             known = add_noise(known, eps, level)
         settings = video.settings if self.settings is None else self.settings
         if not (self.caption or self.negative):  # a branch that would say what another says
-            settings = replace(settings, guidance=replace(settings.guidance, text=1.0))
+            guidance = replace(settings.guidance, text=settings.guidance.image)
+            settings = replace(settings, guidance=guidance)
         # of samplers with fresh noise
         key = int(keyed_generator(self.seed, "animate steps", first).integers(2**63))
         noise = normals(self.seed, "animate", torch.arange(first, first + frames), shape)
@@ -325,7 +326,7 @@ def extend(
     told = len(animator.places)
     if len(past) < told:
         raise InputError(
-            f"the video has {len(past)} frames, this model goes on from {told}; give a longer one"
+            f"this model goes on from {told} frames, the video has {len(past)}; give a longer one"
         )
     known = animator.video.encode(past[-told:])
     return _going_on(animator, known, drawing, past.shape[-2:], first=0, left=frames)
