@@ -18,6 +18,7 @@ from emu_edit.errors import ShardError
 from emu_edit.files import read_regular, sha256_of, write_json
 
 MANIFEST = "manifest.json"
+CONTACT_SHEET = "contact_sheet.png"  # of the world: what the shards show
 NEW_TASK = "new_task"  # entry of `made_by`: the task of a folder that no training has
 # task of shards that have no edits: the instruction is a caption, the target what it describes, and
 # there is no source

@@ -42,7 +42,12 @@ PERSON_COLUMNS = ((0.27, 2), (0.5, 0), (0.5, 2), (0.73, 0))  # x of a person, co
 
 @dataclass(frozen=True)
 class Rules:
-    """What a scene may contain; `flat`: plain background, no textures, no shape twice."""
+    """What a scene may contain; `flat`: plain background, no textures, no shape twice.
+
+    Attributes:
+        radius: of things, from and to, in fractions of the side.
+        cells: the middles of the places for things, nearly; none means the nine of `PLACES`.
+    """
 
     things: tuple[int, ...] = (1, 1, 1, 2, 2, 2, 2, 3, 3, 4)
     person: float = 0.15
@@ -51,7 +56,21 @@ class Rules:
     flat: bool = False
     rows: tuple[int, ...] = (0, 1, 2)  # of the places, from the top
     focus: Literal["any", "thing", "person"] = "any"
+    radius: tuple[float, float] = (MIN_RADIUS, MAX_RADIUS)
+    cells: tuple[tuple[float, float], ...] | None = None
 
+
+# one or two plain figures on a plain backdrop, large enough that 32 pixels show their shapes, with
+# room to move
+QUARTERS = tuple((x, y) for y in (0.28, 0.72) for x in (0.28, 0.72))
+FLAT = Rules(
+    things=(1, 1, 2, 2, 2),
+    person=0.0,
+    texture=0.0,
+    flat=True,
+    radius=(0.16, 0.22),
+    cells=QUARTERS,
+)
 
 # split -> whose colour/shape pairs, and whose sentences
 SPLITS: dict[str, tuple[Split, Split]] = {
@@ -207,7 +226,9 @@ class Studio:
     def scene(self, rules: Rules) -> tuple[Scene, Figure]:
         """Return a scene and the figure in focus, whose name no other figure of the scene has."""
         background = self.background(flat=rules.flat)
-        cells = tuple(cell for i, cell in enumerate(PLACES.values()) if i // 3 in rules.rows)
+        cells = rules.cells or tuple(
+            cell for i, cell in enumerate(PLACES.values()) if i // 3 in rules.rows
+        )
         number = pick(self.generator, rules.things)
         figures: list[Figure] = []
         if rules.focus == "person" or self.chance(rules.person):
@@ -320,7 +341,7 @@ class Studio:
     ) -> Thing:
         """Return a thing near the middle of a cell, following the rules of the scene."""
         place = (cell[0] + self.between(-0.04, 0.04), cell[1] + self.between(-0.04, 0.04))
-        radius = self.between(MIN_RADIUS, MAX_RADIUS)
+        radius = self.between(*rules.radius)
         # two of a shape at most, so that there is always another colour for each of them
         shapes = [figure.shape for figure in others]
         taken = frozenset(s for s in shapes if shapes.count(s) >= (1 if rules.flat else 2))

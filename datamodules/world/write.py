@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.shards.manifest import (
     CAPTION,
+    CONTACT_SHEET,
     MANIFEST,
     NEW_TASK,
     Manifest,
@@ -28,6 +29,7 @@ from datamodules.shards.manifest import (
     write_manifest,
 )
 from datamodules.shards.writer import PairRecord, write_task_shards
+from datamodules.world import captions
 from datamodules.world.backgrounds import Photos
 from datamodules.world.captions import make_caption
 from datamodules.world.new_tasks import make_new_pair
@@ -39,7 +41,6 @@ from emu_edit.files import write_text
 from emu_edit.tasks import SIXTEEN
 
 PROGRAM = "emu_edit shards world"
-CONTACT_SHEET = "contact_sheet.png"
 SHOWN = 5  # pairs of a task in the contact sheet
 SKIPPED = "skipped.jsonl"  # photographs that cannot be used
 MIN_FOR_PROCESSES = 2000  # pairs; fewer are written before other processes have started
@@ -228,7 +229,7 @@ def captions_made_by(
 ) -> dict[str, object]:
     """Return what a manifest says about such pictures: enough to tell them apart."""
     maker = {**World(pictures, seed, size, split).made_by(), NEW_TASK: CAPTION}
-    return {**maker, "flat": flat}
+    return {**maker, "captions_version": captions.VERSION, "flat": flat}
 
 
 def _write_one(

@@ -103,6 +103,12 @@ def world_parser() -> ArgumentParser:
         help="no edits: clips of one shot with their captions, to learn to draw videos",
     )
     clips.add_argument(
+        "--flat",
+        action="store_true",
+        default=None,
+        help="with --captions: one or two plain things that stand still or move along an axis",
+    )
+    clips.add_argument(
         "--crf", type=positive_int, help="quality of mp4s, 1 (best) to 51 (default: nothing lost)"
     )
     return made
@@ -147,7 +153,7 @@ def run_world(arguments: list[str]) -> int:
 
 def _refuse_of_the_other_kind(options: argparse.Namespace) -> None:
     of_clips, of_pairs = (
-        ("frames", "rate", "movie", "plain", "captions", "crf"),
+        ("frames", "rate", "movie", "plain", "captions", "flat", "crf"),
         ("photos", "new_task"),
     )
     kind, others = ("clips", of_pairs) if options.pairs is None else ("pairs", of_clips)
@@ -162,7 +168,7 @@ def _write_clips(options: argparse.Namespace) -> int:
         raise InputError("--captions says nothing to --plain, which has all captions; leave it out")
     from datamodules.world.clips.write import ClipWorld, write_clips, write_movies
 
-    given = ("clips", "seed", "size", "split", "frames", "rate", "crf", "captions")
+    given = ("clips", "seed", "size", "split", "frames", "rate", "crf", "captions", "flat")
     values = {name: getattr(options, name) for name in given}
     world = ClipWorld(
         **{name: value for name, value in values.items() if value is not None},

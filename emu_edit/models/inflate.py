@@ -18,7 +18,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -74,6 +74,7 @@ class TemporalAdapter(nn.Module):
         self.convolutions, self.attentions = nn.ModuleDict(), nn.ModuleDict()
         self.condition_channels = unet.config["out_channels"] + 1 if spec.picture_condition else 0
         self.condition_in = self._widening(unet.conv_in) if spec.picture_condition else None
+        self.change_out = _changing(unet.conv_out) if spec.still else None
         for name, place in unet.named_modules():
             self._follow(name, place, _level(name, num_levels))
 
@@ -117,6 +118,8 @@ class TemporalAdapter(nn.Module):
             for key, layer in layers.items():
                 place = unet.get_submodule(key.replace("/", "."))
                 place.register_forward_hook(partial(self._mix, partial(run, layer)))
+        if self.change_out is not None:  # last: it puts another output in the place of all that
+            unet.conv_out.register_forward_hook(self._change)
 
     @contextmanager
     def video(
@@ -169,6 +172,28 @@ class TemporalAdapter(nn.Module):
                 f"frames, not the {len(output)} of this call, or of another size"
             )
         return output + added.to(output.dtype)
+
+    def _change(
+        self, _layer: nn.Module, inputs: tuple[Tensor], output: Tensor
+    ) -> Float[Tensor, "rows c h w"] | None:
+        """Return z0 of each frame: that of the nearest given one and a change.
+
+        Where nothing is given, in particular where the picture is withheld, the change is one of
+        the picture model's own z0. Source: ours; zero at the start, as the change of edits is.
+        """
+        call = self._call()
+        if call is None:
+            return None
+        assert self.change_out is not None
+        change = self.change_out(inputs[0].to(self.change_out.weight.dtype)).to(output.dtype)
+        if call.condition is None:
+            return output + change
+        given = rearrange(call.condition, "(b f) c1 h w -> b f c1 h w", f=call.frames)
+        nearest, any_given = nearest_given(given[:, :, -1].amax(dim=(2, 3)) > 0)
+        videos = torch.arange(len(given), device=given.device)[:, None]
+        start = given[videos, nearest, :-1].flatten(0, 1).to(output.dtype)
+        has_start = any_given.repeat_interleave(call.frames)[:, None, None, None]
+        return torch.where(has_start, start, output) + change
 
     def _mix(self, run: "Run", _layer: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
         call = self._call()
@@ -241,6 +266,34 @@ def given_picture(z: Float[Tensor, "b c h w"], frames: int) -> Float[Tensor, "ro
     b = len(z)
     is_given = torch.arange(frames, device=z.device)[None].expand(b, -1) == 0
     return given_frames(z[:, None].expand(-1, frames, -1, -1, -1), is_given)
+
+
+def nearest_given(
+    is_given: Bool[Tensor, "b f"],
+) -> tuple[Int64[Tensor, "b f"], Bool[Tensor, " b"]]:
+    """Return the number of the given frame that is nearest to each, and whether there is any.
+
+    Of two that are as near it is the earlier one; without any it is frame 0.
+    """
+    at = torch.arange(is_given.shape[1], device=is_given.device)
+    distance = (at[:, None] - at[None]).abs().expand(len(is_given), -1, -1)
+    far = distance.masked_fill(~is_given[:, None], is_given.shape[1])
+    return far.argmin(dim=2), is_given.any(dim=1)
+
+
+def _changing(conv_out: nn.Conv2d) -> nn.Conv2d:
+    """Return a last convolution for changes: of the same shapes, zero."""
+    size, padding = conv_out.kernel_size, conv_out.padding
+    zero = nn.Conv2d(
+        conv_out.in_channels,
+        conv_out.out_channels,
+        (size[0], size[1]),
+        padding=padding if isinstance(padding, str) else (padding[0], padding[1]),
+    )
+    nn.init.zeros_(zero.weight)
+    assert zero.bias is not None
+    nn.init.zeros_(zero.bias)
+    return zero
 
 
 def _level(name: str, num_levels: int) -> int:

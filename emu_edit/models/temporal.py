@@ -45,6 +45,8 @@ class TemporalSpec:
             many frames.
         picture_condition: widen the first convolution by the picture that the video begins with,
             and by its mask.
+        still: give each frame as its change from the nearest given one, which starts at zero: an
+            untrained video is a still one. Of a model of z0 only; ours, see `Stillness`.
         identity: start as the identity; without, weights start as torch draws them, which is worse
             and here to show by how much.
         gradient_checkpointing: recompute temporal layers in the backward pass: less memory, more
@@ -63,6 +65,7 @@ class TemporalSpec:
     mlp_ratio: int = 4
     rotary_base: float = 10_000.0  # of the paper, see `rotate`
     picture_condition: bool = True
+    still: bool = False
     identity: bool = True
     gradient_checkpointing: bool = False
     chunk: int = 2048  # times 31 heads stays below 65536, once the limit of CUDA's attention grids
@@ -83,6 +86,8 @@ class TemporalSpec:
                 f"temporal.kernel_size={self.kernel_size} must be odd and "
                 f"temporal.head_dim={self.head_dim} even"
             )
+        if self.still and not self.picture_condition:
+            raise InputError("temporal.still begins with a given picture; keep picture_condition")
         if not 1 < self.rotary_base < math.inf:
             raise InputError(f"temporal.rotary_base is {self.rotary_base}, needs more than 1")
         for name in ("convolution_levels", "attention_levels"):

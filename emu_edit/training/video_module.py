@@ -98,6 +98,11 @@ class VideoModule(EditModule):
         if prediction is None:  # without a source its change is all there is
             of_base = drawer.prediction
             prediction = Prediction.z0 if of_base is Prediction.change else of_base
+        if adapter.spec.still and prediction is not Prediction.z0:
+            raise InputError(
+                f"model.temporal.still is for models of z0, this one is trained for "
+                f"{prediction.name}; leave it out"
+            )
         if zero_terminal_snr is None:
             zero_terminal_snr = drawer.schedule.has_zero_terminal_snr
         guidance = Guidance(text=TEXT_GUIDANCE, image=IMAGE_GUIDANCE)

@@ -9,7 +9,7 @@ from datamodules.checks.folders import check_folder
 from datamodules.clip import ClipDataModule
 from datamodules.shards.clips import decode_mp4
 from datamodules.shards.manifest import CAPTION, read_manifest
-from datamodules.world.clips.clip import make_clip
+from datamodules.world.clips.clip import make_clip, make_flat_clip
 from emu_edit.batch import ClipBatch
 from emu_edit.cli.main import main
 
@@ -56,6 +56,17 @@ def test_captioned_clips_have_no_edit_and_no_cut(tmp_path: Path):
     assert not check_folder(tmp_path).problems
 
 
+def test_flat_clips_of_a_folder_are_those_of_their_index(tmp_path: Path):
+    options = ("--size", "16", "--frames", "4", "--seed", "3", "--captions", "--flat")
+    assert world(tmp_path, "--clips", "3", *options) == 0
+    data = ClipDataModule(str(tmp_path), str(tmp_path), 16, 4, global_batch=3, tasks=[CAPTION])
+    data.setup("fit")
+    (batch,) = data.val_dataloader()
+    made = [make_flat_clip(3, "train", i, size=16, frames=4) for i in range(3)]
+    assert batch.instruction == tuple(clip.caption for clip in made)
+    np.testing.assert_array_equal(batch.target, np.stack([clip.source for clip in made]))
+
+
 def test_plain_clips_are_mp4s_with_captions(tmp_path: Path):
     assert world(tmp_path, "--clips", "1", "--plain", "--crf", "10", *SMALL) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"source", "target", "instructions.jsonl"}
@@ -74,6 +85,7 @@ def test_plain_clips_are_mp4s_with_captions(tmp_path: Path):
         (("--pairs", "16", "--plain"), "--plain says nothing to --pairs"),
         (("--clips", "2", "--pairs", "16"), "not allowed with argument"),
         (("--pairs", "16", "--captions"), "--captions says nothing to --pairs"),
+        (("--clips", "2", "--flat"), "flat clips are not edited"),
         (("--clips", "2", "--captions", "--plain"), "--captions says nothing to --plain"),
         (("--clips", "2", "--crf", "9"), "crf=9 is of mp4s"),
         (("--clips", "2", "--movie", "--crf", "52"), "crf=52 must be 1 (best) to 51"),

@@ -19,7 +19,7 @@ from tests.training.stage import make_module
 
 def two_figures() -> Scene:
     scenes = (caption_scene(0, index)[1] for index in range(99))
-    return next(scene for scene in scenes if len(scene.figures) == 2)
+    return next(scene for scene in scenes if len({f.colour for f in scene.figures}) == 2)
 
 
 def read(scene: Scene) -> Reading:

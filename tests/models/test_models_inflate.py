@@ -18,9 +18,11 @@ from emu_edit.models.inflate import (
     given_frames,
     given_picture,
     inflate,
+    nearest_given,
     unet_of,
 )
 from emu_edit.models.interfaces import Conditioning
+from emu_edit.models.temporal import TemporalSpec
 from tests.models.conftest import tiny_unet
 from tests.models.tiny_bases import FORMATS, SPEC, Picture, draw_video, ours, sd15, sdxl, trained
 
@@ -332,3 +334,48 @@ def test_a_saved_picture_model_is_the_same_file(tmp_path: Path):
     unet.save_pretrained(tmp_path / "after")
     for file in (tmp_path / "before").iterdir():
         assert file.read_bytes() == (tmp_path / "after" / file.name).read_bytes()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", FORMATS)
+def test_new_still_layers_repeat_the_nearest_given_frame_and_draw_where_none_is(
+    make: Callable[[], Picture], z: Tensor
+):
+    picture = make()
+    before = picture.draw(z)
+    adapter = inflate(picture.base, replace(SPEC, still=True))
+    is_given = torch.tensor([[True, False, True], [False, False, False]])
+    with adapter.video(3, given_frames(z.unflatten(0, (2, 3)), is_given)):
+        drawn = picture.draw(z)
+    assert_close(drawn[:3], z[[0, 0, 2]])  # of two as near, the earlier one
+    assert_close(drawn[3:], before[3:], atol=1e-6, rtol=0)
+    with adapter.video(3):
+        assert_close(picture.draw(z), before, atol=1e-6, rtol=0)
+    assert torch.equal(picture.draw(z), before)
+
+
+@torch.no_grad()
+def test_a_change_is_added_to_what_is_given_and_comes_from_its_own_weights(z: Tensor):
+    picture = ours()
+    before = picture.draw(z)
+    adapter = inflate(picture.base, replace(SPEC, still=True))
+    assert adapter.change_out is not None
+    assert adapter.change_out.bias is not None
+    adapter.change_out.bias.fill_(0.25)
+    with adapter.video(3, given_picture(z[::3], 3)):
+        assert_close(picture.draw(z), z[::3].repeat_interleave(3, 0) + 0.25)
+    with adapter.video(3):
+        assert_close(picture.draw(z), before + 0.25, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_the_nearest_given_frame():
+    is_given = torch.tensor([[0, 1, 0, 0, 0, 1, 0], [0] * 7, [1, 0, 0, 0, 0, 0, 0]]).bool()
+    nearest, any_given = nearest_given(is_given)
+    assert nearest.tolist() == [[1, 1, 1, 1, 5, 5, 5], [0] * 7, [0] * 7]
+    assert any_given.tolist() == [True, False, True]
+
+
+def test_stillness_without_a_given_picture_is_refused():
+    with pytest.raises(InputError, match=r"temporal\.still begins with a given picture"):
+        TemporalSpec(still=True, picture_condition=False)

@@ -7,17 +7,18 @@ and pattern over the whole clip. Flow and occlusion are those of the scenes of t
 edited clip they can be had by `optical_flow` of its own scenes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from datamodules.shards.manifest import CAPTION
 from datamodules.world.clips.flow import optical_flow
-from datamodules.world.clips.shot import STARTS, Shot, draw_shot, other_side
+from datamodules.world.clips.shot import STARTS, Shot, draw_shot, flat_shot, other_side
 from datamodules.world.instructions import background_words, pick
 from datamodules.world.pair import EDITS
 from datamodules.world.scene import AT_REST, Scene, View
-from datamodules.world.studio import Studio, WorldPair
+from datamodules.world.studio import FLAT, Studio, WorldPair, rendered
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN
 
@@ -99,6 +100,47 @@ def make_clip(
     still = EDITS[name](studio)
     shots = _shots(studio, still, frames)
     return _filmed(studio, still, shots)
+
+
+def make_flat_clip(
+    seed: int, split: str, index: int, *, size: int = 32, frames: int = 8
+) -> ClipPair:
+    """Return a clip nobody edited, of a flat scene: one or two things that stand still or move.
+
+    Task, arguments and errors are those of `make_caption` and `make_clip`; the instruction is the
+    caption, and source and target are the same.
+    """
+    if not 1 <= frames <= MOST_FRAMES:
+        raise InputError(f"frames={frames} of a world clip must be 1 to {MOST_FRAMES}")
+    studio = Studio.of("clip flat", "clip-flat", seed, index, size=size, split=split, photos=None)
+    scene = studio.scene(FLAT)[0]
+    picture = studio.render(scene)
+    still = WorldPair(
+        key=studio.key,
+        source=picture,
+        target=picture,
+        instruction=scene.caption,
+        task=CAPTION,
+        mask=np.zeros(picture.shape[:2], dtype=np.bool_),
+        source_caption=scene.caption,
+        target_caption=scene.caption,
+        extra={"kind": CAPTION},
+        scenes=(scene, scene),
+        draw=rendered,
+    )
+    return as_captioned(_filmed(studio, still, [flat_shot(studio, scene, frames)]))
+
+
+def as_captioned(clip: ClipPair) -> ClipPair:
+    """Return what is there before an edit, with its caption for an instruction."""
+    return replace(
+        clip,
+        task=CAPTION,
+        target=clip.source,
+        instruction=clip.caption,
+        output_caption=clip.caption,
+        extra={},
+    )
 
 
 def _shots(studio: Studio, still: WorldPair, frames: int) -> list[Shot]:

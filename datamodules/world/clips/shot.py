@@ -7,8 +7,11 @@ is in both; a cut changes sides, camera, and mostly the background.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import sqrt
+from itertools import combinations
+from math import hypot, sqrt
 from typing import TypeVar
+
+import numpy as np
 
 from datamodules.world.clips.motion import (
     DIRECTIONS,
@@ -32,6 +35,9 @@ NEARER, FARTHER = (0.72, 0.85), (1.18, 1.4)  # the side a zoom ends with
 STARTS = (0.85, 1.0, 1.2)  # sides of the views that a shot after a cut begins with
 EDGE = 0.06  # how near the picture's edge the middle of a figure comes
 LARGEST = 0.34  # radius in the picture
+# of flat shots: how near the edge a middle comes, the shortest and longest way, and how far two
+# figures stay apart, in their radii
+FLAT_EDGE, FLAT_WAY, APART = 0.12, (0.14, 0.4), 0.9
 TRIES = 8
 Choice = TypeVar("Choice")
 MOMENTS = (0.0, 0.5, 1.0)  # at which it is made sure that figures stay in the picture
@@ -107,6 +113,37 @@ def draw_shot(studio: Studio, before: Scene, after: Scene, frames: int, start: V
             )
         motions.update({figure.name: motion or Motion() for figure in group})
     return Shot(before, after, motions, camera, frames)
+
+
+def flat_shot(studio: Studio, scene: Scene, frames: int) -> Shot:
+    """Return a shot of a scene of plain things in which each stands still or moves along an axis.
+
+    The camera stands still. Every direction is as likely, however far there is room that way; where
+    two figures would meet, one waits.
+    """
+    motions: dict[str, Motion] = {figure.name: Motion() for figure in scene.figures}
+    for figure in scene.figures:
+        dx, dy = pick(studio.generator, tuple(DIRECTIONS.values())[:4])
+        at = figure.x if dx else figure.y
+        room = (1 - at if dx + dy > 0 else at) - FLAT_EDGE
+        way = studio.between(FLAT_WAY[0], max(min(FLAT_WAY[1], room), FLAT_WAY[0]))
+        motion = Motion(dx=dx * way, dy=dy * way)
+        is_still = studio.chance(STILL)
+        if not is_still and _apart(scene, {**motions, figure.name: motion}):
+            motions[figure.name] = motion
+    return Shot(scene, scene, motions, Camera(), frames)
+
+
+def _apart(scene: Scene, motions: Mapping[str, Motion]) -> bool:
+    """Tell whether things stay apart at all moments looked at."""
+    for moment in np.linspace(0, 1, 9):
+        seen = [motions[f.name].at(f, float(moment)) for f in scene.figures]
+        for a, b in combinations(seen, 2):
+            assert isinstance(a, Thing)
+            assert isinstance(b, Thing)
+            if hypot(a.x - b.x, a.y - b.y) < APART * (a.radius + b.radius):
+                return False
+    return True
 
 
 def other_side(

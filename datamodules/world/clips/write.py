@@ -7,7 +7,8 @@ from `make_clip` with what key and manifest say (seed, split, index, size, frame
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
@@ -15,13 +16,19 @@ import numpy as np
 from jaxtyping import UInt8
 
 from datamodules.shards.clips import ClipRecord, check_crf, encode_mp4
-from datamodules.shards.manifest import CAPTION, MANIFEST, NEW_TASK, Manifest, write_manifest
+from datamodules.shards.manifest import (
+    CAPTION,
+    CONTACT_SHEET,
+    MANIFEST,
+    NEW_TASK,
+    Manifest,
+    write_manifest,
+)
 from datamodules.shards.writer import PairRecord, ShardWriter
 from datamodules.world.clips import clip as clips
-from datamodules.world.clips.clip import ClipPair, make_clip
+from datamodules.world.clips.clip import ClipPair, as_captioned, make_clip, make_flat_clip
 from datamodules.world.clips.sheet import clip_sheet
 from datamodules.world.pair import VERSION as WORLD_VERSION
-from datamodules.world.write import CONTACT_SHEET
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file, write_text
 from emu_edit.tasks import SIXTEEN
@@ -47,6 +54,8 @@ class ClipWorld:
         crf: quality of the mp4s, 1 (best) to 51; None loses nothing.
         captions: no edits, but what is there before one with its caption, in one shot; clip i is
             then the i-th without a cut.
+        flat: with `captions`: one or two plain things on a plain backdrop that stand still or move
+            along an axis, the camera still.
     """
 
     clips: int
@@ -58,6 +67,7 @@ class ClipWorld:
     movie: bool = False
     crf: int | None = None
     captions: bool = False
+    flat: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no clips."""
@@ -67,9 +77,15 @@ class ClipWorld:
             raise InputError(f"rate={self.rate} frames a second must be at least 1")
         if self.crf is not None and not self.movie:
             raise InputError(f"crf={self.crf} is of mp4s; write those, or leave it out")
+        if self.flat and not self.captions:
+            raise InputError("flat clips are not edited; ask for captions, too")
         check_crf(self.crf)
 
     def __iter__(self) -> Iterator[ClipPair]:
+        if self.flat:
+            make = partial(make_flat_clip, self.seed, self.split, size=self.size)
+            yield from (make(index, frames=self.frames) for index in range(self.clips))
+            return
         if self.captions:
             yield from islice(self._captioned(), self.clips)
             return
@@ -83,14 +99,7 @@ class ClipWorld:
                 self.seed, self.split, index, task="local", size=self.size, frames=self.frames
             )
             if not clip.cuts:
-                yield replace(
-                    clip,
-                    task=CAPTION,
-                    target=clip.source,
-                    instruction=clip.caption,
-                    output_caption=clip.caption,
-                    extra={},
-                )
+                yield as_captioned(clip)
 
     def made_by(self) -> dict[str, object]:
         """Return what a manifest says: enough to write the clips again or tell them apart."""

@@ -53,6 +53,20 @@ def test_flat_scenes_have_one_or_two_plain_figures_on_a_plain_backdrop() -> None
         assert scene.word is None
 
 
+def test_half_of_the_flat_captions_tell_of_the_clip_that_would_follow() -> None:
+    told = [make_caption(0, index, size=16).instruction for index in range(200)]
+    scenes = [caption_scene(0, index, size=16)[1].caption for index in range(200)]
+    moving = [caption for caption, scene in zip(told, scenes, strict=True) if caption != scene]
+    assert 70 < len(moving) < 130
+    assert all(
+        caption == scene or caption.startswith(f"{scene}; ")
+        for caption, scene in zip(told, scenes, strict=True)
+    )
+    assert any("moves to the left" in caption for caption in moving)
+    assert any("nothing moves" in caption for caption in moving)
+    assert all(";" not in make_caption(0, i, size=16, flat=False).instruction for i in range(9))
+
+
 def test_only_the_heldout_split_has_heldout_colours_of_shapes() -> None:
     def combinations(split: str) -> list[bool]:
         scenes = (caption_scene(0, index, split=split)[1] for index in range(30))

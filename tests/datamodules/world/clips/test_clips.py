@@ -2,12 +2,14 @@
 
 import re
 from itertools import pairwise
+from math import hypot
 
 import numpy as np
 import pytest
 
-from datamodules.world.clips.clip import ClipPair, make_clip
-from datamodules.world.clips.motion import DIRECTIONS, Camera, Motion, seen_by
+from datamodules.shards.manifest import CAPTION
+from datamodules.world.clips.clip import ClipPair, make_clip, make_flat_clip
+from datamodules.world.clips.motion import DIRECTIONS, Camera, Motion, direction, seen_by
 from datamodules.world.maps import MAPS
 from datamodules.world.palette import HELDOUT_PAIRS
 from datamodules.world.render import quantise, render
@@ -239,3 +241,40 @@ def test_a_figure_at_rest_is_itself_and_one_seen_from_half_as_far_is_twice_as_la
 def test_what_cannot_be_a_clip_is_refused(change: dict[str, object], message: str):
     with pytest.raises(InputError, match=message):
         make_clip(0, **{"split": "train", "index": 0, **change})  # pyright: ignore[reportArgumentType]
+
+
+def test_a_flat_clip_says_truly_what_its_figures_do_and_they_never_meet():
+    said: set[str] = set()
+    for index in range(40):
+        clip = make_flat_clip(3, "train", index, size=16, frames=5)
+        assert clip.task == CAPTION
+        assert clip.instruction == clip.caption == clip.output_caption
+        assert clip.target is clip.source
+        first, last = clip.scenes[0], clip.scenes[-1]
+        story = clip.caption.split("; ")[1]
+        for figure in first.figures:
+            end = last.named(figure.name)
+            way = (end.x - figure.x, end.y - figure.y)
+            if way == (0, 0):
+                assert f"the {figure.name} moves" not in story
+                continue
+            said.add(direction(*way))
+            assert f"the {figure.name} moves {direction(*way)}" in story
+        for scene in clip.scenes:
+            assert all(0.1 < f.x < 0.9 and 0.1 < f.y < 0.9 for f in scene.figures)
+            if len(scene.figures) == 2:
+                a, b = scene.figures
+                assert isinstance(a, Thing)
+                assert isinstance(b, Thing)
+                assert hypot(a.x - b.x, a.y - b.y) > 0.8 * (a.radius + b.radius)
+    assert said == set(list(DIRECTIONS)[:4])
+
+
+def test_a_flat_clip_shows_the_same_at_every_size_and_begins_with_a_flat_picture():
+    small, large = (make_flat_clip(0, "heldout", 7, size=size, frames=3) for size in (16, 32))
+    assert small.scenes == large.scenes
+    assert small.caption == large.caption
+    focus = [(f.colour, f.shape) in HELDOUT_PAIRS for f in small.scenes[0].figures]
+    assert any(focus)
+    with pytest.raises(InputError, match="frames=0 of a world clip"):
+        make_flat_clip(0, "train", 0, frames=0)
