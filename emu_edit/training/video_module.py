@@ -56,6 +56,8 @@ class VideoModule(EditModule):
             each of the first three.
         optimizer: learning rate, decay and warm-up; none means the defaults.
         editor: how videos are sampled; none means as pictures, with Emu Video's guidance.
+        spatial: let the picture model's own U-Net learn, too; what is exported is then another
+            picture model with its layers. Emu Video keeps it frozen.
         seed: key of all random numbers of training.
 
     Raises:
@@ -76,6 +78,7 @@ class VideoModule(EditModule):
         dropout: DropoutRates | None = None,
         optimizer: OptimizerSettings | None = None,
         editor: EditorSettings | None = None,
+        spatial: bool = False,
         seed: int = 0,
     ) -> None:
         if frames < 1 or rate < 1:
@@ -121,11 +124,11 @@ class VideoModule(EditModule):
             seed=seed,
         )
         self.networks.task_embedding = networks.task_embedding
-        train_temporal(adapter)
+        train_temporal(adapter, spatial=spatial)
         given.check(frames, self.schedule.num_steps)
         self.encoder = ClipEncoder(self.networks, given, self.schedule)
         self.drawer, self.adapter_base = drawer, base_fingerprint(networks.denoiser)
-        self.frames, self.rate, self.given = frames, rate, given
+        self.frames, self.rate, self.given, self.spatial = frames, rate, given, spatial
 
     def drawn(self, batch: Batch, phase: Phase) -> DrawnBatch:
         """Return the clips, still on the CPU, with their random numbers.
@@ -157,8 +160,10 @@ class VideoModule(EditModule):
         self.animator().save_pretrained(path)
 
     def frozen_prefixes(self) -> tuple[str, ...]:
-        """Return the name prefixes of the parts that never learn: all of the picture model."""
-        own = ("networks.denoiser.base.", "networks.task_embedding.")
+        """Return the name prefixes of the parts that never learn: the picture model, usually."""
+        own = ("networks.task_embedding.",)
+        if not self.spatial:
+            own = ("networks.denoiser.base.", *own)
         return (*super().frozen_prefixes(), *own)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

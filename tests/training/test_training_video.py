@@ -104,6 +104,30 @@ def test_only_the_temporal_layers_learn_and_are_in_the_checkpoint(
     assert {f"networks.{name}" for name in changed} <= layers
 
 
+def test_spatial_layers_that_learn_make_another_picture_model_with_its_layers(
+    base: Path, tmp_path: Path
+) -> None:
+    ours = module(base, spatial=True)
+    before = {name: value.clone() for name, value in ours.networks.state_dict().items()}
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(ours, Clips())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    kept = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    unet = [name for name in before if name.startswith("denoiser.base.unet.")]
+    assert {f"networks.{name}" for name in unet} <= {*kept}
+    assert any(not torch.equal(kept[f"networks.{name}"], before[name]) for name in unet)
+    text = [name for name in before if name.startswith("text_encoder.")]
+    assert all(torch.equal(ours.networks.state_dict()[name], before[name]) for name in text)
+    again = module(base, spatial=True)
+    again.on_load_checkpoint(torch.load(tmp_path / "a.ckpt", weights_only=True))
+    again.load_state_dict(kept, strict=False)
+    export_model(again.eval(), tmp_path / "model", ema=None)
+    animator = load_animator(load_generator(tmp_path / "model"), tmp_path / "model")
+    picture = make_clip(0).target[0]
+    made, own = (animate(one, picture, "a square") for one in (animator, ours.eval().animator()))
+    assert difference(made, own) < 0.1
+
+
 def test_a_training_that_was_stopped_ends_as_one_that_was_not(base: Path, tmp_path: Path) -> None:
     whole, first, second = (module(base) for _ in range(3))
     averages = [Ema(0.5) for _ in range(3)]
