@@ -88,8 +88,8 @@ class ClipBackbone:
         """
         folder = local_folder(name_or_path, CLIP_FILES if tokenizer is None else DINO_FILES)
         texts = folder if tokenizer is None else local_folder(tokenizer, TOKENIZER_FILES)
-        _check_type(folder, "clip")
-        model = cast(CLIPModel, _network(CLIPModel.from_pretrained, folder))
+        check_type(folder, "clip")
+        model = cast(CLIPModel, load_network(CLIPModel.from_pretrained, folder))
         vision = cast(CLIPVisionConfig, model.config.vision_config)
         _check_size(folder, vision.image_size, preprocess)
         config = cast(CLIPTextConfig, model.config.text_config)
@@ -174,10 +174,10 @@ class DinoBackbone:
                 size than `preprocess` cuts.
         """
         folder = local_folder(name_or_path, DINO_FILES)
-        _check_type(folder, "vit")
+        check_type(folder, "vit")
         # the pooler is no part of DINO; a file that has one is read without it
         without_pooler = partial(ViTModel.from_pretrained, add_pooling_layer=False)
-        model = cast(ViTModel, _network(without_pooler, folder))
+        model = cast(ViTModel, load_network(without_pooler, folder))
         _check_size(folder, model.config.image_size, preprocess)
         nn.Module.to(model, device=device, dtype=dtype)  # in place
         return DinoBackbone(model, preprocess, sha256=sha256_of(weight_file(folder)))
@@ -215,8 +215,12 @@ def find_backbone(name: str, folder: Path | None) -> str | Path:
     return place
 
 
-def _network(from_pretrained: Callable[..., object], folder: Path) -> object:
-    """Load a network in the precision of its file, quietly, without any missing weight."""
+def load_network(from_pretrained: Callable[..., object], folder: Path) -> object:
+    """Load a network in the precision of its file, quietly, without any missing weight.
+
+    Raises:
+        InputError: if its weights cannot be read, or one is missing.
+    """
     file = weight_file(folder)
     with reading(file), _silent_transformers():
         loaded = from_pretrained(
@@ -230,7 +234,8 @@ def _network(from_pretrained: Callable[..., object], folder: Path) -> object:
     return model
 
 
-def _check_type(folder: Path, model_type: str) -> None:
+def check_type(folder: Path, model_type: str) -> None:
+    """Refuse (InputError) a directory whose config is of another type, e.g. "clip"."""
     try:
         found = AutoConfig.from_pretrained(folder).model_type
     except Exception as error:  # of a class that changes with the library's version
