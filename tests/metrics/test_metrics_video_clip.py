@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file
 
 from emu_edit.errors import InputError
 from emu_edit.metrics.backbones import ClipBackbone
-from emu_edit.metrics.video_clip import FrameSums
+from emu_edit.metrics.video_clip import FrameSums, consistency
 from tests.metrics.tiny_backbones import CLIP_CUT, write_clip
 
 
@@ -93,3 +94,28 @@ def test_a_network_without_a_tokenizer_takes_that_of_another(
     assert torch.equal(loaded.texts(["a cat"]), clip.texts(["a cat"]))
     with pytest.raises(InputError, match=r"pickscore has no tokenizer.json or vocab.json"):
         ClipBackbone.load(folder, CLIP_CUT, tokenizer=bare)
+
+
+def test_frame_image_and_text_consistency_are_means_of_cosines(
+    clip: ClipBackbone, cpu_generator: torch.Generator
+):
+    frames = torch.randint(0, 256, (5, 3, 32, 40), generator=cpu_generator, dtype=torch.uint8)
+    picture = frames[0, :, :, :32]
+    rows = clip.images(list(frames)).numpy()
+    given, asked = clip.images([picture])[0].numpy(), clip.texts(["a cat"])[0].numpy()
+    found = consistency(iter(frames), picture, "a cat", clip)
+    pairs = [cosine(one, other) for one, other in pairwise(rows)]
+    assert found.frames == pytest.approx(100 * sum(pairs) / 4, abs=1e-9)
+    assert found.picture == pytest.approx(np.mean([100 * cosine(r, given) for r in rows]), abs=1e-9)
+    assert found.text == pytest.approx(np.mean([100 * cosine(r, asked) for r in rows]), abs=1e-9)
+
+
+def test_a_still_of_the_picture_is_wholly_consistent(
+    clip: ClipBackbone, cpu_generator: torch.Generator
+):
+    picture = torch.randint(0, 256, (3, 32, 32), generator=cpu_generator, dtype=torch.uint8)
+    found = consistency([picture] * 3, picture, "a dog", clip)
+    assert (found.frames, found.picture) == pytest.approx((100, 100), abs=1e-9)
+    assert math.isnan(consistency([picture], picture, "a dog", clip).frames)
+    with pytest.raises(InputError, match="a video without frames"):
+        consistency([], picture, "a dog", clip)
