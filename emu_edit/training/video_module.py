@@ -104,7 +104,7 @@ class VideoModule(EditModule):
         if adapter.spec.still and prediction is not Prediction.z0:
             raise InputError(
                 f"model.temporal.still is for models of z0, this one is trained for "
-                f"{prediction.name}; leave it out"
+                f"{prediction.name}; give --model.temporal.still false"
             )
         if zero_terminal_snr is None:
             zero_terminal_snr = drawer.schedule.has_zero_terminal_snr
