@@ -1,7 +1,8 @@
 """Draw what the editor can do by now: the same held-out pairs, the same noise, again and again.
 
 The first few validation pairs of each task are edited with the averaged weights, and drawn beside
-source and target.
+source and target. Of a model of videos the pairs are clips: it is given the first frame and the
+caption of each, and what it draws moves beside what is true.
 """
 
 # the arguments of hooks are Lightning's, used or not
@@ -10,22 +11,31 @@ source and target.
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from fractions import Fraction
 from pathlib import Path
 
 import torch
+from jaxtyping import UInt8
 from lightning import Callback, LightningModule, Trainer
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from callbacks.ema import Ema
-from emu_edit.batch import EditBatch, EditSample
+from emu_edit.batch import ClipBatch, ClipSample, EditBatch, EditSample
+from emu_edit.editing.animate import animate
 from emu_edit.editing.generate import draw_pictures
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
 from emu_edit.randomness import check_seed
 from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
+from emu_edit.training.video_module import VideoModule
+from emu_edit.video.preview import PLAYED
+from emu_edit.video.strip import ClipRow, moving_grid, strip_grid
+from emu_edit.video.write import write_clip
 
 EDITS_AT_ONCE = 16
+Pair = EditSample | ClipSample
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +43,8 @@ logger = logging.getLogger(__name__)
 class EditGrid(Callback):
     """Write `grids/step-000123.png` into the trainer's root folder, and log it to W&B if in use.
 
-    Without validation pairs nothing is drawn, which is said once, before the first step.
+    Of videos the picture shows film strips, and `grids/step-000123.mp4` beside it moves. Without
+    validation pairs nothing is drawn, which is said once, before the first step.
 
     Args:
         every: optimizer steps between two grids; there is always one at the end.
@@ -53,7 +64,7 @@ class EditGrid(Callback):
         self.every = every
         self.per_task = per_task
         self.seed = seed
-        self._pairs: list[EditSample] = []
+        self._pairs: list[Pair] = []
         self._drawn_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,27 +104,45 @@ class EditGrid(Callback):
             return
         module = _edit_module(pl_module)
         ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
+        weights = "trained weights" if ema is None else "averaged weights"
+        title = f"step {trainer.global_step}, {weights}"
+        file = Path(trainer.default_root_dir) / "grids" / f"step-{trainer.global_step:06}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
         with (
             ema.averaged(module) if ema is not None else nullcontext(),
             evaluating(module),
             trainer.precision_plugin.forward_context(),
         ):
-            rows = edited_rows(module, self._pairs, self.seed)
-        weights = "trained weights" if ema is None else "averaged weights"
-        title = f"step {trainer.global_step}, {weights}"
-        page = picture_grid(rows, title)
-        folder = Path(trainer.default_root_dir) / "grids"
-        folder.mkdir(parents=True, exist_ok=True)
-        page.save(folder / f"step-{trainer.global_step:06}.png")
+            page, moving = _drawn(module, self._pairs, self.seed, title)
+        page.save(file)
+        if moving is not None:
+            write_clip(file.with_suffix(".mp4"), *moving, PLAYED)
         for logger in wandb_loggers(trainer):  # one name at all steps: W&B shows it with a slider
-            logger.log_image("edits", [page], step=trainer.global_step, caption=[title])
+            step, captions = trainer.global_step, [title]
+            logger.log_image("edits", [page], step=step, caption=captions)
+            if moving is not None:  # W&B encodes no frames itself without moviepy: it gets the file
+                files = [str(file.with_suffix(".mp4"))]
+                logger.log_video("videos", files, step=step, caption=captions)
+
+
+def _drawn(
+    module: EditModule, pairs: list[Pair], seed: int, title: str
+) -> tuple[Image.Image, tuple[UInt8[Tensor, "f 3 _ _"], Fraction] | None]:
+    """Return the page, and of clips the frames and the rate of the one that moves."""
+    if isinstance(module, VideoModule):
+        clips = [pair for pair in pairs if isinstance(pair, ClipSample)]
+        rows = drawn_clips(module, clips, seed)
+        rate = Fraction(clips[0].rate).limit_denominator(1001)
+        return strip_grid(rows, title), (moving_grid(rows, title), rate)
+    pictures = [pair for pair in pairs if isinstance(pair, EditSample)]
+    return picture_grid(edited_rows(module, pictures, seed), title), None
 
 
 def first_of_each_task(
-    batches: Iterable[EditBatch], num_tasks: int, per_task: int
-) -> list[EditSample]:
+    batches: Iterable[EditBatch | ClipBatch], num_tasks: int, per_task: int
+) -> list[Pair]:
     """Return the first pairs of every task, in order of task."""
-    found: dict[int, list[EditSample]] = {task: [] for task in range(num_tasks)}
+    found: dict[int, list[Pair]] = {task: [] for task in range(num_tasks)}
     for batch in batches:
         for i, task in enumerate(batch.task.tolist()):
             if len(found[task]) < per_task:
@@ -123,15 +152,14 @@ def first_of_each_task(
     return [pair for task in sorted(found) for pair in found[task]]
 
 
-def pair_at(batch: EditBatch, i: int) -> EditSample:
+def pair_at(batch: EditBatch | ClipBatch, i: int) -> Pair:
     """Take pair i out of a batch."""
-    return EditSample(
-        key=batch.key[i],
-        source=batch.source[i] if batch.has_source[i] else None,
-        target=batch.target[i],
-        instruction=batch.instruction[i],
-        task=int(batch.task[i]),
-    )
+    source = batch.source[i] if batch.has_source[i] else None
+    said = {"key": batch.key[i], "instruction": batch.instruction[i], "task": int(batch.task[i])}
+    if isinstance(batch, ClipBatch):
+        rate = float(batch.rate[i])
+        return ClipSample(source=source, target=batch.target[i], rate=rate, **said)
+    return EditSample(source=source, target=batch.target[i], **said)
 
 
 def edited_rows(module: EditModule, pairs: list[EditSample], seed: int) -> list[GridRow]:
@@ -163,6 +191,20 @@ def edited_rows(module: EditModule, pairs: list[EditSample], seed: int) -> list[
     return rows
 
 
+def drawn_clips(module: VideoModule, clips: list[ClipSample], seed: int) -> list[ClipRow]:
+    """Draw videos from the clips' first frames and captions; clip i meets the noise of seed + i."""
+    animator, names = module.animator(), module.networks.tasks.names
+    return [
+        ClipRow(
+            animate(animator, clip.target[0], clip.instruction, seed=seed + i),
+            clip.target,
+            clip.instruction,
+            names[clip.task],
+        )
+        for i, clip in enumerate(clips)
+    ]
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module in eval mode, and every part back into its own mode afterwards."""
@@ -175,7 +217,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _val_loader(trainer: Trainer) -> Iterable[EditBatch] | None:
+def _val_loader(trainer: Trainer) -> Iterable[EditBatch | ClipBatch] | None:
     data = trainer.datamodule  # type: ignore[attr-defined]
     loader = trainer.val_dataloaders if data is None else data.val_dataloader()
     return loader or None
