@@ -1,8 +1,8 @@
 """Draw what the editor can do by now: the same held-out pairs, the same noise, again and again.
 
 The first few validation pairs of each task are edited with the averaged weights, and drawn beside
-source and target. Of a model of videos the pairs are clips: it is given the first frame and the
-caption of each, and what it draws moves beside what is true.
+source and target. Of a model of videos the pairs are clips: it is told the caption of each and the
+frames it is trained to be given, and what it draws moves beside what is true.
 """
 
 # the arguments of hooks are Lightning's, used or not
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from callbacks.ema import Ema
 from emu_edit.batch import ClipBatch, ClipSample, EditBatch, EditSample
-from emu_edit.editing.animate import animate
+from emu_edit.editing.animate import Drawing
 from emu_edit.editing.generate import draw_pictures
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
@@ -192,17 +192,17 @@ def edited_rows(module: EditModule, pairs: list[EditSample], seed: int) -> list[
 
 
 def drawn_clips(module: VideoModule, clips: list[ClipSample], seed: int) -> list[ClipRow]:
-    """Draw videos from the clips' first frames and captions; clip i meets the noise of seed + i."""
+    """Draw videos from captions and the frames given; clip i meets the noise of seed + i."""
     animator, names = module.animator(), module.networks.tasks.names
-    return [
-        ClipRow(
-            animate(animator, clip.target[0], clip.instruction, seed=seed + i),
-            clip.target,
-            clip.instruction,
-            names[clip.task],
-        )
-        for i, clip in enumerate(clips)
-    ]
+    rows: list[ClipRow] = []
+    for i, clip in enumerate(clips):
+        with torch.no_grad():
+            known = animator.video.encode(clip.target[list(animator.places)])
+            drawing = Drawing(clip.instruction, seed + i)
+            latents = drawing.window(animator, known, first=0, frames=animator.frames)
+            drawn = animator.video.decode(latents, clip.target.shape[-2:])
+        rows.append(ClipRow(drawn, clip.target, clip.instruction, names[clip.task]))
+    return rows
 
 
 @contextmanager

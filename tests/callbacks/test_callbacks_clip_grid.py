@@ -11,7 +11,9 @@ from PIL import Image
 from callbacks.edit_grid import EditGrid, drawn_clips, evaluating, first_of_each_task
 from callbacks.ema import Ema
 from emu_edit.batch import ClipSample
+from emu_edit.editing.animate import animate
 from emu_edit.images import to_pil
+from emu_edit.models.given import Given, GivenFrames
 from emu_edit.training.loggers import WandbLogger
 from emu_edit.training.optim import with_weights
 from emu_edit.video.io import open_video
@@ -90,6 +92,26 @@ def test_a_training_of_videos_leaves_strips_and_moving_pages_in_its_folder_and_i
     with Image.open(run / "grids" / names[3]) as last:
         assert last.tobytes() == page.tobytes()
     assert not torch.equal(raw.drawn, averaged.drawn)
+
+
+@torch.no_grad()
+def test_a_clip_is_drawn_as_the_model_draws_it_whichever_frames_it_is_given(tmp_path: Path) -> None:
+    base, clip = write_base(tmp_path / "base"), make_clip(9)
+    with evaluating(ours := module(base)):
+        (row,) = drawn_clips(ours, [clip], seed=3)
+        made = animate(ours.animator(), clip.target[0], clip.instruction, seed=3)
+    assert torch.equal(row.drawn, made)
+    told: list[torch.Tensor] = []
+    going_on = module(base, given=GivenFrames(Given.past))
+    denoiser = going_on.networks.denoiser
+    denoiser.register_forward_pre_hook(
+        lambda _m, _i, named: told.append(named["cond"].z_source), with_kwargs=True
+    )
+    with evaluating(going_on):
+        (row,) = drawn_clips(going_on, [make_clip(1)], seed=3)
+    assert row.drawn.shape == row.true.shape
+    given = told[0][0].unflatten(0, (FRAMES, -1)).flatten(1).any(1).tolist()
+    assert given == [True, False, False]  # half of three
 
 
 def test_held_out_clips_are_taken_whole_with_their_captions() -> None:
