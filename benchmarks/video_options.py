@@ -20,7 +20,7 @@ from torch import Tensor
 from datamodules.world.clips.clip import ClipPair, make_clip
 from emu_edit.editing.editor import Editor
 from emu_edit.evaluation.clips import ClipTruth
-from emu_edit.evaluation.figures import WORLD_CLIPS
+from emu_edit.evaluation.figures import EDITED_CLIPS
 from emu_edit.evaluation.score import Values
 from emu_edit.images import resize, save_png
 from emu_edit.terminal import markdown_table, step_bar
@@ -103,10 +103,12 @@ def table(rows: dict[str, list[Values]], seconds: dict[str, float]) -> str:
     usual = next(iter(seconds.values()))
     lines = []
     for name, scores in rows.items():
-        means = [mean(s[metric] for s in scores if s[metric] is not None) for metric in WORLD_CLIPS]
+        means = [
+            mean(s[metric] for s in scores if s[metric] is not None) for metric in EDITED_CLIPS
+        ]
         took = f"{seconds[name] / usual:.2f}" if name in seconds else "-"
         lines.append([name, *(f"{number:.3f}" for number in means), took])
-    labels = [str(metric) for metric in WORLD_CLIPS.values()]
+    labels = [str(metric) for metric in EDITED_CLIPS.values()]
     return markdown_table(["options", *labels, "time"], lines) + "\n"
 
 

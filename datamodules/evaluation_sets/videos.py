@@ -17,7 +17,7 @@ from datamodules.world.clips.clip import ClipPair, make_clip
 from emu_edit.files import sha256_of
 from emu_edit.video.clip import Frame, Video, VideoInfo
 
-WORLD_VIDEO, TGVE = "world-video", "tgve"
+WORLD_VIDEO, WORLD_CLIPS, TGVE = "world-video", "world-clips", "tgve"
 RATE = 8  # frames a second of the world's clips
 
 
@@ -45,7 +45,7 @@ class VideoBenchmark:
     """Edits of videos.
 
     Attributes:
-        name: "world-video" or "tgve".
+        name: "world-video", "world-clips" or "tgve".
         folder: name of the folder it was read from, "" if it is made.
         split: of the world; "TGVE" or "TGVE+".
         items: in the benchmark's order.

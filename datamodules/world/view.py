@@ -14,7 +14,7 @@ from jaxtyping import Float32, Float64
 from datamodules.world.backgrounds import named_background
 from datamodules.world.fit import FIT_SCALE, damped_step
 from datamodules.world.palette import BACKGROUNDS, PLAIN_BACKGROUNDS
-from datamodules.world.scene import AT_REST, View
+from datamodules.world.scene import AT_REST, Background, View
 from datamodules.world.sheet import mismatch
 
 Pixels = Float32[np.ndarray, "h w 3"]
@@ -46,6 +46,14 @@ def read_background(pixels: Pixels) -> tuple[str, View, float]:
     if costs[best] < _cost(pixels, best, view) + _price(view) / 8 + LEAST:
         view = AT_REST
     return best, view, 1 - _cost(pixels, best, view)
+
+
+def shown_view(background: Background) -> View:
+    """Return as much of the view of a named background as `read_background` can see in it."""
+    view = background.view
+    if background.name in PLAIN_BACKGROUNDS:
+        return AT_REST
+    return View((1 - view.side) / 2, view.top, view.side) if background.name in FLAT else view
 
 
 def _cost(pixels: Pixels, name: str, view: View) -> float:

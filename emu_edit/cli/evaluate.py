@@ -3,7 +3,7 @@
 `--benchmark world` (the default) scores single edits of every task against exact ground truth;
 `--drift` scores sessions of several turns with and without thresholding; `emu-edit` and
 `magicbrush` score edits of photographs by a pinned protocol; `world-video` and `tgve` edits of
-videos.
+videos; `world-captions` and `world-clips` pictures and videos drawn from captions.
 """
 
 import argparse
@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, sampling_of, seed_int
 from emu_edit.cli.evaluate_kinds import (
     BENCHMARKS,
+    DRAWN,
+    FIRST_FRAME,
     FOREIGN,
     VIDEOS,
     WORLD,
+    WORLD_CLIPS,
     WORLD_VIDEO,
     Kind,
     kind_of,
@@ -28,6 +31,7 @@ from emu_edit.terminal import fitted, terminal_width
 
 if TYPE_CHECKING:
     from emu_edit.evaluation.candidate import Candidate, Outcome
+    from emu_edit.evaluation.generated import MovingScenes
     from emu_edit.evaluation.videos import Clips
     from emu_edit.evaluation.world import Scenes, WorldBenchmark
 
@@ -43,8 +47,11 @@ benchmarks of photographs, read from where you downloaded them (--data):
   emu-edit     the Emu Edit test set: parquet files of the hub (needs pyarrow), or metadata.jsonl
                or .csv with pictures
   magicbrush   the MagicBrush test set: test/edit_sessions.json, test/images, captions
-a benchmark of models that draw:
+benchmarks of models that draw:
   world-captions  pictures drawn from held-out captions of the world, read by the scene reader
+  world-clips     videos drawn from held-out captions of moving clips, read by the scene reader: are
+                  the figures there, do they go where they should, do they stay what they are?
+                  KEY.mp4, KEY.png (animated) or KEY/00000.png, … of others
 
 benchmarks of videos:
   world-video  clips of the moving world, per frame against exact truth, with exact flow; what the
@@ -74,6 +81,7 @@ examples:
   emu-edit evaluate runs/mine --benchmark emu-edit --data emu_edit_test_set --compare published
   emu-edit evaluate results --benchmark magicbrush --data MagicBrush --backbones ../backbones
   emu-edit evaluate runs/mine --benchmark world-video --pairs 1 --frames 8
+  emu-edit evaluate runs/videos --benchmark world-clips --first-frame given
 """
 
 
@@ -137,7 +145,21 @@ def _add_world(verb: ArgumentParser) -> None:
         help=f"pairs per task (default {PAIRS}, clips {CLIPS}); captions: all ({CAPTIONS_DRAWN})",
     )
     group.add_argument(
-        "--frames", type=positive_int, help=f"of a clip of world-video (default {FRAMES})"
+        "--frames",
+        type=positive_int,
+        help=f"of a clip of world-video (default {FRAMES}) or world-clips (as trained)",
+    )
+    group.add_argument(
+        "--first-frame",
+        choices=("drawn", "given"),
+        help="world-clips: a model draws it (default), or is given that of the true clip, which "
+        "leaves its temporal layers alone to be judged; a folder's videos begin with that",
+    )
+    group.add_argument(
+        "--full",
+        action="store_true",
+        default=None,
+        help="world-captions, world-clips: all that scenes may have, not the flat ones of recipes",
     )
     group.add_argument(
         "--drift",
@@ -261,11 +283,20 @@ def clips_of(options: argparse.Namespace) -> "Clips":
     )
 
 
+def moving_of(options: argparse.Namespace) -> "MovingScenes":
+    """Read from the command line which clips a model is to draw."""
+    from emu_edit.evaluation.generated import MovingScenes
+
+    return MovingScenes(
+        scenes_of(options),
+        given_or(options.pairs, CAPTIONS_DRAWN),
+        options.frames,
+        flat=options.full is None,
+    )
+
+
 def write_inputs(options: argparse.Namespace) -> int:
     """Write what is to be edited, for any editor; return the exit status."""
-    from emu_edit.evaluation.videos import write_clips
-    from emu_edit.evaluation.world_inputs import write_inputs
-
     if options.model is not None:
         raise InputError(
             f"--write-inputs writes what is to be edited and scores nothing; leave {options.model} "
@@ -273,11 +304,21 @@ def write_inputs(options: argparse.Namespace) -> int:
         )
     folder = options.write_inputs
     if options.benchmark == WORLD_VIDEO:
-        sys.stdout.write(write_clips(folder, clips_of(options)))
-        return 0
-    if options.frames is not None:
-        raise InputError(f"--frames {VIDEOS['frames']}")
-    sys.stdout.write(write_inputs(folder, benchmark_of(options)))
+        from emu_edit.evaluation.videos import write_clips
+
+        refuse(options, DRAWN)
+        told = write_clips(folder, clips_of(options))
+    elif options.benchmark == WORLD_CLIPS:
+        from emu_edit.evaluation.generated import write_captions
+
+        refuse(options, FIRST_FRAME)
+        told = write_captions(folder, moving_of(options))
+    else:
+        from emu_edit.evaluation.world_inputs import write_inputs
+
+        refuse(options, VIDEOS)
+        told = write_inputs(folder, benchmark_of(options))
+    sys.stdout.write(told)
     return 0
 
 
@@ -296,8 +337,17 @@ def evaluate(options: argparse.Namespace, kind: Kind) -> "Outcome":
     if kind == Kind.captions:
         from emu_edit.evaluation.captions import CaptionOptions, run_captions
 
-        captions = given_or(options.pairs, CAPTIONS_DRAWN)
-        return run_captions(CaptionOptions(candidate_of(options), scenes_of(options), captions))
+        captions, flat = given_or(options.pairs, CAPTIONS_DRAWN), options.full is None
+        return run_captions(
+            CaptionOptions(candidate_of(options), scenes_of(options), captions, flat=flat)
+        )
+    if kind == Kind.generated:
+        from emu_edit.evaluation.generated import FirstFrame, GeneratedOptions, run_generated
+
+        first_frame = FirstFrame[given_or(options.first_frame, FirstFrame.drawn.name)]
+        return run_generated(
+            GeneratedOptions(candidate_of(options), moving_of(options), first_frame)
+        )
     if kind in {Kind.clips, Kind.tgve}:
         from emu_edit.evaluation.videos import VideoOptions, run_videos
 

@@ -7,12 +7,13 @@ from enum import Enum
 from emu_edit.errors import InputError
 
 WORLD = "world"
-WORLD_VIDEO, TGVE, CAPTIONS = "world-video", "tgve", "world-captions"
-BENCHMARKS = (WORLD, "emu-edit", "magicbrush", WORLD_VIDEO, TGVE, CAPTIONS)
+WORLD_VIDEO, TGVE = "world-video", "tgve"
+CAPTIONS, WORLD_CLIPS = "world-captions", "world-clips"
+BENCHMARKS = (WORLD, "emu-edit", "magicbrush", WORLD_VIDEO, TGVE, CAPTIONS, WORLD_CLIPS)
 
 
 Kind = Enum(
-    "Kind", ("inputs", "world", "drift", "photographs", "clips", "tgve", "captions")
+    "Kind", ("inputs", "world", "drift", "photographs", "clips", "tgve", "captions", "generated")
 )  # of evaluation
 
 # why an option is refused that says nothing to a kind of evaluation
@@ -21,37 +22,43 @@ _PHOTOGRAPHS = dict.fromkeys(
     "belongs to --benchmark emu-edit or magicbrush; leave it out",
 )
 _TGVE_ONLY = "belongs to --benchmark tgve; leave it out"
-VIDEOS = {
-    "frames": "belongs to --benchmark world-video; leave it out",
-    "instructions": _TGVE_ONLY,
+FRAMES = {"frames": "belongs to --benchmark world-video or world-clips; leave it out"}
+FIRST_FRAME = {"first_frame": "belongs to --benchmark world-clips; leave it out"}
+DRAWN = {
+    **FIRST_FRAME,
+    "full": "belongs to --benchmark world-captions or world-clips; leave it out",
 }
+VIDEOS = {**FRAMES, **DRAWN, "instructions": _TGVE_ONLY}
 _SESSIONS = dict.fromkeys(("turns", "sessions"), "belongs to --drift; add --drift or leave it out")
 _SAMPLING = ("steps", "guidance_text", "guidance_image", "sampler")
 _SCORING = dict.fromkeys(
     (*_SAMPLING, "output", "device", "data", "allow_missing", "drift"),
     "belongs to scoring; with --write-inputs leave it out",
 )
+_MADE = {
+    "instructions": _TGVE_ONLY,
+    "data": "is made, not read; leave it out",
+    "drift": "belongs to --benchmark world; leave it out",
+}
 FOREIGN: dict[Kind, dict[str, str]] = {
     Kind.inputs: {**_SCORING, **_PHOTOGRAPHS, **_SESSIONS, "instructions": _TGVE_ONLY},
     Kind.world: {**_PHOTOGRAPHS, **_SESSIONS, **VIDEOS},
-    Kind.clips: {
-        **_PHOTOGRAPHS,
-        **_SESSIONS,
-        "instructions": _TGVE_ONLY,
-        "data": "is made, not read; leave it out",
-        "drift": "belongs to --benchmark world; leave it out",
-    },
+    Kind.clips: {**_PHOTOGRAPHS, **_SESSIONS, **DRAWN, **_MADE},
+    Kind.generated: {**_PHOTOGRAPHS, **_SESSIONS, **_MADE},
     Kind.captions: {
         **_PHOTOGRAPHS,
         **_SESSIONS,
-        **VIDEOS,
+        **FRAMES,
+        **FIRST_FRAME,
+        "instructions": _TGVE_ONLY,
         **dict.fromkeys(
             ("data", "write_inputs", "allow_missing", "drift"),
             "says nothing to --benchmark world-captions; leave it out",
         ),
     },
     Kind.tgve: {
-        "frames": VIDEOS["frames"],
+        **FRAMES,
+        **DRAWN,
         **_SESSIONS,
         **dict.fromkeys(
             ("pairs", "seed", "photos", "split", "write_inputs", "drift", "tasks"),
@@ -76,15 +83,16 @@ FOREIGN: dict[Kind, dict[str, str]] = {
 
 def kind_of(options: argparse.Namespace) -> Kind:
     """Tell which kind of evaluation a command line asks for."""
-    if options.benchmark in {TGVE, CAPTIONS}:
-        return Kind.tgve if options.benchmark == TGVE else Kind.captions
-    if options.benchmark not in {WORLD, WORLD_VIDEO}:
-        return Kind.photographs
-    if options.write_inputs is not None:
+    if options.write_inputs is not None and options.benchmark in {WORLD, WORLD_VIDEO, WORLD_CLIPS}:
         return Kind.inputs
-    if options.benchmark == WORLD_VIDEO:
-        return Kind.clips
-    return Kind.world if options.drift is None else Kind.drift
+    if options.benchmark == WORLD:
+        return Kind.world if options.drift is None else Kind.drift
+    return {
+        WORLD_VIDEO: Kind.clips,
+        TGVE: Kind.tgve,
+        CAPTIONS: Kind.captions,
+        WORLD_CLIPS: Kind.generated,
+    }.get(options.benchmark, Kind.photographs)
 
 
 def refuse(options: argparse.Namespace, foreign: Mapping[str, str]) -> None:

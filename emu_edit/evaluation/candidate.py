@@ -1,11 +1,12 @@
 """What is scored, a model or a folder of pictures that someone made, and where its results go."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datamodules.evaluation_sets.items import as_unicode
-from datamodules.evaluation_sets.videos import TGVE, WORLD_VIDEO
+from datamodules.evaluation_sets.videos import TGVE, WORLD_CLIPS, WORLD_VIDEO
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import CONFIG, INDEX, MODEL, model_name
 from emu_edit.editing.settings import Sampling
@@ -73,6 +74,19 @@ class Candidate:
         path = self.path.absolute()
         return self.output or path.with_name(f"{path.name}-{suffix}")
 
+    @contextmanager
+    def drawing_directory(self) -> Iterator[Path]:
+        """Yield the directory of a model that draws: a base as it lies there, or else one of ours.
+
+        Raises:
+            InputError: if there is none.
+        """
+        if (self.path / "unet").is_dir():
+            yield self.path
+        else:
+            with model_directory(self.path) as directory:
+                yield directory
+
     def load(self) -> Editor:
         """Load the model.
 
@@ -108,6 +122,6 @@ def holds_pictures(path: Path, benchmark: str) -> bool:
     """
     is_model = any((place / INDEX).is_file() for place in (path, path / MODEL))
     is_model |= (path / CONFIG).is_file()  # a run without a model yet: its pictures are grids
-    if benchmark in {WORLD_VIDEO, TGVE}:
+    if benchmark in {WORLD_VIDEO, WORLD_CLIPS, TGVE}:
         return not is_model and path.is_dir() and any(path.iterdir())
     return not is_model and (is_generations(path, benchmark) or has_pictures(path))

@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from datamodules.evaluation_sets.items import SINGLE, Item
 from datamodules.world.captions import caption_scene
 from datamodules.world.pair import VERSION as WORLD_VERSION
 from datamodules.world.read import Reading, read_scene
-from datamodules.world.scene import Scene
+from datamodules.world.scene import Figure, Scene
 from emu_edit.editing.generate import CAPTION, draw_pictures, load_generator
 from emu_edit.errors import InputError
 from emu_edit.evaluation.candidate import Candidate, Outcome
@@ -34,7 +33,6 @@ from emu_edit.evaluation.results import FORMAT, rows_of, table_of, versions, wri
 from emu_edit.evaluation.score import Values
 from emu_edit.evaluation.world import Scenes
 from emu_edit.terminal import step_bar
-from emu_edit.training.export import model_directory
 
 NAME = "world-captions"
 AT_ONCE = 16  # pictures that are drawn together
@@ -83,8 +81,7 @@ def run_captions(options: CaptionOptions) -> Outcome:
     """
     start = time.monotonic()
     candidate = options.candidate
-    is_plain = (candidate.path / "unet").is_dir()  # ours or a base's, as it lies there
-    with nullcontext(candidate.path) if is_plain else model_directory(candidate.path) as directory:
+    with candidate.drawing_directory() as directory:
         editor = load_generator(directory, candidate.device)
     editor.settings = candidate.sampling.applied(editor.settings)
     if CAPTION not in editor.networks.tasks.names:
@@ -145,21 +142,29 @@ def _asked(options: CaptionOptions, index: int, side: int) -> _Asked:
 def agreement(scene: Scene, reading: Reading) -> Values:
     """Compare what a caption asks for with what is read; places do not matter.
 
-    Shares of the figures asked for: whole (colour, shape and pattern), by colour and by shape
-    alone; `background` is 0 or 1; `right` is 1 if all of it is there and nothing else.
+    See `found_shares`; `background` is 0 or 1; `right` is 1 if all of it is there and nothing else.
     """
-    figures = [read.figure for read in reading.figures]
+    shares = found_shares(scene.figures, [read.figure for read in reading.figures])
+    background = float(reading.background == scene.background.name)
+    is_right = shares["figures"] == shares["number"] == background == 1
+    return {"right": float(is_right), **shares, "background": background}
+
+
+def found_shares(asked: Sequence[Figure], found: Sequence[Figure]) -> dict[str, float]:
+    """Return how many of the figures asked for are found, in [0, 1].
+
+    Shares of them: whole (colour, shape and pattern), by colour and by shape alone; `number` is 1
+    if there are as many as asked for.
+    """
     shares = {
-        name: _share([of(f) for f in scene.figures], [of(f) for f in figures])
+        name: _share([of(f) for f in asked], [of(f) for f in found])
         for name, of in (
             ("figures", lambda f: f.full_name),
             ("colours", lambda f: f.colour),
             ("shapes", lambda f: f.shape),
         )
     }
-    background = float(reading.background == scene.background.name)
-    is_right = shares["figures"] == 1 and background == 1 and len(figures) == len(scene.figures)
-    return {"right": float(is_right), **shares, "background": background}
+    return {**shares, "number": float(len(asked) == len(found))}
 
 
 def _share(asked: Iterable[str], found: Iterable[str]) -> float:

@@ -15,7 +15,7 @@ from emu_edit.files import read_regular
 from emu_edit.metrics.protocols import METRICS, Metric
 
 RESULTS, ITEMS = "results.json", "items.jsonl"
-MODEL, COPY, ORACLE = "model", "copy-input", "oracle"
+MODEL, COPY, STILL, ORACLE = "model", "copy-input", "still", "oracle"
 
 
 WORLD = {
@@ -39,7 +39,7 @@ VISION = {  # of the world's tasks that can be measured otherwise
     "normal_within_30": Metric("below 30°", True, "share of pixels whose normal is so near"),
 }
 
-WORLD_CLIPS = {  # of clips of the moving world; `clean` counts frames
+EDITED_CLIPS = {  # of edits of the moving world; `clean` counts frames
     "clean": WORLD["clean"],
     "relative_error": WORLD["relative_error"],
     "identity": Metric("identity", True, "figures that the scene reader finds as in the truth"),
@@ -58,13 +58,25 @@ WORLD_CAPTIONS = {  # of pictures drawn from captions, by what the scene reader 
     "figures": Metric("figures", True, "share of the figures asked for, whole"),
     "colours": Metric("colours", True, "share of the colours asked for, whatever has them"),
     "shapes": Metric("shapes", True, "share of the shapes asked for, in whatever colour"),
+    "number": Metric("number", True, "whether there are as many figures as asked for"),
     "background": Metric("background", True, "whether it is the one asked for"),
+}
+
+GENERATED_CLIPS = {  # of clips drawn from captions; what `right` is not about stands at the end
+    **WORLD_CAPTIONS,
+    "moves": Metric("moves", True, "figures that go where they should, of those that should go"),
+    "stays": Metric("stays", True, "figures that stay where they are, of those that should"),
+    "kept": Metric("kept", True, "figures that are the same thing in all frames that are read"),
+    "first_frame": Metric(
+        "first frame", False, "mean difference to the picture that was given, in levels"
+    ),
+    "way": Metric("way", None, "mean way of a figure, in fractions of the side"),
 }
 
 
 def metric(name: str) -> Metric:
     """Look up how a metric is shown; one that is not known is shown by its name."""
-    return {**WORLD, **VISION, **WORLD_CLIPS, **WORLD_CAPTIONS, **METRICS}.get(
+    return {**WORLD, **VISION, **EDITED_CLIPS, **GENERATED_CLIPS, **METRICS}.get(
         name, Metric(name, None)
     )
 

@@ -78,7 +78,7 @@ class ItemPictures:
 class ItemVideos:
     """The videos of one item, likewise."""
 
-    source: Video
+    source: Video | None
     output: Video
     target: Video | None
 

@@ -25,6 +25,7 @@ from emu_edit.evaluation.figures import (
     COPY,
     MODEL,
     ORACLE,
+    STILL,
     WORLD_CAPTIONS,
     Block,
     Figure,
@@ -44,12 +45,14 @@ from emu_edit.terminal import plural
 PAGE = "index.html"
 GRID = "grid.png"  # of the world benchmark, which writes no items
 MOST_ITEMS = 200
-SHARES = frozenset({"clean", "success", *WORLD_CAPTIONS})  # shown in percent
+# shown in percent
+SHARES = frozenset({"clean", "success", *WORLD_CAPTIONS, "moves", "stays", "kept"})
 FINE = frozenset({"l2"})  # too small for three digits
 NONE = "\N{EN DASH}"
 EDITORS = {
     MODEL: (OWN, ""),
     COPY: ("copy-input", "nothing edited"),
+    STILL: ("still", "the true first frame all the time"),
     ORACLE: ("oracle", "the ground truth itself"),
 }
 # of results.json; all else is listed at the end of the page
@@ -155,7 +158,9 @@ def write_page(
         results=results,
         blocks=[(block, list(tables(block))) for block in blocks],
         metrics=metrics,
-        marked=[name for name in (COPY, ORACLE) if any(name in block.rows for block in blocks)],
+        marked=[
+            name for name in (COPY, STILL, ORACLE) if any(name in block.rows for block in blocks)
+        ],
         groups=compare(results, published) if "protocol" in results else (),
         items=items,
         instructions={item["key"]: item["instruction"] for item in items},

@@ -268,7 +268,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"Only {data['items']} of {plural(data['of'], 'edit')}: not comparable to other rows."
         )
-    notes += failed_note(results["failed"])
+    notes += failed_note(results["failed"], results.get("failed_as", "not edited"))
     notes += _undefined_notes(results)
     if results["filtered"]:
         notes.append(f"{plural(len(results['filtered']), 'edit')} left out: wrong captions.")
@@ -307,11 +307,12 @@ def _undefined_notes(results: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def failed_note(failed: Sequence[Mapping[str, Any]]) -> list[str]:
+def failed_note(failed: Sequence[Mapping[str, Any]], counted_as: str = "not edited") -> list[str]:
     """Count the edits that failed and name the first; nothing if none did."""
     if not failed:
         return []
     first, count = failed[0], "count" if len(failed) > 1 else "counts"
     return [
-        f"{len(failed)} failed and {count} as not edited, first {first['key']}: {first['reason']}."
+        f"{len(failed)} failed and {count} as {counted_as}, first {first['key']}: "
+        f"{first['reason']}."
     ]

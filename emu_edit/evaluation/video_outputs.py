@@ -125,8 +125,8 @@ class FolderVideos:
         if not found or (missing and not allow_missing):
             raise InputError(
                 f"{folder} lacks {len(missing)} of {len(benchmark.items)} videos ({some(missing)});"
-                " add them (KEY.mp4, or KEY/ with a picture per frame), or score them as not "
-                "edited with --allow-missing"
+                " add them (KEY.mp4, or KEY/ with a picture per frame), or let them count as "
+                "failed with --allow-missing"
             )
         return FolderVideos(found)
 

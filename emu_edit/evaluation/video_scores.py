@@ -15,7 +15,7 @@ from datamodules.world.clips.clip import VERSION as CLIPS_VERSION
 from datamodules.world.pair import VERSION as WORLD_VERSION
 from emu_edit.errors import InputError
 from emu_edit.evaluation.clips import ClipTruth
-from emu_edit.evaluation.figures import COPY, MODEL, ORACLE, WORLD_CLIPS
+from emu_edit.evaluation.figures import COPY, EDITED_CLIPS, MODEL, ORACLE
 from emu_edit.evaluation.score import Values
 from emu_edit.metrics.raft import FILE, FOLDER, UPDATES, FlowBackbone
 from emu_edit.metrics.video import flicker, slope, warp_errors
@@ -47,8 +47,8 @@ class Scorer(Protocol):
     protocol: Mapping[str, object]
     backbones: Mapping[str, str]
 
-    def score(self, item: VideoItem, result: Video) -> dict[str, Values]:
-        """Score a result and what it is shown beside, by editor."""
+    def score(self, item: VideoItem, result: Video | None) -> dict[str, Values]:
+        """Score a result, None if there is none, and what it is shown beside, by editor."""
         ...
 
     def count_cut(self, captions: Collection[str]) -> int:
@@ -60,7 +60,7 @@ class WorldScorer:
     """Scores clips of the moving world by their exact truth, see `ClipTruth`."""
 
     name = WORLD_VIDEO
-    metrics = tuple(WORLD_CLIPS)
+    metrics = tuple(EDITED_CLIPS)
     protocol: Mapping[str, object] = {
         "name": "world-video",
         "reference": "ground truth",
@@ -70,12 +70,12 @@ class WorldScorer:
     }
     backbones: Mapping[str, str] = {}
 
-    def score(self, item: VideoItem, result: Video) -> dict[str, Values]:
-        """Score a result beside the source and the truth."""
+    def score(self, item: VideoItem, result: Video | None) -> dict[str, Values]:
+        """Score a result beside the source and the truth; none is as good as the source."""
         assert item.clip is not None  # every item of the world has one
         truth = ClipTruth.of(item.clip())
         return {
-            MODEL: truth.values(_frames(result)),
+            MODEL: truth.values(_frames(item.source() if result is None else result)),
             COPY: truth.values(torch.from_numpy(truth.clip.source)),
             ORACLE: truth.values(torch.from_numpy(truth.clip.target)),
         }
@@ -107,8 +107,9 @@ class TgveScorer:
         self.protocol = {**self.protocol, "metrics": list(self.metrics)}
         self._source: tuple[str, _Read] | None = None  # several edits share one
 
-    def score(self, item: VideoItem, result: Video) -> dict[str, Values]:
-        """Score a result, and its source as if it were one."""
+    def score(self, item: VideoItem, result: Video | None) -> dict[str, Values]:
+        """Score a result, and its source as if it were one; none is as good as the source."""
+        result = item.source() if result is None else result
         if self._source is None or self._source[0] != item.sha256:
             self._source = (item.sha256, self._read(item.source()))
         source, edited = self._source[1], self._read(result)

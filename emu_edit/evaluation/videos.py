@@ -141,16 +141,13 @@ def run_videos(options: VideoOptions) -> Outcome:
         options.benchmark, options.protocol, options.backbones, choose_device(candidate.device)
     )
     folder = candidate.results_folder(scorer.name)
-    pinned = {"protocol": scorer.protocol, "backbones": scorer.backbones}
-    claim_folder(folder, {**about, **pinned, "data": benchmark.sha256})
     source: Videos = (
         FolderVideos.of(candidate.path, benchmark, allow_missing=candidate.allow_missing)
         if editor is None
         else ModelVideos(editor, folder, side_of(options, editor))
     )
-    lines = _scored(benchmark, source, scorer, folder)
-    results = _results(benchmark, scorer, about, lines, time.monotonic() - start)
-    items = [{**line, "scores": line["scores"][MODEL]} for line in lines.values()]
+    results, items = scored(benchmark, source, scorer, folder, about)
+    results["seconds"] = round(time.monotonic() - start, 1)
     table = table_of(results)
     if options.compare is not None:
         path = None if options.compare == PACKAGED else Path(options.compare)
@@ -217,14 +214,40 @@ def _editor(options: VideoOptions) -> tuple[Editor | None, dict[str, object]]:
     return editor, {**about, "kind": "model", "sha256": sha256, "settings": settings}
 
 
-def _scored(
+def scored(
+    benchmark: VideoBenchmark,
+    source: Videos,
+    scorer: Scorer,
+    folder: Path,
+    about: Mapping[str, object],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Make and score every video; return what results.json and the lines of items.jsonl hold.
+
+    Args:
+        benchmark: what is made.
+        source: makes it, or has it.
+        scorer: of the benchmark.
+        folder: OUT; an earlier run of the same is gone on with.
+        about: model, kind, and what else the results depend on.
+
+    Raises:
+        InputError: if OUT is another run's, or not one video can be scored.
+    """
+    pinned = {"protocol": scorer.protocol, "backbones": scorer.backbones}
+    claim_folder(folder, {**about, **pinned, "data": benchmark.sha256})
+    lines = _lines(benchmark, source, scorer, folder)
+    items = [{**line, "scores": line["scores"][MODEL]} for line in lines.values()]
+    return _results(benchmark, scorer, about, lines), items
+
+
+def _lines(
     benchmark: VideoBenchmark, source: Videos, scorer: Scorer, folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Make and score what is not yet done; return the line of every item."""
     path = folder / SCORES
     lines = read_lines(path)
     done: dict[str, dict[str, Any]] = {}
-    with path.open("a", encoding="utf-8") as log, step_bar("editing and scoring", "videos") as on:
+    with path.open("a", encoding="utf-8") as log, step_bar("making and scoring", "videos") as on:
         for item in benchmark.items:
             line = lines.get(item.key)
             if line is None or not _holds(line, source.path(item)):
@@ -254,7 +277,7 @@ def _line(item: VideoItem, source: Videos, scorer: Scorer) -> dict[str, Any]:
         scores = scorer.score(item, open_video(path))
     else:
         output = failed(item.key, item.sha256, reason or MISSING, source.seed(item))
-        scores = scorer.score(item, item.source())
+        scores = scorer.score(item, None)
     return {**item_line(item, output), "block": [SINGLE], "scores": scores}
 
 
@@ -263,9 +286,8 @@ def _results(
     scorer: Scorer,
     about: Mapping[str, object],
     lines: Mapping[str, Mapping[str, Any]],
-    seconds: float,
 ) -> dict[str, Any]:
-    """Lay out results.json."""
+    """Lay out results.json, but for the seconds."""
     editors = next(iter(lines.values()))["scores"]
     scores = {name: {key: line["scores"][name] for key, line in lines.items()} for name in editors}
     rows = rows_of(benchmark.items, scores, scorer.metrics)
@@ -303,7 +325,6 @@ def _results(
         "resampled": {"count": 0, "keys": []},
         "truncated_captions": scorer.count_cut(captions),
         "unmended_captions": 0,
-        "seconds": round(seconds, 1),
     }
 
 

@@ -72,7 +72,7 @@ def short_evaluation(arguments: list[str]) -> tuple[str, ...]:
         return (*steps, "--sessions=2", "--turns=2")
     if "--write-inputs" in arguments:
         return ("--pairs=1", "--size=16")
-    if "world-video" in arguments:
+    if {"world-video", "world-clips"} & {*arguments}:
         return (*steps, "--pairs=1", "--size=16", "--frames=2")
     return () if "--data" in arguments else (*steps, "--pairs=1")
 

@@ -12,7 +12,8 @@ from datamodules.world.find import box_of
 from datamodules.world.palette import PLAIN_BACKGROUNDS
 from datamodules.world.read import ReadFigure, Reading, read_scene
 from datamodules.world.render import quantise, render
-from datamodules.world.scene import AT_REST, Background, Figure, Scene, Thing, View
+from datamodules.world.scene import AT_REST, Figure, Scene, Thing, View
+from datamodules.world.view import shown_view
 
 STAR = Thing("star", "red", "plain", 0.5, 0.5, 0.15)
 
@@ -56,20 +57,10 @@ def test_a_figure_that_is_missing_for_a_frame_comes_back():
     assert not one.is_kept
 
 
-def shown(background: Background) -> View:
-    """Return as much of the view as the background shows."""
-    if background.name in PLAIN_BACKGROUNDS:
-        return AT_REST
-    view = background.view
-    if background.name in ("brick wall", "night sky"):
-        return view
-    return View((1 - view.side) / 2, view.top, view.side)
-
-
 def way_of(scenes: tuple[Scene, ...], figure: Figure) -> tuple[float, float]:
     """Return the way of a figure of the first scene to the last, as far as a camera shows."""
     last = next(f for f in scenes[-1].figures if f.name == figure.name)
-    old, new = shown(scenes[0].background), shown(scenes[-1].background)
+    old, new = (shown_view(scenes[i].background) for i in (0, -1))
     return (
         new.left + new.side * last.x - old.left - old.side * figure.x,
         new.top + new.side * last.y - old.top - old.side * figure.y,
