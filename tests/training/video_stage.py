@@ -60,12 +60,15 @@ def make_clips(positions: range, frames: int = FRAMES) -> ClipBatch:
 
 
 class Clips(LightningDataModule):
-    """Clips for some epochs of two steps, in order."""
+    """Clips for some epochs of two steps of two, in order; each rank takes its share of a step."""
 
     def train_dataloader(self) -> DataLoader:
-        first = 4 * self.trainer.current_epoch  # type: ignore[union-attr]
-        clips = [make_clip(position) for position in range(first, first + 4)]
-        return DataLoader(clips, batch_size=2, collate_fn=ClipBatch.collate)  # type: ignore[arg-type]
+        trainer = self.trainer
+        assert trainer is not None
+        share = 2 // trainer.world_size
+        first = 4 * trainer.current_epoch + trainer.global_rank * share
+        clips = [make_clip(first + 2 * step + i) for step in range(2) for i in range(share)]
+        return DataLoader(clips, batch_size=share, collate_fn=ClipBatch.collate)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader([make_clip(9)], collate_fn=ClipBatch.collate)  # type: ignore[arg-type]
