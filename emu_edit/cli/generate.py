@@ -1,8 +1,12 @@
-"""`emu-edit generate "caption" ["…"] -o OUT`: draw pictures, or a video, from captions."""
+"""`emu-edit generate "caption" ["…"] -o OUT`: draw pictures, or a video, from captions.
+
+What it has in common with `emu-edit interpolate`, that videos are drawn, is here, too.
+"""
 
 import argparse
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,22 +17,30 @@ from emu_edit.cli.arguments import (
     sampling_of,
     seed_int,
 )
+from emu_edit.cli.video import check_places
 from emu_edit.errors import InputError, StorageError
 from emu_edit.text_rules import clean_instruction
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jaxtyping import UInt8
     from torch import Tensor
 
+    from emu_edit.diffusion.samplers import StepEnd
+    from emu_edit.editing.animate import Animator
     from emu_edit.editing.editor import Editor
-    from emu_edit.editing.settings import Sampling
+    from emu_edit.editing.settings import EditorSettings, Sampling
+    from emu_edit.video.clip import Frame, VideoInfo
+    from emu_edit.video.generation import Footage
 
 AT_ONCE = 8  # pictures
 EPILOG = """\
 OUT is a .png for one picture. For several it is a folder, made if it is missing: 0001.png and so on
 in the order of captions, captions.jsonl, and sheet.png with all of them. For a video of one caption
 it is .mp4, .mov, .mkv, .webm, .avi or an animated .gif or .webp: a picture is drawn first, or taken
-from --image, and the video begins with it.
+from --image, and the video begins with it. With --extend OUT is the video IN followed by --frames
+new ones, at its rate, with its sound.
 
 The model is one that was trained on captions (emu-edit fit --config text_to_image), or a Stable
 Diffusion 1.x or 2.x directory in diffusers' layout; for videos one of --config emu_video.
@@ -58,6 +70,7 @@ def parser() -> ArgumentParser:
     add_sampling(made)
     video = made.add_argument_group("videos")
     video.add_argument("--image", type=Path, help="animate this picture, drawing none")
+    video.add_argument("--extend", type=Path, metavar="IN", help="go on from this video's end")
     video.add_argument("--frames", type=positive_int, help="how many (default: as trained)")
     video.add_argument("--rate", type=positive_int, help="frames a second (default: as trained)")
     made.add_argument("--json", action="store_true", help="print one JSON object per picture")
@@ -77,12 +90,11 @@ def run(arguments: list[str]) -> int:
     wanted = [(text, options.seed + n) for text in captions for n in range(options.count)]
     _check_output(options.output, len(wanted), is_video=is_video)
     sampling = sampling_of(options)
-    from emu_edit.editing.find import find_model
+    from emu_edit.editing.animate import find_drawer
     from emu_edit.editing.generate import CAPTION, load_generator
 
-    model = options.model
-    if model is None or not (model / "unet").is_dir():
-        model = find_model(model)
+    footage = None if options.extend is None else footage_of(options.extend, options.size)
+    model = find_drawer(options.model)
     editor = load_generator(model, options.device)
     if CAPTION not in editor.networks.tasks.names:
         raise InputError(
@@ -90,7 +102,12 @@ def run(arguments: list[str]) -> int:
             "--config text_to_image', or give --model a Stable Diffusion directory"
         )
     if is_video:
-        return _animate(options, editor, model, sampling)
+        from emu_edit.editing.animate import load_animator
+
+        animator = load_animator(editor, model)
+        if footage is not None:
+            return _extend(options, animator, footage, sampling)
+        return _animate(options, animator, sampling)
     editor.settings = sampling.applied(editor.settings)
     pictures = _drawn(editor, wanted, options.size, options.negative)
     names = _write(options.output, pictures, wanted)
@@ -105,9 +122,14 @@ def run(arguments: list[str]) -> int:
 def _refuse_of_videos(options: argparse.Namespace, *, is_video: bool) -> None:
     if options.guidance_image is not None and not is_video:
         raise InputError("--guidance-image is of a source picture, and there is none; leave it out")
-    for name in ("image", "frames", "rate"):
+    for name in ("image", "extend", "frames", "rate"):
         if getattr(options, name) is not None and not is_video:
             raise InputError(f"--{name} is of videos and -o {options.output} is none; give OUT.mp4")
+    for name in ("image", "rate"):  # a video has its own
+        if options.extend is not None and getattr(options, name) is not None:
+            raise InputError(f"--extend and --{name} exclude each other; leave one out")
+    if options.extend is not None:
+        check_places(options.extend, options.output)
 
 
 def _check_output(output: Path, count: int, *, is_video: bool) -> None:
@@ -128,44 +150,113 @@ def _check_output(output: Path, count: int, *, is_video: bool) -> None:
         raise InputError(f"-o {output}: there is no folder {output.parent}; make it first")
 
 
-def _animate(
-    options: argparse.Namespace, drawer: "Editor", model: Path, sampling: "Sampling"
-) -> int:
+def _animate(options: argparse.Namespace, animator: "Animator", sampling: "Sampling") -> int:
     """Draw a picture unless one is given, and the video that begins with it."""
     from fractions import Fraction
 
-    from emu_edit.editing.animate import animate, load_animator
-    from emu_edit.terminal import step_bar
-    from emu_edit.video.write import write_clip
+    from emu_edit.editing.animate import Drawing, animation
+    from emu_edit.video.clip import VideoInfo
+    from emu_edit.video.generation import timed
 
-    animator = load_animator(drawer, model)
     frames = animator.frames if options.frames is None else options.frames
-    animator.windows(frames)  # refuses before a picture is drawn
-    settings = sampling.applied(animator.video.settings)
+    windows = animator.windows(frames)  # refuses before a picture is drawn
     caption = clean_instruction(options.captions[0], what="caption")
+    drawer = animator.drawer
     if options.image is None:
         (picture,) = _drawn(drawer, [(caption, options.seed)], options.size, options.negative)
     else:
         picture = _given(options.image, options.size, drawer.settings.image_size)
+    settings = sampling.applied(animator.video.settings)
+    rate = Fraction(animator.rate if options.rate is None else options.rate)
+    size = (picture.shape[-2], picture.shape[-1])
+    info = VideoInfo(options.output, size, time_base=1 / rate, times=range(frames), rate=rate)
+    with drawing_steps(windows, settings) as on_step:
+        drawing = Drawing(caption, options.seed, options.negative, settings, on_step)
+        pieces = animation(animator, picture, drawing, frames)
+        drawn = (pixels for piece in pieces for pixels in piece)
+        write_video(options.output, info, timed(drawn, [*range(frames + 1)]))
+    return report_video(options, info, caption)
+
+
+def _extend(
+    options: argparse.Namespace, animator: "Animator", footage: "Footage", sampling: "Sampling"
+) -> int:
+    """Write the given video and what comes after it."""
+    from emu_edit.editing.animate import Drawing
+    from emu_edit.video.generation import extended
+
+    each = animator.check_extends(f"--extend {options.extend}")
+    new = each if options.frames is None else options.frames
+    say_size(footage, animator)
+    caption = clean_instruction(options.captions[0], what="caption")
+    settings = sampling.applied(animator.video.settings)
+    with drawing_steps(-(-new // each), settings) as on_step:
+        drawing = Drawing(caption, options.seed, options.negative, settings, on_step)
+        info, frames = extended(animator, footage, drawing, new)
+        write_video(options.output, info, frames, source=footage.info)
+    return report_video(options, info, caption)
+
+
+def footage_of(path: Path, size: int | None) -> "Footage":
+    """Look at a video that is to be read, before a model is loaded; say what is done to it.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    from emu_edit.video.generation import Footage
+    from emu_edit.video.io import open_video
+
+    footage = Footage(open_video(path), size)
+    for note in footage.info.notes:
+        sys.stderr.write(f"{path}: {note}\n")
+    return footage
+
+
+def say_size(footage: "Footage", animator: "Animator") -> None:
+    """Say if the frames are of another size than those of training."""
+    if footage.size is None:
+        _say_size(footage.info.path, footage.info.size, animator.drawer.settings.image_size)
+
+
+@contextmanager
+def drawing_steps(windows: int, settings: "EditorSettings") -> "Iterator[StepEnd | None]":
+    """Show a bar, and yield what moves it by the steps of all windows."""
+    from emu_edit.editing.animate import counted_steps
+    from emu_edit.terminal import step_bar
+
     with step_bar("drawing the video", "steps") as on_step:
-        video = animate(
-            animator,
-            picture,
-            caption,
-            seed=options.seed,
-            frames=frames,
-            negative=options.negative,
-            settings=settings,
-            on_step=on_step,
-        )
-    rate = animator.rate if options.rate is None else options.rate
+        yield counted_steps(on_step, windows, settings.num_steps)
+
+
+def write_video(
+    output: Path,
+    info: "VideoInfo",
+    frames: "Iterator[Frame]",
+    *,
+    source: "VideoInfo | None" = None,
+) -> None:
+    """Write a video as it is drawn, with the sound of `source`; say what is not copied.
+
+    Raises:
+        InputError: if it cannot be drawn or written.
+    """
+    from emu_edit.video.write import write_frames
+
     try:
-        write_clip(options.output, video, Fraction(rate))
+        notes = write_frames(output, frames, info, source=source)
     except StorageError as error:
         raise InputError(str(error)) from error
+    for note in notes:
+        sys.stderr.write(f"{output}: {note}\n")
+
+
+def report_video(options: argparse.Namespace, info: "VideoInfo", caption: str) -> int:
+    """Print what was written; return the exit status."""
+    rate = round(float(info.rate), 3)
     line = {"output": str(options.output), "caption": caption, "seed": options.seed}
-    line |= {"frames": frames, "rate": rate}
-    told = json.dumps(line, ensure_ascii=False) if options.json else f"{options.output}: {caption}"
+    line |= {"frames": info.frames, "rate": int(rate) if rate == int(rate) else rate}
+    told = f"{options.output}: {caption or f'{info.frames} frames'}"
+    told = json.dumps(line, ensure_ascii=False) if options.json else told
     sys.stdout.write(f"{told}\n")
     return 0
 
@@ -178,12 +269,17 @@ def _given(path: Path, size: int | None, trained: int) -> "UInt8[Tensor, '3 h w'
     height, width = picture.shape[-2:]
     if size is not None:
         return resize(picture, with_shorter_side(size, height=height, width=width))
-    if (height, width) != (trained, trained):
+    _say_size(path, (height, width), trained)
+    return picture
+
+
+def _say_size(path: Path, size: tuple[int, int], trained: int) -> None:
+    height, width = size
+    if size != (trained, trained):
         sys.stderr.write(
             f"{path} is {width}x{height}, the model was trained at {trained}x{trained}; to resize "
             f"it: --size {trained}\n"
         )
-    return picture
 
 
 def _drawn(

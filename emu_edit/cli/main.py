@@ -36,6 +36,7 @@ VERBS = {
     "edit": Command(_of("edit"), "edit a picture by instruction"),
     "video": Command(_of("video"), "edit a video by instruction, its sound kept"),
     "generate": Command(_of("generate"), "draw pictures, or a video, from captions"),
+    "interpolate": Command(_of("interpolate"), "draw frames between the frames of a video"),
     "shards": Command(_of("shards"), "write, convert and check training data"),
     "evaluate": Command(_of("evaluate"), "score a model against exact ground truth, per task"),
     "predictor": Command(

@@ -135,7 +135,7 @@ def run(arguments: list[str]) -> int:
     options = parser().parse(arguments)
     texts = [clean_instruction(text) for text in options.instructions]
     tasks = _tasks(options.task, len(texts))
-    _check_places(Path(options.video), options.output)
+    check_places(Path(options.video), options.output)
     _check_strip(options)
     model = find_model(options.model, predicting=None in tasks)
     if None in tasks and not has_predictor(model):
@@ -246,7 +246,8 @@ def _tasks(given: list[str], count: int) -> list[str | None]:
     return list(given) if len(given) == count else [*(given or [None])] * count
 
 
-def _check_places(source: Path, output: Path) -> None:
+def check_places(source: Path, output: Path) -> None:
+    """Refuse (InputError) an output that cannot be written, or is the source."""
     if not output.parent.is_dir():
         raise InputError(f"{output}: there is no folder {output.parent}; make it first")
     if source.exists() and output.exists() and output.samefile(source):

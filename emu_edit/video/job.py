@@ -27,9 +27,8 @@ from emu_edit.video.coding import Coding, container_of, kept_colour
 from emu_edit.video.cuts import GivenCuts, scene_starts
 from emu_edit.video.threads import Encoder, ahead
 from emu_edit.video.windows import Shot
-from emu_edit.video.write import PartWriter, join_parts, try_writing, writing
+from emu_edit.video.write import PART_FRAMES, PartWriter, join_parts, try_writing, writing
 
-PART_FRAMES = 120  # a part is closed after so many frames
 POLL = 0.2  # seconds between looks for what other processes have finished
 
 OnFrame = Callable[[int, int], None]  # called with (frames done, frames in all)

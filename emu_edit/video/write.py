@@ -10,10 +10,11 @@ import heapq
 import os
 import secrets
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -40,6 +41,7 @@ from emu_edit.video.coding import (
 from emu_edit.video.colour import from_rgb
 from emu_edit.video.passengers import passengers
 
+PART_FRAMES = 120  # a part is closed after so many frames
 BEFORE = 2**20  # units of time, more than a part has packets
 
 
@@ -162,35 +164,72 @@ def try_writing(folder: Path, output: Path, info: VideoInfo, coding: Coding) -> 
 def write_clip(
     output: Path, frames: UInt8[Tensor, "f 3 h w"], rate: Fraction, coding: Coding | None = None
 ) -> None:
-    """Write frames that come from nowhere, without sound; whole or not at all.
+    """Write frames that come from nowhere, without sound; see `write_frames`.
 
     Args:
         output: file or folder; its extension says which kind, see `container_of`.
         frames: all of them.
         rate: frames a second.
         coding: how they are encoded; None is the container's usual.
-
-    Raises:
-        InputError: if the encoder refuses them.
-        StorageError: if the place cannot be written.
     """
     size = (frames.shape[-2], frames.shape[-1])
     info = VideoInfo(output, size, time_base=1 / rate, times=range(len(frames)), rate=rate)
-    settled = (coding or Coding()).settled(output, size)
-    info = replace(info, size=settled.fitted(size), colour=kept_colour(output, info))
+    shown = (Frame(pixels, number, 1) for number, pixels in enumerate(frames))
+    write_frames(output, shown, info, coding=coding)
+
+
+def write_frames(
+    output: Path,
+    frames: Iterable[Frame],
+    info: VideoInfo,
+    *,
+    source: VideoInfo | None = None,
+    coding: Coding | None = None,
+) -> list[str]:
+    """Write a video as its frames come, whole or not at all; memory does not grow with them.
+
+    Args:
+        output: file or folder; its extension says which kind, see `container_of`.
+        frames: at the times of `info`.
+        info: of the result, at the frames' size.
+        source: whose sound and subtitles go with it, at their own times; None is without.
+        coding: how they are encoded; None is the container's usual.
+
+    Returns:
+        What of the source's other streams was re-encoded or left out, a few words each.
+
+    Raises:
+        InputError: if the encoder refuses them, before a frame is taken.
+        StorageError: if the place cannot be written.
+    """
+    settled = (coding or Coding()).settled(output, info.size)
+    info = replace(info, size=settled.fitted(info.size), colour=kept_colour(output, info))
     container = container_of(output)
     reorders = container is None or container.reorders
-    with TemporaryDirectory() as folder:
-        part = Path(folder, "frames.nut")
-        writer = PartWriter(part, info, settled, reorders=reorders)
-        try:
-            for number, pixels in enumerate(frames):
-                writer.write(Frame(pixels, number, 1))
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
-        join_parts([part], output, info, info, settled)
+    with writing(output):
+        held = TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    with held as folder:
+        try_writing(Path(folder), output, info, settled)
+        parts: list[Path] = []
+        for number, some in enumerate(_batched(frames, PART_FRAMES)):
+            parts.append(Path(folder, f"{number:08d}.nut"))
+            writer = PartWriter(parts[-1], info, settled, reorders=reorders)
+            try:
+                for frame in some:
+                    writer.write(frame)
+                writer.close()
+            except BaseException:
+                writer.abandon()
+                raise
+        silent = replace(info, has_others=False)
+        return join_parts(parts, output, source or silent, info, settled)
+
+
+def _batched(frames: Iterable[Frame], size: int) -> Iterator[Iterator[Frame]]:
+    """Cut a stream into parts, each to be read to its end before the next."""
+    stream = iter(frames)
+    while (first := next(stream, None)) is not None:
+        yield chain([first], islice(stream, size - 1))
 
 
 def join_parts(

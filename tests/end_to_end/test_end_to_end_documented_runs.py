@@ -45,6 +45,7 @@ SHORT = {
     "edit": ("--steps=1",),
     "video": ("--steps=1",),
     "generate": ("--steps=1",),
+    "interpolate": ("--steps=1",),
     "invert": ("--steps=2", "--batch=2", "--init=mean"),
 }
 
