@@ -186,6 +186,7 @@ def _results(
     return {
         "format": FORMAT,
         "benchmark": NAME,
+        "noun": "picture",
         "protocol": {
             "name": "scene reader",
             "reference": "caption",

@@ -81,6 +81,11 @@ def metric(name: str) -> Metric:
     )
 
 
+def noun_of(results: Mapping[str, Any]) -> str:
+    """Return what results.json calls what it scored: an edit, unless it says otherwise."""
+    return results.get("noun", "edit")
+
+
 @dataclass(frozen=True)
 class Figure:
     """A mean with its 95 % interval.

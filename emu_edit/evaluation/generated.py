@@ -193,7 +193,11 @@ def run_generated(options: GeneratedOptions) -> Outcome:
         begun_with, {"flat": options.moving.flat, "first_frame": first_frame.name}
     )
     results, items = scored(benchmark, source, scorer, folder, about)
-    results |= {"failed_as": "all wrong", "seconds": round(time.monotonic() - start, 1)}
+    results |= {
+        "noun": "video",
+        "failed_as": "all wrong",
+        "seconds": round(time.monotonic() - start, 1),
+    }
     table = table_of(results)
     write_evaluation(folder, results, items, table)
     by_key = {item.key: item for item in benchmark.items}

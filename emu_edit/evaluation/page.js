@@ -30,7 +30,7 @@ function show() {
     for (const score of item.card.querySelectorAll("[data-metric]"))
       score.classList.toggle("sorted", score.dataset.metric === metric);
   }
-  document.getElementById("count").textContent = count === 1 ? "1 edit" : `${count} edits`;
+  document.getElementById("count").textContent = `${count} ${list.dataset.noun}${count === 1 ? "" : "s"}`;
 }
 
 order.addEventListener("change", show);

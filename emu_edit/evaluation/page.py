@@ -32,6 +32,7 @@ from emu_edit.evaluation.figures import (
     Figures,
     blocks_of,
     metric,
+    noun_of,
     read_items,
     read_results,
 )
@@ -56,7 +57,17 @@ EDITORS = {
     ORACLE: ("oracle", "the ground truth itself"),
 }
 # of results.json; all else is listed at the end of the page
-BIG = ("blocks", "report", "failed", "filtered", "resampled", "inputs", "directions", "format")
+BIG = (
+    "blocks",
+    "report",
+    "failed",
+    "filtered",
+    "resampled",
+    "inputs",
+    "directions",
+    "format",
+    "noun",
+)
 
 
 @dataclass(frozen=True)
@@ -150,13 +161,15 @@ def write_page(
     metrics = list(dict.fromkeys(name for block in blocks for name in block.metrics))
     by = gallery.chosen_metric(metrics)
     chosen = gallery.choose(items, by, most)
-    page = _template().render(
+    noun = noun_of(results)
+    page = _template(noun).render(
         policy=_policy(),
         style=_asset("css"),
         script=_asset("js"),
         name=_name(results["model"]),
         results=results,
-        blocks=[(block, list(tables(block))) for block in blocks],
+        noun=noun,
+        blocks=[(block, list(tables(block, noun))) for block in blocks],
         metrics=metrics,
         marked=[
             name for name in (COPY, STILL, ORACLE) if any(name in block.rows for block in blocks)
@@ -176,11 +189,11 @@ def write_page(
     return path
 
 
-def _template() -> Template:
+def _template(noun: str) -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"json": json.dumps, "edits": partial(plural, noun="edit")}
+    environment.filters |= {"json": json.dumps, "counted": partial(plural, noun=noun)}
     environment.globals |= {
         "metric": metric,
         "number": number,
@@ -223,7 +236,7 @@ def number(name: str, value: float | None) -> str:
     return f"{value:.{4 if name in FINE else 3}f}"
 
 
-def tables(block: Block) -> Iterator[Table]:
+def tables(block: Block, noun: str = "edit") -> Iterator[Table]:
     """Lay out the overall table, then one for each kind that has at least two parts."""
     whole = [
         TableRow(*EDITORS.get(editor, (editor, "")), row.all, is_own=editor == MODEL)
@@ -237,7 +250,7 @@ def tables(block: Block) -> Iterator[Table]:
             rows = [
                 TableRow(
                     name or "none given",
-                    plural(max((f.n + f.undefined for f in figures.values()), default=0), "edit"),
+                    plural(max((f.n + f.undefined for f in figures.values()), default=0), noun),
                     figures,
                     {editor: part[name] for editor, part in parts.items()},
                 )

@@ -18,7 +18,7 @@ from typing import Any
 from datamodules.evaluation_sets.items import Benchmark, Item
 from emu_edit.errors import installed_version
 from emu_edit.evaluation.edits import item_line
-from emu_edit.evaluation.figures import ITEMS, MODEL, RESULTS, metric
+from emu_edit.evaluation.figures import ITEMS, MODEL, RESULTS, metric, noun_of
 from emu_edit.evaluation.outputs import Inputs, Output
 from emu_edit.evaluation.score import CAPTIONS_NEEDED, Scores, Values
 from emu_edit.files import write_json, write_text
@@ -229,17 +229,19 @@ def table_of(results: Mapping[str, Any]) -> str:
     protocol, data = results["protocol"], results["data"]
     split = f", {data['split']}" if data["split"] else ""
     parts = [f"# {results['model']['name']}, {results['benchmark']}{split}, {protocol['name']}"]
+    noun = noun_of(results)
     for name, block in results["blocks"].items():
+        title = f"{name}: " if noun == "edit" else ""
         parts += [
-            f"## {name}: {plural(block['items'], 'edit')}",
-            _block_table(block, protocol["metrics"]),
+            f"## {title}{plural(block['items'], noun)}",
+            _block_table(block, protocol["metrics"], noun),
         ]
     parts.append("\n".join(_notes(results)))
     return "\n\n".join(parts)
 
 
-def _block_table(block: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    head = ["", "edits", *(str(metric(name)) for name in metrics)]
+def _block_table(block: Mapping[str, Any], metrics: Sequence[str], noun: str) -> str:
+    head = ["", f"{noun}s", *(str(metric(name)) for name in metrics)]
     model = block["rows"][MODEL]
     turns = {f"turn {turn}": row for turn, row in model["by_turn"].items()}
     tasks = {name or "(no task)": row for name, row in model["by_task"].items()}
@@ -266,7 +268,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     notes = ["In brackets the 95 % bootstrap interval (turns of a session are drawn together)."]
     if data["items"] < data["of"]:
         notes.append(
-            f"Only {data['items']} of {plural(data['of'], 'edit')}: not comparable to other rows."
+            f"Only {data['items']} of {plural(data['of'], noun_of(results))}: not comparable to "
+            "other rows."
         )
     notes += failed_note(results["failed"], results.get("failed_as", "not edited"))
     notes += _undefined_notes(results)
@@ -301,8 +304,8 @@ def _undefined_notes(results: Mapping[str, Any]) -> list[str]:
                 )
                 notes.append(
                     f"{metric(name).label} is not defined for "
-                    f"{plural(cell['undefined'], 'edit')}{where}, {why}; its mean is over the "
-                    "others."
+                    f"{plural(cell['undefined'], noun_of(results))}{where}, {why}; its mean is "
+                    "over the others."
                 )
     return notes
 

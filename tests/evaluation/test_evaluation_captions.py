@@ -33,9 +33,9 @@ def test_a_picture_is_right_when_all_is_there_and_nothing_else() -> None:
     first = scene.figures[0]
     assert set(agreement(scene, read(scene)).values()) == {1.0}
     one = agreement(scene, read(replace(scene, figures=(first,))))
-    assert (one["right"], one["figures"], one["background"]) == (0, 0.5, 1)
+    assert (one["right"], one["figures"], one["background"], one["number"]) == (0, 0.5, 1, 0)
     third = agreement(replace(scene, figures=(first,)), read(scene))
-    assert (third["right"], third["figures"]) == (0, 1)
+    assert (third["right"], third["figures"], third["number"]) == (0, 1, 0)
     nowhere = agreement(scene, Reading((), None, None, 1.0))
     assert set(nowhere.values()) == {0.0}
 
@@ -45,7 +45,7 @@ def test_colours_and_shapes_that_changed_places_are_no_figures() -> None:
     first, second = scene.figures
     swapped = (replace(first, colour=second.colour), replace(second, colour=first.colour))
     found = agreement(scene, read(replace(scene, figures=swapped)))
-    assert (found["figures"], found["colours"], found["shapes"]) == (0, 1, 1)
+    assert (found["figures"], found["colours"], found["shapes"], found["number"]) == (0, 1, 1, 1)
 
 
 def test_a_true_picture_is_read_as_its_caption_says() -> None:

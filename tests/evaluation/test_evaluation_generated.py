@@ -223,6 +223,8 @@ def test_a_model_draws_what_generate_draws_and_goes_on_where_it_stopped(
         made = open_video(tmp_path / "out" / "videos" / f"{item.key}.png").frames()
         assert torch.equal(torch.stack([frame.pixels for frame in made]), wanted)
     page = (tmp_path / "out" / "index.html").read_text()
+    assert f"{CLIPS} of {CLIPS} videos, the worst and the best" in page
+    assert " edits" not in (tmp_path / "out" / "table.md").read_text()
     assert page.count("<figcaption>drawn</figcaption>") == CLIPS
     assert page.count('<video src="data:video/mp4;base64,') == 2 * CLIPS
     before = rows_of(tmp_path / "out")
@@ -274,6 +276,17 @@ def test_a_video_that_is_missing_is_all_wrong_where_that_is_allowed(
     lines = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
     (scores,) = [line["scores"] for line in lines if line["key"] == gone.name]
     assert {scores[name] for name in ("figures", "kept", "background", "right")} == {0}
+
+
+def test_clips_are_flat_unless_all_that_scenes_may_have_is_asked_for(tmp_path: Path) -> None:
+    inputs = ["evaluate", "--benchmark", "world-clips", "--size", "16", "--pairs", "12"]
+    assert main([*inputs, "--write-inputs", str(tmp_path / "flat")]) == 0
+    assert main([*inputs, "--write-inputs", str(tmp_path / "full"), "--full"]) == 0
+    words = {name: (tmp_path / name / "inputs.jsonl").read_text() for name in ("flat", "full")}
+    for word in ("camera", "clockwise", "striped"):
+        assert word in words["full"]
+        assert word not in words["flat"]
+    assert words["flat"].count("on a plain") == 2 * 12  # instruction and target caption
 
 
 def test_captions_and_first_frames_are_written_for_any_model(
