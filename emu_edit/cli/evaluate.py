@@ -58,6 +58,8 @@ benchmarks of videos:
                scene reader recognises. KEY.mp4, KEY.png (animated) or KEY/00000.png, … of others
   tgve         TGVE or TGVE+, where it was unpacked (--data): PickScore, CLIPFrame, ViCLIP.
                KEY.mp4 of others, or SECTION/NAME/KIND/00000.jpg as its authors want it
+  ucf101       videos drawn for UCF-101's classes, as a set beside the real ones of --data: FVD by
+               i3d/ and the same by videomae/ of --backbones. Any videos of others
 
 protocols: emu-b32, emu-l14, emu-l14-filtered (CLIPdir, CLIPim, CLIPout, L1, DINO; both benchmarks;
 default emu-l14) and magicbrush (L1, L2, CLIP-I, DINO, CLIP-T; default of magicbrush). CLIP and DINO
@@ -147,7 +149,7 @@ def _add_world(verb: ArgumentParser) -> None:
     group.add_argument(
         "--frames",
         type=positive_int,
-        help=f"of a clip of world-video (default {FRAMES}) or world-clips (as trained)",
+        help=f"of world-video (default {FRAMES}), world-clips (as trained) or ucf101 (16)",
     )
     group.add_argument(
         "--first-frame",
@@ -180,14 +182,14 @@ def _add_world(verb: ArgumentParser) -> None:
 
 
 def _add_others(verb: ArgumentParser) -> None:
-    group = verb.add_argument_group("emu-edit, magicbrush and tgve")
+    group = verb.add_argument_group("emu-edit, magicbrush, tgve and ucf101")
     group.add_argument("--protocol", metavar="NAME", help="what the numbers mean, see below")
     group.add_argument("--backbones", type=Path, metavar="DIR", help="folder of CLIP and the like")
     group.add_argument(
         "--instructions",
         type=Path,
         metavar="JSON",
-        help="tgve: what to do, as InsV2V's loveu_tgve_edit_prompt_dict.json has it",
+        help="tgve: what to do, as InsV2V published it; ucf101: a sentence by class",
     )
     group.add_argument(
         "--compare",
@@ -195,7 +197,7 @@ def _add_others(verb: ArgumentParser) -> None:
         help="print published rows below; the word 'published' means those that come along",
     )
     group.add_argument(
-        "--limit", type=positive_int, metavar="N", help="the first N edits or sessions only"
+        "--limit", type=positive_int, metavar="N", help="only the first N edits, sessions or videos"
     )
     group.add_argument(
         "--tasks",
@@ -347,6 +349,20 @@ def evaluate(options: argparse.Namespace, kind: Kind) -> "Outcome":
         first_frame = FirstFrame[given_or(options.first_frame, FirstFrame.drawn.name)]
         return run_generated(
             GeneratedOptions(candidate_of(options), moving_of(options), first_frame)
+        )
+    if kind == Kind.ucf101:
+        from emu_edit.evaluation import ucf101
+
+        return ucf101.run_ucf101(
+            ucf101.UcfOptions(
+                candidate_of(options),
+                options.data,
+                options.backbones,
+                prompts=options.instructions,
+                samples=given_or(options.limit, ucf101.SAMPLES),
+                frames=given_or(options.frames, ucf101.FRAMES),
+                compare=options.compare,
+            )
         )
     if kind in {Kind.clips, Kind.tgve}:
         from emu_edit.evaluation.videos import VideoOptions, run_videos

@@ -8,12 +8,13 @@ from emu_edit.errors import InputError
 
 WORLD = "world"
 WORLD_VIDEO, TGVE = "world-video", "tgve"
-CAPTIONS, WORLD_CLIPS = "world-captions", "world-clips"
-BENCHMARKS = (WORLD, "emu-edit", "magicbrush", WORLD_VIDEO, TGVE, CAPTIONS, WORLD_CLIPS)
+CAPTIONS, WORLD_CLIPS, UCF101 = "world-captions", "world-clips", "ucf101"
+BENCHMARKS = (WORLD, "emu-edit", "magicbrush", WORLD_VIDEO, TGVE, CAPTIONS, WORLD_CLIPS, UCF101)
 
 
 Kind = Enum(
-    "Kind", ("inputs", "world", "drift", "photographs", "clips", "tgve", "captions", "generated")
+    "Kind",
+    "inputs world drift photographs clips tgve captions generated ucf101",
 )  # of evaluation
 
 # why an option is refused that says nothing to a kind of evaluation
@@ -21,8 +22,8 @@ _PHOTOGRAPHS = dict.fromkeys(
     ("protocol", "backbones", "compare", "limit", "tasks"),
     "belongs to --benchmark emu-edit or magicbrush; leave it out",
 )
-_TGVE_ONLY = "belongs to --benchmark tgve; leave it out"
-FRAMES = {"frames": "belongs to --benchmark world-video or world-clips; leave it out"}
+_TGVE_ONLY = "belongs to --benchmark tgve or ucf101; leave it out"
+FRAMES = {"frames": "belongs to --benchmark world-video, world-clips or ucf101; leave it out"}
 FIRST_FRAME = {"first_frame": "belongs to --benchmark world-clips; leave it out"}
 DRAWN = {
     **FIRST_FRAME,
@@ -65,6 +66,18 @@ FOREIGN: dict[Kind, dict[str, str]] = {
             "says nothing to --benchmark tgve; leave it out",
         ),
     },
+    Kind.ucf101: {
+        **DRAWN,
+        **_SESSIONS,
+        "protocol": "belongs to --benchmark emu-edit, magicbrush or tgve; leave it out",
+        **dict.fromkeys(
+            (
+                *("pairs", "seed", "photos", "split", "size", "write_inputs", "drift", "tasks"),
+                "allow_missing",
+            ),
+            "says nothing to --benchmark ucf101; leave it out",
+        ),
+    },
     Kind.drift: {
         **_PHOTOGRAPHS,
         **VIDEOS,
@@ -92,6 +105,7 @@ def kind_of(options: argparse.Namespace) -> Kind:
         TGVE: Kind.tgve,
         CAPTIONS: Kind.captions,
         WORLD_CLIPS: Kind.generated,
+        UCF101: Kind.ucf101,
     }.get(options.benchmark, Kind.photographs)
 
 

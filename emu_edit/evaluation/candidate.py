@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datamodules.evaluation_sets.items import as_unicode
+from datamodules.evaluation_sets.ucf101 import UCF101
 from datamodules.evaluation_sets.videos import TGVE, WORLD_CLIPS, WORLD_VIDEO
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import CONFIG, INDEX, MODEL, model_name
@@ -122,6 +123,6 @@ def holds_pictures(path: Path, benchmark: str) -> bool:
     """
     is_model = any((place / INDEX).is_file() for place in (path, path / MODEL))
     is_model |= (path / CONFIG).is_file()  # a run without a model yet: its pictures are grids
-    if benchmark in {WORLD_VIDEO, WORLD_CLIPS, TGVE}:
+    if benchmark in {WORLD_VIDEO, WORLD_CLIPS, TGVE, UCF101}:
         return not is_model and path.is_dir() and any(path.iterdir())
     return not is_model and (is_generations(path, benchmark) or has_pictures(path))

@@ -78,6 +78,11 @@ METRICS = {
         "RAFT's of the source",
     ),
     "viclip_out": Metric("ViCLIPout", True, "cosine of edited video and target caption, in ViCLIP"),
+    "fvd": Metric("FVD", False, "Fréchet distance of drawn and real videos, in I3D"),
+    "is": Metric("IS", True, "Inception score of drawn videos, in C3D"),
+    "clip_fc": Metric("FC", True, "100 times the cosine of neighbouring frames, in CLIP"),
+    "clip_ic": Metric("IC", True, "100 times the cosine of frames and the given picture, in CLIP"),
+    "clip_tc": Metric("TC", True, "100 times the cosine of frames and caption, in CLIP"),
 }
 
 CLIP_B32 = "openai/clip-vit-base-patch32"

@@ -56,12 +56,27 @@ def test_packaged_rows_of_video_hold_eves_table_1():
     assert not any(row.protocol in VIDEO_PROTOCOLS for row in rows)  # ViCLIP's input is not stated
 
 
+def test_packaged_rows_of_generated_videos_hold_the_papers_numbers():
+    rows = [row for row in load_published(PACKAGED) if row.benchmark == "ucf101"]
+    fvd = {row.model: row.values["fvd"] for row in rows}
+    assert len(fvd) == 9
+    assert (fvd["Emu Video"], fvd["Make-A-Video"], fvd["Lumiere"]) == (317.1, 367.23, 332.49)
+    moved = [row for row in load_published(PACKAGED) if row.benchmark == "image-animation"]
+    assert Counter(row.split for row in moved) == {
+        "prompts of Align Your Latents": 4,
+        "prompts of Make-A-Video": 2,
+    }
+    assert moved[0].values == {"clip_fc": 99.3, "clip_ic": 94.2, "clip_tc": 34.2}
+
+
 def test_packaged_rows_are_named_once_and_in_our_metrics():
     rows = load_published(PACKAGED)
     names = Counter((row.model, row.benchmark, row.split, row.protocol) for row in rows)
     assert max(names.values()) == 1
     assert {name for row in rows for name in row.values} <= METRICS.keys()
-    assert {row.benchmark for row in rows} == {"emu-edit", "magicbrush", "tgve"}
+    assert {row.benchmark for row in rows} == {
+        *("emu-edit", "magicbrush", "tgve", "ucf101", "image-animation")
+    }
 
 
 def test_no_published_row_of_the_emu_edit_set_claims_one_of_our_protocols():
