@@ -24,7 +24,12 @@ from torch.utils.checkpoint import checkpoint
 
 from emu_edit.errors import InputError
 from emu_edit.models.surgery import freeze
-from emu_edit.models.temporal import TemporalAttention, TemporalConvolution, TemporalSpec
+from emu_edit.models.temporal import (
+    TemporalAttention,
+    TemporalConvolution,
+    TemporalSpec,
+    TextAttention,
+)
 from emu_edit.models.unet import UNetDenoiser
 
 Base = UNet2DConditionModel | UNetDenoiser
@@ -72,6 +77,7 @@ class TemporalAdapter(nn.Module):
                     f"{num_levels - 1}"
                 )
         self.convolutions, self.attentions = nn.ModuleDict(), nn.ModuleDict()
+        self.texts = nn.ModuleDict()
         self.condition_channels = unet.config["out_channels"] + 1 if spec.picture_condition else 0
         self.condition_in = self._widening(unet.conv_in) if spec.picture_condition else None
         self.change_out = _changing(unet.conv_out) if spec.still else None
@@ -99,6 +105,9 @@ class TemporalAdapter(nn.Module):
         is_attended = spec.attention_levels is None or level in spec.attention_levels
         if isinstance(place, BasicTransformerBlock) and is_attended:
             self.attentions[key] = TemporalAttention(place.dim, spec)
+            if spec.text and place.attn2 is not None:
+                width = place.attn2.to_k.in_features
+                self.texts[key] = TextAttention(place.dim, width, spec)
         if isinstance(place, nn.Conv2d) and place.kernel_size != (1, 1) and is_convolved:
             self.convolutions[key] = TemporalConvolution(
                 place.out_channels, spec.kernel_size, identity=spec.identity
@@ -114,6 +123,9 @@ class TemporalAdapter(nn.Module):
         unet = unet_of(self.base)
         if self.condition_in is not None:  # first: the temporal convolution there sees the sum
             unet.conv_in.register_forward_hook(self._condition)
+        for key, layer in self.texts.items():
+            place = unet.get_submodule(key.replace("/", "."))
+            place.register_forward_hook(partial(self._tell, layer), with_kwargs=True)
         for layers, run in ((self.convolutions, _convolve), (self.attentions, _attend)):
             for key, layer in layers.items():
                 place = unet.get_submodule(key.replace("/", "."))
@@ -176,24 +188,45 @@ class TemporalAdapter(nn.Module):
     def _change(
         self, _layer: nn.Module, inputs: tuple[Tensor], output: Tensor
     ) -> Float[Tensor, "rows c h w"] | None:
-        """Return z0 of each frame: that of the nearest given one and a change.
+        """Return z0 of each frame: of the nearest given one, the picture model's, and a change.
 
-        Where nothing is given, in particular where the picture is withheld, the change is one of
-        the picture model's own z0. Source: ours; zero at the start, as the change of edits is.
+            z0 = g z_given + (1 - g) z0' + c,  g = clamp(1 + g', 0, 1)
+
+        g', one number a place, and c are read off where z0' is, and start at zero, so that a video
+        begins as a still one; what does not move is copied, what comes into sight is drawn. Where
+        nothing is given g is 0. Source: ours; the change is that of edits.
         """
         call = self._call()
         if call is None:
             return None
         assert self.change_out is not None
-        change = self.change_out(inputs[0].to(self.change_out.weight.dtype)).to(output.dtype)
+        read = self.change_out(inputs[0].to(self.change_out.weight.dtype)).to(output.dtype)
+        change, gate = read[:, :-1], (1 + read[:, -1:]).clamp(0, 1)
         if call.condition is None:
             return output + change
         given = rearrange(call.condition, "(b f) c1 h w -> b f c1 h w", f=call.frames)
         nearest, any_given = nearest_given(given[:, :, -1].amax(dim=(2, 3)) > 0)
         videos = torch.arange(len(given), device=given.device)[:, None]
         start = given[videos, nearest, :-1].flatten(0, 1).to(output.dtype)
-        has_start = any_given.repeat_interleave(call.frames)[:, None, None, None]
-        return torch.where(has_start, start, output) + change
+        has_start = any_given.repeat_interleave(call.frames)[:, None, None, None].to(output.dtype)
+        return output + gate * has_start * (start - output) + change
+
+    def _tell(
+        self,
+        layer: TextAttention,
+        _place: nn.Module,
+        inputs: tuple[Tensor | None, ...],
+        named: dict[str, Tensor | None],
+        output: Tensor,
+    ) -> Tensor | None:
+        """Let the tokens of a transformer block attend to what the block was told."""
+        # by position where diffusers' checkpointing calls the block
+        given = dict(zip(TOLD, inputs, strict=False)) | named
+        text, bias = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
+        if self._call() is None or text is None:
+            return None
+        kind = layer.to_out.weight.dtype
+        return _run(layer, output.to(kind), text.to(kind), bias, spec=self.spec).to(output.dtype)
 
     def _mix(self, run: "Run", _layer: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
         call = self._call()
@@ -208,6 +241,8 @@ class TemporalAdapter(nn.Module):
 
 
 Run = Callable[[Tensor, int, TemporalSpec], Tensor]
+# the first arguments of a block of diffusers
+TOLD = ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask")
 
 
 def inflate(base: Base, spec: TemporalSpec) -> TemporalAdapter:
@@ -282,11 +317,11 @@ def nearest_given(
 
 
 def _changing(conv_out: nn.Conv2d) -> nn.Conv2d:
-    """Return a last convolution for changes: of the same shapes, zero."""
+    """Return a last convolution for changes and a gate, zero."""
     size, padding = conv_out.kernel_size, conv_out.padding
     zero = nn.Conv2d(
         conv_out.in_channels,
-        conv_out.out_channels,
+        conv_out.out_channels + 1,
         (size[0], size[1]),
         padding=padding if isinstance(padding, str) else (padding[0], padding[1]),
     )
@@ -335,7 +370,7 @@ def _width(videos: int, spec: TemporalSpec) -> int:
     return max(spec.chunk // videos, 1)
 
 
-def _run(layer: nn.Module, *inputs: Tensor, spec: TemporalSpec) -> Tensor:
+def _run(layer: nn.Module, *inputs: Tensor | None, spec: TemporalSpec) -> Tensor:
     if spec.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(layer, *inputs, use_reentrant=False)
     return layer(*inputs)

@@ -45,8 +45,10 @@ class TemporalSpec:
             many frames.
         picture_condition: widen the first convolution by the picture that the video begins with,
             and by its mask.
-        still: give each frame as its change from the nearest given one, which starts at zero: an
-            untrained video is a still one. Of a model of z0 only; ours, see `Stillness`.
+        still: give each frame as the nearest given one, the picture model's and a change, of which
+            an untrained network gives the given one: its video stands still. Of z0 only; ours.
+        text: let the frames' places attend to the text a second time, with weights of their own:
+            a text encoder that has read captions of pictures alone knows no words of motion. Ours.
         identity: start as the identity; without, weights start as torch draws them, which is worse
             and here to show by how much.
         gradient_checkpointing: recompute temporal layers in the backward pass: less memory, more
@@ -66,6 +68,7 @@ class TemporalSpec:
     rotary_base: float = 10_000.0  # of the paper, see `rotate`
     picture_condition: bool = True
     still: bool = False
+    text: bool = False
     identity: bool = True
     gradient_checkpointing: bool = False
     chunk: int = 2048  # times 31 heads stays below 65536, once the limit of CUDA's attention grids
@@ -212,6 +215,46 @@ class TemporalAttention(nn.Module):
         out = functional.scaled_dot_product_attention(q, k, v)
         x = x + self.to_out(rearrange(out, "p a f d -> p f (a d)"))
         return x if self.mlp is None else x + self.mlp(x)
+
+
+class TextAttention(nn.Module):
+    """Attention of a picture's places to the text, beside the picture model's own.
+
+        x' = x + W_o attend(norm(x), y)
+
+    W_o starts at zero, with its bias. Source: cross-attention as in Vaswani et al. 2017,
+    arXiv:1706.03762; a second one in a block of temporal layers as in Stable Video Diffusion,
+    arXiv:2311.15127, which tells it the picture.
+
+    Args:
+        channels: of a place, in and out.
+        text_dim: of a token.
+        spec: width of a head, and whether to start as the identity.
+    """
+
+    def __init__(self, channels: int, text_dim: int, spec: TemporalSpec) -> None:
+        super().__init__()
+        self.heads = channels // spec.head_dim
+        self.norm = nn.LayerNorm(channels)
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_kv = nn.Linear(text_dim, 2 * channels, bias=False)
+        self.to_out = nn.Linear(channels, channels)
+        for parameter in self.to_out.parameters():
+            if spec.identity:
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        x: Float[Tensor, "r n c"],
+        text: Float[Tensor, "r l d"],
+        bias: Float[Tensor, "r 1 l"] | None,
+    ) -> Float[Tensor, "r n c"]:
+        """Attend to the l tokens of each row; `bias` is added to the logits, large and negative."""
+        q = rearrange(self.to_q(self.norm(x)), "r n (a d) -> r a n d", a=self.heads)
+        kv = rearrange(self.to_kv(text), "r l (two a d) -> two r a l d", two=2, a=self.heads)
+        mask = None if bias is None else bias[:, None].to(q.dtype)
+        out = functional.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask)
+        return x + self.to_out(rearrange(out, "r a n d -> r n (a d)"))
 
 
 def rotate(
