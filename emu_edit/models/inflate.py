@@ -106,7 +106,7 @@ class TemporalAdapter(nn.Module):
         if isinstance(place, BasicTransformerBlock) and is_attended:
             self.attentions[key] = TemporalAttention(place.dim, spec)
             if spec.text and place.attn2 is not None:
-                width = place.attn2.to_k.in_features
+                width = place.attn2.cross_attention_dim
                 self.texts[key] = TextAttention(place.dim, width, spec)
         if isinstance(place, nn.Conv2d) and place.kernel_size != (1, 1) and is_convolved:
             self.convolutions[key] = TemporalConvolution(
@@ -213,13 +213,14 @@ class TemporalAdapter(nn.Module):
 
     def _tell(
         self,
-        layer: TextAttention,
+        layer: nn.Module,
         _place: nn.Module,
         inputs: tuple[Tensor | None, ...],
         named: dict[str, Tensor | None],
         output: Tensor,
     ) -> Tensor | None:
         """Let the tokens of a transformer block attend to what the block was told."""
+        assert isinstance(layer, TextAttention)
         # by position where diffusers' checkpointing calls the block
         given = dict(zip(TOLD, inputs, strict=False)) | named
         text, bias = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
