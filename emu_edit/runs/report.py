@@ -18,6 +18,7 @@ from datamodules.world.backgrounds import Photos
 from datamodules.world.data import WorldData
 from emu_edit.editing.editor import WORLD, Editor
 from emu_edit.editing.find import MODEL
+from emu_edit.editing.generate import CAPTION
 from emu_edit.errors import InputError
 from emu_edit.evaluation.world import (
     GRID,
@@ -73,8 +74,9 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     lines = [f"model       {folder / MODEL}", f"checkpoint  {last_checkpoint(trainer)}"]
     numbers: dict[str, float] = {}
     table: list[dict[str, object]] = []
-    is_video = isinstance(module, VideoModule)
-    has_predictor = options.predictor and isinstance(data, EditDataModule) and not is_video
+    names = module.networks.tasks.names
+    draws = names == (CAPTION,)  # no edits, of which a predictor could tell one from another
+    has_predictor = options.predictor and isinstance(data, EditDataModule) and not draws
     if has_predictor:
         lines.append(f"predictor   {train_predictor_on(data, folder / MODEL, module, numbers)}")
     metrics = folder / METRICS
@@ -102,10 +104,11 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
             artifact=folder / MODEL,
         )
     # without a predictor the task has to be named
-    task = "" if has_predictor else f" --task {module.networks.tasks.names[0]}"
+    task = "" if has_predictor else f" --task {names[0]}"
     use = f'edit a picture with it:\n  emu-edit edit PICTURE "make the sky red"{task} -o edited.png'
-    if is_video:
-        use = 'draw a video with it:\n  emu-edit generate "CAPTION" -o video.mp4'
+    if draws:
+        made = "video.mp4" if isinstance(module, VideoModule) else "picture.png"
+        use = f'draw with it:\n  emu-edit generate "CAPTION" -o {made}'
     sys.stdout.write("\n".join([*lines, "", f"{use} --model {folder}", ""]))
 
 

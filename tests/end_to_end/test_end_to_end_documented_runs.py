@@ -55,12 +55,15 @@ def short_training(arguments: list[str]) -> tuple[str, ...]:
     recipe = arguments[arguments.index("--config") + 1] if "--config" in arguments else "tiny"
     if recipe == "inversion":
         return (*FEW, "--data.image_size=16", "--data.batch_size=2")
+    drawing = (*(option for option in FEW if option != "--no_predictor"), *FEW_PAIRS)  # has none
     if recipe.startswith("emu_video"):
-        return (*FEW, *FEW_PAIRS)
+        return drawing
+    if recipe == "text_to_image":
+        return (*drawing, "--data.pictures=64", *SMALLER[recipe])
     if recipe not in SMALLER:  # sd15, and what is made of it
         return (*FEW, *FEW_PAIRS, "--data.micro_batch=2", "--data.num_workers=0")
-    few = {"pairs": FEW_PAIRS, "text_to_image": (*FEW_PAIRS, "--data.pictures=64")}
-    return (*FEW, *few.get(recipe, FEW_OF_THE_WORLD), *SMALLER[recipe])
+    few = FEW_PAIRS if recipe == "pairs" else FEW_OF_THE_WORLD
+    return (*FEW, *few, *SMALLER[recipe])
 
 
 def short_evaluation(arguments: list[str]) -> tuple[str, ...]:
