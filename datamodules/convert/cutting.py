@@ -25,11 +25,12 @@ from datamodules.convert.pair import (
     same_size,
     texts_of,
 )
-from datamodules.shards.clips import ClipRecord, check_crf
+from datamodules.shards.clips import MOTION, ClipRecord, check_crf
 from emu_edit.errors import InputError
 from emu_edit.images import resize, with_shorter_side
 from emu_edit.video.cuts import CutDetector, GivenCuts
 from emu_edit.video.io import Frame, Video, open_video
+from emu_edit.video.motion import motion_score
 
 EARLY = Fraction(1, 20)  # of a frame's time that it may come before it is due: containers round
 _OF_CAPTIONS = {
@@ -145,6 +146,7 @@ class RawClip(RawItem):
         self, piece: _Piece, place: str, task: str, texts: tuple[str, str, str], rate: Fraction
     ) -> ClipRecord | SkippedPair:
         target = _strip(piece.targets)
+        frames = target.reshape(len(piece.targets), -1, *target.shape[1:])
         source = _strip(piece.sources) if piece.sources else target
         if source is not target and np.array_equal(source, target):
             what = "source and target have the same pixels"
@@ -158,7 +160,7 @@ class RawClip(RawItem):
             task=task,
             source_caption=texts[1],
             target_caption=texts[2],
-            extra={**self.extra, "origin": place},
+            extra={**self.extra, "origin": place, MOTION: round(motion_score(frames), 4)},
             frames=len(piece.targets),
             rate=own if self.cutting.rate is None else min(own, self.cutting.rate),
             movie=True,

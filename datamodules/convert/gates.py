@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from datamodules.convert.pair import RawItem, Reason, RefusedPairError, key_of
+from datamodules.shards.clips import MOTION
 from datamodules.shards.manifest import CAPTION
 from datamodules.shards.writer import PairRecord
 
@@ -46,6 +47,7 @@ class Gates:
             rows whose pictures do not belong together. Off: a style or a map may be unlike.
         likeness: refuse pairs whose edit leaves less of the picture than their converter says for
             such an edit (`kept_share`); where it says nothing, so does this gate.
+        min_motion: the least motion score of a clip, see `emu_edit.video.motion`.
         scores: the least value of scores that the data bring along, by name.
         excluded: names and keys of pairs that are listed as bad: watermarks, takedowns.
     """
@@ -59,6 +61,7 @@ class Gates:
     mask_fit: bool = True
     similarity: float | None = None
     likeness: bool = True
+    min_motion: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     excluded: frozenset[str] = frozenset()
 
@@ -79,6 +82,7 @@ class Gates:
         if self.min_side is not None and min(height, width) < self.min_side:
             detail = f"is {width}x{height}, both sides need {self.min_side}"
             raise RefusedPairError(Reason.too_small, detail)
+        _refuse_still(record, self.min_motion)
         captions = (record.source_caption.casefold(), record.target_caption.casefold())
         if self.captions and captions[0] and captions[0] == captions[1]:
             detail = f"both captions are {record.source_caption[:80]!r}"
@@ -131,6 +135,13 @@ def _difference(record: PairRecord) -> Float[np.ndarray, "h w"]:
     levels = np.abs(record.source.astype(np.int16) - record.target)
     # channel by channel: a mean along so short an axis takes most of the gates' time
     return (levels[..., 0] + levels[..., 1] + levels[..., 2]) / np.float32(3)
+
+
+def _refuse_still(record: PairRecord, least: float | None) -> None:
+    motion = record.extra.get(MOTION)
+    if least is not None and isinstance(motion, float) and motion < least:
+        detail = f"its motion score is {motion:g}, needs {least:g}"
+        raise RefusedPairError(Reason.little_motion, detail)
 
 
 def _refuse_blank(record: PairRecord, levels: int) -> None:

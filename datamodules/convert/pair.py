@@ -71,6 +71,7 @@ class Reason(Enum):
     mask_misfit = "mask does not fit"
     equal_captions = "equal captions"
     low_score = "low score"
+    little_motion = "too little motion"
     duplicate = "duplicate"
     group_full = "enough of its group"
     listed_bad = "listed as bad"

@@ -33,6 +33,7 @@ class ConvertReport:
         other_part: pairs that belong to the other part of the data.
         quarantine: lists every pair left out, one JSON object a line; None if there was none.
         unit: what is written: pairs, or clips.
+        motion: motion scores of all clips that were judged, those left out among them, ascending.
     """
 
     listed: int
@@ -42,6 +43,7 @@ class ConvertReport:
     other_part: int
     quarantine: Path | None
     unit: str = "pair"
+    motion: tuple[float, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -57,6 +59,17 @@ class ConvertReport:
         if self.skipped:
             line += f"; {counted(self.skipped)} (listed in {self.quarantine})"
         return line
+
+    def motion_line(self) -> str:
+        """Return the quantiles of motion, by which --min-motion is chosen; "" without clips."""
+        if not self.motion:
+            return ""
+        last = len(self.motion) - 1
+        shown = [f"{self.motion[round(last * part / 4)]:.3g}" for part in range(5)]
+        return (
+            f"motion of {plural(len(self.motion), self.unit)}: least {shown[0]}, a quarter below "
+            f"{shown[1]}, half {shown[2]}, three quarters {shown[3]}, most {shown[4]}"
+        )
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return a table as text: a header and a row for each reason; empty if there is none."""
@@ -125,6 +138,7 @@ class Tally:
     raw_tasks: Counter[str] = field(default_factory=Counter)  # of the pairs written
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    motion: list[float] = field(default_factory=list)
 
     def step(self) -> None:
         """Count an entry as done, whatever became of it."""

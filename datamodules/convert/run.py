@@ -24,12 +24,14 @@ from datamodules.convert.pair import (
 )
 from datamodules.convert.registry import load_converter
 from datamodules.convert.report import QUARANTINE, ConvertReport, Tally, counted, passed_by
+from datamodules.shards.clips import MOTION
 from datamodules.shards.evaluation_only import refuse_kind, refuse_output, refuse_path
 from datamodules.shards.manifest import CAPTION, NEW_TASK, ShardEntry, write_manifest
 from datamodules.shards.writer import Guard, PairRecord, ShardWriter
 from emu_edit.errors import BadDataError, InputError
 
 _LISTING_STEP = 1000  # entries between two signs of life
+CLIPS = "clips"  # the kind whose records move
 
 
 TRAIN, HELD_OUT = "train", "heldout"
@@ -114,6 +116,8 @@ def convert(
     """
     settings = settings or ConvertSettings()
     refuse_kind(kind)
+    if settings.gates.min_motion is not None and kind != CLIPS:
+        raise InputError(f"{kind} has pictures, which do not move; leave --min-motion out")
     converter = load_converter(kind, settings.fields, settings.cutting)
     if not source.exists() and not converter.takes_patterns:
         raise InputError(f"{source}: no such file or folder")
@@ -173,7 +177,10 @@ class Judge:
         for record in item.read(task, resize_above=gates.resize):
             if isinstance(record, SkippedPair):
                 self.tally.skip(record)
-            elif part is not None and not item.group and not part.has(record.source.tobytes()):
+                continue
+            if isinstance(motion := record.extra.get(MOTION), float):
+                self.tally.motion.append(motion)
+            if part is not None and not item.group and not part.has(record.source.tobytes()):
                 self.tally.other_part += 1
             elif self._is_good(record, item):
                 yield record
@@ -271,7 +278,16 @@ def _finish(
     if CAPTION in written:
         counts[NEW_TASK] = CAPTION
     write_manifest(out, entries, made_by={**made_by, **counts})
-    return ConvertReport(listed, written, skipped, tally.examples, tally.other_part, path, unit)
+    return ConvertReport(
+        listed,
+        written,
+        skipped,
+        tally.examples,
+        tally.other_part,
+        path,
+        unit,
+        tuple(sorted(tally.motion)),
+    )
 
 
 def _made_by(converter: Converter, source: Path, settings: ConvertSettings) -> dict[str, object]:

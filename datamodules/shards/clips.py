@@ -29,6 +29,7 @@ from emu_edit.images import decode_rgb
 from emu_edit.pictures import MAX_PIXELS, MAX_SIDE
 
 CLIP = "clip"  # entry of a sample's json
+MOTION = "motion"  # and another: its score, see `emu_edit.video.motion`
 MP4_MAGIC = b"ftyp"  # at byte 4 of an mp4
 WORST_CRF = 51
 BT709 = 1  # primaries, transfer and matrix alike, in ITU-T H.273

@@ -157,6 +157,12 @@ def _add_clips(made: ArgumentParser) -> None:
         help="take each video as one shot",
     )
     clips.add_argument(
+        "--min-motion",
+        type=float,
+        metavar="X",
+        help="leave out clips whose motion score is below; the report says how scores lie",
+    )
+    clips.add_argument(
         "--crf",
         type=positive_int,
         metavar="N",
@@ -188,6 +194,8 @@ def run_convert(arguments: list[str]) -> int:
     if rows := report.rows():
         sys.stdout.write("\n".join(aligned(rows)) + "\n\n")
     sys.stdout.write(f"{report.summary()}\n")
+    if line := report.motion_line():
+        sys.stdout.write(f"{line}\n")
     if "sizes differ" in report.skipped and settings.gates.resize is None:
         sys.stdout.write("targets of another size can be resampled: --gate resize=0.02\n")
     if not report.is_whole:
@@ -247,7 +255,10 @@ def _fields(options: argparse.Namespace) -> "FieldMap | None":
 def _gates(options: argparse.Namespace) -> "Gates":
     from datamodules.convert.gates import Gates
 
+    if options.min_motion is not None and not options.min_motion >= 0:
+        raise InputError(f"--min-motion {options.min_motion:g} must be at least 0")
     gates = Gates(
+        min_motion=options.min_motion,
         scores={name: _number("--min-score", name, text) for name, text in options.min_score},
         excluded=frozenset() if options.skip_names is None else _lines(options.skip_names),
     )

@@ -24,16 +24,18 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from emu_edit.diffusion.prediction import DIFFUSERS_NAMES, Prediction, TrainedAs
 from emu_edit.diffusion.samplers import Sampler
+from emu_edit.editing.animate import RECORD as ANIMATED
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import find_model
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import BrokenCheckpointError, InputError
 from emu_edit.models.codec import KLCodec
-from emu_edit.models.directory import INDEX, new_directory
+from emu_edit.models.directory import INDEX, TEMPORAL, new_directory, read_json
 from emu_edit.models.interfaces import Conditioning
-from emu_edit.models.sources import PartSource, find_training, quiet_transformers
+from emu_edit.models.sources import PartSource, find_training, load_tensors, quiet_transformers
 from emu_edit.models.task_files import refuse_to_lose
+from emu_edit.models.temporal_files import WEIGHTS as LAYERS
 from emu_edit.models.text import ModelText
 from emu_edit.models.unet import UNetDenoiser
 from emu_edit.models.weights import load_networks
@@ -340,9 +342,12 @@ def start_from(module: EditModule, path: Path) -> None:
 
 def _training_of(path: Path) -> TrainedAs | None:
     """Read what the weights at `path` were trained for; None for a checkpoint without a config."""
-    if path.is_dir():
+    if (layers := path / TEMPORAL / ANIMATED).is_file():
+        told = read_json(layers)
+    elif path.is_dir():
         return find_training(PartSource(str(path)))
-    told = read_checkpoint(path).get("hyper_parameters") or {}
+    else:
+        told = read_checkpoint(path).get("hyper_parameters") or {}
     if "prediction" not in told:
         return None
     ends = told.get("zero_terminal_snr", True)  # as the module's constructor
@@ -357,6 +362,9 @@ def _of_checkpoint(path: Path, module: EditModule) -> Mapping[str, Tensor]:
 
 
 def _of_directory(path: Path, module: EditModule) -> Mapping[str, Tensor]:
+    if isinstance(module, VideoModule) and (path / TEMPORAL).is_dir():
+        layers = load_tensors(path / TEMPORAL / LAYERS)
+        return {f"networks.denoiser.adapter.{name}": value for name, value in layers.items()}
     networks, _, _ = load_networks(path, tasks=module.networks.tasks)
     return {f"networks.{name}": tensor for name, tensor in networks.state_dict().items()}
 

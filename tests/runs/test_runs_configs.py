@@ -51,6 +51,8 @@ SMALLER = {
 }
 VIDEOS = {
     "emu_video": GivenFrames(),
+    "emu_video_high": GivenFrames(),
+    "emu_video_motion": GivenFrames(),
     "emu_video_extend": GivenFrames(Given.past),
     "emu_video_interpolation": GivenFrames(Given.interleaved, 4, train_noise=250, noise=100),
 }
@@ -124,6 +126,20 @@ def test_a_recipe_of_videos_builds_from_a_picture_model_that_draws(
     assert built.datamodule.table.names == (CAPTION,)
     assert built.datamodule.settings()["frames"] == built.model.frames
     assert built.trainer.max_epochs == 10  # as emu_video, which it changes
+
+
+@pytest.mark.parametrize(("recipe", "lr"), [("emu_video_high", 1e-4), ("emu_video_motion", 2.5e-5)])
+def test_the_later_stages_of_videos_are_the_papers(
+    recipe: str, lr: float, workplace: Path, tmp_path: Path
+) -> None:
+    drawing = make_module(prediction=Prediction.z0, tasks=[CAPTION])
+    drawing.make_editor().save_pretrained(tmp_path / "drawing")
+    layers = ("--model.temporal.head_dim=8", f"--model.model={tmp_path / 'drawing'}")
+    built = build(recipe, workplace / "run", *layers)
+    assert isinstance(built.model, VideoModule)
+    assert built.model.prediction is Prediction.v
+    assert built.model.schedule.has_zero_terminal_snr
+    assert (built.model.rate, built.model.optimizer_settings.lr) == (4, lr)
 
 
 def test_every_recipe_is_built_by_a_test() -> None:

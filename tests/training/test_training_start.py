@@ -23,6 +23,8 @@ from emu_edit.training.export import export_model, start_from
 from emu_edit.training.module import EditModule
 from emu_edit.training.optim import trainable
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_module, make_trainer
+from tests.training.video_stage import module as module_of_videos
+from tests.training.video_stage import write_base
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
 
@@ -238,3 +240,21 @@ def test_on_the_hub_the_same_file_is_asked_for(base: Path, monkeypatch: pytest.M
     assert told.config["prediction_type"] == "epsilon"
     assert not sources.find_training(sources.PartSource("owner/none", "unet")).config
     assert {file for _, file in asked} == {"scheduler/scheduler_config.json"}
+
+
+def test_layers_of_videos_are_taken_from_a_model_directory(tmp_path: Path):
+    base = write_base(tmp_path / "base")
+    trained = module_of_videos(base)
+    with torch.no_grad():
+        for parameter in trainable(trained).values():
+            parameter.add_(0.25)
+    export_model(trained, tmp_path / "model", ema=None)
+    other = module_of_videos(base, prediction=Prediction.v)
+    start_from(other, tmp_path / "model")
+    assert_equal_weights(other, trained)
+    assert other.contradiction is not None
+    assert "v" in other.contradiction
+    start_from(same := module_of_videos(base), tmp_path / "model")
+    assert same.contradiction is None
+    with pytest.raises(InputError, match=r"the weights of .*base"):
+        start_from(other, base)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from datamodules.shards.clips import ClipRecord, check_crf, encode_mp4
+from datamodules.shards.clips import MOTION, ClipRecord, check_crf, encode_mp4
 from datamodules.shards.manifest import (
     CAPTION,
     CONTACT_SHEET,
@@ -32,6 +32,7 @@ from datamodules.world.pair import VERSION as WORLD_VERSION
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file, write_text
 from emu_edit.tasks import SIXTEEN
+from emu_edit.video.motion import score_of
 
 PROGRAM = "emu_edit shards world --clips"
 SHOWN = 6  # clips in the contact sheet
@@ -114,6 +115,8 @@ def record_of(
 ) -> ClipRecord:
     """Return a clip as it goes into a shard."""
     mask = clip.mask.reshape(-1, clip.mask.shape[-1])
+    moved = np.hypot(clip.flow[:, 0], clip.flow[:, 1]).mean(axis=(1, 2)) / clip.mask.shape[-1]
+    moved[[cut - 1 for cut in clip.cuts]] = np.nan  # nothing goes from shot to shot
     return ClipRecord(
         key=clip.key,
         source=_strip(clip.source),
@@ -123,7 +126,7 @@ def record_of(
         mask=None if clip.task == CAPTION else mask,
         source_caption=clip.caption,
         target_caption=clip.output_caption,
-        extra=clip.extra,
+        extra={**clip.extra, MOTION: round(score_of(moved), 4)},
         frames=len(clip.source),
         rate=rate,
         movie=movie,

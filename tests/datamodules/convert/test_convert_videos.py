@@ -331,3 +331,32 @@ def test_a_folder_of_two_lists_or_a_file_that_is_none_is_refused(tmp_path: Path)
         write_lines(movie.with_name(name), {"file": "a.mp4"})
     with pytest.raises(InputError, match="give the one that is meant itself"):
         convert("clips", movie.parent, tmp_path / "out")
+
+
+def test_clips_in_which_little_moves_are_left_out_and_the_report_says_how_scores_lie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    root, out = tmp_path / "in", tmp_path / "out"
+    for speed in (0, 1, 3):
+        frames = np.stack([np.roll(before(speed), speed * t, axis=1) for t in range(12)])
+        write(root / f"{speed}.mp4", frames, caption="it moves")
+    every = run(root, Cutting(frames=12))
+    scores = {name[0]: text["motion"] for name, (text, _) in every.items()}
+    assert scores["0"] == 0
+    assert scores["1"] == pytest.approx(11 / 24, rel=0.1)
+    assert scores["3"] == pytest.approx(33 / 24, rel=0.1)
+    command = ["shards", "convert", "clips", str(root), str(tmp_path / "fast"), "--frames", "12"]
+    assert main([*command, f"--min-motion={(scores['1'] + scores['3']) / 2}"]) == 0
+    (name,) = clips(tmp_path / "fast")
+    assert name.startswith("3.mp4")
+    assert {*reasons(tmp_path / "fast").values()} == {"too little motion"}
+    said = capsys.readouterr().out
+    assert "motion of 3 clips: least 0, a quarter below 0" in said
+    assert float(said.rpartition("most ")[2]) == pytest.approx(scores["3"], rel=0.05)
+    assert read_manifest(out).num_samples == 3
+    for options, message in (
+        (["folder", str(root), str(tmp_path / "x"), "--min-motion=1"], "folder has pictures, whic"),
+        (["clips", str(root), str(tmp_path / "x"), "--min-motion=-1"], "--min-motion -1 must be"),
+    ):
+        assert main(["shards", "convert", *options]) == 2
+        assert message in capsys.readouterr().err

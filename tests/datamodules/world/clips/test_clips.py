@@ -10,6 +10,7 @@ import pytest
 from datamodules.shards.manifest import CAPTION
 from datamodules.world.clips.clip import ClipPair, make_clip, make_flat_clip
 from datamodules.world.clips.motion import DIRECTIONS, Camera, Motion, direction, seen_by
+from datamodules.world.clips.write import record_of
 from datamodules.world.maps import MAPS
 from datamodules.world.palette import HELDOUT_PAIRS
 from datamodules.world.render import quantise, render
@@ -278,3 +279,12 @@ def test_a_flat_clip_shows_the_same_at_every_size_and_begins_with_a_flat_picture
     assert any(focus)
     with pytest.raises(InputError, match="frames=0 of a world clip"):
         make_flat_clip(0, "train", 0, frames=0)
+
+
+def test_a_record_says_how_much_moves_by_the_exact_flow():
+    clip = next(c for i in range(30) if (c := make_clip(0, "train", i, size=16, frames=14)).cuts)
+    motion = record_of(clip, 8).extra["motion"]
+    steps = np.sqrt((clip.flow.astype(np.float64) ** 2).sum(1)).mean((1, 2)) / 16
+    known = [step for i, step in enumerate(steps) if i + 1 not in clip.cuts]
+    steps[clip.cuts[0] - 1] = np.mean(known)
+    assert motion == pytest.approx(min(steps[i : i + 11].sum() for i in range(3)), abs=1e-4)
