@@ -19,7 +19,10 @@ from av.codec.context import Flags2
 from jaxtyping import Float, UInt8
 
 WINDOW = 11  # frames j - 5 to j + 5
-ONE_BACK = "ref=1:bframes=0:scenecut=0:keyint=infinite:weightp=0:me=hex:merange=32:subme=4:rc-lookahead=0:mbtree=0"
+ONE_BACK = (
+    "ref=1:bframes=0:scenecut=0:keyint=infinite:weightp=0:rc-lookahead=0:mbtree=0"
+    ":me=hex:merange=32:subme=4"
+)
 # an exhaustive search finds longer vectors, to what only looks alike
 OPTIONS = {
     **{"preset": "veryfast", "crf": "20", "threads": "1"},
