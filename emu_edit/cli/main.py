@@ -39,6 +39,7 @@ VERBS = {
     "interpolate": Command(_of("interpolate"), "draw frames between the frames of a video"),
     "shards": Command(_of("shards"), "write, convert and check training data"),
     "evaluate": Command(_of("evaluate"), "score a model against exact ground truth, per task"),
+    "rate": Command(_of("rate"), "let people choose between two sets of videos, and count"),
     "predictor": Command(
         _of("predictor"), "train and measure what tells the task from the instruction"
     ),
