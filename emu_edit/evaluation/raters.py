@@ -200,7 +200,7 @@ def outcome_rows(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[tupl
     """Return a table as text: a header and a row for each question."""
     a, b = names
     head = ("question", "items", "votes each", f"{a} wins", f"{b} wins", "ties")
-    rows = [(*head, f"{a} of decided", "kappa")]
+    rows: list[tuple[str, ...]] = [(*head, f"{a} of decided", "kappa")]
     for each in outcomes:
         share = "-"
         if each.share is not None and each.low is not None and each.high is not None:

@@ -85,7 +85,7 @@ def _vectors(frames: UInt8[np.ndarray, "f h w 3"]) -> Iterator[np.ndarray | None
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     buffer.seek(0)
-    with av.open(buffer) as container:
+    with av.open(buffer, "r") as container:
         decoded = container.streams.video[0]
         decoded.codec_context.flags2 |= Flags2.export_mvs.value
         for frame in container.decode(decoded):

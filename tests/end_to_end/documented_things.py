@@ -63,6 +63,9 @@ class Things:
             "photo.png": lambda path: save(path, before(0)),
             "clip.mp4": write_clip,
             "my_videos": write_videos,
+            "drawn_by_a": write_drawn,
+            "drawn_by_b": write_drawn,
+            **dict.fromkeys(("answers-ann.json", "answers-bob.json"), write_answers),
             "photos": write_photos,
             "DIR": write_photos,
             **dict.fromkeys(("my_pairs", "MY_PAIRS", "raw/mine"), write_pairs),
@@ -127,6 +130,19 @@ def write_videos(folder: Path) -> None:
         frames = np.stack([np.roll(before(seed), time, axis=1) for time in range(20)])
         (folder / f"{seed}.mp4").write_bytes(encode_mp4(frames, rate=8))
         (folder / f"{seed}.txt").write_text(f"blocks number {seed} move to the right")
+
+
+def write_drawn(folder: Path) -> None:
+    for seed in range(2):
+        save(folder / f"{seed}.png", before(seed))
+        (folder / f"{seed}.txt").write_text(f"blocks number {seed}")
+
+
+def write_answers(path: Path) -> None:
+    """Write what a rater of the page `rating` says, whose key the command before has written."""
+    answer = {"item": 0, "question": "quality", "choice": "left", "reasons": ["sharper picture"]}
+    page = json.loads(Path("rating.key.json").read_text())["page"]
+    path.write_text(json.dumps({"page": page, "rater": path.stem, "answers": [answer]}))
 
 
 def write_photos(folder: Path) -> None:
