@@ -30,6 +30,7 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 LATENTS = "latents"  # diffusers' name of z_t
 # called with the pipeline, the step, its timestep and {"latents": z_t}
 Callback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None]
+StackedVideos = list[list[Image.Image]] | np.ndarray | Tensor
 Item = TypeVar("Item")
 Source = TypeVar("Source")
 Own = TypeVar("Own", bound="EditorPipeline")
@@ -308,6 +309,24 @@ def generators(
     return generators
 
 
+def seeds_of(
+    seed: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    count: int,
+) -> list[int]:
+    """Return a seed for each of so many videos, whose noise is keyed by seed and frame.
+
+    Raises:
+        InputError: if the counts do not fit, or both are given.
+    """
+    if seed is None:
+        drawn = generators(generator, count)
+        return [int(torch.randint(2**62, (), generator=each)) for each in drawn]
+    if generator is not None:
+        raise InputError("seed and generator exclude each other; give one")
+    return spread("seed", as_list(seed), count, 1)
+
+
 def as_asked(
     edited: UInt8[Tensor, "b 3 h w"], output_type: str
 ) -> list[Image.Image] | Float[np.ndarray, "b h w 3"] | Float[Tensor, "b 3 h w"]:
@@ -316,3 +335,15 @@ def as_asked(
         return [to_pil(picture) for picture in edited]
     shares = (to_float(edited) + 1) / 2
     return shares if output_type == "pt" else shares.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def stacked(videos: Iterable[UInt8[Tensor, "f 3 h w"]], output_type: str) -> StackedVideos:
+    """Return videos as asked for: lists of PIL pictures, or a stack of floats in [0, 1]."""
+    asked = [as_asked(frames, output_type) for frames in videos]
+    match output_type:
+        case "np":
+            return np.stack(asked)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        case "pt":
+            return torch.stack(asked)  # pyright: ignore[reportArgumentType]
+        case _:
+            return asked  # pyright: ignore[reportReturnType]

@@ -341,14 +341,17 @@ def start_from(module: EditModule, path: Path) -> None:
 
 
 def _training_of(path: Path) -> TrainedAs | None:
-    """Read what the weights at `path` were trained for; None for a checkpoint without a config."""
+    """Read what the weights at `path` were trained for.
+
+    None for a checkpoint without a config, or one of videos that keeps what its picture model is.
+    """
     if (layers := path / TEMPORAL / ANIMATED).is_file():
         told = read_json(layers)
     elif path.is_dir():
         return find_training(PartSource(str(path)))
     else:
         told = read_checkpoint(path).get("hyper_parameters") or {}
-    if "prediction" not in told:
+    if told.get("prediction") is None:
         return None
     ends = told.get("zero_terminal_snr", True)  # as the module's constructor
     config = {"prediction_type": told["prediction"], "rescale_betas_zero_snr": ends}

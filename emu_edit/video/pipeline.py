@@ -23,14 +23,14 @@ from emu_edit.editing.pipeline_base import (
     LATENTS,
     Callback,
     EditorPipeline,
-    as_asked,
+    StackedVideos,
     as_list,
     check_call,
-    generators,
     read_pictures,
     rows,
     sampler_of,
-    spread,
+    seeds_of,
+    stacked,
     tensor_inputs,
 )
 from emu_edit.editing.settings import Sampling
@@ -46,7 +46,6 @@ PICTURE = 3  # dimensions of one frame
 VIDEO = 4
 
 Frames = str | os.PathLike[str] | Sequence[Image.Image | np.ndarray | Tensor] | np.ndarray | Tensor
-Edited = list[list[Image.Image]] | np.ndarray | Tensor
 
 
 @dataclass
@@ -58,7 +57,7 @@ class EmuEditVideoPipelineOutput(BaseOutput):
             a tensor "b f 3 h w".
     """
 
-    frames: Edited
+    frames: StackedVideos
 
 
 class EmuEditVideoPipeline(EditorPipeline):
@@ -86,7 +85,7 @@ class EmuEditVideoPipeline(EditorPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = (LATENTS,),
-    ) -> EmuEditVideoPipelineOutput | tuple[Edited]:
+    ) -> EmuEditVideoPipelineOutput | tuple[StackedVideos]:
         """Edit videos; `frames` of the result are in the order of the prompts.
 
         Steps and scales that are None are the model's own.
@@ -129,7 +128,7 @@ class EmuEditVideoPipeline(EditorPipeline):
         if output_type != "pil":
             _check_alike(videos, output_type)
         made = rows(prompt, ("video", videos), task, negative_prompt, num_videos_per_prompt)
-        seeds = _seeds(seed, generator, len(made.prompts))
+        seeds = seeds_of(seed, generator, len(made.prompts))
         sampler = sampler_of(eta, self.editor.settings.sampler)
         sampling = Sampling(num_inference_steps, guidance_scale, image_guidance_scale, sampler)
         turns = [
@@ -145,7 +144,7 @@ class EmuEditVideoPipeline(EditorPipeline):
         ]
         on_step = self.step_end(callback_on_step_end, names, lambda: None)
         editors = [VideoEditor(self.editor, [turn], settings, on_step) for turn in turns]
-        frames = _stacked(self._edit(editors, made.sources), output_type)
+        frames = stacked(self._edit(editors, made.sources), output_type)
         return EmuEditVideoPipelineOutput(frames) if return_dict else (frames,)
 
     def _edit(
@@ -199,27 +198,3 @@ def _check_alike(videos: list[list[Shot]], output_type: str) -> None:
             f"videos become one {output_type} stack only if they are alike, got {named}; give "
             "output_type='pil', or make a call for each"
         )
-
-
-def _seeds(
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    count: int,
-) -> list[int]:
-    if seed is None:
-        drawn = generators(generator, count)
-        return [int(torch.randint(2**62, (), generator=each)) for each in drawn]
-    if generator is not None:
-        raise InputError("seed and generator exclude each other; give one")
-    return spread("seed", as_list(seed), count, 1)
-
-
-def _stacked(videos: Iterator[UInt8[Tensor, "f 3 h w"]], output_type: str) -> Edited:
-    asked = [as_asked(frames, output_type) for frames in videos]
-    match output_type:
-        case "np":
-            return np.stack(asked)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        case "pt":
-            return torch.stack(asked)  # pyright: ignore[reportArgumentType]
-        case _:
-            return asked  # pyright: ignore[reportReturnType]

@@ -18,7 +18,7 @@ from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.given import Given, GivenFrames
 from emu_edit.models.temporal import TemporalSpec
 from emu_edit.training.draws import DrawnBatch, DrawnClips, Phase
-from emu_edit.training.export import export_model
+from emu_edit.training.export import export_model, start_from
 from emu_edit.training.video_module import VideoModule
 from tests.training.stage import TRAINER_WARNINGS, make_trainer
 from tests.training.test_training_video import StopAfterAnEpoch
@@ -140,6 +140,24 @@ def test_a_checkpoint_of_other_given_frames_is_refused(base: Path) -> None:
     module(base).on_save_checkpoint(state)
     with pytest.raises(InputError, match=r"trained with model\.given .*'first'.*--start_from"):
         module(base, given=PAST).on_load_checkpoint(state)
+
+
+def test_a_training_begins_with_the_layers_of_one_of_other_given_frames(
+    base: Path, tmp_path: Path
+) -> None:
+    trainer, first = make_trainer(tmp_path, max_epochs=1), module(base)
+    trainer.fit(first, Clips())
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    checkpoint = torch.load(tmp_path / "first.ckpt", weights_only=True)
+    # what a config leaves to the picture model is None in it
+    checkpoint["hyper_parameters"] = {"prediction": None, "zero_terminal_snr": None}
+    torch.save(checkpoint, tmp_path / "first.ckpt")
+    going_on = module(base, given=PAST)
+    with torch.no_grad():
+        start_from(going_on, tmp_path / "first.ckpt")
+    for name, value in first.state_dict().items():
+        assert torch.equal(going_on.state_dict()[name], value), name
+    assert going_on.contradiction is None
 
 
 def test_a_model_directory_says_which_frames_its_layers_are_told(
