@@ -1,6 +1,7 @@
 """Videos from videos on the command line: what goes on, what comes between, what is refused."""
 
 import json
+import shutil
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -190,3 +191,18 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(
     assert "is the source itself" in capsys.readouterr().err
     assert main([*extend, str(clip), "-o", "a.png", "--model", str(models / "past")]) == 2
     assert "--extend is of videos and -o a.png is none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "vae"])
+@pytest.mark.usefixtures("workplace")
+def test_a_base_that_lacks_a_part_is_refused_by_its_name(
+    part: str, stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(stable_diffusion, tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / part)
+    command = ["generate", "a square", "-o", "a.mp4", "--model", str(tmp_path / "base")]
+    assert main(command) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert part in line
+    assert not Path("a.mp4").exists()
