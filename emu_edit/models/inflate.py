@@ -18,13 +18,14 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from einops import rearrange
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from emu_edit.errors import InputError
 from emu_edit.models.surgery import freeze
 from emu_edit.models.temporal import (
+    ChangeOut,
     TemporalAttention,
     TemporalConvolution,
     TemporalSpec,
@@ -80,7 +81,7 @@ class TemporalAdapter(nn.Module):
         self.texts = nn.ModuleDict()
         self.condition_channels = unet.config["out_channels"] + 1 if spec.picture_condition else 0
         self.condition_in = self._widening(unet.conv_in) if spec.picture_condition else None
-        self.change_out = _changing(unet.conv_out) if spec.still else None
+        self.change_out = ChangeOut(unet.conv_out) if spec.still else None
         for name, place in unet.named_modules():
             self._follow(name, place, _level(name, num_levels))
 
@@ -185,31 +186,16 @@ class TemporalAdapter(nn.Module):
             )
         return output + added.to(output.dtype)
 
-    def _change(
-        self, _layer: nn.Module, inputs: tuple[Tensor], output: Tensor
-    ) -> Float[Tensor, "rows c h w"] | None:
-        """Return z0 of each frame: of the nearest given one, the picture model's, and a change.
-
-            z0 = g z_given + (1 - g) z0' + c,  g = clamp(1 + g', 0, 1)
-
-        g', one number a place, and c are read off where z0' is, and start at zero, so that a video
-        begins as a still one; what does not move is copied, what comes into sight is drawn. Where
-        nothing is given g is 0. Source: ours; the change is that of edits.
-        """
+    def _change(self, _layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+        """Return z0 of each frame from the last features, see `ChangeOut`."""
         call = self._call()
         if call is None:
             return None
         assert self.change_out is not None
-        read = self.change_out(inputs[0].to(self.change_out.weight.dtype)).to(output.dtype)
-        change, gate = read[:, :-1], (1 + read[:, -1:]).clamp(0, 1)
-        if call.condition is None:
-            return output + change
-        given = rearrange(call.condition, "(b f) c1 h w -> b f c1 h w", f=call.frames)
-        nearest, any_given = nearest_given(given[:, :, -1].amax(dim=(2, 3)) > 0)
-        videos = torch.arange(len(given), device=given.device)[:, None]
-        start = given[videos, nearest, :-1].flatten(0, 1).to(output.dtype)
-        has_start = any_given.repeat_interleave(call.frames)[:, None, None, None].to(output.dtype)
-        return output + gate * has_start * (start - output) + change
+        given = call.condition
+        if given is not None:
+            given = rearrange(given, "(b f) c1 h w -> b f c1 h w", f=call.frames)
+        return self.change_out(inputs[0], output, given)
 
     def _tell(
         self,
@@ -302,34 +288,6 @@ def given_picture(z: Float[Tensor, "b c h w"], frames: int) -> Float[Tensor, "ro
     b = len(z)
     is_given = torch.arange(frames, device=z.device)[None].expand(b, -1) == 0
     return given_frames(z[:, None].expand(-1, frames, -1, -1, -1), is_given)
-
-
-def nearest_given(
-    is_given: Bool[Tensor, "b f"],
-) -> tuple[Int64[Tensor, "b f"], Bool[Tensor, " b"]]:
-    """Return the number of the given frame that is nearest to each, and whether there is any.
-
-    Of two that are as near it is the earlier one; without any it is frame 0.
-    """
-    at = torch.arange(is_given.shape[1], device=is_given.device)
-    distance = (at[:, None] - at[None]).abs().expand(len(is_given), -1, -1)
-    far = distance.masked_fill(~is_given[:, None], is_given.shape[1])
-    return far.argmin(dim=2), is_given.any(dim=1)
-
-
-def _changing(conv_out: nn.Conv2d) -> nn.Conv2d:
-    """Return a last convolution for changes and a gate, zero."""
-    size, padding = conv_out.kernel_size, conv_out.padding
-    zero = nn.Conv2d(
-        conv_out.in_channels,
-        conv_out.out_channels + 1,
-        (size[0], size[1]),
-        padding=padding if isinstance(padding, str) else (padding[0], padding[1]),
-    )
-    nn.init.zeros_(zero.weight)
-    assert zero.bias is not None
-    nn.init.zeros_(zero.bias)
-    return zero
 
 
 def _level(name: str, num_levels: int) -> int:
