@@ -139,7 +139,8 @@ def run_command(
 
 def summaries(commands: Mapping[str, Command]) -> list[str]:
     """Return a line of help for each command."""
-    return [f"  {name:<12}{command.summary}" for name, command in commands.items()]
+    width = max(10, 1 + max(map(len, commands)))
+    return [f"  {name:<{width}}{command.summary}" for name, command in commands.items()]
 
 
 def overview(verb: str, commands: Mapping[str, Command], about: str) -> str:
