@@ -26,6 +26,7 @@ from emu_edit.errors import InputError
 from emu_edit.evaluation.candidate import Candidate, Outcome
 from emu_edit.evaluation.outputs import output_picture, pictures_sha256, read_pictures
 from emu_edit.evaluation.page import write_page
+from emu_edit.evaluation.reading import readings
 from emu_edit.evaluation.results import failed_note, versions
 from emu_edit.files import write_json, write_text
 from emu_edit.metrics.table import Report, format_table, report
@@ -277,8 +278,12 @@ def score_pairs(
         for i, (pair, picture, truth) in enumerate(zip(pairs, pictures, truths, strict=True))
         if i % benchmark.pairs_per_task < ROWS_PER_TASK
     ]
+    with step_bar("reading", "pictures") as on_step:
+        targets = [truth.target for truth in truths]
+        both = readings([*pairs, *pairs], [*pictures, *targets], on_step)
+    shown = zip(both[: len(pairs)], both[len(pairs) :], strict=True)
     return WorldResult(
-        report(zip(pictures, truths, strict=True)),
+        report(zip(pictures, truths, strict=True), shown),
         rows,
         size=truths[0].source.shape[-1],
         pairs_sha256=pairs_sha256(pairs),

@@ -5,7 +5,8 @@ scored by the same function: an average says little without the floor and the ce
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +15,16 @@ from torch import Tensor
 
 from emu_edit.metrics.detection import average_precision_at, kind_counts, mean_iou
 from emu_edit.metrics.intervals import wilson_share
-from emu_edit.metrics.world import CLEAN_ERROR, CLEAN_OUTSIDE, EditScore, Truth, score
+from emu_edit.metrics.world import (
+    CLEAN_ERROR,
+    CLEAN_OUTSIDE,
+    READ_DEGREES,
+    READ_DEPTH,
+    READ_IOU,
+    EditScore,
+    Truth,
+    score,
+)
 from emu_edit.tasks import SIXTEEN, TASKS, Family
 from emu_edit.terminal import markdown_table
 
@@ -31,6 +41,9 @@ class Row:
         clean: share of clean edits, see `EditScore`.
         clean_low: lower end of its 95 % interval, see `wilson_share`.
         clean_high: upper end.
+        read: share of edits off which what was asked for can be read, see `EditScore`.
+        read_low: lower end of its interval.
+        read_high: upper end.
         success: share of successful edits, see `EditScore`.
         success_low: lower end of its interval.
         success_high: upper end.
@@ -56,6 +69,9 @@ class Row:
     clean: float
     clean_low: float
     clean_high: float
+    read: float
+    read_low: float
+    read_high: float
     success: float
     success_low: float
     success_high: float
@@ -101,15 +117,31 @@ class Report:
         return [("model", self.model), ("copy-input", self.copy_input), ("oracle", self.oracle)]
 
 
-def report(edits: Iterable[tuple[UInt8[Tensor, "3 h w"], Truth]]) -> Report:
+Shown = tuple[bool | None, bool | None]  # of the edited picture and of the target
+
+
+def report(
+    edits: Iterable[tuple[UInt8[Tensor, "3 h w"], Truth]], shown: Iterable[Shown] | None = None
+) -> Report:
     """Score edited pictures with their truths, and copy-input and oracle on the same pairs.
+
+    Args:
+        edits: pictures and truths.
+        shown: of each, whether a reader finds the target's scene in it and in the target itself,
+            see `EditScore.is_shown`; a source never shows it. None if nobody read them.
 
     Raises:
         ValueError: if there is no edit.
     """
     scores = [
-        (score(edited, truth), score(truth.source, truth), score(truth.target, truth))
-        for edited, truth in edits
+        (
+            replace(score(edited, truth), is_shown=ours),
+            replace(score(truth.source, truth), is_shown=None if ours is None else False),
+            replace(score(truth.target, truth), is_shown=right),
+        )
+        for (edited, truth), (ours, right) in zip(
+            edits, repeat((None, None)) if shown is None else shown, strict=shown is not None
+        )
     ]
     if not scores:
         raise ValueError("a report needs at least one edit, got none")
@@ -139,14 +171,17 @@ def format_table(result: Report) -> str:
 
     A row per task and family with the model's numbers, then model, copy-input and oracle over all.
     """
-    head = ["task", "edits", "clean", "95 %", "success", "95 %", "error/copy"]
+    head = ["task", "edits", "clean", "95 %", "read", "95 %", "made", "95 %", "error/copy"]
     head += ["inside", "copy", "outside", "picture", "measured"]
     model = result.model
     body = [_cells(row.name, row) for row in (*model.tasks, *model.families)]
     body += [_cells(name, summary.overall) for name, summary in result._named()]
     notes = (
         f"clean: error/copy at most {CLEAN_ERROR}, outside below {CLEAN_OUTSIDE}. "
-        "success: inside the mask closer to the target than to the source, outside untouched. "
+        "read: a reader finds exactly the scene asked for; of marks and maps: IoU from "
+        f"{READ_IOU}, error of depth to {READ_DEPTH}, normals to {READ_DEGREES}°; others "
+        f"error/copy to {CLEAN_ERROR}. made (success): inside the mask closer to the "
+        "target than to the source, outside untouched. "
         "error/copy: error inside relative to not editing (below 1 is better than copying). "
         "inside, copy, outside, picture: mean absolute differences in [0, 1]. "
         "AP@0.5: precision times recall of rectangles, a hit from IoU 0.5 on. "
@@ -159,6 +194,8 @@ def _row(name: str, scores: Sequence[EditScore]) -> Row:
     cleans, successes = sum(s.clean for s in scores), sum(s.success for s in scores)
     clean_low, clean_high = wilson_share(cleans, len(scores))
     success_low, success_high = wilson_share(successes, len(scores))
+    reads = sum(s.read for s in scores)
+    read_low, read_high = wilson_share(reads, len(scores))
     l1, inside_l1, copy_l1 = np.mean(
         [(s.l1, s.inside_l1, s.copy_l1) for s in scores], axis=0
     ).tolist()
@@ -170,6 +207,9 @@ def _row(name: str, scores: Sequence[EditScore]) -> Row:
         clean=cleans / len(scores),
         clean_low=clean_low,
         clean_high=clean_high,
+        read=reads / len(scores),
+        read_low=read_low,
+        read_high=read_high,
         success=successes / len(scores),
         success_low=success_low,
         success_high=success_high,
@@ -222,6 +262,7 @@ def _cells(name: str, row: Row) -> list[str]:
         name,
         str(row.count),
         *_percents(row.clean, row.clean_low, row.clean_high),
+        *_percents(row.read, row.read_low, row.read_high),
         *_percents(row.success, row.success_low, row.success_high),
         f"{row.relative_error:.2f}",
         f"{row.inside_l1:.3f}",

@@ -29,6 +29,9 @@ from emu_edit.metrics.detection import (
 UNTOUCHED = 0.03
 # ours: what a person calls done, where three quarters of the way are made and nothing else is seen
 CLEAN_ERROR, CLEAN_OUTSIDE = 0.25, 0.01
+# ours: from when on a mark or a map is the one asked for: intersection over union of boxes and
+# regions, root mean square of depths in [0, 1], mean angle of normals
+READ_IOU, READ_DEPTH, READ_DEGREES = 0.5, 0.05, 11.25
 # ours: pixels around the mask that may soften, about one anti-aliased fringe on each side
 MARGIN = 2
 
@@ -121,6 +124,8 @@ class EditScore:
         overlap: of the painted region with the right one; `segment` only.
         depth_rmse: `depth`, picture to map only.
         normals: angular errors; `normal`, picture to map only.
+        is_shown: whether a reader of scenes finds exactly the target's in the edited picture; None
+            where that says nothing.
     """
 
     key: str
@@ -135,6 +140,7 @@ class EditScore:
     overlap: Overlap | None = None
     depth_rmse: float | None = None
     normals: NormalErrors | None = None
+    is_shown: bool | None = None
 
     @property
     def relative_error(self) -> float:
@@ -156,6 +162,25 @@ class EditScore:
         """Whether the edit looks done: at most a quarter is left of it, nothing else changed."""
         is_kept = self.outside_l1 is None or self.outside_l1 < CLEAN_OUTSIDE
         return self.relative_error <= CLEAN_ERROR and is_kept
+
+    @property
+    def read(self) -> bool:
+        """Whether what was asked for can be read off the picture.
+
+        The scene where there is one to read; else the rectangle, the region, the depth or the
+        normals, each from a threshold on; other maps and filters if little error is left.
+        """
+        if self.is_shown is not None:
+            return self.is_shown
+        if self.has_box is not None:
+            return (self.detection_iou or 0) >= READ_IOU
+        if self.overlap is not None:
+            return self.overlap.iou >= READ_IOU
+        if self.depth_rmse is not None:
+            return self.depth_rmse <= READ_DEPTH
+        if self.normals is not None:
+            return self.normals.mean <= READ_DEGREES
+        return self.relative_error <= CLEAN_ERROR
 
 
 def score(edited: UInt8[Tensor, "3 h w"], truth: Truth) -> EditScore:

@@ -156,12 +156,13 @@ def score_on_world(
 
 
 def world_numbers(result: Report) -> dict[str, float]:
-    """Return the scores over all tasks, and each task's clean and success."""
+    """Return the scores over all tasks, and each task's clean, read and success."""
     overall = {
         name: value for name, value in asdict(result.model.overall).items() if name != "name"
     }
     found = {f"world/{name}": float(value) for name, value in overall.items() if value is not None}
     by_task = {f"world/clean/{row.name}": row.clean for row in result.model.tasks}
+    by_task |= {f"world/read/{row.name}": row.read for row in result.model.tasks}
     by_task |= {f"world/success/{row.name}": row.success for row in result.model.tasks}
     return found | by_task
 

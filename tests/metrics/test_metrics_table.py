@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -128,8 +129,43 @@ def test_the_table_has_a_line_for_every_row_and_equal_widths():
     assert len({len(line) for line in table}) == 1
     add = [cell.strip() for cell in table[2].split("|")]
     shares = ["100 %", "21-100"]  # one of one says little
-    assert add[1:12] == ["add", "1", *shares * 2, "0.20", "0.078", "0.392", "-", "0.078"]
+    assert add[1:14] == ["add", "1", *shares * 3, "0.20", "0.078", "0.392", "-", "0.078"]
     assert "clean: error/copy at most 0.25, outside below 0.01." in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("task", "measured", "read"),
+    [
+        ("add", {"is_shown": True}, True),
+        ("add", {"is_shown": False}, False),
+        ("detect", {"detection_iou": 0.5, "has_box": True}, True),
+        ("detect", {"detection_iou": 0.49, "has_box": True}, False),
+        ("detect", {"detection_iou": None, "has_box": False}, False),
+        ("segment", {"overlap": Overlap("star", shared=1, missed=1, wrong=0)}, True),
+        ("segment", {"overlap": Overlap("star", shared=1, missed=1, wrong=1)}, False),
+        ("depth", {"depth_rmse": 0.05}, True),
+        ("depth", {"depth_rmse": 0.051}, False),
+        ("normal", {"normals": NormalErrors(11.2, 9.0, 0.5, 0.75, 1.0)}, True),
+        ("normal", {"normals": NormalErrors(11.3, 9.0, 0.5, 0.75, 1.0)}, False),
+        ("style", {"inside_l1": 0.05, "copy_l1": 0.2}, True),
+        ("style", {"inside_l1": 0.06, "copy_l1": 0.2}, False),
+    ],
+)
+def test_what_was_asked_for_is_read_by_each_tasks_own_measure(
+    task: str, measured: dict, read: bool
+):
+    # everything else says the opposite
+    scored = replace(made(task), **{"inside_l1": 0.0 if not read else 0.3, "copy_l1": 0.3})
+    scored = replace(scored, **measured)
+    assert scored.read is read
+    row = summarise([scored]).overall
+    assert (row.read, row.read_low < row.read_high) == (float(read), True)
+
+
+def test_a_source_never_shows_what_was_asked_for_and_readers_may_miss_a_target():
+    found = report([*edits(), edits()[1]], [(True, True), (False, False), (None, None)])
+    rows = [found.model.overall, found.copy_input.overall, found.oracle.overall]
+    assert [row.read for row in rows] == [1 / 3, 0, 2 / 3]  # the last is by its error, 0.8 of it
 
 
 def test_the_table_prints_what_was_measured_for_a_task():

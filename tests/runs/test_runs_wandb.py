@@ -81,7 +81,9 @@ def test_a_training_leaves_config_results_table_pictures_and_model_in_wandb(
     assert {"denoiser", "model", "data", "trainer"}.isdisjoint(run.config)
     assert not [name for name, value in run.config.items() if isinstance(value, dict) and value]
 
-    shares = {f"world/{share}/{name}" for share in ("clean", "success") for name in SIXTEEN.names}
+    shares = {
+        f"world/{share}/{name}" for share in ("clean", "read", "success") for name in SIXTEEN.names
+    }
     expected = {
         "world/clean",
         "world/success",
