@@ -45,7 +45,11 @@ FOREIGN: dict[Kind, dict[str, str]] = {
     Kind.inputs: {**_SCORING, **_PHOTOGRAPHS, **_SESSIONS, "instructions": _TGVE_ONLY},
     Kind.world: {**_PHOTOGRAPHS, **_SESSIONS, **VIDEOS},
     Kind.clips: {**_PHOTOGRAPHS, **_SESSIONS, **DRAWN, **_MADE},
-    Kind.generated: {**_PHOTOGRAPHS, **_SESSIONS, **_MADE},
+    Kind.generated: {
+        **{name: why for name, why in _PHOTOGRAPHS.items() if name != "backbones"},
+        **_SESSIONS,
+        **_MADE,
+    },
     Kind.captions: {
         **_PHOTOGRAPHS,
         **_SESSIONS,

@@ -13,13 +13,16 @@ command goes on where it stopped.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from datamodules.evaluation_sets.videos import (
     WORLD_CLIPS,
@@ -30,23 +33,30 @@ from datamodules.evaluation_sets.videos import (
 from datamodules.world.clips.clip import ClipPair
 from datamodules.world.clips.write import ClipWorld
 from emu_edit.editing.animate import Animator, animate, load_animator
+from emu_edit.editing.find import choose_device
 from emu_edit.editing.generate import draw_pictures, load_generator
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
 from emu_edit.evaluation.candidate import Candidate, Outcome
 from emu_edit.evaluation.edits import seed_of
+from emu_edit.evaluation.figures import MODEL, ORACLE, STILL
 from emu_edit.evaluation.generated_scores import GeneratedScorer, Picture
 from emu_edit.evaluation.outputs import ItemVideos
 from emu_edit.evaluation.page import write_page
 from emu_edit.evaluation.photographs import folder_sha256
 from emu_edit.evaluation.results import table_of, write_evaluation
+from emu_edit.evaluation.sets import world_distances
 from emu_edit.evaluation.video_outputs import VIDEOS, FolderVideos, Videos
 from emu_edit.evaluation.videos import MOST_SHOWN, scored
 from emu_edit.evaluation.world import SIZE, Scenes
 from emu_edit.evaluation.world_inputs import INPUTS, input_line, refuse_full
 from emu_edit.files import write_text
 from emu_edit.images import read_image, save_png
+from emu_edit.metrics.backbones import ClipBackbone, find_backbone
+from emu_edit.metrics.preprocess import CLIP_PREPROCESS
+from emu_edit.metrics.protocols import CLIP_B32
 from emu_edit.terminal import plural
+from emu_edit.video.clip import Video
 from emu_edit.video.io import open_video
 from emu_edit.video.write import write_clip
 
@@ -80,13 +90,18 @@ class MovingScenes:
         """Make the items, of that many frames of that size if none are asked for."""
         side = self.scenes.side(size)
         frames = frames if self.frames is None else self.frames
-        items = tuple(_item(clip) for clip in self._clips(side, frames))
+        items = tuple(_item(clip) for clip in self._clips(side, frames, self.clips))
         return VideoBenchmark(WORLD_CLIPS, "", self.scenes.split, items, len(items))
 
-    def _clips(self, side: int, frames: int) -> Iterator[ClipPair]:
+    def others(self, side: int, frames: int) -> Iterator[UInt8[Tensor, "f 3 h w"]]:
+        """Make as many true clips as there are items, of the captions that come next."""
+        clips = self._clips(side, frames, 2 * self.clips)
+        yield from (torch.from_numpy(clip.source) for clip in islice(clips, self.clips, None))
+
+    def _clips(self, side: int, frames: int, count: int) -> Iterator[ClipPair]:
         scenes = self.scenes
         yield from ClipWorld(
-            self.clips, scenes.seed, side, frames, scenes.split, captions=True, flat=self.flat
+            count, scenes.seed, side, frames, scenes.split, captions=True, flat=self.flat
         )
 
 
@@ -99,11 +114,13 @@ class GeneratedOptions:
         moving: the clips.
         first_frame: whether a model draws it, or is given that of the true clip; of videos of
             others, which of it was.
+        backbones: folder with CLIP ViT-B/32, for FC, IC and TC; None leaves them out.
     """
 
     candidate: Candidate
     moving: MovingScenes = field(default_factory=MovingScenes)
     first_frame: FirstFrame = FirstFrame.drawn
+    backbones: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +195,7 @@ def run_generated(options: GeneratedOptions) -> Outcome:
     candidate, first_frame = options.candidate, options.first_frame
     name = f"{WORLD_CLIPS}-{options.moving.scenes.split}-{first_frame.name}"
     folder = candidate.results_folder(name)
+    clip = None if options.backbones is None else load_clip(options.backbones, candidate.device)
     begun_with: Callable[[VideoItem], Picture | None]
     if candidate.are_pictures:
         about: dict[str, object] = {"model": candidate.name, "kind": "videos"}
@@ -190,12 +208,15 @@ def run_generated(options: GeneratedOptions) -> Outcome:
         source, benchmark, about = _model(options, folder)
         begun_with = source.begun_with
     scorer = GeneratedScorer(
-        begun_with, {"flat": options.moving.flat, "first_frame": first_frame.name}
+        begun_with, {"flat": options.moving.flat, "first_frame": first_frame.name}, clip
     )
     results, items = scored(benchmark, source, scorer, folder, about)
     results |= {
         "noun": "video",
         "failed_as": "all wrong",
+        "distances": _distances(
+            options.moving, benchmark, source, {one["key"] for one in results["failed"]}
+        ),
         "seconds": round(time.monotonic() - start, 1),
     }
     table = table_of(results)
@@ -203,6 +224,37 @@ def run_generated(options: GeneratedOptions) -> Outcome:
     by_key = {item.key: item for item in benchmark.items}
     write_page(folder, results, items, lambda key: _shown(by_key[key], source), most=MOST_SHOWN)
     return Outcome(table, folder, len(results["failed"]))
+
+
+def load_clip(backbones: Path, device: str | None) -> ClipBackbone:
+    """Load the CLIP that Emu Video's table of image animation is by.
+
+    Raises:
+        InputError: if the folder lacks it, or it cannot be loaded.
+    """
+    place = find_backbone(CLIP_B32, backbones)
+    return ClipBackbone.load(place, CLIP_PREPROCESS, device=choose_device(device))
+
+
+def _distances(
+    moving: MovingScenes, benchmark: VideoBenchmark, source: Videos, failed: Collection[str]
+) -> list[dict[str, object]]:
+    """Compare what was drawn, stills and the true clips with other true clips, each as a set."""
+    info = benchmark.items[0].source().info
+    paths = [source.path(item) for item in benchmark.items if item.key not in failed]
+    sets: dict[str, Iterator[Video]] = {
+        MODEL: (open_video(path) for path in paths if path is not None),
+        STILL: (item.source() for item in benchmark.items),
+        ORACLE: (item.target() for item in benchmark.items if item.target is not None),
+    }
+    return world_distances(
+        moving.others(info.size[0], info.frames),
+        {name: map(_pixels, videos) for name, videos in sets.items()},
+    )
+
+
+def _pixels(video: Video) -> UInt8[Tensor, "f 3 h w"]:
+    return torch.stack([frame.pixels for frame in video.frames()])
 
 
 def _model(

@@ -5,7 +5,8 @@ free. What the true clip shows is told by the same rules from its scenes, so tha
 is the reader's own ceiling, and the row of its first frame all the time what stillness is worth.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +24,14 @@ from datamodules.world.view import shown_view
 from emu_edit.evaluation.captions import found_shares
 from emu_edit.evaluation.figures import GENERATED_CLIPS, MODEL, ORACLE, STILL
 from emu_edit.evaluation.score import Values
+from emu_edit.metrics.backbones import ClipBackbone
+from emu_edit.metrics.protocols import CLIP_B32
 from emu_edit.metrics.similarity import l1
+from emu_edit.metrics.video_clip import consistency
 from emu_edit.video.clip import Video
 
 READ = 4  # frames of a clip, the first and the last among them; one takes a tenth of a second
+CONSISTENCY = ("clip_fc", "clip_ic", "clip_tc")  # with CLIP
 Picture = UInt8[Tensor, "3 h w"]
 
 
@@ -136,19 +141,23 @@ class GeneratedScorer:
     """Scores clips drawn from captions of the moving world, see `values`."""
 
     name = WORLD_CLIPS
-    metrics = tuple(GENERATED_CLIPS)
-    backbones: Mapping[str, str] = {}
 
     def __init__(
-        self, begun_with: Callable[[VideoItem], Picture | None], about: Mapping[str, object]
+        self,
+        begun_with: Callable[[VideoItem], Picture | None],
+        about: Mapping[str, object],
+        clip: ClipBackbone | None = None,
     ) -> None:
         """Begin.
 
         Args:
             begun_with: returns the picture that the video of an item began with, if it is known.
             about: what else the numbers depend on, as JSON values.
+            clip: CLIP ViT-B/32, for how consistent frames are; without it that is left out.
         """
-        self._begun_with = begun_with
+        self._begun_with, self._clip = begun_with, clip
+        self.metrics = (*GENERATED_CLIPS, *(CONSISTENCY if clip else ()))
+        self.backbones: Mapping[str, str] = {} if clip is None else {CLIP_B32: clip.sha256}
         self.protocol: Mapping[str, object] = {
             "name": "scene reader",
             "reference": "caption",
@@ -167,22 +176,42 @@ class GeneratedScorer:
         numbers = read_at(len(clip.source))
         asked = truth_of([clip.scenes[number] for number in numbers])
         true = [read_scene(clip.source[number]) for number in numbers]
+        true_frames, said = torch.from_numpy(clip.source), item.target_caption
+        first = true_frames[0]
         scores = {
-            STILL: values(asked, Shown.of([true[0]] * len(true)), 0.0),
-            ORACLE: values(asked, Shown.of(true), 0.0),
+            STILL: {
+                **values(asked, Shown.of([true[0]] * len(true)), 0.0),
+                **self._consistent(first.expand(true_frames.shape), first, said),
+            },
+            ORACLE: {
+                **values(asked, Shown.of(true), 0.0),
+                **self._consistent(true_frames, first, said),
+            },
         }
         if result is None:
-            return {MODEL: values(asked, None, None), **scores}
+            unknown = dict.fromkeys(self.metrics[len(GENERATED_CLIPS) :])
+            return {MODEL: {**values(asked, None, None), **unknown}, **scores}
         frames = torch.stack([frame.pixels for frame in result.frames()])
         shown = Shown.of([read_scene(frames[number].numpy()) for number in numbers])
         begun_with = self._begun_with(item)
         error = None if begun_with is None else 255 * l1(frames[0], begun_with)
-        return {MODEL: values(asked, shown, error), **scores}
+        consistent = self._consistent(frames, begun_with, said)
+        return {MODEL: {**values(asked, shown, error), **consistent}, **scores}
 
-    def count_cut(self, captions: object) -> int:
-        """Read no captions."""
-        del captions
-        return 0
+    def _consistent(
+        self, frames: UInt8[Tensor, "f 3 h w"], picture: Picture | None, caption: str
+    ) -> Values:
+        """Ask CLIP, if it is there; what a video began with may not be known."""
+        if self._clip is None:
+            return {}
+        found = consistency(frames, frames[0] if picture is None else picture, caption, self._clip)
+        alike = None if math.isnan(found.frames) else found.frames
+        with_picture = None if picture is None else found.picture
+        return dict(zip(CONSISTENCY, (alike, with_picture, found.text), strict=True))
+
+    def count_cut(self, captions: Collection[str]) -> int:
+        """Count the captions that are longer than CLIP reads, if it does."""
+        return 0 if self._clip is None else self._clip.count_cut(list(captions))
 
 
 def _mean(numbers: Sequence[float]) -> float | None:

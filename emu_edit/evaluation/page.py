@@ -38,6 +38,7 @@ from emu_edit.evaluation.figures import (
 )
 from emu_edit.evaluation.gallery import Item
 from emu_edit.evaluation.outputs import ItemPictures, ItemVideos
+from emu_edit.evaluation.sets import HEAD, distance_cells, world_notes
 from emu_edit.files import write_text
 from emu_edit.images import read_image, to_pil
 from emu_edit.metrics.published import PublishedRow
@@ -59,6 +60,7 @@ EDITORS = {
 # of results.json; all else is listed at the end of the page
 BIG = (
     "blocks",
+    "distances",
     "report",
     "failed",
     "filtered",
@@ -174,6 +176,9 @@ def write_page(
         marked=[
             name for name in (COPY, STILL, ORACLE) if any(name in block.rows for block in blocks)
         ],
+        distances=_distances(results),
+        distance_head=HEAD,
+        distance_notes=world_notes(results) if results.get("distances") else (),
         groups=compare(results, published) if "protocol" in results else (),
         items=items,
         instructions={item["key"]: item["instruction"] for item in items},
@@ -187,6 +192,14 @@ def write_page(
     path = folder / PAGE
     write_text(path, page)
     return path
+
+
+def _distances(results: Mapping[str, Any]) -> list[tuple[str, list[str], bool]]:
+    """Return title, cells and whether it is the model's of each row of distances between sets."""
+    return [
+        (EDITORS[row["editor"]][0], distance_cells(row), row["editor"] == MODEL)
+        for row in results.get("distances", ())
+    ]
 
 
 def _template(noun: str) -> Template:

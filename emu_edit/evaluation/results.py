@@ -21,6 +21,7 @@ from emu_edit.evaluation.edits import item_line
 from emu_edit.evaluation.figures import ITEMS, MODEL, RESULTS, metric, noun_of
 from emu_edit.evaluation.outputs import Inputs, Output
 from emu_edit.evaluation.score import CAPTIONS_NEEDED, Scores, Values
+from emu_edit.evaluation.sets import distance_table, world_notes
 from emu_edit.files import write_json, write_text
 from emu_edit.metrics.intervals import bootstrap_mean
 from emu_edit.metrics.protocols import METRICS, Protocol
@@ -236,6 +237,8 @@ def table_of(results: Mapping[str, Any]) -> str:
             f"## {title}{plural(block['items'], noun)}",
             _block_table(block, protocol["metrics"], noun),
         ]
+    if distances := results.get("distances"):
+        parts += ["## as sets", distance_table(distances, "editor")]
     parts.append("\n".join(_notes(results)))
     return "\n\n".join(parts)
 
@@ -273,6 +276,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         )
     notes += failed_note(results["failed"], results.get("failed_as", "not edited"))
     notes += _undefined_notes(results)
+    if results.get("distances"):
+        notes += world_notes(results)
     if results["filtered"]:
         notes.append(f"{plural(len(results['filtered']), 'edit')} left out: wrong captions.")
     if resampled:

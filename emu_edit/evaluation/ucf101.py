@@ -34,9 +34,9 @@ from emu_edit.evaluation.edits import claim_folder, seed_of
 from emu_edit.evaluation.figures import RESULTS
 from emu_edit.evaluation.photographs import folder_sha256
 from emu_edit.evaluation.results import FORMAT, TABLE, versions
+from emu_edit.evaluation.sets import compared, distance_table, few_notes
 from emu_edit.evaluation.video_outputs import ENDINGS, VIDEOS
 from emu_edit.files import write_json, write_text
-from emu_edit.metrics.frechet import Moments, few_samples, frechet_distance, kernel_distance
 from emu_edit.metrics.published import PACKAGED
 from emu_edit.metrics.video_features import (
     I3D,
@@ -45,7 +45,7 @@ from emu_edit.metrics.video_features import (
     I3dBackbone,
     VideoMaeBackbone,
 )
-from emu_edit.terminal import markdown_table, step_bar
+from emu_edit.terminal import step_bar
 from emu_edit.video.io import open_video
 from emu_edit.video.write import write_clip
 
@@ -243,15 +243,7 @@ def _row(
         save_file({"features": features_of(network, true, frames, "real")}, part)
         part.replace(path)
     real, made = load_file(path)["features"], features_of(network, drawn, frames, "drawn")
-    moments = Moments.of(real), Moments.of(made)
-    return {
-        "network": network.name,
-        "sha256": network.sha256,
-        "width": network.width,
-        "distance": frechet_distance(*moments),
-        "kernel": kernel_distance(real, made),
-        "few": few_samples(*moments),
-    }
+    return {"network": network.name, "sha256": network.sha256, **compared(real, made)}
 
 
 def _results(
@@ -292,23 +284,14 @@ def _results(
 
 def _table(results: Mapping[str, Any]) -> str:
     """Write the table, and below it what one must know to read it."""
-    data, frames = results["data"], results["protocol"]["frames"]
-    head = ["network", "Fréchet distance ↓", "kernel distance ↓", "drawn", "real", "width"]
-    lines = [
-        [
-            row["network"],
-            f"{row['distance']:.2f}",
-            f"{row['kernel']:.4f}",
-            *(str(number) for number in (data["items"], data["true"], row["width"])),
-        ]
-        for row in results["distances"]
-    ]
+    data, frames, rows = results["data"], results["protocol"]["frames"], results["distances"]
     notes = [
         f"the first {frames} frames of each; asked for by {results['protocol']['name']}",
-        *dict.fromkeys(row["few"] for row in results["distances"] if row["few"]),
+        *few_notes(rows),
         NO_SCORE,
     ]
     if data["items"] != data["of"]:
         notes.append(f"papers draw {data['of']} videos; of fewer the distance is larger")
     told = "\n".join(f"- {note}" for note in notes)
-    return f"## UCF-101, {data['classes']} classes\n\n{markdown_table(head, lines)}\n\n{told}"
+    table = distance_table(rows, "network", "network")
+    return f"## UCF-101, {data['classes']} classes\n\n{table}\n\n{told}"

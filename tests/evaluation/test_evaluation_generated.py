@@ -276,6 +276,10 @@ def test_a_video_that_is_missing_is_all_wrong_where_that_is_allowed(
     lines = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
     (scores,) = [line["scores"] for line in lines if line["key"] == gone.name]
     assert {scores[name] for name in ("figures", "kept", "background", "right")} == {0}
+    assert [row["editor"] for row in found(out)["distances"]] == [
+        "still",
+        "oracle",
+    ]  # one is no set
 
 
 def test_clips_are_flat_unless_all_that_scenes_may_have_is_asked_for(tmp_path: Path) -> None:
