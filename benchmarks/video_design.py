@@ -23,6 +23,7 @@ from emu_edit.files import write_text
 from emu_edit.terminal import markdown_table, step_bar
 
 CLIPS, FRAMES, SIZE, PARTS = 4000, 8, 32, 8  # of the clips; validations in a training
+SHOWN = ("right", "figures", "background", "moves", "stays", "kept", "way")
 RANDOM = "random start"
 ROWS: dict[str, list[str]] = {
     "as shipped": [],
@@ -109,8 +110,11 @@ def scores_of(run: Path) -> dict[str, float]:
     file = run.with_name(f"{run.name}-world-clips-heldout-given") / "results.json"
     if not file.is_file():
         return {}
-    (block,) = json.loads(file.read_text())["blocks"].values()
-    return {name: cell["mean"] for name, cell in block["rows"]["model"]["all"].items()}
+    results = json.loads(file.read_text())
+    (block,) = results["blocks"].values()
+    of_model = block["rows"]["model"]["all"]
+    (kernel,) = (one["kernel"] for one in results["distances"] if one["editor"] == "model")
+    return {name: of_model[name]["mean"] for name in SHOWN} | {"kernel distance": kernel}
 
 
 def held_out_errors(run: Path) -> list[float]:
@@ -131,7 +135,7 @@ def table_of(options: argparse.Namespace) -> str:
             row,
             *cells,
             _spread([held_out_errors(run)[-1] for run in runs]),
-            *_sooner(options, row),
+            _sooner(options, row),
         ])
     return markdown_table(["", *names, "held-out error", "sooner"], lines)
 
