@@ -12,6 +12,10 @@ from emu_edit.errors import InputError
 # 4 MB of text took a CLIP tokenizer 9 s, truncation included; no instruction needs more than this
 MAX_CHARACTERS = 2000
 
+EXAMPLES = {
+    "instruction": "say what to change, e.g. 'make the sky red'",
+    "caption": "say what to draw, e.g. 'a red circle on a beach'",
+}
 _SPACES = "\t\n\r"
 _INVISIBLE = {"Cf", "Zs", "Mn", "Cn", "Co"}
 
@@ -40,7 +44,8 @@ def clean_instruction(text: str, where: str = "", *, what: str = "instruction") 
             )
     cleaned = unicodedata.normalize("NFC", " ".join(text.split()))
     if all(unicodedata.category(character) in _INVISIBLE for character in cleaned):
-        raise InputError(f"{place} is empty; say what to change, e.g. 'make the sky red'")
+        hint = EXAMPLES.get(what, "leave it out")
+        raise InputError(f"{place} is empty; {hint}")
     if len(cleaned) > MAX_CHARACTERS:
         raise _too_long(place, len(cleaned))
     return cleaned

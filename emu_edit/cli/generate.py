@@ -91,16 +91,11 @@ def run(arguments: list[str]) -> int:
     _check_output(options.output, len(wanted), is_video=is_video)
     sampling = sampling_of(options)
     from emu_edit.editing.animate import find_drawer
-    from emu_edit.editing.generate import CAPTION, load_generator
+    from emu_edit.editing.generate import load_generator
 
     footage = None if options.extend is None else footage_of(options.extend, options.size)
     model = find_drawer(options.model)
     editor = load_generator(model, options.device)
-    if CAPTION not in editor.networks.tasks.names:
-        raise InputError(
-            f"{model} edits pictures and was not trained to draw; train one with 'emu-edit fit "
-            "--config text_to_image', or give --model a Stable Diffusion directory"
-        )
     if is_video:
         from emu_edit.editing.animate import load_animator
 

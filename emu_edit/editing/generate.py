@@ -44,7 +44,7 @@ def load_generator(path: Path | str, device: str | None = None) -> Editor:
         device: cpu, cuda, ...; None takes an accelerator if there is one, else the CPU.
 
     Raises:
-        InputError: if it is neither, or a part is missing or of another kind.
+        InputError: if it is neither or only edits, or a part is missing or of another kind.
     """
     folder = Path(path).expanduser()
     index = folder / INDEX
@@ -52,7 +52,13 @@ def load_generator(path: Path | str, device: str | None = None) -> Editor:
         index.is_file() and "_emu_edit" in read_json(index)
     )
     if not is_plain:
-        return Editor.from_pretrained(path, device)
+        editor = Editor.from_pretrained(path, device)
+        if CAPTION not in editor.networks.tasks.names:
+            raise InputError(
+                f"{path} edits pictures and was not trained to draw; give a run of 'emu-edit fit "
+                "--config text_to_image', or a Stable Diffusion directory"
+            )
+        return editor
     judge_directory(folder)
     denoiser = PretrainedUNetDenoiser(str(folder), task_dim=1)
     base = denoiser.trained_as

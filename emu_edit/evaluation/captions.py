@@ -22,7 +22,7 @@ from datamodules.world.captions import caption_scene
 from datamodules.world.pair import VERSION as WORLD_VERSION
 from datamodules.world.read import Reading, read_scene
 from datamodules.world.scene import Figure, Scene
-from emu_edit.editing.generate import CAPTION, draw_pictures, load_generator
+from emu_edit.editing.generate import draw_pictures, load_generator
 from emu_edit.errors import InputError
 from emu_edit.evaluation.candidate import Candidate, Outcome
 from emu_edit.evaluation.edits import seed_of
@@ -84,11 +84,6 @@ def run_captions(options: CaptionOptions) -> Outcome:
     with candidate.drawing_directory() as directory:
         editor = load_generator(directory, candidate.device)
     editor.settings = candidate.sampling.applied(editor.settings)
-    if CAPTION not in editor.networks.tasks.names:
-        raise InputError(
-            f"{candidate.path} edits pictures and was not trained to draw; give a model of "
-            "'emu-edit fit --config text_to_image'"
-        )
     side = options.scenes.side(editor.settings.image_size)
     asked = [_asked(options, index, side) for index in range(options.captions)]
     drawn: dict[str, UInt8[Tensor, "3 h w"]] = {}

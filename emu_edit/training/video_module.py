@@ -15,7 +15,7 @@ from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.weighting import Weighting
 from emu_edit.editing.animate import IMAGE_GUIDANCE, TEXT_GUIDANCE, Animator
-from emu_edit.editing.generate import CAPTION, load_generator
+from emu_edit.editing.generate import load_generator
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
 from emu_edit.models.conditioning import DropoutRates
@@ -85,11 +85,6 @@ class VideoModule(EditModule):
             raise InputError(f"model.frames={frames} and model.rate={rate} must be at least 1")
         drawer = load_generator(model, "cpu")  # Lightning moves it
         networks = freeze(drawer.networks)
-        if CAPTION not in networks.tasks.names:
-            raise InputError(
-                f"model.model={model} edits pictures and was not trained to draw; give a run of "
-                "'emu-edit fit --config text_to_image', or a Stable Diffusion directory"
-            )
         usual = Objective.of_editor(drawer)
         spec, given = temporal or TemporalSpec(), given or GivenFrames()
         if given != GivenFrames() and not spec.picture_condition:

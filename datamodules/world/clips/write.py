@@ -79,7 +79,7 @@ class ClipWorld:
         if self.crf is not None and not self.movie:
             raise InputError(f"crf={self.crf} is of mp4s; write those, or leave it out")
         if self.flat and not self.captions:
-            raise InputError("flat clips are not edited; ask for captions, too")
+            raise InputError("flat clips are not edited and need --captions; give that, too")
         check_crf(self.crf)
 
     def __iter__(self) -> Iterator[ClipPair]:
