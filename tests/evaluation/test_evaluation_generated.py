@@ -333,7 +333,7 @@ def test_a_model_of_pictures_and_options_of_this_benchmark_elsewhere_are_refused
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(model, tmp_path / "out")) == 2
-    assert "draws pictures and no videos" in capsys.readouterr().err
+    assert "edits pictures and was not trained to draw" in capsys.readouterr().err
     for benchmark in ("world", "world-video", "world-captions", "tgve", "emu-edit"):
         call = ["evaluate", str(model), "--benchmark", benchmark, "--first-frame", "given"]
         assert main(call) == 2
