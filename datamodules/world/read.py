@@ -43,6 +43,7 @@ MIN_BACKGROUND = 0.3  # share of the picture
 SHARP = 0.98  # where less of the best figure agrees, blurs are tried
 BLURS = (0.0, 0.6, 1.0, 1.4)  # in pixels
 WORDS_TRIED = 4
+READABLE = 0.31  # doubt; right figures of true and of slightly damaged renders have at most this
 LEAD = 0.03  # a lead of this share of a figure's pixels over the next name halves the doubt
 
 
@@ -52,7 +53,7 @@ class ReadFigure:
 
     `doubt` in [0, 1] grows with the share of its pixels that do not agree, and with how nearly
     another name would have fitted as well. Right figures of true and of slightly damaged renders
-    have at most 0.31 in 99 of 100 cases; call what has more unreadable.
+    have at most `READABLE` in 99 of 100 cases; what has more is no such figure to a person either.
     """
 
     figure: Figure
@@ -73,6 +74,12 @@ class Reading:
     word: Word | None
     doubt: float
     view: View = AT_REST
+
+    @property
+    def readable(self) -> "Reading":
+        """The reading without the figures that are in doubt."""
+        clear = tuple(read for read in self.figures if read.doubt <= READABLE)
+        return replace(self, figures=clear)
 
     @property
     def scene(self) -> Scene | None:

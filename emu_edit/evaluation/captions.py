@@ -99,8 +99,8 @@ def run_captions(options: CaptionOptions) -> Outcome:
     with step_bar("reading", "pictures") as on_step:
         for number, one in enumerate(asked, 1):
             key = one.item.key
-            scores[MODEL][key] = agreement(one.scene, read_scene(drawn[key].numpy()))
-            scores[ORACLE][key] = agreement(one.scene, read_scene(one.picture))
+            scores[MODEL][key] = agreement(one.scene, read_scene(drawn[key].numpy()).readable)
+            scores[ORACLE][key] = agreement(one.scene, read_scene(one.picture).readable)
             on_step(number, len(asked))
     about = {"settings": editor.settings.to_dict(), "seconds": round(time.monotonic() - start, 1)}
     results = _results(options, [one.item for one in asked], scores, about)

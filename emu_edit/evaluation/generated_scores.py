@@ -175,7 +175,7 @@ class GeneratedScorer:
         clip = item.clip()
         numbers = read_at(len(clip.source))
         asked = truth_of([clip.scenes[number] for number in numbers])
-        true = [read_scene(clip.source[number]) for number in numbers]
+        true = [read_scene(clip.source[number]).readable for number in numbers]
         true_frames, said = torch.from_numpy(clip.source), item.target_caption
         first = true_frames[0]
         scores = {
@@ -192,7 +192,7 @@ class GeneratedScorer:
             unknown = dict.fromkeys(self.metrics[len(GENERATED_CLIPS) :])
             return {MODEL: {**values(asked, None, None), **unknown}, **scores}
         frames = torch.stack([frame.pixels for frame in result.frames()])
-        shown = Shown.of([read_scene(frames[number].numpy()) for number in numbers])
+        shown = Shown.of([read_scene(frames[number].numpy()).readable for number in numbers])
         begun_with = self._begun_with(item)
         error = None if begun_with is None else 255 * l1(frames[0], begun_with)
         consistent = self._consistent(frames, begun_with, said)

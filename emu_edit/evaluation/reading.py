@@ -31,6 +31,8 @@ def shows(picture: UInt8[np.ndarray, "3 h w"], scene: Scene) -> bool:
     A figure is there if one of its colour, shape and pattern is read where it should be.
     """
     reading = read_scene(picture)
+    if reading != reading.readable:  # something is there, and nobody could say what
+        return False
     if reading.background != scene.background.name or reading.word != scene.word:
         return False
     left = list(reading.figures)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datamodules.world.captions import caption_scene
-from datamodules.world.read import ReadFigure, Reading, read_scene
+from datamodules.world.read import READABLE, ReadFigure, Reading, read_scene
 from datamodules.world.scene import Scene
 from emu_edit.cli.main import main
 from emu_edit.diffusion.prediction import Prediction
@@ -78,3 +78,14 @@ def test_models_that_edit_and_folders_are_refused(
     (workplace / "a.png").write_bytes(b"")
     assert main(["evaluate", str(workplace), "--benchmark", "world-captions"]) == 2
     assert "is a folder of pictures" in capsys.readouterr().err
+
+
+def test_a_figure_in_doubt_is_no_figure() -> None:
+    scene = two_figures()
+    sure, doubted = read(scene).figures
+    reading = read(scene)
+    for doubt, count in ((READABLE, 2), (READABLE + 0.01, 1)):
+        seen = replace(reading, figures=(sure, replace(doubted, doubt=doubt))).readable
+        assert len(seen.figures) == count
+        assert agreement(scene, seen)["figures"] == count / 2
+        assert seen.background == reading.background
