@@ -18,6 +18,7 @@ from datamodules.world.pair import WorldPair
 from datamodules.world.read import read_scene
 from datamodules.world.scene import Scene
 from datamodules.world.studio import rendered
+from emu_edit.metrics.world import Truth, score
 
 SAME_PLACE = 0.5  # intersection over union of the boxes; half of a figure's width aside is a third
 FEWEST_FOR_A_POOL = 64  # readings; below it starting processes takes longer
@@ -62,6 +63,7 @@ def target_scene(pair: WorldPair) -> Scene | None:
 
 def readings(
     pairs: Sequence[WorldPair],
+    truths: Sequence[Truth],
     pictures: Sequence[UInt8[Tensor, "3 h w"]],
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[bool | None]:
@@ -71,25 +73,16 @@ def readings(
     """
     answers: list[bool | None] = []
     asked: dict[int, Asked] = {}
-    for number, (pair, picture) in enumerate(zip(pairs, pictures, strict=True)):
-        scene, pixels = target_scene(pair), picture.numpy()
+    for number, (pair, truth, picture) in enumerate(zip(pairs, truths, pictures, strict=True)):
+        scene = target_scene(pair)
         answers.append(None if scene is None else False)
-        if scene is not None and _is_closer(pixels, pair):
-            asked[number] = pixels, scene
+        if scene is not None and score(picture, truth).is_closer:
+            asked[number] = picture.numpy(), scene
     for done, (number, is_shown) in enumerate(zip(asked, _all([*asked.values()]), strict=True), 1):
         answers[number] = is_shown
         if on_step is not None:
             on_step(done, len(asked))
     return answers
-
-
-def _is_closer(picture: UInt8[np.ndarray, "3 h w"], pair: WorldPair) -> bool:
-    """Tell whether a picture is nearer to the target than to the source where they may differ."""
-    shown = picture.transpose(1, 2, 0)[pair.mask].astype(int)
-    to_target, to_source = (
-        np.abs(shown - whole[pair.mask]).sum() for whole in (pair.target, pair.source)
-    )
-    return bool(to_target < to_source)
 
 
 def _all(asked: Sequence[Asked]) -> Iterator[bool]:

@@ -280,7 +280,7 @@ def score_pairs(
     ]
     with step_bar("reading", "pictures") as on_step:
         targets = [truth.target for truth in truths]
-        both = readings([*pairs, *pairs], [*pictures, *targets], on_step)
+        both = readings([*pairs] * 2, truths * 2, [*pictures, *targets], on_step)
     shown = zip(both[: len(pairs)], both[len(pairs) :], strict=True)
     return WorldResult(
         report(zip(pictures, truths, strict=True), shown),
