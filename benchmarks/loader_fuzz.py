@@ -39,7 +39,7 @@ from datamodules.shards.index import add_index, index_path
 from datamodules.shards.manifest import MANIFEST, ShardEntry, read_manifest, write_manifest
 from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.reader import InOrder, OpenShard, PictureDecoder, ShardDataset
-from datamodules.stream.transforms import SquareCrop
+from datamodules.stream.transforms import Crop
 from emu_edit.batch import EditSample
 from emu_edit.errors import InputError
 from emu_edit.randomness import keyed_generator
@@ -192,7 +192,7 @@ def _describe(folder: Path, path: Path) -> int:
 def _data_set(folder: Path) -> ShardDataset:
     lanes = lanes_of([DataSet("", LocalFolder(folder, read_manifest(folder)))])
     order = InOrder([lane.sizes for lane in lanes])
-    return ShardDataset(lanes, order=order, tasks=SIXTEEN, decode=PictureDecoder(SquareCrop(SIDE)))
+    return ShardDataset(lanes, order=order, tasks=SIXTEEN, decode=PictureDecoder(Crop(SIDE)))
 
 
 def _samples(folder: Path) -> Iterator[EditSample]:

@@ -2,8 +2,6 @@
 
     python benchmarks/one_kind.py text add [--recipe tiny] [--start_from MODEL] [FLAGS OF FIT]
 
-The released model needs `--model.denoiser.position_octaves 5` to start from.
-
 If a kind of edit stays bad in the whole mixture, is the network unable to do it, or did it see too
 little of it? Here every sample is of that kind, drawn from as many pairs as asked for. Printed is
 the error of z_0 relative to copying the source, mean over the last steps: 0 is perfect, 1 has
@@ -22,6 +20,7 @@ import torch
 from datamodules.world.pair import WorldPair, make_pair
 from emu_edit.batch import EditBatch, EditSample
 from emu_edit.images import to_float
+from emu_edit.runs.failures import precision_here
 from emu_edit.runs.trainer_cli import untrained_module
 from emu_edit.tasks import SIXTEEN
 from emu_edit.terminal import step_bar
@@ -109,11 +108,12 @@ def teach(
 ) -> list[float]:
     """Train on the lesson alone, nothing dropped; return each step's error relative to copying."""
     optimizer = adamw(module, OptimizerSettings(lr=lr, betas=(0.9, 0.99)))
+    has_bfloat16 = precision_here("bf16-mixed", "cpu") == "bf16-mixed"
     errors = []
     for step, batch in enumerate(islice(lesson.batches(module.editor_settings.image_size), steps)):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / WARM_UP)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16):
             output = module.step(module.drawn(batch, Phase.train), dropout=None)
         output["loss"].backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), MAX_NORM)

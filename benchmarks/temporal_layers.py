@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from emu_edit.models.inflate import inflate, train_temporal
+from emu_edit.models.inflate import given_picture, inflate, train_temporal
 from emu_edit.models.interfaces import Conditioning, TextFeatures
 from emu_edit.models.temporal import TemporalSpec
 from emu_edit.models.unet import UNetDenoiser
@@ -28,6 +28,7 @@ ROWS = {
     "the same, temporal layers recomputed": "video train layers",
     "the same, U-Net and temporal layers recomputed": "video train layers unet",
     "with temporal layers, spatial ones learn too": "video train spatial",
+    "with still, text and motion, base frozen": "video train ours",
     "picture net, a call": "picture",
     "with temporal layers, a call": "video",
 }
@@ -81,7 +82,8 @@ def measure(words: list[str], options: argparse.Namespace) -> tuple[float, float
         task_dim=TASK,
         modulate_by_text=True,
     )
-    adapter = inflate(denoiser, TemporalSpec(gradient_checkpointing="layers" in words))
+    ours = {"still": True, "text": True, "motion": 64} if "ours" in words else {}
+    adapter = inflate(denoiser, TemporalSpec(gradient_checkpointing="layers" in words, **ours))
     if "video" in words:
         train_temporal(adapter, spatial="spatial" in words)
     if "unet" in words:
@@ -92,11 +94,12 @@ def measure(words: list[str], options: argparse.Namespace) -> tuple[float, float
     cond = Conditioning(text, torch.zeros(videos, *LATENTS), torch.zeros(videos, TASK))
     cond, z = cond.for_frames(frames), torch.randn(videos * frames, *LATENTS)
     t = torch.full((len(z),), 500)
+    given = given_picture(z[::frames], frames) if ours else None
 
     def step() -> None:
         with torch.set_grad_enabled("train" in words):
             if "video" in words:
-                with adapter.video(frames):
+                with adapter.video(frames, given, text):
                     output = denoiser(z, t, cond)
             else:
                 output = denoiser(z, t, cond)

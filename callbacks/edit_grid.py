@@ -167,8 +167,7 @@ def edited_rows(module: EditModule, pairs: list[EditSample], seed: int) -> list[
     editor = module.make_editor()
     names = module.networks.tasks.names
     rows: list[GridRow] = []
-    for start in range(0, len(pairs), EDITS_AT_ONCE):
-        part = pairs[start : start + EDITS_AT_ONCE]
+    for start, part in _of_one_size(pairs):
         instructions = [pair.instruction for pair in part]
         tasks = [names[pair.task] for pair in part]
         seeds = [seed + start + i for i in range(len(part))]
@@ -189,6 +188,16 @@ def edited_rows(module: EditModule, pairs: list[EditSample], seed: int) -> list[
             for pair, picture, text, task in zip(part, made, instructions, tasks, strict=True)
         ]
     return rows
+
+
+def _of_one_size(pairs: list[EditSample]) -> Iterator[tuple[int, list[EditSample]]]:
+    """Yield the pairs in parts that can be edited at once, and the number of the first of each."""
+    start = 0
+    for end in range(1, len(pairs) + 1):
+        is_full = end - start == EDITS_AT_ONCE
+        if end == len(pairs) or is_full or pairs[end].target.shape != pairs[start].target.shape:
+            yield start, pairs[start:end]
+            start = end
 
 
 def drawn_clips(module: VideoModule, clips: list[ClipSample], seed: int) -> list[ClipRow]:

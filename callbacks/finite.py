@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Real
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from emu_edit.diffusion.schedule import Time
 from emu_edit.errors import InputError, NonFiniteError
 from emu_edit.files import write_json
 from emu_edit.training.draws import DrawnBatch
@@ -41,7 +42,7 @@ class MicroBatch:
     key: tuple[str, ...]
     task: Int64[Tensor, " b"]
     position: Int64[Tensor, " b"]
-    t: Int64[Tensor, " b"]
+    t: Real[Tensor, " b"]
     error: Float[Tensor, " b"]
 
 
@@ -53,12 +54,13 @@ class StepSample:
     position: int
     key: str
     task: str
-    t: int
+    t: Time
     error: float | str
 
     def __str__(self) -> str:
         error = self.error if isinstance(self.error, str) else f"{self.error:g}"
-        return f"{self.key} (task {self.task}, t={self.t}, error {error}, position {self.position})"
+        told = f"task {self.task}, t={self.t:g}, error {error}, position {self.position}"
+        return f"{self.key} ({told})"
 
 
 class Finite(StepWatcher):
@@ -104,9 +106,8 @@ class Finite(StepWatcher):
             NonFiniteError: on every rank, before the weights change.
         """
         window, self._window = self._window, []
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if _all_finite(window, gradients, pl_module.device):
+        assert isinstance(pl_module, EditModule)  # see on_train_start
+        if _all_finite(window, pl_module.gradient_norm(optimizer), pl_module.device):
             return
         samples = from_all_ranks(_described(window, pl_module, trainer.global_rank))
         everyone = [sample for rank in samples for sample in rank]
@@ -123,7 +124,7 @@ class Finite(StepWatcher):
                 f"model.optimizer.lr; all of the step are in {_file(trainer)}"
             )
         self.num_skipped += 1
-        for parameter in parameters:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             # none, and not zero: momentum and weight decay would still move the weights
             parameter.grad = None
         if trainer.is_global_zero:
@@ -205,10 +206,9 @@ def _file(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / FILE
 
 
-def _all_finite(window: list[MicroBatch], gradients: list[Tensor], device: torch.device) -> bool:
+def _all_finite(window: list[MicroBatch], norm: Tensor, device: torch.device) -> bool:
     """Tell whether errors and gradients are finite on every rank; the one wait for the device."""
     errors = torch.cat([micro.error for micro in window])
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     is_bad = ~(errors.isfinite().all() & norm.isfinite().to(device))
     flag = is_bad.float()
     if dist.is_available() and dist.is_initialized():

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Real
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
@@ -47,10 +47,12 @@ class ErrorTable(Metric):
             self.add_state(name, torch.zeros(len(tasks), NUM_LEVELS), dist_reduce_fx="sum")
 
     def update(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, task: Int64[Tensor, " b"], t: Int64[Tensor, " b"], error: Float[Tensor, " b"]
+        self, task: Int64[Tensor, " b"], t: Real[Tensor, " b"], error: Float[Tensor, " b"]
     ) -> None:
         """Count the samples of one batch."""
-        cell = task * NUM_LEVELS + (t * NUM_LEVELS).div(self.num_steps, rounding_mode="floor")
+        level = (t * NUM_LEVELS).div(self.num_steps, rounding_mode="floor").long()
+        # on the linear path noise alone is T itself
+        cell = task * NUM_LEVELS + level.clamp(max=NUM_LEVELS - 1)
         self.sums.view(-1).index_add_(0, cell, error.float())
         self.counts.view(-1).index_add_(0, cell, torch.ones_like(error, dtype=torch.float32))
 
@@ -152,7 +154,7 @@ class TaskLoss(Callback):
         """Log the mean error of each task."""
         if self._val is None or trainer.sanity_checking:
             return
-        _log(trainer, self._val.task_means("val"))
+        log(trainer, self._val.task_means("val"))
         self._rows["val"] = self._val.compute()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,12 +167,12 @@ class TaskLoss(Callback):
             write_json(path, {"step": trainer.global_step, **self._rows})
 
     def _log_training(self, trainer: Trainer, table: ErrorTable) -> None:
-        _log(trainer, table.scalars("loss"))
+        log(trainer, table.scalars("loss"))
         self._rows["train"] = table.compute()
         table.reset()
 
 
-def t_and_error(outputs: STEP_OUTPUT) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
+def t_and_error(outputs: STEP_OUTPUT) -> tuple[Real[Tensor, " b"], Float[Tensor, " b"]]:
     """Return what an EditModule's step says about each sample: its timestep and its error."""
     if not isinstance(outputs, Mapping):
         raise TypeError(f"a step of EditModule gives a dictionary, got {type(outputs).__name__}")
@@ -183,6 +185,7 @@ def _empty_table(module: LightningModule) -> ErrorTable:
     return ErrorTable(module.networks.tasks.names, module.schedule.num_steps).to(module.device)
 
 
-def _log(trainer: Trainer, values: dict[str, float]) -> None:
+def log(trainer: Trainer, values: dict[str, float]) -> None:
+    """Give values to all loggers, at the present optimizer step."""
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.global_step)

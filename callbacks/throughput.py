@@ -15,6 +15,7 @@ from collections.abc import Sized
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from callbacks.task_loss import log
 from emu_edit.errors import InputError
 
 GIB = 2**30
@@ -73,8 +74,7 @@ class Throughput(Callback):
         if trainer.global_step - self._logged_step < self.every:
             return
         self._logged_step = trainer.global_step
-        for logger in trainer.loggers:
-            logger.log_metrics(self.measured(pl_module.device), step=trainer.global_step)
+        log(trainer, self.measured(pl_module.device))
         self._restart()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -18,7 +18,7 @@ from datamodules.edit import EditDataModule
 from datamodules.shards.clips import ClipFacts
 from datamodules.stream.mixing import Lane
 from datamodules.stream.reader import Decode, OpenShard, decode_clip
-from datamodules.stream.transforms import SquareCrop
+from datamodules.stream.transforms import Crop
 from emu_edit.batch import ClipSample, Sample
 from emu_edit.errors import BadSampleError, InputError
 from emu_edit.randomness import keyed_generator
@@ -34,7 +34,7 @@ class ClipDecoder:
         seed: keys the window; None takes the first.
     """
 
-    crop: SquareCrop
+    crop: Crop
     frames: int
     seed: int | None = None
 
@@ -68,7 +68,7 @@ class ClipDecoder:
         parts = [frames[window] for frames in (target if source is None else source, target)]
         masks = None if mask is None else mask[window]
         cut = [
-            self.crop(s, t, None if masks is None else masks[i], position)
+            self.crop(s, t, None if masks is None else masks[i], position, shard.shape)
             for i, (s, t) in enumerate(zip(*parts, strict=True))
         ]
         sources, targets, kept = zip(*cut, strict=True)

@@ -7,49 +7,41 @@ on the loader, which Lightning does not restore at the end of an epoch. Train wi
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Int64
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor
 
+from datamodules.buckets import bucket_batches, sort_by_bucket
 from datamodules.encoded.reader import evaluation_decoder, training_decoder
 from datamodules.remote.ahead import fetch_ahead, refuse_small_cache, retry_metrics
 from datamodules.remote.folder import CacheSettings, open_folder
+from datamodules.stream.counts import LaneCount, lane_metrics, lane_table, repeated_often
+from datamodules.stream.course import Course
 from datamodules.stream.limits import LongTexts, TextRule, refuse_unknown_tasks
 from datamodules.stream.loader import PositionLoader
 from datamodules.stream.mixing import (
     DataSet,
     Lane,
-    LaneCount,
     Mixture,
     check_named,
-    count_lanes,
-    lane_metrics,
-    lane_table,
-    lanes_of,
+    groups_of,
     mixture_of,
     named_folders,
-    repeated_often,
     where_of,
 )
-from datamodules.stream.order import Order, OrderSpec, Position
+from datamodules.stream.order import Order, Position
 from datamodules.stream.reader import Decode, InOrder, ShardDataset, refuse_long_texts
-from datamodules.stream.resume import (
-    Fingerprint,
-    FollowTraining,
-    StreamState,
-    continued,
-    fingerprint_of,
-    restore_progress,
-)
+from datamodules.stream.resume import BUCKETS, FollowTraining, StreamState, restore_progress
 from datamodules.stream.sampler import (
     GlobalBatchSampler,
     Layout,
-    evaluation_batches,
     fit_layout,
     refuse_trainer,
 )
-from datamodules.stream.transforms import Noops, SquareCrop, Substitutes, Wordings
+from datamodules.stream.transforms import Crop, Noops, Substitutes, Wordings
 from emu_edit.batch import Batch
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN, TaskTable
@@ -68,13 +60,15 @@ class EditDataModule(LightningDataModule):
         val: folder or address of validation shards, each sample once and in order; `test` uses it,
             too. Training goes on without.
         image_size: side of the square pictures are cut and resampled to.
+        buckets: let pictures keep their shape, with about as many pixels: of `shards convert
+            --by-shape`. Sides are multiples of image_size / 8; all of a step are of one size.
         global_batch: samples per optimizer step, over all processes and accumulated batches.
         micro_batch: samples a process trains on at a time; accumulation follows from it. By
             default what `trainer.accumulate_grad_batches` leaves.
         steps_per_epoch: optimizer steps in a virtual epoch.
-        weights: how often each task is drawn, relative to the others; tasks left out are not
-            trained on. By default all tasks equally. With several folders a task's draws are
-            shared out by their numbers of samples; NAME/TASK weighs one task of one folder.
+        weights: how often each task is drawn, relative to the others; those left out are not
+            trained on. By default all equally. With several folders a task's draws are shared out
+            by their numbers of samples; NAME/TASK weighs one task of one folder.
         num_workers: loader processes, for each of training and validation; changes speed only.
         seed: of the order, the crops, and the samples that take the place of bad ones.
         window: number of shards of a task whose samples are mixed.
@@ -94,6 +88,7 @@ class EditDataModule(LightningDataModule):
         train: dict[str, str] | str,
         val: str | None = None,
         image_size: int = 64,
+        buckets: bool = False,
         global_batch: int = 32,
         micro_batch: int | None = None,
         steps_per_epoch: int = 100,
@@ -126,9 +121,9 @@ class EditDataModule(LightningDataModule):
         self._num_workers = num_workers
         self._seed = seed
         self._window = window
-        self._crop = SquareCrop(image_size, seed=seed, flip=flip)
+        self._crop = Crop(image_size, seed=seed, flip=flip, buckets={} if buckets else None)
         self._noops = Noops(noops or {}, seed)
-        self._val_crop = SquareCrop(image_size)
+        self._val_crop = Crop(image_size, buckets={} if buckets else None)
         self._allow_change = allow_change
         self._texts = TextRule(None, long_texts)
         self._substitutes: Substitutes | None = None
@@ -136,18 +131,15 @@ class EditDataModule(LightningDataModule):
         self._cache = cache
         self._layout = Layout(global_batch=1, accumulate=1, world=1)
         self._rank = 0
-        self._train: Mixture | None = None
+        self._course: Course | None = None
         self._val: list[Lane] | None = None
-        self._start = 0
-        self._drawn: dict[str, int] = {}
-        self._consumed = 0
         self._is_warned = False  # of lanes that are gone through very often
         self._num_pending = 0  # micro-batches trained since the last optimizer step
 
     @property
     def consumed(self) -> int:
         """The number of samples trained on, counted at optimizer steps."""
-        return self._consumed
+        return 0 if self._course is None else self._course.consumed
 
     def setup(self, stage: str) -> None:
         """Read the manifests and fit the layout to the trainer.
@@ -157,26 +149,33 @@ class EditDataModule(LightningDataModule):
                 or there is nothing to evaluate on; or the data are not for the trainer's model.
         """
         trainer = self.trainer
-        self._texts = self._texts.fit(trainer, self.table, self._crop.image_size)
+        self._texts = self._texts.fit(trainer, self.table, self._crop)
         self._rank = 0 if trainer is None else trainer.global_rank
         self._layout = self.fit_layout(1 if trainer is None else trainer.world_size)
         # a broken pair of validation must not end a training either
         self._substitutes = Substitutes(self._seed) if stage == "fit" else None
         if stage == "fit":
             data_sets = [self._read(folder, name) for name, folder in self.train_folders.items()]
-            self._train = self._mix(lanes_of(data_sets))
+            self._crop, lanes = sort_by_bucket(
+                data_sets, self._crop, least=self.global_batch, weights=self.weights
+            )
+            mixture = self._mix(lanes)
+            if self._course is None:
+                self._course = Course(mixture, seed=self._seed, window=self._window)
+            self._course.mixture = mixture
             if trainer is not None:
                 self._attach(trainer)
         elif self.val_folder is None:
             raise InputError("data.val is not set; give it the folder of the shards to evaluate on")
-        self._val = [] if self.val_folder is None else lanes_of([self._read(self.val_folder)])
+        held_out = [] if self.val_folder is None else [self._read(self.val_folder)]
+        world = self._layout.world
+        self._val_crop, self._val = sort_by_bucket(held_out, self._val_crop, least=world)
 
     def train_dataloader(self) -> PositionLoader:
         """Return the loader of one virtual epoch, which goes on where training stands."""
-        if self._train is None:
-            raise RuntimeError(NOT_SET_UP)
-        order = Order(self._order_spec(self._train))
-        samples = self.samples(self._train.lanes, order, is_training=True)
+        course = self._set_up()
+        lanes, order = course.mixture.lanes, Order(course.spec)
+        samples = self.samples(lanes, order, is_training=True)
         batches = GlobalBatchSampler(
             self._next_position, self.steps_per_epoch, self._layout, self._rank
         )
@@ -185,7 +184,8 @@ class EditDataModule(LightningDataModule):
             batches,
             num_workers=self._num_workers,
             timeout=self._loader_timeout,
-            ahead=fetch_ahead(self._train.lanes, order),
+            ahead=fetch_ahead(lanes, order),
+            stretch=course.stretch,
         )
 
     def val_dataloader(self) -> PositionLoader:
@@ -197,9 +197,8 @@ class EditDataModule(LightningDataModule):
             raise RuntimeError(NOT_SET_UP)
         order = InOrder([lane.sizes for lane in self._val])
         samples = self.samples(self._val, order, is_training=False)
-        layout, batches = self._layout, []
-        if self._val:
-            batches = evaluation_batches(len(order), layout.micro, layout.world, self._rank)
+        layout = self._layout
+        batches = bucket_batches(self._val, layout.micro, layout.world, self._rank)
         return PositionLoader(
             samples, batches, num_workers=self._num_workers, timeout=self._loader_timeout
         )
@@ -235,19 +234,14 @@ class EditDataModule(LightningDataModule):
         rule, noops = self._texts.long_texts, dict(self._noops.rates)
         # absent by default, as in checkpoints of versions that had none
         texts = {} if rule is LongTexts.truncate else {"long_texts": rule.name}
-        return {**steps, **pictures, **({"noops": noops} if noops else {}), **texts}
+        buckets = {} if self._crop.buckets is None else {BUCKETS: True}
+        return {**steps, **pictures, **({"noops": noops} if noops else {}), **texts, **buckets}
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands, as primitives."""
-        if self._train is None:
+        if self._course is None:
             return {}
-        return StreamState(
-            consumed=self._consumed,
-            accumulate=self._layout.accumulate,
-            start=self._start,
-            drawn=self._drawn,
-            fingerprint=self._fingerprint(self._train),
-        ).to_dict()
+        return self._course.state(self._layout.accumulate, self.settings()).to_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint ended. Evaluation ignores the state.
@@ -255,20 +249,16 @@ class EditDataModule(LightningDataModule):
         Raises:
             InputError: if the data are not those of the checkpoint.
         """
-        if self._train is None:
-            return
-        state = StreamState.from_dict(state_dict)
-        self._start, self._drawn = continued(
-            state, self._fingerprint(self._train), allow_change=self._allow_change
-        )
-        self._consumed = state.consumed
+        if self._course is not None:
+            state = StreamState.from_dict(state_dict)
+            self._course.restore(state, self.settings(), allow_change=self._allow_change)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
         """Check that the batch about to be trained on is the one that is due."""
         if self.trainer is None or not self.trainer.training:
             return batch
         micro = self._layout.micro
-        due = self._consumed + (self._num_pending * self._layout.world + self._rank) * micro
+        due = self.consumed + (self._num_pending * self._layout.world + self._rank) * micro
         found = int(batch.position[0])
         if found != due:
             raise RuntimeError(f"a batch starts at position {found} of the stream, due is {due}")
@@ -293,7 +283,7 @@ class EditDataModule(LightningDataModule):
         if module.automatic_optimization and not self._is_in_step(trainer):
             raise InputError(
                 f"the checkpoint has {trainer.global_step} optimizer steps but its data state "
-                f"({type(self).__name__}) says {self._consumed // self.global_batch}; resume "
+                f"({type(self).__name__}) says {self.consumed // self.global_batch}; resume "
                 "with the kind of data module that wrote it, or start a new run from the weights"
             )
         steps = trainer.estimated_stepping_batches  # infinite without an end
@@ -306,20 +296,32 @@ class EditDataModule(LightningDataModule):
         if self._num_pending < self._layout.accumulate:
             return
         self._num_pending = 0
-        self._consumed += self.global_batch
+        self._set_up().consumed += self.global_batch
         if module.automatic_optimization and not self._is_in_step(trainer):
             raise RuntimeError(
-                f"after {self._consumed} samples there should be "
-                f"{self._consumed // self.global_batch} optimizer steps, Lightning counts "
+                f"after {self.consumed} samples there should be "
+                f"{self.consumed // self.global_batch} optimizer steps, Lightning counts "
                 f"{trainer.global_step}; something else changes the accumulation"
             )
 
-    def lane_counts(self, position: int | None = None) -> list[LaneCount]:
-        """Return how often each lane was drawn up to a position; by default, so far."""
-        if self._train is None:
-            raise RuntimeError(NOT_SET_UP)
-        upto = self._consumed if position is None else position
-        return count_lanes(self._train, self._order_spec(self._train), upto)
+    def wanted_shares(self) -> dict[str, float]:
+        """Return the share of the draws of each group (`task` or `task:kind`), as configured."""
+        return self._set_up().mixture.shares()
+
+    def held_out_groups(self) -> tuple[tuple[str, ...], Int64[Tensor, " n"]]:
+        """Return the groups in validation, and which of them each of its positions is of."""
+        return groups_of(self._val or [])
+
+    def steer(self, shares: Mapping[str, float]) -> None:
+        """Let the groups have these shares of the draws, summing to 1, from the next epoch on.
+
+        To be called on all processes with the same shares, after the last step of an epoch.
+        """
+        self._set_up().steer(shares)
+
+    def lane_counts(self) -> list[LaneCount]:
+        """Return how often each lane was drawn so far."""
+        return self._set_up().count()
 
     def epoch_ended(self, trainer: Trainer) -> None:
         """Log what the mixture has come to, `data/share/<lane>` and `data/epochs/<lane>`.
@@ -327,9 +329,9 @@ class EditDataModule(LightningDataModule):
         With data from elsewhere also `data/retries`: the fetches rank 0 and its loader processes
         had to try again.
         """
-        self._warn_of_repeats(trainer, self._consumed, until="so far")
+        self._warn_of_repeats(trainer, self.consumed, until="so far")
         if trainer.loggers:
-            lanes = () if self._train is None else self._train.lanes
+            lanes = self._set_up().mixture.lanes
             values = lane_metrics(self.lane_counts()) | retry_metrics(lanes)
             for log in trainer.loggers:
                 log.log_metrics(values, step=trainer.global_step)
@@ -342,17 +344,22 @@ class EditDataModule(LightningDataModule):
     def _warn_of_repeats(self, trainer: Trainer, position: int, *, until: str) -> None:
         if self._is_warned or not trainer.is_global_zero:
             return
-        warning = repeated_often(self.lane_counts(max(position, self._start)), until=until)
+        warning = repeated_often(self._set_up().count(position), until=until)
         self._is_warned = bool(warning)
         if warning:
             logger.warning("%s", warning)
 
     def _is_in_step(self, trainer: Trainer) -> bool:
-        return trainer.global_step * self.global_batch == self._consumed
+        return trainer.global_step * self.global_batch == self.consumed
 
     def _next_position(self) -> int:
         self._num_pending = 0
-        return self._consumed
+        return self.consumed
+
+    def _set_up(self) -> Course:
+        if self._course is None:
+            raise RuntimeError(NOT_SET_UP)
+        return self._course
 
     def _read(self, location: str, name: str = "") -> DataSet:
         """Open a folder of shards: the one place where this is done."""
@@ -367,18 +374,11 @@ class EditDataModule(LightningDataModule):
     def _mix(self, lanes: list[Lane]) -> Mixture:
         tasks = list(dict.fromkeys(lane.task for lane in lanes))
         check_named(self._noops.rates, tasks, where_of(lanes), setting="data.noops")
-        mixture = mixture_of(lanes, self.weights)
-        self._order_spec(mixture)  # refuses a window now rather than at the first batch
+        mixture = mixture_of(lanes, self.weights, self.global_batch)
+        # refuses a window now rather than at the first batch
+        mixture.spec(seed=self._seed, window=self._window)
         refuse_small_cache(mixture.lanes, self._window)
         return mixture
-
-    def _order_spec(self, mixture: Mixture) -> OrderSpec:
-        return mixture.spec(
-            seed=self._seed, window=self._window, start=self._start, drawn=self._drawn
-        )
-
-    def _fingerprint(self, mixture: Mixture) -> Fingerprint:
-        return fingerprint_of(self._order_spec(mixture), mixture.hashes(), self.settings())
 
     def fit_layout(self, world: int) -> Layout:
         """Return how an optimizer step is split over `world` processes.

@@ -26,7 +26,7 @@ from datamodules.convert.report import passed_by
 from datamodules.listing import how_to_convert
 from datamodules.shards.manifest import MANIFEST, read_manifest
 from datamodules.stream.reader import OpenShard, decode_pair
-from datamodules.stream.transforms import SquareCrop
+from datamodules.stream.transforms import Crop
 from emu_edit.errors import InputError, closest
 from emu_edit.randomness import check_seed, keyed_generator
 from emu_edit.text_rules import clean_instruction
@@ -132,7 +132,7 @@ def read_few_shot(
         raise _refusal(source, skipped, len(found))
     if all(torch.equal(pair.source, pair.target) for pair in pairs):
         raise InputError(f"{source.path}: nothing changes in any pair; there is nothing to learn")
-    crop = SquareCrop(image_size)
+    crop = Crop(image_size)
     return [view for pair in pairs for view in _squares(pair, crop, crops)]
 
 
@@ -142,7 +142,7 @@ def usual_instruction(pairs: Sequence[FewShotPair]) -> str:
     return texts.pop() if len(texts) == 1 else ""
 
 
-def _squares(pair: _FoundPair, crop: SquareCrop, crops: int) -> Iterator[FewShotPair]:
+def _squares(pair: _FoundPair, crop: Crop, crops: int) -> Iterator[FewShotPair]:
     is_square = pair.source.shape[1] == pair.source.shape[2]
     places = [0.5] if is_square or crops == 1 else np.linspace(0, 1, crops).tolist()
     for place in sorted(places, key=lambda place: abs(place - 0.5)):

@@ -176,7 +176,7 @@ class EncodedSample(PairSample):
         source: mean of the source's posterior; a condition is never sampled.
         target: mean of the target's posterior.
         target_std: its deviation; zeros for a codec that is sure.
-        text: None where the text encoder learns.
+        text: None where the text encoder learns, or sees the source picture.
         codec: fingerprint of the codec.
     """
 

@@ -31,6 +31,9 @@ from emu_edit.pictures import (
 # minutes: time grows with the fourth power
 MOST_TIMES_LARGER = 16
 JPEG_QUALITY = 95
+# Ours. At 64 px, 31 % and more of the neighbours in 600 pictures of the world are equal, 0 to 24 %
+# in 44 of 45 photographs (one is black and white, of ripples on a lake: 44 %).
+LEAST_FLAT = 0.28
 WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -243,6 +246,19 @@ def is_far_larger(trained: int, *, height: int, width: int, times: int = MOST_TI
     return max(height, width) > times * trained
 
 
+def refuse_far_larger(trained: int, *, height: int, width: int) -> None:
+    """Refuse a picture far larger than a model's training pictures, before any work is done.
+
+    Raises:
+        InputError: if a side is more than `MOST_TIMES_LARGER` times theirs.
+    """
+    if is_far_larger(trained, height=height, width=width):
+        raise InputError(
+            f"the picture is {width}x{height}, more than {MOST_TIMES_LARGER} times the "
+            f"{trained} px this model was trained at; edit a smaller copy: --size {trained}"
+        )
+
+
 def reflect_to_multiple(
     images: UInt8[Tensor, "b 3 h w"], multiple: int
 ) -> UInt8[Tensor, "b 3 H W"]:
@@ -276,3 +292,13 @@ def _write_atomically(path: Path, data: bytes) -> None:
         raise InputError(
             f"{name}: cannot be written ({error.strerror}); needs a writable folder {folder}"
         ) from error
+
+
+def is_photograph(image: UInt8[Tensor, "3 h w"]) -> bool:
+    """Guess whether a picture is a photograph: few neighbours in it are equal."""
+    height, width = image.shape[-2:]
+    size = with_shorter_side(64, height=height, width=width)
+    small = resize(image, size).to(torch.int16)
+    across = (small[:, :, 1:] == small[:, :, :-1]).all(0).float().mean()
+    down = (small[:, 1:] == small[:, :-1]).all(0).float().mean()
+    return (across + down).item() / 2 < LEAST_FLAT

@@ -23,8 +23,8 @@ from benchmarks.inversion.cost import measure_cost
 from benchmarks.inversion.curves import write_curves
 from benchmarks.inversion.methods import EXPERT, METHODS, check_methods
 from benchmarks.inversion.shared import make_cells
-from datamodules.world.backgrounds import Photos
 from datamodules.world.new_tasks import NEW_TASKS
+from datamodules.world.photographs import Photos
 from emu_edit.editing.find import choose_device, find_model
 from emu_edit.errors import InputError
 

@@ -27,9 +27,9 @@ from benchmarks.inversion.methods import (
     beginning_of,
     teach,
 )
-from datamodules.world.backgrounds import Photos
 from datamodules.world.new_tasks import count_dots, make_new_pair
 from datamodules.world.pair import WorldPair, make_pair
+from datamodules.world.photographs import Photos
 from emu_edit.batch import EditSample
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError

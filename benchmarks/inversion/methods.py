@@ -143,10 +143,11 @@ def make_module(editor: Editor, lesson: Lesson) -> EditModule:
         tasks=[*networks.tasks.names, lesson.task],
         prediction=editor.prediction,
         weighting=objective.weighting,
+        logit_normal=objective.logit_normal,
         timestep_shift=objective.timestep_shift,
         balance=objective.balance,
         huber_c=objective.huber_c,
-        zero_terminal_snr=bool(editor.schedule.alpha[-1] == 0),
+        zero_terminal_snr=editor.schedule.has_zero_terminal_snr,
         editor=editor.settings,
         seed=lesson.settings.seed,
     ).to(editor.device)

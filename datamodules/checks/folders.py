@@ -39,10 +39,11 @@ from datamodules.shards.manifest import (
     verify_hash,
     verify_size,
 )
+from datamodules.shards.shapes import shape_of
 from datamodules.stream.limits import too_long
 from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.reader import OpenShard, decode_clip, decode_pair, wordings_of
-from datamodules.stream.transforms import SquareCrop
+from datamodules.stream.transforms import Crop
 from emu_edit.errors import InputError, ShardError, closest
 from emu_edit.images import decode_rgb
 from emu_edit.models.interfaces import TextLimit
@@ -196,8 +197,12 @@ class _Check:
         parts = {"target": target} if source is None else {"source": source, "target": target}
         folder, entry = self._shards[-1]
         summary = self.report.tasks[str(folder), entry.task]
-        summary.add_size(target.shape[-2], target.shape[-1])
+        summary.add_size(*target.shape[-2:])
         summary.masks += mask is not None
+        height, width = target.shape[-2:]
+        if entry.shape not in ("", found := shape_of(height, width)):
+            told = f"is {width}x{height}, of the shape {found}; the manifest says {entry.shape}"
+            self._add(key, told)
         is_empty = mask is not None and not bool(mask.any())
         # identical pictures with an empty mask are no mistake: the pair says so itself
         is_same = source is not None and torch.equal(source, target)
@@ -264,7 +269,7 @@ def _cache_of(folder: ShardFolder) -> Cache | None:
     header = CacheHeader.of(folder.manifest, folder)
     if header is None:
         return None
-    return open_caches(lanes_of([DataSet("", folder)]), SquareCrop(header.image_size))
+    return open_caches(lanes_of([DataSet("", folder)]), Crop(header.image_size))
 
 
 def _opened(folder: ShardFolder, entry: ShardEntry) -> OpenShard:

@@ -74,6 +74,7 @@ class ConvertSettings:
         guard: says why a pair must not be trained on, None if it may: for pictures of evaluation
             sets.
         pairs_per_shard: how many pairs a shard holds at most; None leaves it to the kind.
+        by_shape: pairs whose pictures have another shape go into shards of their own.
         fields: what is what in samples and tables of others, for the kinds that ask for it.
         cutting: how clips are cut out of videos, for the kind that does.
     """
@@ -84,6 +85,7 @@ class ConvertSettings:
     per_group: int | None = None
     guard: Guard | None = None
     pairs_per_shard: int | None = None
+    by_shape: bool = False
     fields: FieldMap | None = None
     cutting: Cutting | None = None
 
@@ -246,7 +248,7 @@ def _write(converter: Converter, source: Path, out: Path, judge: Judge) -> list[
     settings = judge.settings
     given = settings.pairs_per_shard
     most = converter.per_shard if given is None else given
-    with ShardWriter(out, pairs_per_shard=most) as writer:
+    with ShardWriter(out, pairs_per_shard=most, by_shape=settings.by_shape) as writer:
         for item in _listing(converter, source):
             for record in judge.accept(item, converter.name):
                 writer.add(record)

@@ -29,7 +29,7 @@ from datamodules.shards.index import ROLES
 from datamodules.shards.manifest import ShardEntry
 from datamodules.stream.limits import TextRule
 from datamodules.stream.reader import OpenShard, decode_pair, wordings_of
-from datamodules.stream.transforms import SquareCrop
+from datamodules.stream.transforms import Crop
 from emu_edit.errors import BadSampleError, InputError
 from emu_edit.images import encode_png, to_float
 from emu_edit.models.fingerprints import codec_fingerprint, text_fingerprint
@@ -79,7 +79,7 @@ class PairReader(Dataset[ReadPair]):
         self._folder = folder
         self._texts = TextRule() if texts is None else texts
         self._entries = entries
-        self._crop = SquareCrop(image_size)
+        self._crop = Crop(image_size)
         self._open: tuple[int, OpenShard] | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -145,7 +145,8 @@ class CacheEncoder:
     """Turn pairs into members of a cache.
 
     Args:
-        networks: on the device to compute on, in eval mode; a text encoder that learns is left out.
+        networks: on the device to compute on, in eval mode; a text encoder that learns, or that
+            sees the source picture, is left out.
         dtype: precision on disk: float32, bfloat16 or float16.
     """
 
@@ -153,7 +154,8 @@ class CacheEncoder:
         self._networks = networks
         self._dtype = DTYPES[dtype]
         self.codec = codec_fingerprint(networks.codec)
-        self.has_text = not learns(networks.text_encoder)
+        text = networks.text_encoder
+        self.has_text = not (learns(text) or text.sees_pictures)
         self.text_limit = networks.text_encoder.limit if self.has_text else None
         self.text_encoder = text_fingerprint(networks.text_encoder) if self.has_text else ""
 

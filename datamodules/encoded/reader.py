@@ -31,7 +31,7 @@ from datamodules.shards.folder import ShardFolder
 from datamodules.shards.manifest import MANIFEST, Manifest, load_manifest
 from datamodules.stream.mixing import Lane
 from datamodules.stream.reader import Decode, OpenShard, PictureDecoder
-from datamodules.stream.transforms import SquareCrop
+from datamodules.stream.transforms import Crop
 from emu_edit.batch import EncodedSample, EncodedText, Sample
 from emu_edit.errors import BadSampleError, InputError, ShardError
 from emu_edit.images import decode_mask
@@ -184,7 +184,7 @@ def of_wording(name: str, wording: int) -> str:
     return f"{name}.{wording}" if wording else name
 
 
-def training_decoder(lanes: Sequence[Lane], crop: SquareCrop) -> Decode:
+def training_decoder(lanes: Sequence[Lane], crop: Crop) -> Decode:
     """Return what makes samples to train on: of pictures, or of latents if the folders are caches.
 
     Raises:
@@ -194,7 +194,7 @@ def training_decoder(lanes: Sequence[Lane], crop: SquareCrop) -> Decode:
     return PictureDecoder(crop) if cache is None else cache.decode
 
 
-def open_caches(lanes: Sequence[Lane], crop: SquareCrop) -> Cache | None:
+def open_caches(lanes: Sequence[Lane], crop: Crop) -> Cache | None:
     """Return what the samples of some lanes share if their folders are caches; None if none is.
 
     Raises:
@@ -225,7 +225,7 @@ def open_caches(lanes: Sequence[Lane], crop: SquareCrop) -> Cache | None:
     return _with_null_text(first_folder, first)
 
 
-def evaluation_decoder(lanes: Sequence[Lane], crop: SquareCrop) -> Decode:
+def evaluation_decoder(lanes: Sequence[Lane], crop: Crop) -> Decode:
     """Return what makes samples to evaluate on: of pictures, edits of which are looked at.
 
     Raises:
@@ -240,7 +240,7 @@ def evaluation_decoder(lanes: Sequence[Lane], crop: SquareCrop) -> Decode:
     return PictureDecoder(crop)
 
 
-def _refuse_settings(folder: ShardFolder, header: CacheHeader, crop: SquareCrop) -> None:
+def _refuse_settings(folder: ShardFolder, header: CacheHeader, crop: Crop) -> None:
     if crop.image_size != header.image_size:
         raise InputError(
             f"data.image_size={crop.image_size}, but {folder} was cached at "

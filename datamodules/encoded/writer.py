@@ -96,7 +96,7 @@ class CacheReport:
     def summary(self) -> str:
         """Return the report as a few lines."""
         size = sum(entry.bytes for entry in self.manifest.entries)
-        text = "and text features" if self.header.text_encoder else "(the text encoder learns)"
+        text = "and text features" if self.header.text_encoder else "without text features"
         lines = [
             f"{plural(self.manifest.num_samples, 'pair')} of "
             f"{plural(len(self.manifest.tasks), 'task')}: latents "
@@ -194,7 +194,7 @@ class _Run:
             entry = entries[number]
             verify_hash(folder.path(entry), entry)  # what the header says of it is true
             pairs = (pairs for _, pairs in of_shard)
-            yield _write_shard(self._output / entry.file, entry.task, self._members(pairs, entry))
+            yield _write_shard(self._output / entry.file, entry, self._members(pairs, entry))
 
     def _members(self, batches: Iterable[list[ReadPair]], entry: ShardEntry) -> Iterator[Members]:
         for pairs in batches:
@@ -260,17 +260,17 @@ def _whole(path: Path, entry: ShardEntry) -> ShardEntry | None:
     if not path.is_file():
         return None
     try:
-        found = add_index(path, task=entry.task)
+        found = add_index(path, task=entry.task, kind=entry.kind)
     except ShardError:
         return None
     return found if found.samples == entry.samples else None
 
 
-def _write_shard(path: Path, task: str, samples: Iterable[Members]) -> ShardEntry:
+def _write_shard(path: Path, source: ShardEntry, samples: Iterable[Members]) -> ShardEntry:
     with (
         atomic_file(path) as stream,
         TarWriter(stream, encoder=False, compress=False, mtime=0.0) as tar,
     ):
         for members in samples:
             tar.write(members)
-    return add_index(path, task=task)
+    return add_index(path, task=source.task, kind=source.kind)

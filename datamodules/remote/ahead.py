@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datamodules.remote.folder import RemoteFolder
 from datamodules.remote.node_cache import GIB
 from datamodules.stream.mixing import Lane
-from datamodules.stream.order import Position
+from datamodules.stream.order import Order, Position, Stretch
 from emu_edit.errors import InputError
 
 SPAN = 4096  # positions ahead
@@ -34,16 +34,16 @@ class FetchAhead:
     def __init__(self, lanes: Sequence[Lane], order: Callable[[int], Position]) -> None:
         self._lanes = lanes
         self._order = copy.deepcopy(order)  # it keeps tables that only one thread may fill
-        self._position = 0
+        self._at: tuple[int, Stretch | None] = (0, None)
         self._moved: threading.Event | None = None
 
     def __getstate__(self) -> dict[str, object]:
         # another process starts its own thread
         return {**self.__dict__, "_moved": None}
 
-    def __call__(self, position: int) -> None:
+    def __call__(self, position: int, stretch: Stretch | None) -> None:
         """Note where reading is."""
-        self._position = position
+        self._at = position, stretch
         if self._moved is None:
             self._moved = threading.Event()
             threading.Thread(
@@ -71,15 +71,17 @@ class FetchAhead:
         done = 0
         while moved.wait():
             moved.clear()
-            begin, end = max(done, self._position), self._position + SPAN
+            position, stretch = self._at
+            order = self._order if isinstance(self._order, Order) else None
+            if order is not None and stretch is not None and order.follow(stretch):
+                done = 0  # what comes next is not what was looked at
+            begin, end = max(done, position), position + SPAN
             if end - begin >= STEP:
                 self.look(begin, end)
                 done = end
 
 
-def fetch_ahead(
-    lanes: Sequence[Lane], order: Callable[[int], Position]
-) -> Callable[[int], None] | None:
+def fetch_ahead(lanes: Sequence[Lane], order: Callable[[int], Position]) -> FetchAhead | None:
     """Return a `FetchAhead`, None if nothing is remote."""
     if any(isinstance(lane.folder, RemoteFolder) for lane in lanes):
         return FetchAhead(lanes, order)

@@ -105,11 +105,12 @@ def save_index(shard: Path, index: Index) -> None:
         np.save(stream, index, allow_pickle=False)
 
 
-def add_index(path: Path, *, task: str) -> ShardEntry:
+def add_index(path: Path, *, task: str, kind: str = "", shape: str = "") -> ShardEntry:
     """Write the index of a complete shard beside it, and return the manifest's entry."""
     index = index_shard(path, task=task)
     save_index(path, index)
-    return ShardEntry(task, path.name, path.stat().st_size, sha256_of(path), len(index))
+    size, sha256 = path.stat().st_size, sha256_of(path)
+    return ShardEntry(task, path.name, size, sha256, len(index), kind, shape)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.listing import how_to_convert
+from datamodules.shards.shapes import SHAPES
 from emu_edit.errors import ShardError
 from emu_edit.files import read_regular, sha256_of, write_json
 
@@ -24,6 +25,7 @@ NEW_TASK = "new_task"  # entry of `made_by`: the task of a folder that no traini
 # there is no source
 CAPTION = "caption"
 _FIELDS = ("file", "bytes", "sha256", "samples")
+_MORE_FIELDS = ("kind", "shape")  # absent where they are not told apart
 # names and hashes become paths, and a manifest may come from anywhere
 _FILE = re.compile(r"[^./\\][^/\\]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -41,13 +43,19 @@ MAKE_AGAIN = "write the folder again with `python -m emu_edit shards world` or `
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar of one task; `file` is a plain name inside the folder, `sha256` of its bytes."""
+    """One tar of one task; `file` is a plain name inside the folder, `sha256` of its bytes.
+
+    All its pairs are of one `kind` of edit and one `shape` of `SHAPES`, or it does not tell them
+    apart ("").
+    """
 
     task: str
     file: str
     bytes: int
     sha256: str
     samples: int
+    kind: str = ""
+    shape: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,14 @@ class Manifest:
         """Return the shards of one task."""
         return tuple(entry for entry in self.entries if entry.task == task)
 
+    def kinds(self, task: str) -> dict[str, tuple[ShardEntry, ...]]:
+        """Return the shards of each kind of a task, kinds in order of appearance."""
+        of_task = self.of_task(task)
+        return {
+            kind: tuple(entry for entry in of_task if entry.kind == kind)
+            for kind in dict.fromkeys(entry.kind for entry in of_task)
+        }
+
 
 def write_manifest(
     folder: Path, entries: Sequence[ShardEntry], *, made_by: dict[str, object]
@@ -87,12 +103,15 @@ def write_manifest(
     """
     manifest = Manifest(tuple(entries), made_by)
     _refuse_odd_entries(manifest.entries, str(folder / MANIFEST))
-    tasks = {
-        task: [{k: v for k, v in asdict(e).items() if k != "task"} for e in manifest.of_task(task)]
-        for task in manifest.tasks
-    }
+    tasks = {task: [_row(entry) for entry in manifest.of_task(task)] for task in manifest.tasks}
     write_json(folder / MANIFEST, {"version": VERSION, "made_by": made_by, "tasks": tasks})
     return manifest
+
+
+def _row(entry: ShardEntry) -> dict[str, object]:
+    """Return what the file says of a shard, under its task."""
+    row = asdict(entry)
+    return {name: row[name] for name in (*_FIELDS, *_MORE_FIELDS) if row[name] != ""}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -181,7 +200,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         for shard in shards if isinstance(shards, list) else [shards]:
             if not isinstance(shard, dict) or not set(_FIELDS) <= shard.keys():
                 raise ShardError(f"{where}: a shard of {task!r} lacks {_FIELDS}; {MAKE_AGAIN}")
-            entries.append((task, *(shard[name] for name in _FIELDS)))
+            more = (shard.get(name, "") for name in _MORE_FIELDS)
+            entries.append((task, *(shard[name] for name in _FIELDS), *more))
     _refuse_odd_fields(entries, where)
     manifest = Manifest(tuple(ShardEntry(*fields) for fields in entries), made_by)
     _refuse_odd_entries(manifest.entries, where)
@@ -213,7 +233,17 @@ def _short(value: object) -> str:
 
 
 def _refuse_odd_fields(entries: list[tuple[Any, ...]], where: str) -> None:
-    for _, file, size, sha256, samples in entries:
+    for _, file, size, sha256, samples, kind, shape in entries:
+        if not isinstance(kind, str) or not kind.isprintable() or len(kind) > _LONGEST_TASK:
+            raise ShardError(
+                f"{where}: a shard is of the kind {_short(kind)}, needs at most {_LONGEST_TASK} "
+                f"printable characters; {MAKE_AGAIN}"
+            )
+        if shape not in ("", *SHAPES):
+            raise ShardError(
+                f"{where}: a shard has pictures of the shape {_short(shape)}, known are "
+                f"{', '.join(SHAPES)}; {MAKE_AGAIN}"
+            )
         if not isinstance(file, str) or not _FILE.fullmatch(file) or not file.isprintable():
             raise ShardError(
                 f"{where}: shard {_short(file)} is not a plain file name that ends in .tar"

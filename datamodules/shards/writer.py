@@ -25,6 +25,7 @@ from webdataset.writer import TarWriter
 from datamodules.shards.evaluation_only import refuse_declared, refuse_output
 from datamodules.shards.index import add_index
 from datamodules.shards.manifest import CAPTION, ShardEntry
+from datamodules.shards.shapes import SQUARE, shape_of
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file
 
@@ -108,6 +109,7 @@ class PairRecord:
         }
 
 
+_Label = tuple[str, str, str]  # task, kind and shape of the pairs of a shard
 # says why a pair must not be trained on, None if it may
 Guard = Callable[[PairRecord], str | None]
 
@@ -122,6 +124,11 @@ class ShardWriter:
     Args:
         folder: made if missing; refused if it is called after an evaluation set.
         pairs_per_shard: how many pairs a shard holds at most.
+        by_kind: pairs of another `kind` (in their `extra`) go into shards of their own,
+            `<task>-<kind>-000000.tar`, so that training can draw kinds apart; a kind that is called
+            like its task is none.
+        by_shape: so do pairs whose pictures have another shape (`datamodules.shards.shapes`),
+            `<task>-10x7-000000.tar`, so that training can keep it; squares are called as ever.
         guard: looks at the pixels of every pair, e.g. a `LeakGuard` of benchmarks' pictures.
 
     Attributes:
@@ -129,7 +136,13 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, *, pairs_per_shard: int = 1000, guard: Guard | None = None
+        self,
+        folder: Path,
+        *,
+        pairs_per_shard: int = 1000,
+        by_kind: bool = False,
+        by_shape: bool = False,
+        guard: Guard | None = None,
     ) -> None:
         if pairs_per_shard < 1:
             raise InputError(f"pairs_per_shard={pairs_per_shard} must be at least 1")
@@ -138,8 +151,9 @@ class ShardWriter:
         self.entries: list[ShardEntry] = []
         self._folder = folder
         self._pairs_per_shard = pairs_per_shard
+        self._by_kind, self._by_shape = by_kind, by_shape
         self._guard = guard
-        self._open: dict[str, _OpenTar] = {}
+        self._open: dict[_Label, _OpenTar] = {}
         self._count: Counter[str] = Counter()
 
     def __enter__(self) -> "ShardWriter":
@@ -156,8 +170,8 @@ class ShardWriter:
                 unfinished.push(tar.stack)
             if error is not None:
                 raise error
-            for task in list(self._open):
-                self._finish(task)
+            for label in list(self._open):
+                self._finish(label)
 
     def add(self, record: PairRecord) -> None:
         """Write one pair; one that is refused leaves no trace, so the caller may go on without it.
@@ -175,26 +189,33 @@ class ShardWriter:
                 f"sample {record.key!r}: {why}; evaluation pictures never become training data, "
                 "leave the pair out"
             )
-        tar = self._open.get(record.task)
+        kind = str(record.extra.get("kind", "")) if self._by_kind else ""
+        shape = shape_of(*record.size) if self._by_shape else ""
+        label = (record.task, "" if kind == record.task else kind, shape)
+        tar = self._open.get(label)
         if tar is None:
-            tar = self._start(record.task)
+            tar = self._start(label)
         tar.write(record)
         if tar.count == self._pairs_per_shard:
-            self._finish(record.task)
+            self._finish(label)
 
-    def _start(self, task: str) -> "_OpenTar":
+    def _start(self, label: "_Label") -> "_OpenTar":
+        task, kind, shape = label
         if not _TASK.fullmatch(task):
             raise InputError(f"task {task!r} cannot name a shard; use letters, digits, '_' and '-'")
-        path = self._folder / f"{task}-{self._count[task]:06d}.tar"
-        self._count[task] += 1
-        self._open[task] = _OpenTar(path)
-        return self._open[task]
+        parts = (task, re.sub("[^a-zA-Z0-9]+", "_", kind), shape if shape != SQUARE else "")
+        name = "-".join(part for part in parts if part)
+        path = self._folder / f"{name}-{self._count[name]:06d}.tar"
+        self._count[name] += 1
+        self._open[label] = _OpenTar(path)
+        return self._open[label]
 
-    def _finish(self, task: str) -> None:
-        tar = self._open[task]
+    def _finish(self, label: "_Label") -> None:
+        tar = self._open[label]
         tar.stack.close()
-        del self._open[task]
-        self.entries.append(add_index(tar.path, task=task))
+        del self._open[label]
+        task, kind, shape = label
+        self.entries.append(add_index(tar.path, task=task, kind=kind, shape=shape))
 
 
 class _OpenTar:
@@ -220,6 +241,8 @@ def write_task_shards(
     records: Iterable[PairRecord],
     *,
     pairs_per_shard: int = 1000,
+    by_kind: bool = False,
+    by_shape: bool = False,
     guard: Guard | None = None,
 ) -> list[ShardEntry]:
     """Write the pairs of one task, as `ShardWriter` does; `records` may be a generator.
@@ -231,7 +254,9 @@ def write_task_shards(
     """
     if not _TASK.fullmatch(task):
         raise InputError(f"task {task!r} cannot name a shard; use letters, digits, '_' and '-'")
-    with ShardWriter(folder, pairs_per_shard=pairs_per_shard, guard=guard) as writer:
+    with ShardWriter(
+        folder, pairs_per_shard=pairs_per_shard, by_kind=by_kind, by_shape=by_shape, guard=guard
+    ) as writer:
         for record in records:
             if record.task != task:
                 raise InputError(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from lightning.pytorch import Trainer
 
 from datamodules.shards.folder import ShardFolder
+from datamodules.stream.transforms import Crop
 from emu_edit.batch import TEXT_TOO_LONG
 from emu_edit.errors import BadDataError, BadSampleError, InputError, closest
 from emu_edit.models.interfaces import TextLimit
@@ -74,16 +75,17 @@ class TextRule:
             raise BadSampleError(f"{where}: {reason}", TEXT_TOO_LONG)
         return fitted
 
-    def fit(self, trainer: Trainer | None, table: TaskTable, image_size: int) -> "TextRule":
+    def fit(self, trainer: Trainer | None, table: TaskTable, crop: Crop) -> "TextRule":
         """Return this rule with the limit of the model that is trained; without one, itself.
 
         Raises:
-            InputError: if `image_size` or the numbers of the tasks are not the model's.
+            InputError: if the sides of the pictures or the numbers of the tasks are not the
+                model's.
         """
         module = None if trainer is None else trainer.lightning_module
         if not isinstance(module, EditModule):
             return self
-        refuse_other_model(module.networks, table, image_size)
+        refuse_other_model(module.networks, table, crop)
         return replace(self, limit=module.networks.text_encoder.limit)
 
 
@@ -109,19 +111,19 @@ def refuse_unknown_tasks(folder: ShardFolder, table: TaskTable) -> None:
             )
 
 
-def refuse_other_model(networks: EditNetworks, table: TaskTable, image_size: int) -> None:
+def refuse_other_model(networks: EditNetworks, table: TaskTable, crop: Crop) -> None:
     """Compare what the data are brought to with what a model takes.
 
     Raises:
         InputError: if the size of the pictures or the numbers of the tasks are not the model's.
     """
-    factor = networks.codec.factor
+    factor, image_size = networks.codec.factor * crop.parts, crop.image_size
     if image_size % factor:
         below = image_size // factor * factor
         sizes = " or ".join(str(size) for size in (below, below + factor) if size)
         raise InputError(
-            f"data.image_size={image_size} is no multiple of {factor}, as the model's codec needs; "
-            f"set {sizes}"
+            f"data.image_size={image_size} is no multiple of {factor}, as the model's codec needs"
+            f"{' for data.buckets' if crop.parts > 1 else ''}; set {sizes}"
         )
     known = networks.tasks.names
     if known[: len(table)] != table.names:

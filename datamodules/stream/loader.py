@@ -20,11 +20,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from datamodules.stream.order import Stretch
 from datamodules.stream.reader import ShardDataset
 from datamodules.stream.sampler import GlobalBatchSampler
 from emu_edit.batch import (
@@ -55,15 +56,32 @@ class LoaderError(StorageError):
     """The loader's processes died, ran out of memory, or give nothing any more."""
 
 
+Ahead = Callable[[int, Stretch | None], None]
+
+
+class Deal(NamedTuple):
+    """What to read of a batch: its positions, and the stretch of the stream they are on.
+
+    Workers read some batches ahead, so they cannot be told of another mixture in between: each
+    batch says by which it is drawn. None is the one the samples have.
+    """
+
+    positions: list[int]
+    stretch: Stretch | None
+
+
 class _ErrorsAsValues(Dataset[Sample]):
-    def __init__(self, samples: ShardDataset, ahead: Callable[[int], None] | None) -> None:
+    def __init__(self, samples: ShardDataset, ahead: Ahead | None) -> None:
         self._samples = samples
         self._ahead = ahead
 
-    def __getitems__(self, positions: list[int]) -> list[Sample] | InputError:
+    def __getitems__(self, deal: Deal) -> list[Sample] | InputError:
         """Read one micro-batch; torch's loader prefers this method to `__getitem__`."""
+        positions, stretch = deal
+        if stretch is not None:
+            self._samples.follow(stretch)
         if self._ahead is not None and get_worker_info() is not None:
-            self._ahead(positions[0])
+            self._ahead(positions[0], stretch)
         try:
             return [self._samples[position] for position in positions]
         except InputError as error:
@@ -94,30 +112,33 @@ def _collate(samples: list[Any] | InputError) -> Batch | InputError:
         return LoaderError(f"no shared memory was left for a batch; {_shared_memory_hint()}")
 
 
-class _Dealt(Sampler[list[int]]):
+class _Dealt(Sampler[Deal]):
     """The batches of a sampler, and a note of those that were dealt and have not arrived."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, stretch: Callable[[], Stretch] | None) -> None:
         self._batches = batches
-        self._due: deque[list[int]] = deque()
+        self._stretch = stretch
+        self._due: deque[Deal] = deque()
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Deal]:
         self._due.clear()
+        stretch = None if self._stretch is None else self._stretch()
         for positions in self._batches:
-            self._due.append(positions)
-            yield positions
+            deal = Deal(positions, stretch)
+            self._due.append(deal)
+            yield deal
 
     def arrived(self) -> None:
         """Strike out the batch that was due."""
         if self._due:
             self._due.popleft()
 
-    def due(self) -> list[int]:
-        """Return the positions of the batch that is waited for."""
-        return self._due[0] if self._due else []
+    def due(self) -> Deal:
+        """Return the batch that is waited for."""
+        return self._due[0] if self._due else Deal([], None)
 
 
 class PositionLoader(DataLoader[Sample]):
@@ -132,7 +153,9 @@ class PositionLoader(DataLoader[Sample]):
         num_workers: processes that read; 0 reads here.
         start_method: how they start: fork, spawn or forkserver; by default the system's way.
         timeout: seconds to wait for a batch of the workers; 0 waits for ever.
-        ahead: called in the workers with the position about to be read.
+        ahead: called in the workers with the position about to be read, and its stretch.
+        stretch: called at the start of every iteration, returns the stretch of the stream that its
+            batches are on; by default the one the samples have.
     """
 
     def __init__(
@@ -143,13 +166,14 @@ class PositionLoader(DataLoader[Sample]):
         num_workers: int = 0,
         start_method: str | None = None,
         timeout: float = 0.0,
-        ahead: Callable[[int], None] | None = None,
+        ahead: Ahead | None = None,
+        stretch: Callable[[], Stretch] | None = None,
     ) -> None:
         self._samples = samples
-        self._dealt = _Dealt(batches)
+        self._dealt = _Dealt(batches, stretch)
         super().__init__(
             _ErrorsAsValues(samples, ahead),
-            batch_sampler=self._dealt,
+            batch_sampler=self._dealt,  # pyright: ignore[reportArgumentType]  any index goes
             num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
@@ -242,9 +266,11 @@ class PositionLoader(DataLoader[Sample]):
         return _reported() or LoaderError(f"a loader process is gone; {_MEMORY}")
 
     def _what_is_due(self) -> str:
-        positions = self._dealt.due()
+        positions, stretch = self._dealt.due()
         if not positions:
             return "nothing"
+        if stretch is not None:
+            self._samples.follow(stretch)
         places = list(dict.fromkeys(self._samples.place(position) for position in positions))
         more = f" and {len(places) - NUM_NAMED} more" if len(places) > NUM_NAMED else ""
         return f"position {positions[0]} of the stream: {', '.join(places[:NUM_NAMED])}{more}"

@@ -3,24 +3,38 @@
 A weight is of a task (`local`) or of one task of one data set (`magic/local`). That of a task is
 shared out over the data sets that have it by their numbers of samples, as if these lay in one
 folder: a further data set adds to its tasks and leaves the mixture of tasks as it was. Without
-weights all tasks come equally often. What was drawn is counted from the position alone; what takes
-the place of a bad sample is of the same lane.
+weights all tasks come equally often. A task whose shards are of several kinds has a lane for each,
+which share its draws by their numbers of samples until training is steered; so has one whose
+pictures are of several buckets (`datamodules.buckets`), which share always. What was drawn
+is counted from the position alone; what takes the place of a bad sample is of the same lane.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
 from datamodules.shards.folder import ShardFolder
 from datamodules.shards.manifest import ShardEntry
-from datamodules.stream.order import LaneOrder, Order, OrderSpec, quotas, refuse_not_positive
+from datamodules.stream.order import (
+    IN_BUCKET,
+    PERIOD,
+    LaneOrder,
+    OrderSpec,
+    quotas,
+    refuse_not_positive,
+)
 from datamodules.stream.resume import data_hash
 from emu_edit.errors import InputError, closest
-from emu_edit.terminal import aligned
 
+FINE_PERIOD = 16 * PERIOD  # with buckets: there are many lanes, and small ones
+_LEAST = 2  # draws in a period: a share that is drawn even after all are scaled to sum to 1
 _NAME = re.compile(r"[\w.-]*")  # a part of names in weights and logs
 
 
@@ -34,26 +48,36 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Lane:
-    """The samples of one task in one data set, the unit in which training is mixed.
+    """The samples of one task in one data set, or one kind or bucket of them: what is mixed.
 
     A lane has draws and epochs of its own, however many others there are.
 
     Args:
         data_set: name of the data set, empty for a folder alone.
         task: what all its samples are pairs of.
+        kind: which pairs of the task they are; empty where kinds are not told apart.
         folder: where the shards lie.
         shards: in the order in which the order function counts them.
+        bucket: the shape its pictures are brought to; empty where that is a square.
     """
 
     data_set: str
     task: str
+    kind: str
     folder: ShardFolder
     shards: tuple[ShardEntry, ...]
+    bucket: str = ""
+
+    @property
+    def group(self) -> str:
+        """`task`, or `task:kind`: what is steered and measured as one, whatever set it is from."""
+        return f"{self.task}:{self.kind}" if self.kind else self.task
 
     @property
     def name(self) -> str:
-        """`task`, or `dataset/task`: the name in weights, checkpoints and logs."""
-        return f"{self.data_set}/{self.task}" if self.data_set else self.task
+        """`task`, `dataset/task`, `dataset/task:kind@bucket`: the name in checkpoints and logs."""
+        name = f"{self.data_set}/{self.group}" if self.data_set else self.group
+        return f"{name}{IN_BUCKET}{self.bucket}" if self.bucket else name
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -66,24 +90,57 @@ class Lane:
         return sum(self.sizes)
 
 
-def lanes_of(data_sets: Iterable[DataSet]) -> list[Lane]:
-    """Return the lanes of some data sets: by name of the set, then as its manifest lists them."""
+def lanes_of(data_sets: Iterable[DataSet], buckets: Mapping[str, str] | None = None) -> list[Lane]:
+    """Return the lanes of some data sets: by name of the set, then as its manifest lists them.
+
+    `buckets` says which bucket each shape of shards is in; without, all are in one.
+    """
     return [
-        Lane(data.name, task, data.folder, data.folder.manifest.of_task(task))
+        Lane(data.name, task, kind, data.folder, part, bucket)
         for data in sorted(data_sets, key=lambda data: data.name)
         for task in data.folder.manifest.tasks
+        for kind, shards in data.folder.manifest.kinds(task).items()
+        for bucket, part in _by_bucket(shards, buckets or {}).items()
     ]
+
+
+def groups_of(lanes: Sequence[Lane]) -> tuple[tuple[str, ...], Int64[Tensor, " n"]]:
+    """Return the groups of some lanes, and which of them each of their samples is of, in order."""
+    names = tuple(dict.fromkeys(lane.group for lane in lanes))
+    of_lanes = torch.tensor([names.index(lane.group) for lane in lanes], dtype=torch.int64)
+    sizes = torch.tensor([lane.num_samples for lane in lanes], dtype=torch.int64)
+    return names, of_lanes.repeat_interleave(sizes)
+
+
+def _by_bucket(
+    shards: Iterable[ShardEntry], buckets: Mapping[str, str]
+) -> dict[str, tuple[ShardEntry, ...]]:
+    found: dict[str, tuple[ShardEntry, ...]] = {}
+    for entry in shards:
+        bucket = buckets.get(entry.shape, "")
+        found[bucket] = (*found.get(bucket, ()), entry)
+    return found
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The lanes training draws from, and how often it draws from each in a period."""
+    """The lanes training draws from, and how often it draws from each in a period.
+
+    Where lanes are of several buckets, so many draws in a row, a `step`, are of one.
+    """
 
     lanes: tuple[Lane, ...]
     quotas: tuple[int, ...]
+    step: int = 1
 
     def spec(
-        self, *, seed: int, window: int, start: int = 0, drawn: Mapping[str, int] | None = None
+        self,
+        *,
+        seed: int,
+        window: int,
+        start: int = 0,
+        drawn: Mapping[str, int] | None = None,
+        steered: Mapping[str, int] | None = None,
     ) -> OrderSpec:
         """Return the order of this mixture.
 
@@ -92,13 +149,44 @@ class Mixture:
             window: number of shards of a lane whose samples are mixed.
             start: the position from which this mixture holds.
             drawn: draws of each lane before `start`, by name; none for those it lacks.
+            steered: quotas of all lanes in place of its own.
         """
-        before = drawn or {}
+        before, present = drawn or {}, steered or self.by_name()
         lanes = (
-            LaneOrder(lane.name, quota, lane.sizes, before.get(lane.name, 0))
-            for lane, quota in zip(self.lanes, self.quotas, strict=True)
+            LaneOrder(
+                lane.name, present[lane.name], lane.sizes, before.get(lane.name, 0), lane.bucket
+            )
+            for lane in self.lanes
         )
-        return OrderSpec(seed, tuple(lanes), window=window, start=start)
+        return OrderSpec(seed, tuple(lanes), window=window, start=start, step=self.step)
+
+    def by_name(self) -> dict[str, int]:
+        """Return the quota of each lane."""
+        return dict(zip((lane.name for lane in self.lanes), self.quotas, strict=True))
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of the draws of each group; their sum is 1."""
+        return {group: quota / sum(self.quotas) for group, quota in self._by_group().items()}
+
+    def steered(self, shares: Mapping[str, float]) -> dict[str, int]:
+        """Return the quotas with which the groups have other shares of the draws.
+
+        Lanes of one group share as they did. No share is so small that nothing would be drawn.
+        """
+        of_group = self._by_group()
+        wanted = {
+            lane.name: Fraction(shares[lane.group]) * quota / of_group[lane.group]
+            for lane, quota in zip(self.lanes, self.quotas, strict=True)
+        }
+        period = sum(self.quotas)
+        least = Fraction(_LEAST, period)
+        return quotas({name: max(share, least) for name, share in wanted.items()}, period)
+
+    def _by_group(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for lane, quota in zip(self.lanes, self.quotas, strict=True):
+            found[lane.group] += quota
+        return found
 
     def hashes(self) -> dict[str, str]:
         """Return a hash of the shards of each lane."""
@@ -123,7 +211,9 @@ def named_folders(train: str | Mapping[str, str]) -> dict[str, str]:
     return dict(train)
 
 
-def mixture_of(lanes: Sequence[Lane], weights: Mapping[str, float] | None) -> Mixture:
+def mixture_of(
+    lanes: Sequence[Lane], weights: Mapping[str, float] | None, step: int = 1
+) -> Mixture:
     """Return the lanes that have a weight, and their quotas.
 
     Raises:
@@ -138,8 +228,17 @@ def mixture_of(lanes: Sequence[Lane], weights: Mapping[str, float] | None) -> Mi
     shares = _shares(lanes, weights)
     _refuse_idle_sets(lanes, shares)
     drawn = [lane for lane in lanes if lane.name in shares]
-    in_period = quotas({lane.name: shares[lane.name] for lane in drawn})
-    return Mixture(tuple(drawn), tuple(in_period[lane.name] for lane in drawn))
+    period = FINE_PERIOD if any(lane.bucket for lane in drawn) else PERIOD
+    # nobody gave a kind or bucket its weight, so it is not refused
+    least = Fraction(_LEAST, period) * sum(shares.values())
+    in_period = quotas(
+        {
+            lane.name: max(shares[lane.name], least if lane.kind or lane.bucket else Fraction(0))
+            for lane in drawn
+        },
+        period,
+    )
+    return Mixture(tuple(drawn), tuple(in_period[lane.name] for lane in drawn), step)
 
 
 def _known_names(lanes: Sequence[Lane]) -> list[str]:
@@ -193,12 +292,16 @@ def _shares(lanes: Sequence[Lane], weights: Mapping[str, float]) -> dict[str, Fr
                 "one weight, or one for each data set"
             )
         for lane in own:
-            shares[lane.name] = Fraction(weights[_full_name(lane)])
+            of_set = [other for other in own if other.data_set == lane.data_set]
+            shares[lane.name] = Fraction(weights[_full_name(lane)]) * _part(lane, of_set)
         if task in weights:
-            total = sum(lane.num_samples for lane in of_task)
             for lane in of_task:
-                shares[lane.name] = Fraction(weights[task]) * Fraction(lane.num_samples, total)
+                shares[lane.name] = Fraction(weights[task]) * _part(lane, of_task)
     return shares
+
+
+def _part(lane: Lane, lanes: Sequence[Lane]) -> Fraction:
+    return Fraction(lane.num_samples, sum(lane.num_samples for lane in lanes))
 
 
 def _refuse_idle_sets(lanes: Sequence[Lane], shares: Mapping[str, Fraction]) -> None:
@@ -206,7 +309,11 @@ def _refuse_idle_sets(lanes: Sequence[Lane], shares: Mapping[str, Fraction]) -> 
     for lane in lanes:
         tasks[lane.data_set].append(lane.task)
     drawn = {lane.data_set for lane in lanes if lane.name in shares}
-    idle = [f"{name!r} ({', '.join(of)})" for name, of in tasks.items() if name not in drawn]
+    idle = [
+        f"{name!r} ({', '.join(dict.fromkeys(of))})"
+        for name, of in tasks.items()
+        if name not in drawn
+    ]
     if idle:
         raise InputError(
             f"data.weights draws nothing from data set {', '.join(idle)}; give a task of it a "
@@ -224,80 +331,3 @@ def _refuse_doubled_shards(lanes: Sequence[Lane]) -> None:
                     f"data sets {other.data_set!r} and {lane.data_set!r} of data.train hold the "
                     f"same shard {entry.file}; leave one out, and give data.weights to draw it more"
                 )
-
-
-MANY_EPOCHS = 100  # ours: a lane gone through so often is learnt by heart
-
-
-@dataclass(frozen=True)
-class LaneCount:
-    """The numbers of one lane.
-
-    Attributes:
-        name: `task` or `dataset/task`.
-        samples: how many it has.
-        drawn: how often it was drawn from since training began.
-        wanted: its share of the draws by weight.
-        share: its share of the draws since the present weights hold; the wanted one before any.
-    """
-
-    name: str
-    samples: int
-    drawn: int
-    wanted: float
-    share: float
-
-    @property
-    def epochs(self) -> float:
-        """How often its samples were gone through."""
-        return self.drawn / self.samples
-
-
-def count_lanes(mixture: Mixture, spec: OrderSpec, position: int) -> list[LaneCount]:
-    """Return the numbers of each lane for a stream trained on up to `position`."""
-    drawn = Order(spec).drawn_before(position)
-    since = position - spec.start
-    counts = []
-    for lane, ordered in zip(mixture.lanes, spec.lanes, strict=True):
-        wanted = ordered.quota / spec.period
-        share = (drawn[lane.name] - ordered.drawn) / since if since else wanted
-        counts.append(LaneCount(lane.name, lane.num_samples, drawn[lane.name], wanted, share))
-    return counts
-
-
-def lane_metrics(counts: Sequence[LaneCount]) -> dict[str, float]:
-    """Return `data/share/<lane>` and `data/epochs/<lane>`."""
-    shares = {f"data/share/{count.name}": count.share for count in counts}
-    return shares | {f"data/epochs/{count.name}": count.epochs for count in counts}
-
-
-def lane_table(counts: Sequence[LaneCount]) -> str:
-    """Return the numbers as a table, one row for each lane."""
-    rows = [("lane", "samples", "drawn", "wanted", "share", "epochs")]
-    rows += [
-        (
-            count.name,
-            str(count.samples),
-            str(count.drawn),
-            f"{count.wanted:.2%}",
-            f"{count.share:.2%}",
-            f"{count.epochs:.2f}",
-        )
-        for count in counts
-    ]
-    return "\n".join(aligned(rows, numbers=True))
-
-
-def repeated_often(counts: Sequence[LaneCount], *, until: str) -> str:
-    """Return one line naming the lanes gone through more than `MANY_EPOCHS` times, or ""."""
-    often = [
-        f"{count.name} {count.epochs:.0f} times ({count.samples} samples)"
-        for count in counts
-        if count.epochs > MANY_EPOCHS
-    ]
-    if not often:
-        return ""
-    return (
-        f"{until} training goes through {', '.join(often)}, more than {MANY_EPOCHS} times; such "
-        "few samples are learnt by heart: lower their data.weights, or add samples"
-    )

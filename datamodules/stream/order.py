@@ -12,15 +12,22 @@ step 10^9. Three parts:
 
 A lane is one task of one data set. Each of its epochs is an exact permutation of its samples, and
 the realised mixture differs from the weights by less than 1 + T q_t / P draws in every prefix of
-the stream. It is the same on every machine: integer arithmetic, and the raw 64-bit words of Philox.
+the stream. Where the mixture changes, a new stretch begins: lanes go on where they were. It is the
+same on every machine: integer arithmetic, and the raw 64-bit words of Philox.
+
+Where lanes are of several buckets (sizes of pictures, `datamodules.buckets`), all B draws of
+a step are of one. A bucket with Q of the P draws then has Q of every P steps, dealt by a pattern of
+steps, and its own steps in a row are a stream with a pattern of Q draws of its lanes: in P steps
+lane t has exactly B q_t draws, the share it would have without buckets.
 
 Source: ours; the idea of a stream as a function is that of MosaicML Streaming and Grain.
 """
 
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
@@ -30,6 +37,7 @@ import numpy as np
 from emu_edit.errors import InputError
 from emu_edit.randomness import check_seed, keyed_generator
 
+IN_BUCKET = "@"  # before the bucket in the name of a lane that has one
 ORDER_VERSION = 1  # part of every fingerprint; a change of the function below changes this number
 PERIOD = 4096
 
@@ -55,12 +63,14 @@ class LaneOrder:
         quota: draws per period.
         shard_sizes: number of samples of each shard.
         drawn: draws of this lane before the spec's `start`.
+        bucket: lanes of another bucket are never drawn from in the same step.
     """
 
     name: str
     quota: int
     shard_sizes: tuple[int, ...]
     drawn: int = 0
+    bucket: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what has no order."""
@@ -69,6 +79,21 @@ class LaneOrder:
                 f"task {self.name!r} has quota {self.quota} and shards of "
                 f"{list(self.shard_sizes[:4])} samples; all of them must be at least 1"
             )
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What changes of an order with its mixture; one value for each lane, in their order.
+
+    Attributes:
+        start: the position from which it holds.
+        quotas: draws per period.
+        drawn: draws before `start`.
+    """
+
+    start: int
+    quotas: tuple[int, ...]
+    drawn: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -81,12 +106,14 @@ class OrderSpec:
         window: number of neighbouring shards whose samples are mixed; larger shuffles better and
             reads more files at a time.
         start: the position from which this definition holds (a changed mixture starts a new one).
+        step: draws that are of one bucket, from `start` on; says nothing to lanes without.
     """
 
     seed: int
     lanes: tuple[LaneOrder, ...]
     window: int = 8
     start: int = 0
+    step: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what has no order."""
@@ -95,11 +122,27 @@ class OrderSpec:
             raise InputError("an order needs at least one task, got none")
         if self.window < 1:
             raise InputError(f"data.window={self.window} must be at least 1 shard")
+        if self.step < 1:
+            raise ValueError(f"a step of {self.step} draws is none")
 
     @property
     def period(self) -> int:
         """The number of draws after which the quotas are exact."""
         return sum(lane.quota for lane in self.lanes)
+
+    @property
+    def stretch(self) -> Stretch:
+        """What would change with the mixture."""
+        quotas, drawn = zip(*((lane.quota, lane.drawn) for lane in self.lanes), strict=True)
+        return Stretch(self.start, quotas, drawn)
+
+    def on(self, stretch: Stretch) -> "OrderSpec":
+        """Return the definition that holds on another stretch."""
+        lanes = (
+            replace(lane, quota=quota, drawn=drawn)
+            for lane, quota, drawn in zip(self.lanes, stretch.quotas, stretch.drawn, strict=True)
+        )
+        return replace(self, lanes=tuple(lanes), start=stretch.start)
 
 
 def refuse_not_positive(weights: Mapping[str, float | Fraction]) -> None:
@@ -201,17 +244,59 @@ class _Epoch:
         return self._windows[i][j], place - self._inner[i][j]
 
 
+class _Pattern:
+    """Deals the draws of a stream to parts by their quotas: draw h -> (part, how many it had).
+
+    Keyed by the seed, a purpose, and the first draw of each period, counted on from `start`.
+    """
+
+    def __init__(self, quotas: Sequence[int], seed: int, purpose: str, start: int) -> None:
+        self._quotas = np.array(quotas)
+        self.period = int(self._quotas.sum())
+        self._seed, self._purpose, self._start = seed, purpose, start
+        self._block = -1
+        self._parts: list[int] = []
+        self._ranks: list[int] = []
+
+    def __call__(self, h: int) -> tuple[int, int]:
+        if len(self._quotas) == 1:
+            return 0, h
+        block, draw = divmod(h, self.period)
+        self._go_to(block)
+        part = self._parts[draw]
+        return part, block * int(self._quotas[part]) + self._ranks[draw]
+
+    def before(self, h: int) -> list[int]:
+        """Return how many of the draws before h each part had."""
+        if len(self._quotas) == 1:
+            return [h]
+        block, draw = divmod(h, self.period)
+        self._go_to(block)
+        found = Counter(self._parts[:draw])
+        return [block * quota + found[part] for part, quota in enumerate(self._quotas.tolist())]
+
+    def _go_to(self, block: int) -> None:
+        if block == self._block:
+            return
+        first = self._start + block * self.period
+        generator = keyed_generator(self._seed, self._purpose, first)
+        words = generator.bit_generator.random_raw(self.period)
+        u = (words >> np.uint64(11)) * 2.0**-53
+        parts = np.repeat(np.arange(len(self._quotas)), self._quotas)
+        ranks = np.concatenate([np.arange(quota) for quota in self._quotas])
+        by_place = np.argsort((ranks + u) / self._quotas[parts], kind="stable")
+        self._parts, self._ranks = parts[by_place].tolist(), ranks[by_place].tolist()
+        self._block = block
+
+
 class Order:
     """The function g -> Position of a spec; keeps only what is quickly computed again."""
 
     def __init__(self, spec: OrderSpec) -> None:
-        self.spec = spec
-        self._period = spec.period
         self._sizes = [sum(lane.shard_sizes) for lane in spec.lanes]
         self._names = [zlib.crc32(lane.name.encode()) for lane in spec.lanes]
-        self._block = -1
-        self._pattern: tuple[list[int], list[int]] = ([], [])
         self._epochs: dict[int, dict[int, _Epoch]] = {t: {} for t in range(len(spec.lanes))}
+        self._deal(spec)
 
     def __call__(self, g: int) -> Position:
         """Return what is drawn at position g of the stream.
@@ -221,37 +306,44 @@ class Order:
         """
         if g < self.spec.start:
             raise IndexError(f"position {g} lies before the order's start {self.spec.start}")
-        block, draw = divmod(g - self.spec.start, self._period)
-        lanes, ranks = self._pattern_of(block)
-        t = lanes[draw]
-        lane = self.spec.lanes[t]
-        epoch, place = divmod(lane.drawn + block * lane.quota + ranks[draw], self._sizes[t])
+        step, draw = divmod(g - self.spec.start, self.spec.step)
+        bucket, steps = self._steps(step)
+        place, rank = self._draws[bucket](steps * self.spec.step + draw)
+        t = self._lanes[bucket][place]
+        epoch, place = divmod(self.spec.lanes[t].drawn + rank, self._sizes[t])
         return Position(t, epoch, *self._epoch_of(t, epoch)(place))
+
+    def follow(self, stretch: Stretch) -> bool:
+        """Go over to a stretch, if it is another; the orders within lanes stay as they are."""
+        if stretch == self.spec.stretch:
+            return False
+        self._deal(self.spec.on(stretch))
+        return True
 
     def drawn_before(self, g: int) -> dict[str, int]:
         """Return how often each lane was drawn before position g, since the start of training."""
-        block, draw = divmod(g - self.spec.start, self._period)
-        lanes, _ = self._pattern_of(block)
-        return {
-            lane.name: lane.drawn + block * lane.quota + lanes[:draw].count(t)
-            for t, lane in enumerate(self.spec.lanes)
-        }
+        step, draw = divmod(g - self.spec.start, self.spec.step)
+        counts = [steps * self.spec.step for steps in self._steps.before(step)]
+        counts[self._steps(step)[0]] += draw
+        found = {}
+        for count, draws, lanes in zip(counts, self._draws, self._lanes, strict=True):
+            for t, ranks in zip(lanes, draws.before(count), strict=True):
+                found[t] = self.spec.lanes[t].drawn + ranks
+        return {lane.name: found[t] for t, lane in enumerate(self.spec.lanes)}
 
-    def _pattern_of(self, block: int) -> tuple[list[int], list[int]]:
-        """Return lane and rank within its lane for each draw of a period."""
-        if block != self._block:
-            first = self.spec.start + block * self._period
-            words = keyed_generator(self.spec.seed, "order", first).bit_generator.random_raw(
-                self._period
-            )
-            u = (words >> np.uint64(11)) * 2.0**-53
-            quota = np.array([lane.quota for lane in self.spec.lanes])
-            lanes = np.repeat(np.arange(len(quota)), quota)
-            ranks = np.concatenate([np.arange(q) for q in quota])
-            by_place = np.argsort((ranks + u) / quota[lanes], kind="stable")
-            self._pattern = (lanes[by_place].tolist(), ranks[by_place].tolist())
-            self._block = block
-        return self._pattern
+    def _deal(self, spec: OrderSpec) -> None:
+        """Lay out the patterns: of the steps over buckets, and of each bucket over its lanes."""
+        self.spec = spec
+        lanes: dict[str, list[int]] = {}
+        for t, lane in enumerate(spec.lanes):
+            lanes.setdefault(lane.bucket, []).append(t)
+        self._lanes = list(lanes.values())
+        self._draws = [
+            _Pattern([spec.lanes[t].quota for t in own], spec.seed, f"order{bucket}", spec.start)
+            for bucket, own in lanes.items()
+        ]
+        in_period = [draws.period for draws in self._draws]
+        self._steps = _Pattern(in_period, spec.seed, "steps", spec.start)
 
     def _epoch_of(self, t: int, epoch: int) -> _Epoch:
         cache = self._epochs[t]

@@ -30,8 +30,8 @@ from datamodules.shards.index import ROLES, IndexFile, check_text
 from datamodules.shards.manifest import CAPTION, ShardEntry
 from datamodules.stream.limits import TextRule
 from datamodules.stream.mixing import Lane
-from datamodules.stream.order import Position
-from datamodules.stream.transforms import MAX_ATTEMPTS, Noops, SquareCrop, Substitutes, Wordings
+from datamodules.stream.order import Order, Position, Stretch
+from datamodules.stream.transforms import MAX_ATTEMPTS, Crop, Noops, Substitutes, Wordings
 from emu_edit.batch import BadSample, CutText, EditSample, Sample
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
 from emu_edit.images import decode_mask, decode_rgb
@@ -64,7 +64,7 @@ class OpenShard:
 
     def __init__(self, path: Path, entry: ShardEntry, descriptor: int | None = None) -> None:
         self.path = path
-        self.task = entry.task
+        self.task, self.shape = entry.task, entry.shape
         self._descriptor = open_descriptor(path) if descriptor is None else descriptor
         self.index = IndexFile(path, entry)
 
@@ -218,7 +218,7 @@ Decode = Callable[[OpenShard, int, int, int], Callable[..., Sample]]
 class PictureDecoder:
     """Decode pictures and bring them to the training size."""
 
-    crop: SquareCrop
+    crop: Crop
 
     def __call__(
         self,
@@ -239,7 +239,8 @@ class PictureDecoder:
                 "is_clip",
             )
         source, target, mask = _decode(shard, sample, decode_rgb, decode_mask)
-        seen, target, mask = self.crop(target if source is None else source, target, mask, position)
+        seen = target if source is None else source
+        seen, target, mask = self.crop(seen, target, mask, position, shard.shape)
         source = None if source is None else seen
         return partial(EditSample, source=source, target=target, mask=mask)
 
@@ -340,6 +341,12 @@ class ShardDataset(Dataset[Sample]):
             cut=self._cut(lane, shard, where, wordings[wording].reason),
         )
         return already_edited(sample) if self._noops(shard.task, position) else sample
+
+    def follow(self, stretch: Stretch) -> None:
+        """Read by the mixture of another stretch of the stream from now on."""
+        if not isinstance(self._order, Order):
+            raise TypeError(f"only an Order can be followed, got {type(self._order).__name__}")
+        self._order.follow(stretch)
 
     def place(self, position: int) -> str:
         """Return shard and task of a position, for messages: "local-000001.tar (local)"."""

@@ -6,23 +6,25 @@ allowed change. `rescale_progress` and `FollowTraining` keep Lightning's counter
 micro-batches and not optimizer steps, in step with it.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules.shards.manifest import ShardEntry
-from datamodules.stream.order import ORDER_VERSION, LaneOrder, Order, OrderSpec
+from datamodules.stream.order import IN_BUCKET, ORDER_VERSION, LaneOrder, Order, OrderSpec
 from emu_edit.errors import InputError
 
 STATE_VERSION = 1
 
 # a change of these cannot be continued: the optimizer's steps would no longer line up
 FIXED_FIELDS = ("order_version", "global_batch")
-ORDER_FIELDS = ("seed", "window", "quotas", "data")
+BUCKETS = "buckets"  # absent without, as in checkpoints of versions that had none
+ORDER_FIELDS = ("seed", "window", "quotas", "data", BUCKETS)
 
 Fingerprint = dict[str, Any]
 
@@ -36,7 +38,8 @@ class StreamState:
         accumulate: micro-batches per optimizer step in the run that wrote this.
         start: the position from which the current order holds; 0 unless the data were changed.
         drawn: draws of each lane before `start`.
-        fingerprint: what the order and the pictures were made of.
+        fingerprint: what the order and the pictures were made of, quotas as configured.
+        steered: the quota of each lane since `start`, where training has been steered.
     """
 
     consumed: int
@@ -44,10 +47,14 @@ class StreamState:
     start: int
     drawn: dict[str, int]
     fingerprint: Fingerprint
+    steered: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return primitives only, so that a checkpoint loads with `weights_only=True`."""
-        return {"version": STATE_VERSION, **self.__dict__}
+        fields = dict(self.__dict__)
+        if not self.steered:  # as in checkpoints of versions that did not know it
+            del fields["steered"]
+        return {"version": STATE_VERSION, **fields}
 
     @staticmethod
     def from_dict(state: dict[str, Any]) -> "StreamState":
@@ -90,20 +97,20 @@ def changes(old: Fingerprint, new: Fingerprint) -> dict[str, str]:
     return found
 
 
-def continued(old: StreamState, new: Fingerprint, *, allow_change: bool) -> tuple[int, dict]:
-    """Return `start` and `drawn` of the order with which to go on from a checkpoint.
+def continued(old: StreamState, new: Fingerprint, *, allow_change: bool) -> StreamState:
+    """Return the state with which to go on from a checkpoint.
 
-    Unchanged data go on with the order they had. After an allowed change of the order, a new one
-    starts at the checkpoint's position; every lane goes on where its own draws ended, so a change
-    of weights neither repeats nor skips a sample. (If a lane's shards changed, its current epoch
-    is permuted anew.)
+    Unchanged data go on with the order they had, steered or not. After an allowed change of the
+    order, a new one starts at the checkpoint's position, with the quotas as configured; every lane
+    goes on where its own draws ended, so a change of weights neither repeats nor skips a sample.
+    (If a lane's shards changed, its current epoch is permuted anew.)
 
     Raises:
         InputError: naming the fields, if something changed and may not.
     """
     found = changes(old.fingerprint, new)
     if not found:
-        return old.start, old.drawn
+        return old
     fixed = [text for field, text in found.items() if field in FIXED_FIELDS]
     if fixed:
         raise InputError(
@@ -116,14 +123,23 @@ def continued(old: StreamState, new: Fingerprint, *, allow_change: bool) -> tupl
             "back, or set data.allow_change: true to go on with the new"
         )
     if not found.keys() & set(ORDER_FIELDS):
-        return old.start, old.drawn
+        return old
+    has_buckets = BUCKETS in old.fingerprint
     lanes = tuple(
         # how often a lane is drawn does not depend on its shards
-        LaneOrder(name, quota, shard_sizes=(1,), drawn=old.drawn.get(name, 0))
-        for name, quota in old.fingerprint["quotas"].items()
+        LaneOrder(
+            name,
+            quota,
+            shard_sizes=(1,),
+            drawn=old.drawn.get(name, 0),
+            bucket=name.rpartition(IN_BUCKET)[2] if has_buckets else "",
+        )
+        for name, quota in (old.steered or old.fingerprint["quotas"]).items()
     )
-    spec = OrderSpec(old.fingerprint["seed"], lanes, start=old.start)
-    return old.consumed, old.drawn | Order(spec).drawn_before(old.consumed)
+    step = old.fingerprint["global_batch"] if has_buckets else 1
+    spec = OrderSpec(old.fingerprint["seed"], lanes, start=old.start, step=step)
+    drawn = old.drawn | Order(spec).drawn_before(old.consumed)
+    return replace(old, start=old.consumed, drawn=drawn, steered={})
 
 
 def rescale_progress(checkpoint: dict[str, Any], old: int, new: int) -> None:

@@ -1,10 +1,11 @@
 """What is drawn for a pair between shard and batch: crop and flip, no-ops, wordings, substitutes.
 
-A square is cut and resampled to `image_size`; a smaller picture is enlarged. The square is as large
-as fits, so the whole short side is seen; along the long side it lies in the middle, or, in
-training, anywhere. A pair that cannot be used gives its position of the stream to another sample of
-the same task of the same data set, so mixture, batch size, ranks and resume stay what they are.
-Draws are keyed by (seed, position), so neither worker nor restart changes them.
+A square, or a rectangle of the pair's bucket, is cut and resampled to the training size; a smaller
+picture is enlarged. It is as large as fits, so one side is seen whole; along the other it lies in
+the middle, or, in training, anywhere. Source, target and mask are cut at the same place, and what
+has the training size already is not resampled. A pair that cannot be used gives its position of the
+stream to another sample of the same lane, so mixture, batch size, ranks and resume stay what they
+are. Draws are keyed by (seed, position), so neither worker nor restart changes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from datamodules.shards.shapes import EIGHTHS, SQUARE, sides_of
 from datamodules.stream.order import Position
 from emu_edit.errors import InputError
 from emu_edit.images import resize
@@ -25,24 +27,37 @@ SMALLEST = 8  # pixels; one latent pixel of an 8x codec
 
 
 @dataclass(frozen=True)
-class SquareCrop:
-    """Cut the largest square out of a pair and resample it.
+class Crop:
+    """Cut the largest square, or rectangle of a bucket, out of a pair and resample it.
 
     Args:
-        image_size: side of the result.
-        seed: keys the place of the square; None cuts in the middle.
+        image_size: side of the square; others have about as many pixels.
+        seed: keys the place of what is cut; None cuts in the middle.
         flip: mirror half of the pairs, left to right. Instructions that say "left" or "right", and
             written words, then contradict their pictures.
+        buckets: the bucket of pictures from shards of each shape, empty until the shards are known;
+            None makes squares of all.
     """
 
     image_size: int
     seed: int | None = None
     flip: bool = False
+    buckets: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes no network can use."""
         if self.image_size < SMALLEST:
             raise InputError(f"data.image_size={self.image_size} must be at least {SMALLEST}")
+        if self.image_size % self.parts:
+            raise InputError(
+                f"data.image_size={self.image_size} is no multiple of {self.parts}; the sides of "
+                "data.buckets are eighths of it"
+            )
+
+    @property
+    def parts(self) -> int:
+        """In so many equal parts `image_size` is divided for the sides of the results."""
+        return 1 if self.buckets is None else EIGHTHS
 
     def __call__(
         self,
@@ -50,16 +65,17 @@ class SquareCrop:
         target: UInt8[Tensor, "3 H W"],
         mask: Bool[Tensor, "H W"] | None,
         position: int,
-    ) -> tuple[UInt8[Tensor, "3 h h"], UInt8[Tensor, "3 h h"], Bool[Tensor, "h h"] | None]:
-        """Return source, target and mask of the training size."""
-        height, width = source.shape[-2:]
-        if height == width == self.image_size and not self.flip:
+        shape: str = "",
+    ) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"] | None]:
+        """Return source, target and mask of the training size; `shape` is that of their shard."""
+        size = sides_of((self.buckets or {}).get(shape, SQUARE), self.image_size)
+        if tuple(source.shape[-2:]) == size and not self.flip:
             return source, target, mask  # nothing to draw for
         place, coin = 0.5, 1.0
         if self.seed is not None:
             place, coin = keyed_generator(self.seed, "crop", position).random(2).tolist()
         is_flipped = self.flip and coin < 0.5
-        return self.at(source, target, mask, place=place, is_flipped=is_flipped)
+        return self.at(source, target, mask, size=size, place=place, is_flipped=is_flipped)
 
     def at(
         self,
@@ -67,21 +83,25 @@ class SquareCrop:
         target: UInt8[Tensor, "3 H W"],
         mask: Bool[Tensor, "H W"] | None,
         *,
+        size: tuple[int, int] | None = None,
         place: float,
         is_flipped: bool = False,
-    ) -> tuple[UInt8[Tensor, "3 h h"], UInt8[Tensor, "3 h h"], Bool[Tensor, "h h"] | None]:
-        """Return the square at a place along the long side: 0 is its beginning, 1 its end."""
+    ) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"] | None]:
+        """Return what is cut at a place along the side that is too long: 0 beginning, 1 end.
+
+        `size` is the height and width of the result, by default the square's.
+        """
+        size = (self.image_size, self.image_size) if size is None else size
         height, width = source.shape[-2:]
-        side = min(height, width)
+        rows, columns = _largest(height, width, size)
         # a place of 1 would lie one pixel outside
-        top = min(int(place * (height - side + 1)), height - side)
-        left = min(int(place * (width - side + 1)), width - side)
+        top = min(int(place * (height - rows + 1)), height - rows)
+        left = min(int(place * (width - columns + 1)), width - columns)
 
         def cut(picture: Tensor) -> Tensor:
-            square = picture[..., top : top + side, left : left + side]
-            return square.flip(-1) if is_flipped else square
+            part = picture[..., top : top + rows, left : left + columns]
+            return part.flip(-1) if is_flipped else part
 
-        size = (self.image_size, self.image_size)
         pair = resize(torch.stack([cut(source), cut(target)]), size)
         return pair[0], pair[1], None if mask is None else _resize_mask(cut(mask), size)
 
@@ -128,6 +148,17 @@ class Wordings:
     def __call__(self, count: int, position: int) -> int:
         """Return which of `count` wordings is read at a position; 0 is the instruction."""
         return int(keyed_generator(self.seed, "wording", position).integers(count))
+
+
+def _largest(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of the largest part of a picture that has the shape of `size`.
+
+    Whole pixels: what is too long loses up to half a pixel more or less than the shape says.
+    """
+    rows, columns = size
+    if width * rows > height * columns:
+        return height, max(1, (2 * height * columns + rows) // (2 * rows))
+    return max(1, (2 * width * rows + columns) // (2 * columns)), width
 
 
 def _resize_mask(mask: Bool[Tensor, "H W"], size: tuple[int, int]) -> Bool[Tensor, "h w"]:

@@ -14,7 +14,7 @@ from datamodules.shards.manifest import CAPTION, MANIFEST, read_manifest
 from datamodules.stream.mixing import check_weights
 from datamodules.stream.order import quotas
 from datamodules.stream.sampler import refuse_trainer
-from datamodules.world.backgrounds import Photos
+from datamodules.world.photographs import Photos
 from datamodules.world.write import (
     Extras,
     World,
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 WORLD_SEED = 0  # of the pairs; the seed of the data module is that of their order
 VAL_SHARE = 40  # one validation pair for so many training pairs,
-VAL_PAIRS = (32, 640)  # but at least and at most so many
+VAL_PAIRS = (32, 1280)  # but at least and at most so many
 
 
 class WorldData(EditDataModule):
@@ -43,8 +43,13 @@ class WorldData(EditDataModule):
             tasks local, remove and texture, beside `pairs`.
         hard_pairs: how many more pairs of the kinds that are learnt last are written with each of
             the tasks local, texture, text, style and color; which kinds, see `HARD`.
-        photos: a folder of photographs used as backgrounds.
+        photos: photographs for backgrounds, and to edit: a folder, `installed` for those that come
+            with packages, or a list of such. One in five is kept for validation.
+        photo_share: share of the scenes before a photograph, and of the edits of whole pictures
+            that are of one.
         paraphrased: ask for the training edits in many more ways (`phrasings.PARAPHRASES`).
+        by_kind: keep the kinds of edit of each task apart, so that they can be drawn by weights of
+            their own (`callbacks.mixture`).
         image_size: side of the pictures.
         global_batch: samples per optimizer step, over all processes and accumulated batches.
         micro_batch: samples a process trains on at a time; accumulation follows from it.
@@ -63,8 +68,10 @@ class WorldData(EditDataModule):
         pairs: int = 24_000,
         noop_pairs: int = 0,
         hard_pairs: int = 0,
-        photos: str | None = None,
+        photos: list[str] | str | None = None,
+        photo_share: float = 0.5,
         paraphrased: bool = False,
+        by_kind: bool = False,
         image_size: int = 64,
         global_batch: int = 32,
         micro_batch: int | None = None,
@@ -92,8 +99,11 @@ class WorldData(EditDataModule):
         )
         self.train_folder = Path(folder) / "train"
         self._pairs = pairs
-        self._extras = Extras(noops=noop_pairs, hard=hard_pairs, paraphrased=paraphrased)
+        self._extras = Extras(
+            noops=noop_pairs, hard=hard_pairs, paraphrased=paraphrased, by_kind=by_kind
+        )
         self.photos = photos
+        self._photo_share = photo_share
         self._size = image_size
 
     def prepare_data(self) -> None:
@@ -104,12 +114,15 @@ class WorldData(EditDataModule):
                 weights and trainer do not go together; nothing is written then.
         """
         self._check_before_writing()
-        photos = None if self.photos is None else Photos(self.photos)
+        learn, test = None, None
+        if self.photos is not None:
+            learn, test = Photos(self.photos, self._photo_share).split()
         fewest, most = VAL_PAIRS
         val_pairs = min(max(self._pairs // VAL_SHARE, fewest), most)
-        self._write(self.train_folder, self._pairs, "train", photos, self._extras)
+        self._write(self.train_folder, self._pairs, "train", learn, self._extras)
         if self.val_folder is not None:
-            self._write(Path(self.val_folder), val_pairs, "heldout", photos, Extras())
+            plain = Extras(by_kind=self._extras.by_kind)
+            self._write(Path(self.val_folder), val_pairs, "heldout", test, plain)
 
     def _write(
         self, folder: Path, pairs: int, split: str, photos: Photos | None, extras: Extras

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from datamodules.world.backgrounds import pixel_centres
 from emu_edit.randomness import keyed_generator
@@ -18,13 +18,15 @@ Picture = Float32[np.ndarray, "h w 3"]
 LUMA = np.array((0.299, 0.587, 0.114), dtype=np.float32)  # Rec. 601
 
 
-def _luma(picture: Picture) -> Float32[np.ndarray, "h w 1"]:
+def luma(picture: Picture) -> Float32[np.ndarray, "h w 1"]:
+    """Return how light each pixel is."""
     # written out: a matrix product may add in another order on another machine
     red, green, blue = (picture[:, :, i] * LUMA[i] for i in range(3))
     return (red + green + blue)[:, :, None]
 
 
-def _rgb(*values: float) -> Float32[np.ndarray, " 3"]:
+def rgb(*values: float) -> Float32[np.ndarray, " 3"]:
+    """Return a colour, or a gain of each channel."""
     return np.array(values, dtype=np.float32)
 
 
@@ -32,22 +34,22 @@ def linear(
     gain: tuple[float, float, float], offset: tuple[float, float, float]
 ) -> Callable[[Picture], Picture]:
     """Return the filter that scales and shifts red, green and blue."""
-    scale, shift = _rgb(*gain), _rgb(*offset)
+    scale, shift = rgb(*gain), rgb(*offset)
     return lambda picture: picture * scale + shift
 
 
 def snow(picture: Picture) -> Picture:
     """Pale the picture and let the fixed flakes fall."""
-    pale = picture * np.float32(0.75) + _rgb(50.0, 53.0, 58.0)
+    pale = picture * np.float32(0.75) + rgb(50.0, 53.0, 58.0)
     flakes = snowflakes(len(picture))[:, :, None]
     return pale + flakes * (255 - pale)
 
 
 def rain(picture: Picture) -> Picture:
     """Grey the picture and let the fixed drops fall."""
-    grey = (0.6 * picture + 0.4 * _luma(picture)) * _rgb(0.62, 0.66, 0.74)
+    grey = (0.6 * picture + 0.4 * luma(picture)) * rgb(0.62, 0.66, 0.74)
     drops = raindrops(len(picture))[:, :, None]
-    return grey + np.float32(0.75) * drops * (_rgb(190.0, 205.0, 225.0) - grey)
+    return grey + np.float32(0.75) * drops * (rgb(190.0, 205.0, 225.0) - grey)
 
 
 @cache
@@ -81,17 +83,26 @@ def poster(picture: Picture) -> Picture:
 
 def mosaic(picture: Picture) -> Picture:
     """Average square tiles, about twelve to a side."""
-    size = len(picture)
-    edges = np.unique(np.linspace(0, size, 13).astype(int)[:-1])
-    counts = np.diff(np.append(edges, size))
+    edges = np.unique(np.linspace(0, len(picture), 13).astype(int)[:-1])
+    return tiled(tile_means(picture, edges), edges, len(picture))
+
+
+def tile_means(picture: np.ndarray, edges: Int64[np.ndarray, " n"]) -> np.ndarray:
+    """Return the means (n, n, channels) of the tiles that begin at these rows and columns."""
+    counts = np.diff(np.append(edges, len(picture)))
     rows = np.add.reduceat(picture, edges, axis=0) / counts[:, None, None]
-    tiles = np.add.reduceat(rows, edges, axis=1) / counts[None, :, None]
+    return np.add.reduceat(rows, edges, axis=1) / counts[None, :, None]
+
+
+def tiled(tiles: np.ndarray, edges: Int64[np.ndarray, " n"], size: int) -> Picture:
+    """Return a picture of even tiles that begin at these rows and columns."""
+    counts = np.diff(np.append(edges, size))
     return np.repeat(np.repeat(tiles, counts, axis=0), counts, axis=1).astype(np.float32)
 
 
 def sepia(picture: Picture) -> Picture:
     """Grey, browned."""
-    return _luma(picture) * _rgb(1.0, 0.82, 0.6) + _rgb(12.0, 6.0, 0.0)
+    return luma(picture) * rgb(1.0, 0.82, 0.6) + rgb(12.0, 6.0, 0.0)
 
 
 def negative(picture: Picture) -> Picture:
@@ -101,12 +112,12 @@ def negative(picture: Picture) -> Picture:
 
 def blueprint(picture: Picture) -> Picture:
     """White edges on blue paper."""
-    return _rgb(25.0, 60.0, 150.0) + _edges(picture) * _rgb(230.0, 195.0, 105.0)
+    return rgb(25.0, 60.0, 150.0) + _edges(picture) * rgb(230.0, 195.0, 105.0)
 
 
 def comic(picture: Picture) -> Picture:
     """Strong flat colours with black contours."""
-    grey = _luma(picture)
+    grey = luma(picture)
     strong = np.rint((grey + np.float32(1.4) * (picture - grey)) / 64) * 64
     return strong * (1 - _edges(picture))
 
@@ -159,12 +170,12 @@ def less_contrast(picture: Picture) -> Picture:
 
 def grayscale(picture: Picture) -> Picture:
     """Keep the luma only."""
-    return np.repeat(_luma(picture), 3, axis=2)
+    return np.repeat(luma(picture), 3, axis=2)
 
 
 def saturate(picture: Picture) -> Picture:
     """Move every colour away from its grey."""
-    grey = _luma(picture)
+    grey = luma(picture)
     return grey + np.float32(1.9) * (picture - grey)
 
 

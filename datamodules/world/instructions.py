@@ -26,7 +26,12 @@ from datamodules.world.palette import (
     WORDS,
     Split,
 )
-from datamodules.world.phrasings import NEW_PHRASINGS, PARAPHRASES, PHRASINGS
+from datamodules.world.phrasings import (
+    NEW_PHRASINGS,
+    PARAPHRASES,
+    PHOTOGRAPH_PHRASINGS,
+    PHRASINGS,
+)
 
 Choice = TypeVar("Choice")
 
@@ -64,6 +69,7 @@ def templates(task: str, kind: str, split: Split) -> tuple[str, ...]:
     Kinds that share their phrasings, as all filters do, have those under the name of the task.
     """
     kinds = PHRASINGS.get(task) or {task: NEW_PHRASINGS[task]}
+    kinds = {**kinds, **PHOTOGRAPH_PHRASINGS.get(task, {})}
     phrasings = kinds[kind if kind in kinds else task]
     return phrasings.heldout if split == "heldout" else phrasings.train
 
@@ -75,10 +81,17 @@ def paraphrased_templates(task: str, kind: str) -> tuple[str, ...]:
     Paraphrases are listed by task; those of a kind have the same slots as one of its phrasings.
     """
     own = templates(task, kind, "train")
+    if kind in PHOTOGRAPH_PHRASINGS.get(task, {}):
+        return own
     slots = {frozenset(slots_of(template)) for template in own}
     # the paraphrases call the new word of a text by another name than the new thing of a swap
     others = tuple(template.replace("{new_word}", "{new}") for template in PARAPHRASES[task])
     return (*own, *(other for other in others if frozenset(slots_of(other)) in slots))
+
+
+def photograph_kinds(task: str) -> tuple[str, ...]:
+    """Return the kinds of edit of a photograph that a task has."""
+    return tuple(PHOTOGRAPH_PHRASINGS[task])
 
 
 def phrase(generator: np.random.Generator, choices: Sequence[str], words: Mapping[str, str]) -> str:
@@ -159,8 +172,8 @@ def _new_things(task: str, kind: str, things: tuple[str, ...]) -> tuple[str, ...
 def corpus(split: Split) -> tuple[tuple[str, str], ...]:
     """Return (instruction, task) pairs: every phrasing with every word of each of its slots."""
     pairs: dict[tuple[str, str], None] = {}
-    for task, kinds in PHRASINGS.items():
-        for kind in kinds:
+    for task, own in PHRASINGS.items():
+        for kind in (*own, *PHOTOGRAPH_PHRASINGS.get(task, {})):
             words = slot_words(task, kind, split)
             for template in templates(task, kind, split):
                 slots = slots_of(template)

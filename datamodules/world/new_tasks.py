@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from datamodules.world.backgrounds import Photos, pixel_centres
+from datamodules.world.backgrounds import pixel_centres
 from datamodules.world.edits_region import addition
 from datamodules.world.edits_vision import framed
 from datamodules.world.instructions import pick
 from datamodules.world.palette import MARKS
+from datamodules.world.photographs import Photos
 from datamodules.world.render import coverage, draw_figure, quantise, seen
 from datamodules.world.scene import Scene
 from datamodules.world.studio import Rules, Studio, WorldPair

@@ -6,11 +6,13 @@ scene does not depend on the size.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from datamodules.world.backgrounds import Photos
+from datamodules.world import photograph_edits
 from datamodules.world.edits_freeform import color, global_, style, text
 from datamodules.world.edits_region import add, background, local, remove, texture
 from datamodules.world.edits_vision import detect, segment, to_and_from_map
+from datamodules.world.photographs import Photos
 from datamodules.world.phrasings import MAP_WORDS
 from datamodules.world.studio import Studio, WorldPair
 from emu_edit.tasks import SIXTEEN
@@ -53,7 +55,7 @@ def make_pair(
         split: "heldout" has only held-out sentences, and held-out colour/shape pairs in focus;
             "train" has none of either; "sentences" has held-out sentences alone, "pairs" held-out
             colour/shape pairs alone.
-        photos: photographs used as backgrounds.
+        photos: photographs used as backgrounds, and edited themselves, to their share.
         paraphrased: in training, also ask in the many more ways of `phrasings.PARAPHRASES`.
 
     Raises:
@@ -63,4 +65,11 @@ def make_pair(
     studio = Studio.of(
         name, name, seed, index, size=size, split=split, photos=photos, paraphrased=paraphrased
     )
-    return EDITS[name](studio)
+    if photos is None or name not in photograph_edits.EDITS:
+        return EDITS[name](studio)
+    edit, chance = photograph_edits.EDITS[name]
+    pair = edit(studio) if studio.chance(photos.share * chance) else None
+    if pair is not None:
+        return pair
+    # filters of the flat world look wrong on photographs, and a sketch of one has its lines
+    return EDITS[name](studio if name == "local" else replace(studio, photos=None))

@@ -1,7 +1,7 @@
 """Instructions with the task they ask for: what a task predictor is trained and tested on.
 
-Two sources: the procedural world (a pure function of seed and index) and any folder of shards, of
-which only the texts are read. Pictures are made or decoded in neither.
+Three sources: the procedural world and everyday sentences (pure functions of seed and index) and
+any folder of shards, of which only the texts are read. Pictures are made or decoded in none.
 """
 
 import logging
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datamodules.shards.manifest import ShardEntry, read_manifest
 from datamodules.stream.reader import OpenShard, wordings_of
+from datamodules.world.everyday.sentences import everyday
 from datamodules.world.instructions import (
     background_words,
     corpus,
@@ -30,7 +31,9 @@ from emu_edit.tasks import SIXTEEN
 
 Instruction = tuple[str, str]  # the text, and the name of the task
 WORLD_TEXTS = 3200  # of the built-in world, 200 for each task: 4 seconds
-PARAPHRASED_TEXTS = 4800  # 300 for each task, drawn from 9 to 23 sentences and their words
+PARAPHRASED_TEXTS = 8000  # 500 for each task, drawn from 9 to 23 sentences and their words
+EVERYDAY_TEXTS = 24_000  # 1500 for each task: 4 seconds
+UNSEEN_TEXTS = 1600  # of everyday patterns held back
 MOST_PER_TASK = 500  # texts of a shard folder
 OnStep = Callable[[int, int], None]  # called with (instructions done, instructions in all)
 
@@ -107,8 +110,8 @@ def training_instructions(
 ) -> list[Instruction]:
     """Return the texts a task predictor is trained on, of the built-in world or a shard folder.
 
-    When the folder holds a world, or none is given, the paraphrases are added; and to a world of
-    few pairs, which cannot have every sentence, all training sentences of the world.
+    When the folder holds a world, or none is given, paraphrases and everyday sentences are added;
+    and to a world of few pairs, which cannot have every sentence, all training sentences of it.
 
     Raises:
         ShardError: if the folder cannot be read.
@@ -117,11 +120,29 @@ def training_instructions(
         own = world_instructions(seed, WORLD_TEXTS, on_step=on_step)
     else:
         own = shard_instructions(folder, most_per_task=MOST_PER_TASK, on_step=on_step)
-        if read_manifest(folder).made_by.get("program") != WORLD_PROGRAM:
+        if not is_world(folder):
             return own
         if len(own) < WORLD_TEXTS:
             own += corpus("train")
-    return [*own, *paraphrases(seed, PARAPHRASED_TEXTS)]
+    return [*own, *paraphrases(seed, PARAPHRASED_TEXTS), *everyday(seed, EVERYDAY_TEXTS)]
+
+
+def unseen_instructions(folder: Path | None, *, seed: int = 0) -> list[Instruction]:
+    """Return texts of patterns that `training_instructions` of the folder has none of.
+
+    None where it has no everyday sentences.
+
+    Raises:
+        ShardError: if the folder cannot be read.
+    """
+    if folder is not None and not is_world(folder):
+        return []
+    return everyday(seed, UNSEEN_TEXTS, held_back=True)
+
+
+def is_world(folder: Path) -> bool:
+    """Tell whether a shard folder holds pairs of the built-in world."""
+    return read_manifest(folder).made_by.get("program") == WORLD_PROGRAM
 
 
 def _places(

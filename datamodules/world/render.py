@@ -12,8 +12,9 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from datamodules.world.backgrounds import Photos, named_background, pixel_centres
+from datamodules.world.backgrounds import named_background, pixel_centres
 from datamodules.world.palette import RGB
+from datamodules.world.photographs import Photos
 from datamodules.world.scene import Background, Figure, Person, Scene, Thing
 from datamodules.world.sprites import (
     joints,

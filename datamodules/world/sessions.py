@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from datamodules.world import edits_region as edits
-from datamodules.world.backgrounds import Photos
 from datamodules.world.edits_region import ADDED_RADIUS
 from datamodules.world.instructions import SIZES, pick
 from datamodules.world.palette import COLOURS, HELDOUT_PAIRS, PLACES, SHAPES, Split
-from datamodules.world.scene import Scene, Thing
+from datamodules.world.photographs import Photos
+from datamodules.world.scene import Background, Scene, Thing
 from datamodules.world.studio import MAX_RADIUS, MIN_RADIUS, Change, Rules, Studio, WorldPair
 from emu_edit.errors import InputError
 
@@ -224,6 +224,10 @@ def make_noop(
     studio = Studio.of(
         purpose, stem, seed, index, size=size, split=split, photos=photos, paraphrased=paraphrased
     )
-    # at most three shapes, so that there is one to name that is not there
-    scene, _ = studio.scene(Rules(things=(1, 2, 2, 3), person=0.0, focus="thing"))
+    if task == "remove" and photos is not None and studio.chance(photos.share / 2):
+        # a photograph alone, of which nothing is to be removed
+        scene = Scene.of(Background("photograph", photos.draw(studio.generator)), ())
+    else:
+        # at most three shapes, so that there is one to name that is not there
+        scene, _ = studio.scene(Rules(things=(1, 2, 2, 3), person=0.0, focus="thing"))
     return studio.pair_of(scene, NOOPS[task](studio, scene))

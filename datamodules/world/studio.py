@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from datamodules.shards.writer import PairRecord
-from datamodules.world.backgrounds import Photos
 from datamodules.world.instructions import paraphrased_templates, phrase, pick, templates
 from datamodules.world.palette import (
     BACKGROUNDS,
@@ -29,6 +28,7 @@ from datamodules.world.palette import (
     visible_colours,
     visible_inks,
 )
+from datamodules.world.photographs import Photos
 from datamodules.world.render import changed, coverage, quantise, render
 from datamodules.world.scene import Background, Figure, Person, Pose, Scene, Texture, Thing, Word
 from datamodules.world.sprites import word_coverage
@@ -177,6 +177,9 @@ class Studio:
             mask=mask,
             extra=extra,
         )
+        crop = before.background.crop
+        if crop is not None and self.photos is not None:
+            pair.extra["photograph"] = self.photos.of(crop).name
         return replace(pair, scenes=(before, change.after), draw=draw)
 
     def pair(
@@ -223,9 +226,12 @@ class Studio:
         """Return a number of an interval, uniformly, rounded to four digits."""
         return round(low + (high - low) * float(self.generator.random()), 4)
 
-    def scene(self, rules: Rules) -> tuple[Scene, Figure]:
-        """Return a scene and the figure in focus, whose name no other figure of the scene has."""
-        background = self.background(flat=rules.flat)
+    def scene(self, rules: Rules, background: Background | None = None) -> tuple[Scene, Figure]:
+        """Return a scene and the figure in focus, whose name no other figure of the scene has.
+
+        The background is drawn, too, unless it is given.
+        """
+        background = background or self.background(flat=rules.flat)
         cells = rules.cells or tuple(
             cell for i, cell in enumerate(PLACES.values()) if i // 3 in rules.rows
         )
@@ -248,11 +254,12 @@ class Studio:
         return Scene.of(background, tuple(figures), word), focus
 
     def background(self, *, flat: bool = False) -> Background:
-        """Return a photograph when there are some, else a named background; if flat a plain one."""
+        """Return a photograph to their share, else a named background; if flat a plain one."""
         if flat:
             return Background(pick(self.generator, tuple(PLAIN_BACKGROUNDS)))
-        if self.photos is not None:
-            return Background("photograph", self.photos.draw(self.generator))
+        photos = self.photos
+        if photos is not None and (photos.share == 1 or self.chance(photos.share)):
+            return Background("photograph", photos.draw(self.generator))
         return Background(pick(self.generator, tuple(BACKGROUNDS)))
 
     def other_background(self, scene: Scene) -> Background:

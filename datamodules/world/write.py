@@ -30,10 +30,10 @@ from datamodules.shards.manifest import (
 )
 from datamodules.shards.writer import PairRecord, write_task_shards
 from datamodules.world import captions
-from datamodules.world.backgrounds import Photos
 from datamodules.world.captions import make_caption
 from datamodules.world.new_tasks import make_new_pair
 from datamodules.world.pair import VERSION, make_pair
+from datamodules.world.photographs import Photos
 from datamodules.world.sessions import NOOPS, make_noop
 from datamodules.world.studio import WorldPair
 from emu_edit.errors import InputError
@@ -42,6 +42,7 @@ from emu_edit.tasks import SIXTEEN
 
 PROGRAM = "emu_edit shards world"
 SHOWN = 5  # pairs of a task in the contact sheet
+PHOTOGRAPHS = "photographs.jsonl"  # those that the pairs show: package, licence, author, hash
 SKIPPED = "skipped.jsonl"  # photographs that cannot be used
 MIN_FOR_PROCESSES = 2000  # pairs; fewer are written before other processes have started
 
@@ -65,11 +66,13 @@ class Extras:
         noops: how many pairs that ask for nothing come with each task that has such, see `NOOPS`.
         hard: how many more pairs of the kinds that are learnt last come with each task of `HARD`.
         paraphrased: also ask in the many more ways of `phrasings.PARAPHRASES`.
+        by_kind: each kind of edit of a task has shards of its own, to be drawn apart.
     """
 
     noops: int = 0
     hard: int = 0
     paraphrased: bool = False
+    by_kind: bool = False
 
     def __post_init__(self) -> None:
         """Refuse negative numbers."""
@@ -146,7 +149,7 @@ def write_world(
         seed: of the world.
         size: side of the pictures in pixels.
         split: "train" or "heldout", see `make_pair`.
-        photos: photographs used as backgrounds.
+        photos: photographs used as backgrounds and edited; listed in PHOTOGRAPHS.
         extras: what it has beside its plain pairs; by default nothing.
         workers: processes; by default one for each core. Changes speed only.
         progress: called with (pairs written, pairs in all) after each task.
@@ -175,7 +178,7 @@ def write_world(
     # scenes do not depend on the size, and pictures larger than a tile could not be seen
     rows = sample_rows(seed, size=min(size, TILE), split=split, photos=photos)
     contact_sheet(rows).save(folder / CONTACT_SHEET)
-    _list_bad(folder, photos)
+    _list_photographs(folder, photos)
     return write_manifest(folder, entries, made_by=world.made_by())
 
 
@@ -197,7 +200,7 @@ def write_new_task(
     """
     make = partial(make_new_pair, seed, task=task, size=size, split=split, photos=photos)
     entries = _write_one(folder, task, make, pairs, progress)
-    _list_bad(folder, photos)
+    _list_photographs(folder, photos)
     maker = {**World(pairs, seed, size, split, photos).made_by(), NEW_TASK: task}
     return write_manifest(folder, entries, made_by=maker)
 
@@ -249,7 +252,7 @@ def _write_one(
             if progress is not None:
                 progress(index + 1, pairs)
 
-    entries = write_task_shards(folder, task, records())
+    entries = write_task_shards(folder, task, records(), by_shape=True)
     contact_sheet([(task, shown)]).save(folder / CONTACT_SHEET)
     return entries
 
@@ -261,15 +264,21 @@ def _make_empty(folder: Path) -> None:
 
 
 def _write_task(world: World, folder: Path, task: str) -> _Written:
-    entries = write_task_shards(folder, task, world.records(task))
+    by_kind = world.extras.by_kind
+    records = world.records(task)
+    entries = write_task_shards(folder, task, records, by_kind=by_kind, by_shape=True)
     return entries, {} if world.photos is None else world.photos.bad
 
 
-def _list_bad(folder: Path, photos: Photos | None) -> None:
-    """List the photographs that others took the place of, a line of JSON each."""
-    if photos is not None and photos.bad:
-        rows = [{"file": str(path), "reason": why} for path, why in sorted(photos.bad.items())]
-        write_text(folder / SKIPPED, "\n".join(json.dumps(row) for row in rows))
+def _list_photographs(folder: Path, photos: Photos | None) -> None:
+    """List the photographs, and those that others took the place of, a line of JSON each."""
+    if photos is None:
+        return
+    rows = [json.dumps(row, ensure_ascii=False) for row in photos.table()]
+    write_text(folder / PHOTOGRAPHS, "\n".join(rows))
+    if photos.bad:
+        bad = [{"file": str(path), "reason": why} for path, why in sorted(photos.bad.items())]
+        write_text(folder / SKIPPED, "\n".join(json.dumps(row) for row in bad))
 
 
 def _in_order(write: Callable[[str], _Written], workers: int | None) -> Iterator[_Written]:

@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from emu_edit.cli.arguments import ArgumentParser, positive_int, positive_or_zero
+from emu_edit.cli.arguments import ArgumentParser, importing, positive_int, positive_or_zero
 from emu_edit.editing.find import find_model
 from emu_edit.errors import InputError
 from emu_edit.web.guard import MEBI, Limits
@@ -77,7 +77,8 @@ def run(arguments: list[str]) -> int:
     if sys.stderr.isatty():  # it may take a while, and a log needs no line about that
         sys.stderr.write(f"loading {model} …\n")
     # everything above answers in an instant; only now is torch needed
-    from emu_edit.editing.editor import Editor
+    with importing():
+        from emu_edit.editing.editor import Editor
 
     editor = Editor.from_pretrained(model, device=options.device)
     serve(editor, limits, options.host, port)

@@ -1,13 +1,15 @@
-"""Argument parsing for all verbs, also those that consist of commands (`emu-edit shards world`).
+"""What all verbs share: parsing arguments, commands of a verb (`emu-edit shards world`), imports.
 
 Complaints look like all errors of the program: one line, exit status 2.
 """
 
 import argparse
+import gc
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, NoReturn
@@ -113,6 +115,25 @@ def _whole_number(text: str, least: int) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"needs a whole number of at least {least}, got {text!r}")
     return value
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import what is heavy without looking for garbage in it, neither meanwhile nor at exit.
+
+    Python's collector goes through all that is alive, again and again as modules pile up and once
+    more at exit: a third of the processor time of `edit`, and modules are never garbage. They are
+    set aside for good, once in a process. Source: `gc.freeze`, documented for what lives on.
+    """
+    if "diffusers" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from emu_edit.cli.arguments import (
     ArgumentParser,
     add_sampling,
+    importing,
     positive_int,
     sampling_of,
     seed_int,
@@ -119,6 +120,13 @@ def _add_editing(made: ArgumentParser) -> None:
         "--size", type=positive_int, help="first resize, shorter side to this many pixels"
     )
     made.add_argument(
+        "--large",
+        metavar="WAY",
+        help="how to edit a picture larger than the model's: guided (as a small copy, whose change "
+        "is put on the picture; the default from 1.25 times on), tiles (at its own size in "
+        "overlapping parts) or whole; guided and tiles also with a size in pixels, tiles:128",
+    )
+    made.add_argument(
         "--threshold",
         type=float,
         metavar="ALPHA",
@@ -159,7 +167,9 @@ def run(arguments: list[str]) -> int:
             f"with 'emu-edit predictor fit {model}', or take --model {RELEASED_NAME}"
         )
     # everything above answers in an instant; only now is torch needed
-    from emu_edit.cli.edit_run import EditRequest, edit_many, edit_one, replay_one
+    with importing():
+        from emu_edit.cli.edit_run import EditRequest, edit_many, edit_one, replay_one
+        from emu_edit.editing.large import parse_large
 
     request = EditRequest(
         model=model,
@@ -170,6 +180,7 @@ def run(arguments: list[str]) -> int:
         seed=options.seed,
         chain_latents=options.chain_latents,
         size=options.size,
+        large=None if options.large is None else parse_large(options.large),
         allow_mismatch=options.allow_mismatch,
         is_json=options.json,
     )

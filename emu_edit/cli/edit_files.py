@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from emu_edit.cli.edit_places import Place, Source
+from emu_edit.editing.large import parse_large
 from emu_edit.editing.manifest import Turn
 from emu_edit.editing.predictor import TaskPrediction
 from emu_edit.editing.session import EditSession
@@ -174,6 +175,12 @@ class Report:
         """
         if doubt:
             sys.stderr.write(f"{source}: {doubt}\n")
+
+    def sized(self, source: Source, session: EditSession) -> None:
+        """Say how a picture larger than the model's was edited; nothing where it is not larger."""
+        ways = dict.fromkeys(parse_large(turn.large) for turn in session.turns)
+        for line in filter(None, (way.describe(session.image.shape[-2:]) for way in ways)):
+            sys.stderr.write(f"{source}: {line} (--large chooses)\n")
 
     def predicted(self) -> None:
         """Say which tasks the predictor chose, and what else it thought of when it was unsure."""

@@ -16,11 +16,13 @@ from torch import Tensor
 from emu_edit.cli.edit_files import Report, save_session
 from emu_edit.cli.edit_places import Place, Source, check_session_folder
 from emu_edit.diffusion.samplers import OnStep
+from emu_edit.editing.doubts import doubt_about
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import model_name, shown_path
+from emu_edit.editing.large import Large, parse_large, way_for
 from emu_edit.editing.manifest import Manifest, parse_manifest
 from emu_edit.editing.predictor import TaskPrediction
-from emu_edit.editing.session import EditSession, TurnSettings, doubt_about, replay
+from emu_edit.editing.session import EditSession, TurnSettings, replay
 from emu_edit.editing.task_mix import TaskChoice, TaskMix, parse_task, task_names
 from emu_edit.errors import InputError
 from emu_edit.files import read_regular
@@ -52,6 +54,7 @@ class EditRequest:
         seed: of the session.
         chain_latents: as `EditSession.start` takes it.
         size: what a picture's shorter side becomes first, in pixels; None leaves it alone.
+        large: how a picture larger than the model's is edited; None chooses.
         allow_mismatch: take a task's file that was learnt with another model.
         is_json: report in JSON instead of words.
     """
@@ -64,6 +67,7 @@ class EditRequest:
     seed: int
     chain_latents: bool
     size: int | None
+    large: Large | None
     allow_mismatch: bool
     is_json: bool
 
@@ -97,12 +101,17 @@ class Job:
         """
         request = self.request
         session = EditSession.start(
-            self.editor, image, seed=request.seed, chain_latents=request.chain_latents
+            self.editor,
+            image,
+            seed=request.seed,
+            chain_latents=request.chain_latents,
+            large=request.large,
         )
         for turn, (text, task) in enumerate(zip(request.instructions, self.tasks, strict=True)):
             settings = replace(request.settings, task=task)
             session = session.edit(text, settings, part_of(on_step, turn, len(self.tasks)))
-        self.report.doubted(source, doubt_about(self.editor, image))
+        self.report.sized(source, session)
+        self.report.doubted(source, doubt_about(self.editor, image, tasks=self.tasks))
         save_session(session, place, model_name(request.model))
         self.report.edited(source, place, session, time.monotonic() - start)
 
@@ -116,7 +125,7 @@ def edit_one(request: EditRequest, source: Source, place: Place) -> int:
     start = time.monotonic()
     image = read_source(source)
     job = load_job(request)
-    image = fit_size(image, request.size, job.editor, source)
+    image = fit_size(image, request, job.editor, source)
     job.report.predicted()
     with step_bar("editing") as on_step:
         job.edit(image, source, place, start=start, on_step=on_step)
@@ -136,7 +145,7 @@ def edit_many(request: EditRequest, sources: Sequence[Source], places: Sequence[
         for number, (source, place) in enumerate(zip(sources, places, strict=True)):
             start = time.monotonic()
             try:
-                image = fit_size(read_source(source), request.size, job.editor, source)
+                image = fit_size(read_source(source), request, job.editor, source)
             except InputError as error:
                 refused += 1
                 job.report.refused(source, str(error))
@@ -159,7 +168,8 @@ def replay_one(request: EditRequest, manifest: Path, source: Source, place: Plac
         check_session_folder(place.folder, len(wanted.turns))
     image = read_source(source)
     editor, _ = load_editor(request)
-    image = fit_size(image, request.size, editor, source)
+    request = replace(request, large=parse_large(wanted.turns[0].large))
+    image = fit_size(image, request, editor, source)
     with step_bar("replaying", "turns") as on_turn:
         session = replay(editor, image, wanted.to_dict(), on_turn)
     save_session(session, place, model_name(request.model))
@@ -281,15 +291,15 @@ def _say(source: Source, note: str) -> None:
 
 
 def fit_size(
-    image: UInt8[Tensor, "3 h w"], size: int | None, editor: Editor, source: Source
+    image: UInt8[Tensor, "3 h w"], request: EditRequest, editor: Editor, source: Source
 ) -> UInt8[Tensor, "3 H W"]:
-    """Resize the shorter side to `size`, and refuse what is too large to be edited.
+    """Resize the shorter side to the size asked for, and refuse what is too large to be edited.
 
     Raises:
         InputError: if the picture, or what it would become, is too large.
     """
     height, width = image.shape[-2:]
-    if size is not None:
+    if (size := request.size) is not None:
         new = with_shorter_side(size, height=height, width=width)
         if max(new) > MAX_SIDE:
             raise InputError(
@@ -297,7 +307,8 @@ def fit_size(
             )
         image = resize(image, new)
     try:
-        editor.forecast(image.shape[-2:], editor.settings)
+        way = way_for(request.large, image.shape[-2:], editor.settings.image_size)
+        editor.forecast(image.shape[-2:], editor.settings, way)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     return image

@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, add_sampling, positive_int, sampling_of, seed_int
 from emu_edit.cli.evaluate_kinds import (
@@ -26,20 +26,25 @@ from emu_edit.cli.evaluate_kinds import (
     kind_of,
     refuse,
 )
+from emu_edit.cli.evaluate_scenes import (
+    CAPTIONS_DRAWN,
+    CLIPS,
+    FRAMES,
+    PAIRS,
+    SEED,
+    benchmark_of,
+    clips_of,
+    given_or,
+    moving_of,
+    scenes_of,
+)
 from emu_edit.errors import InputError
 from emu_edit.terminal import fitted, terminal_width
 
 if TYPE_CHECKING:
     from emu_edit.evaluation.candidate import Candidate, Outcome
-    from emu_edit.evaluation.generated import MovingScenes
-    from emu_edit.evaluation.videos import Clips
-    from emu_edit.evaluation.world import Scenes, WorldBenchmark
 
-Value = TypeVar("Value")
-
-# as the records of emu_edit.evaluation have it
-PAIRS, SESSIONS, TURNS, SEED = 25, 20, 10, 1
-CLIPS, FRAMES, CAPTIONS_DRAWN = 2, 12, 100
+SESSIONS, TURNS = 20, 10  # as the records of emu_edit.evaluation have it
 SOME_FAILED = 1  # exit status
 
 EPILOG = """\
@@ -173,7 +178,13 @@ def _add_world(verb: ArgumentParser) -> None:
     group.add_argument("--turns", type=positive_int, help=f"of a drift session (default {TURNS})")
     group.add_argument("--sessions", type=positive_int, help=f"to drift (default {SESSIONS})")
     group.add_argument("--seed", type=seed_int, help=f"of pairs and noise (default {SEED})")
-    group.add_argument("--photos", type=Path, metavar="DIR", help="photographs for backgrounds")
+    group.add_argument(
+        "--photos",
+        action="append",
+        metavar="PLACE",
+        help="photographs for all backgrounds, and to edit: a folder, or installed for those of "
+        "packages (repeatable); only those that training leaves out",
+    )
     group.add_argument(
         "--write-inputs",
         type=Path,
@@ -247,57 +258,6 @@ def candidate_of(options: argparse.Namespace) -> "Candidate":
     )
 
 
-def scenes_of(options: argparse.Namespace) -> "Scenes":
-    """Read from the command line which scenes of the world are meant."""
-    from datamodules.world.backgrounds import Photos
-    from emu_edit.evaluation.world import Scenes
-
-    return Scenes(
-        split=given_or(options.split, "heldout"),
-        seed=given_or(options.seed, SEED),
-        size=options.size,
-        photos=None if options.photos is None else Photos(options.photos),
-    )
-
-
-def given_or(value: Value | None, usual: Value) -> Value:
-    """Choose the usual value where none was given."""
-    return usual if value is None else value
-
-
-def benchmark_of(options: argparse.Namespace) -> "WorldBenchmark":
-    """Read from the command line which pairs of the world are meant, or from --data."""
-    from emu_edit.evaluation.world import WorldBenchmark
-    from emu_edit.evaluation.world_inputs import read_benchmark
-
-    if options.data is not None:
-        why = f"is what {options.data} was written with; leave it out"
-        refuse(options, dict.fromkeys(("pairs", "seed", "split", "size"), why))
-        return read_benchmark(options.data, scenes_of(options).photos)
-    return WorldBenchmark(given_or(options.pairs, PAIRS), scenes_of(options))
-
-
-def clips_of(options: argparse.Namespace) -> "Clips":
-    """Read from the command line which clips of the moving world are meant."""
-    from emu_edit.evaluation.videos import Clips
-
-    return Clips(
-        scenes_of(options), given_or(options.pairs, CLIPS), given_or(options.frames, FRAMES)
-    )
-
-
-def moving_of(options: argparse.Namespace) -> "MovingScenes":
-    """Read from the command line which clips a model is to draw."""
-    from emu_edit.evaluation.generated import MovingScenes
-
-    return MovingScenes(
-        scenes_of(options),
-        given_or(options.pairs, CAPTIONS_DRAWN),
-        options.frames,
-        flat=options.full is None,
-    )
-
-
 def write_inputs(options: argparse.Namespace) -> int:
     """Write what is to be edited, for any editor; return the exit status."""
     if options.model is not None:
@@ -366,22 +326,7 @@ def evaluate(options: argparse.Namespace, kind: Kind) -> "Outcome":
             )
         )
     if kind in {Kind.clips, Kind.tgve}:
-        from emu_edit.evaluation.videos import VideoOptions, run_videos
-
-        return run_videos(
-            VideoOptions(
-                candidate_of(options),
-                options.benchmark,
-                clips_of(options),
-                data=options.data,
-                instructions=options.instructions,
-                protocol=options.protocol,
-                backbones=options.backbones,
-                size=options.size if kind == Kind.tgve else None,
-                limit=options.limit,
-                compare=options.compare,
-            )
-        )
+        return _evaluate_videos(options, kind)
     from emu_edit.evaluation.photographs import PhotographOptions, run_photographs
 
     return run_photographs(
@@ -394,6 +339,25 @@ def evaluate(options: argparse.Namespace, kind: Kind) -> "Outcome":
             backbones=options.backbones,
             size=options.size,
             tasks=options.tasks,
+            limit=options.limit,
+            compare=options.compare,
+        )
+    )
+
+
+def _evaluate_videos(options: argparse.Namespace, kind: Kind) -> "Outcome":
+    from emu_edit.evaluation.videos import VideoOptions, run_videos
+
+    return run_videos(
+        VideoOptions(
+            candidate_of(options),
+            options.benchmark,
+            clips_of(options),
+            data=options.data,
+            instructions=options.instructions,
+            protocol=options.protocol,
+            backbones=options.backbones,
+            size=options.size if kind == Kind.tgve else None,
             limit=options.limit,
             compare=options.compare,
         )

@@ -5,6 +5,7 @@ With `--task NAME --merge` the directory does one task and is a plain pipeline o
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,6 +74,7 @@ def run(arguments: list[str]) -> int:
     export_checkpoint(checkpoint, options.output, ema=options.weights == "ema", others=others)
     if options.half:
         halve_unet(options.output)
+    keep_what_its_run_says(checkpoint, options.output)
     told = copy_predictor(checkpoint, options.output)
     weights = f"{options.weights} weights of {', '.join(map(str, (checkpoint, *others)))}"
     sys.stdout.write(f"wrote {options.output} ({weights}; {told})\n")
@@ -114,6 +116,25 @@ def halve_unet(model: Path) -> None:
     for file in (model / "unet").glob("*.safetensors"):
         halves = {name: tensor.to(torch.float16) for name, tensor in load_file(file).items()}
         save_file(halves, file, metadata={"format": "pt"})
+
+
+def keep_what_its_run_says(checkpoint: Path, model: Path) -> None:
+    """Say in a model directory what the run's own says it has seen, and whose photographs."""
+    from datamodules.world.write import PHOTOGRAPHS
+    from emu_edit.files import write_json
+    from emu_edit.models.directory import read_index
+
+    run_folder = run_of(checkpoint)
+    own = None if run_folder is None else run_folder / MODEL
+    if own is None or not (own / INDEX).is_file():
+        return
+    seen = read_index(own)["_emu_edit"].get("trained_on")
+    index = read_index(model)
+    if seen is not None:
+        index["_emu_edit"]["trained_on"] = seen
+        write_json(model / INDEX, index)
+    if (own / PHOTOGRAPHS).is_file():
+        shutil.copyfile(own / PHOTOGRAPHS, model / PHOTOGRAPHS)
 
 
 def copy_predictor(checkpoint: Path, model: Path) -> str:

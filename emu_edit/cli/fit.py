@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from emu_edit.cli.arguments import ArgumentParser, positive_or_zero
-from emu_edit.editing.find import INDEX
+from emu_edit.editing.find import INDEX, RELEASED_NAME, find_model
 from emu_edit.errors import InputError
 from emu_edit.runs.folder import find_checkpoint
 from emu_edit.runs.options import SCORE_PAIRS, TrainOptions, find_config, recipe_names
@@ -31,6 +31,8 @@ Everything lands in one new folder, runs/RECIPE-DATE-TIME.
   --start_from PATH         begin a new training with the weights of a model, run or checkpoint
   --score_pairs N           pairs of each task in the table at the end (8; 0 for no table)
   --no_predictor            do not train a task predictor at the end; edit then needs --task
+  --plan                    print the memory that each device would need, and stop: status 0 if it
+                            fits, 71 if not. Nothing is loaded but configs, nothing is written
   --seed_everything N       seed of the first weights
   --model.seed N            seed of noise, timesteps and dropout
   --trainer.max_epochs N    how long; an epoch is data.steps_per_epoch steps
@@ -79,6 +81,10 @@ def _run(verb: str, arguments: list[str]) -> int:
         sys.stdout.write(page.replace("{recipes}", ", ".join(recipe_names())) + MORE)
         return 0
     options = parse(verb, ["--help" if a == "--help-all" else a for a in arguments])
+    if options.plan and not options.only_asks:
+        from emu_edit.runs.plan import run_plan
+
+        return run_plan(options)
     from emu_edit.runs.trainer_cli import run_trainer
 
     return run_trainer(verb, options)
@@ -96,7 +102,8 @@ def parse(verb: str, arguments: list[str]) -> TrainOptions:
     if verb == "fit":  # measuring begins with a checkpoint's weights anyway
         parser.add_argument("--start_from", type=Path)
         parser.add_argument("--resume", choices=["auto", "strict"])
-    parser.set_defaults(start_from=None, resume=None)
+        parser.add_argument("--plan", action="store_true")
+    parser.set_defaults(start_from=None, resume=None, plan=False)
     parser.add_argument("--run")
     parser.add_argument("--score_pairs", type=positive_or_zero, default=SCORE_PAIRS)
     parser.add_argument("--no_predictor", action="store_true")
@@ -119,6 +126,7 @@ def parse(verb: str, arguments: list[str]) -> TrainOptions:
         run=known.run,
         score_pairs=known.score_pairs,
         predictor=not known.no_predictor,
+        plan=known.plan,
         rest=tuple(rest),
     )
 
@@ -136,9 +144,10 @@ def _from_environment(verb: str) -> list[str]:
 
 
 def _weights_at(path: Path) -> Path:
-    """Return the model directory or the checkpoint file meant by `path`.
+    """Return the model directory, `released` among them, or the checkpoint file meant by `path`.
 
     Raises:
         InputError: if there is neither.
     """
-    return path if (path / INDEX).is_file() else find_checkpoint(path)
+    is_released = str(path) == RELEASED_NAME and not path.exists()
+    return find_model(path) if is_released or (path / INDEX).is_file() else find_checkpoint(path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from emu_edit.cli.arguments import (
     ArgumentParser,
     add_sampling,
+    importing,
     positive_int,
     sampling_of,
     seed_int,
@@ -89,10 +90,11 @@ def run(arguments: list[str]) -> int:
     captions = [clean_instruction(text, what="caption") for text in options.captions]
     wanted = [(text, options.seed + n) for text in captions for n in range(options.count)]
     _check_output(options.output, len(wanted), is_video=is_video)
-    sampling = sampling_of(options)
-    from emu_edit.editing.animate import find_drawer
-    from emu_edit.editing.generate import load_generator
+    with importing():
+        from emu_edit.editing.animate import find_drawer
+        from emu_edit.editing.generate import load_generator
 
+    sampling = sampling_of(options)
     footage = None if options.extend is None else footage_of(options.extend, options.size)
     model = find_drawer(options.model)
     editor = load_generator(model, options.device)

@@ -6,6 +6,7 @@ from pathlib import Path
 from emu_edit.cli.arguments import (
     ArgumentParser,
     add_sampling,
+    importing,
     positive_int,
     sampling_of,
     seed_int,
@@ -71,11 +72,12 @@ def run(arguments: list[str]) -> int:
     """
     options = parser().parse(arguments)
     check_places(options.video, options.output)
-    sampling = sampling_of(options)
-    from emu_edit.editing.animate import Animator, Drawing
-    from emu_edit.video.coding import Coding
-    from emu_edit.video.generation import interpolated
+    with importing():
+        from emu_edit.editing.animate import Animator, Drawing
+        from emu_edit.video.coding import Coding
+        from emu_edit.video.generation import interpolated
 
+    sampling = sampling_of(options)
     footage = footage_of(options.video, options.size)
     Coding().settled(options.output, footage.info.size)
     animator = Animator.from_pretrained(options.model, options.device)

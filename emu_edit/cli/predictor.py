@@ -2,7 +2,10 @@
 
 import sys
 import time
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emu_edit.cli.arguments import ArgumentParser, Command, positive_int, run_command, seed_int
 from emu_edit.editing.find import PREDICTOR, RELEASED, RUNS, choose_device, find_model, newest_model
@@ -10,7 +13,15 @@ from emu_edit.errors import InputError
 from emu_edit.runs.learned_tasks import predictor_directory, teach_again
 from emu_edit.terminal import plural
 
-PRETRAINED_LR = 1e-4  # fine-tuning; a frozen encoder's head learns at the default rate
+if TYPE_CHECKING:
+    from emu_edit.editing.predictor import TaskPredictor
+    from emu_edit.evaluation.predictor import Asked
+    from emu_edit.tasks import TaskTable
+
+# of a pretrained encoder: optimizer steps, texts per step, and the rate of a head alone
+PRETRAINED_STEPS, PRETRAINED_BATCH, HEAD_LR = 700, 32, 3e-3
+# of one that is tuned: the rate, how many times that of its head, the share of texts reworded
+TUNING_LR, HEAD_BOOST, REWORDED = 3e-4, 30.0, 0.5
 
 
 def run(arguments: list[str]) -> int:
@@ -32,8 +43,8 @@ def fit_parser() -> ArgumentParser:
     made = ArgumentParser(
         prog="emu-edit predictor fit",
         description="Train a task predictor and put it into a model directory, where `edit` finds "
-        "it. Without --data it learns the sentences of the built-in world, without --encoder with "
-        "a small text encoder of its own.",
+        "it. Without --data it learns everyday sentences and those of the built-in world, without "
+        "--encoder with a bag of n-grams of its own.",
         epilog="example:\n"
         "  emu-edit predictor fit MODEL --data shards/train --encoder google/flan-t5-base",
     )
@@ -42,7 +53,10 @@ def fit_parser() -> ArgumentParser:
     )
     made.add_argument("--data", type=Path, metavar="DIR", help="shards to take instructions from")
     made.add_argument(
-        "--encoder", metavar="PATH", help="pretrained text encoder: a directory or a hub name"
+        "--encoder",
+        metavar="PATH",
+        help="pretrained text encoder: a directory, a hub name, or all-MiniLM-L6-v2 "
+        "where the extra 'sentences' is installed",
     )
     made.add_argument(
         "--freeze", action="store_true", help="train only the map from its features to the tasks"
@@ -50,12 +64,8 @@ def fit_parser() -> ArgumentParser:
     made.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="write the predictor here instead"
     )
-    made.add_argument(
-        "--steps", type=positive_int, default=400, help="optimizer steps (default 400)"
-    )
-    made.add_argument(
-        "--batch", type=positive_int, default=64, help="instructions per step (default 64)"
-    )
+    made.add_argument("--steps", type=positive_int, help="optimizer steps (default: by encoder)")
+    made.add_argument("--batch", type=positive_int, help="texts per step (default: by encoder)")
     made.add_argument("--lr", type=float, help="peak learning rate (default: by encoder)")
     made.add_argument("--seed", type=seed_int, default=0, help="same seed, same predictor on a CPU")
     made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if --encoder)")
@@ -66,13 +76,13 @@ def run_fit(arguments: list[str]) -> int:
     """Train, save, and say how sure the predictor may be."""
     options = fit_parser().parse(arguments)
     if options.freeze and options.encoder is None:
-        raise InputError("--freeze needs --encoder: a small encoder of our own has to be trained")
+        raise InputError("--freeze needs --encoder: the n-grams of our own have to be trained")
     output: Path | None = options.output
     model = model_to_extend(options.model, output)
     from emu_edit.editing.predictor import INDEX
     from emu_edit.models.directory import refuse_another_kind
     from emu_edit.models.task_files import read_base_tasks
-    from emu_edit.runs.predictor import describe_training, gather, train_with_bar
+    from emu_edit.runs.predictor import describe_training, gather, gather_unseen, train_with_bar
     from emu_edit.tasks import SIXTEEN
     from emu_edit.training.predictor import (
         PredictorSettings,
@@ -88,13 +98,17 @@ def run_fit(arguments: list[str]) -> int:
     tasks = SIXTEEN if model is None else read_base_tasks(model)
     is_tuned = options.encoder is not None and not options.freeze
     defaults = PredictorSettings()
-    settings = PredictorSettings(
-        steps=options.steps,
-        batch_size=options.batch,
-        lr=(PRETRAINED_LR if is_tuned else defaults.lr) if options.lr is None else options.lr,
+    if options.encoder is not None:
+        # it is large enough for all cores
+        defaults = PredictorSettings(PRETRAINED_STEPS, PRETRAINED_BATCH, HEAD_LR, threads=None)
+    if is_tuned:
+        defaults = replace(defaults, lr=TUNING_LR, head_boost=HEAD_BOOST, reworded=REWORDED)
+    settings = replace(
+        defaults,
+        steps=options.steps or defaults.steps,
+        batch_size=options.batch or defaults.batch_size,
+        lr=defaults.lr if options.lr is None else options.lr,
         seed=options.seed,
-        # a pretrained encoder is large enough for all cores
-        threads=defaults.threads if options.encoder is None else None,
     )
     device = choose_device("cpu" if options.encoder is None else options.device)
     if options.encoder is None:
@@ -103,8 +117,9 @@ def run_fit(arguments: list[str]) -> int:
         predictor = pretrained_predictor(options.encoder, tasks, trainable=is_tuned)
     predictor.to(device)
     instructions = gather(options.data, tasks, seed=options.seed)
+    unseen = gather_unseen(options.data, tasks, seed=options.seed)
     start = time.monotonic()
-    calibration = train_with_bar(predictor, instructions, settings)
+    calibration = train_with_bar(predictor, instructions, settings, unseen=unseen)
     predictor.save_pretrained(folder)
     sys.stdout.write(
         f"{describe_training(calibration)}\n"
@@ -119,10 +134,18 @@ def evaluate_parser() -> ArgumentParser:
     """Build the parser of `predictor evaluate`."""
     made = ArgumentParser(
         prog="emu-edit predictor evaluate",
-        description="Ask a predictor for the task of instructions whose task is known; writes "
-        "confusion.json and confusion.png.",
+        description="Ask predictors for the task of instructions whose task is known; writes "
+        "confusion.json, confusion.png and calibration.png for each.",
+        epilog="example:\n"
+        "  emu-edit predictor evaluate released predictor --sentences sentences.jsonl",
     )
-    made.add_argument("model", type=Path, help="model directory, run folder or predictor directory")
+    made.add_argument(
+        "models",
+        metavar="model",
+        type=Path,
+        nargs="+",
+        help="model directory, run folder or predictor directory; several are shown side by side",
+    )
     made.add_argument(
         "--split",
         choices=("heldout", "train"),
@@ -131,39 +154,85 @@ def evaluate_parser() -> ArgumentParser:
     )
     made.add_argument("--data", type=Path, metavar="DIR", help="shards instead of the world")
     made.add_argument(
+        "--sentences",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines with "text" and "tasks", any of which is right; or plain lines in a .txt, '
+        "for which it is printed what the predictors say",
+    )
+    made.add_argument(
         "--texts", type=positive_int, default=1600, help="instructions of the world (default 1600)"
     )
     made.add_argument("--seed", type=seed_int, default=1, help="of the world (default 1)")
-    made.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: beside MODEL")
+    made.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: beside each MODEL")
     made.add_argument("--device", help="cpu, cuda, … (default: an accelerator if there is one)")
     return made
 
 
 def run_evaluate(arguments: list[str]) -> int:
-    """Measure the predictor, print the table, write numbers and picture."""
+    """Measure the predictors, print the tables, write numbers and pictures."""
     options = evaluate_parser().parse(arguments)
-    directory = predictor_directory(options.model)
-    from datamodules.world.predictor_texts import shard_instructions, world_instructions
+    if options.data is not None and options.sentences is not None:
+        raise InputError("--data and --sentences are two sources of instructions; give one")
+    if options.output is not None and len(options.models) > 1:
+        raise InputError("-o is the folder of one predictor; give one MODEL, or leave it out")
+    directories = [predictor_directory(path) for path in options.models]
     from emu_edit.editing.predictor import TaskPredictor
-    from emu_edit.evaluation.predictor import format_score, score, write_score
+    from emu_edit.evaluation.predictor import format_score, format_side_by_side, score, write_score
+
+    device = choose_device(options.device)
+    predictors = [TaskPredictor.from_pretrained(path).to(device) for path in directories]
+    if options.sentences is not None and options.sentences.suffix == ".txt":
+        return _say(options.sentences, predictors)
+    name, source, asked = _instructions(options, predictors[0].tasks)
+    results = {}
+    for path, directory, predictor in zip(options.models, directories, predictors, strict=True):
+        result = score(predictor, asked)
+        beside = path.absolute()
+        folder = options.output or beside.with_name(f"{beside.name}-predictor-{name}")
+        write_score(folder, result, predictor=str(directory), source=source)
+        results[beside.name] = result
+        sys.stdout.write(f"{format_score(result)}\n\nwrote {folder}\n")
+    if len(results) > 1:
+        sys.stdout.write(f"\n{format_side_by_side(results)}\n")
+    return 0
+
+
+def _instructions(options: Namespace, tasks: "TaskTable") -> "tuple[str, str, list[Asked]]":
+    """Return the instructions to ask for with their right answers, a short name and the source."""
+    from datamodules.world.predictor_texts import shard_instructions, world_instructions
+    from emu_edit.evaluation.predictor import read_sentences
     from emu_edit.terminal import step_bar
 
-    predictor = TaskPredictor.from_pretrained(directory).to(choose_device(options.device))
+    if options.sentences is not None:
+        file: Path = options.sentences
+        return file.stem, file.name, read_sentences(file, tasks)
     with step_bar("reading", "instructions") as on_step:
-        if options.data is None:
-            source = f"{options.split} world, seed {options.seed}"
+        if options.data is not None:
+            name, source = options.data.absolute().name, str(options.data)
+            found = shard_instructions(options.data, on_step=on_step)
+        else:
+            name, source = options.split, f"{options.split} world, seed {options.seed}"
             found = world_instructions(
                 options.seed, options.texts, split=options.split, on_step=on_step
             )
-        else:
-            source = str(options.data)
-            found = shard_instructions(options.data, on_step=on_step)
-    result = score(predictor, found)
-    path = options.model.absolute()
-    name = options.split if options.data is None else options.data.absolute().name
-    folder = options.output or path.with_name(f"{path.name}-predictor-{name}")
-    write_score(folder, result, predictor=str(directory), source=source)
-    sys.stdout.write(f"{format_score(result)}\n\nwrote {folder}\n")
+    return name, source, [(text, (task,)) for text, task in found]
+
+
+def _say(file: Path, predictors: "list[TaskPredictor]") -> int:
+    """Print what predictors say of the lines of a file, unsure ones with three answers."""
+    from emu_edit.text_rules import clean_instruction
+
+    lines = file.read_text(encoding="utf-8").splitlines()
+    texts = [
+        clean_instruction(line, f"{file}:{number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    answers = [predictor.predict(texts) for predictor in predictors]
+    for i, text in enumerate(texts):
+        said = "\n".join(f"    {found[i].describe()}" for found in answers)
+        sys.stdout.write(f"{text}\n{said}\n")
     return 0
 
 

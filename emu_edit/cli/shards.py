@@ -74,7 +74,19 @@ def world_parser() -> ArgumentParser:
     what.add_argument("--clips", type=positive_int, metavar="N", help="in their place, moving ones")
     made.add_argument("--seed", type=seed_int, default=0, help="another seed, another world")
     made.add_argument("--size", type=positive_int, default=64, help="side in pixels (default 64)")
-    made.add_argument("--photos", type=Path, metavar="DIR", help="photographs for backgrounds")
+    made.add_argument(
+        "--photos",
+        action="append",
+        metavar="PLACE",
+        help="photographs for backgrounds, and to edit: a folder, or installed for those of "
+        "packages (repeatable); one in five is only in --split heldout",
+    )
+    made.add_argument(
+        "--photo-share",
+        type=float,
+        metavar="S",
+        help="share of the scenes that are before a photograph (default 0.5)",
+    )
     made.add_argument(
         "--split",
         choices=("train", "heldout"),
@@ -124,10 +136,18 @@ def run_world(arguments: list[str]) -> int:
     _refuse_of_the_other_kind(options)
     if options.clips is not None:
         return _write_clips(options)
-    from datamodules.world.backgrounds import Photos
+    from datamodules.world.photographs import Photos
     from datamodules.world.write import write_new_task, write_world
 
-    photos = None if options.photos is None else Photos(options.photos)
+    photos = None
+    if options.photos is not None:
+        share = 0.5 if options.photo_share is None else options.photo_share
+        photos = Photos(options.photos, share).of_split(options.split)
+        photos = photos if options.new_task is None else photos.always
+    elif options.photo_share is not None:
+        raise InputError(
+            "--photo-share says nothing without --photos; add --photos or leave it out"
+        )
     write = write_world if options.new_task is None else partial(write_new_task, options.new_task)
     with step_bar("writing the world", "pairs") as on_step:
         manifest = write(
@@ -154,7 +174,7 @@ def run_world(arguments: list[str]) -> int:
 def _refuse_of_the_other_kind(options: argparse.Namespace) -> None:
     of_clips, of_pairs = (
         ("frames", "rate", "movie", "plain", "captions", "flat", "crf"),
-        ("photos", "new_task"),
+        ("photos", "photo_share", "new_task"),
     )
     kind, others = ("clips", of_pairs) if options.pairs is None else ("pairs", of_clips)
     for name in others:
@@ -193,9 +213,10 @@ def cache_parser() -> ArgumentParser:
     made = ArgumentParser(
         prog="emu-edit shards cache",
         description="Write shards of latents (the posterior's mean and deviation, so that its "
-        "sampling stays fresh) and, where the text encoder is frozen, of text features. Train on "
-        "them with --data.train OUT: order, dropout and noise are those of the pictures, and in "
-        "float32 the loss is the same to 1e-5. Started again, it completes what was interrupted.",
+        "sampling stays fresh) and, where the text encoder is frozen and sees no picture, of "
+        "text features. Train on them with --data.train OUT: order, dropout and noise are those of "
+        "the pictures, and in float32 the loss is the same to 1e-5. Started again, it completes "
+        "what was interrupted.",
         epilog="What is kept of a picture is its centre square, not mirrored: random crops of wide "
         "pictures\nand data.flip need the pictures. Validate (--data.val) on pictures.",
     )

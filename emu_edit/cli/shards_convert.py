@@ -126,6 +126,11 @@ def _add_choice(made: ArgumentParser) -> None:
     made.add_argument(
         "--held-out", type=float, metavar="SHARE", help="share of the held-out part (default 0.02)"
     )
+    made.add_argument(
+        "--by-shape",
+        action="store_true",
+        help="sort by the shape of the pictures, as data.buckets needs (else squares are cut)",
+    )
 
 
 def _add_clips(made: ArgumentParser) -> None:
@@ -221,6 +226,7 @@ def _settings(options: argparse.Namespace) -> "ConvertSettings":
         gates=_gates(options),
         part=None if options.part is None else Part(options.part, held_out),
         per_group=options.per_group,
+        by_shape=options.by_shape,
         guard=LeakGuard.of(options.exclude) if options.exclude else None,
         fields=_fields(options),
         cutting=_cutting(options),

@@ -16,6 +16,7 @@ from emu_edit.cli.arguments import (
     ArgumentParser,
     add_sampling,
     clock,
+    importing,
     positive_int,
     positive_or_zero,
     sampling_of,
@@ -144,9 +145,10 @@ def run(arguments: list[str]) -> int:
             f"{RELEASED_NAME}"
         )
     os.environ.setdefault("SVT_LOG", "1")  # its encoder says only what went wrong
-    from emu_edit.editing.editor import Editor
-    from emu_edit.video.editor import VideoEditor
-    from emu_edit.video.job import run as run_job
+    with importing():
+        from emu_edit.editing.editor import Editor
+        from emu_edit.video.editor import VideoEditor
+        from emu_edit.video.job import run as run_job
 
     job, settings, turns = _request(options, texts, tasks, shown_path(model))
     resized = _resizing(options.size)

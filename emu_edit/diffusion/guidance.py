@@ -2,6 +2,7 @@
 
 The combination is linear with weights that sum to 1, so it is the same in eps, v and z_0 space.
 A branch whose weight is exactly zero is not run: without image guidance, two branches are enough.
+Some bases were published with a guided output that keeps its length, cell by cell.
 """
 
 import math
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from itertools import compress
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from emu_edit.diffusion.prediction import Predict
@@ -43,7 +44,7 @@ class Guidance:
         return self.text != 0, self.image != self.text, self.image != 1
 
 
-def guided(predict_branches: Predict, guidance: Guidance) -> Predict:
+def guided(predict_branches: Predict, guidance: Guidance, *, keeps_norm: bool = False) -> Predict:
     """Combine the needed branches of one forward pass into one prediction.
 
     output = nothing + s_image (image_only - nothing) + s_text (full - image_only)
@@ -54,17 +55,23 @@ def guided(predict_branches: Predict, guidance: Guidance) -> Predict:
         predict_branches: gets z_t and t once for each branch that `guidance.needed` names; their
             conditions are stacked in the order (full, image only, nothing).
         guidance: the scales.
+        keeps_norm: give each cell of the output the length, over channels, of the full branch's,
+            where that one runs; then it is no longer linear.
 
-    Source: InstructPix2Pix, Brooks et al. 2023, arXiv:2211.09800, eq. 3.
+    Source: InstructPix2Pix, Brooks et al. 2023, arXiv:2211.09800, eq. 3; the length, the
+    Qwen-Image pipelines of diffusers.
     """
     scales = list(compress((guidance.text, guidance.image, 1.0), guidance.needed))
 
-    def predict(z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+    def predict(z_t: Float[Tensor, "b c h w"], t: Real[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         n = len(scales)
         outputs = predict_branches(torch.cat([z_t] * n), torch.cat([t] * n)).chunk(n)
         combined = outputs[-1]
         for i in reversed(range(n - 1)):
             combined = combined + scales[i] * (outputs[i] - outputs[i + 1])
+        if keeps_norm and n > 1 and guidance.needed[0]:
+            was, now = (each.norm(dim=1, keepdim=True) for each in (outputs[0], combined))
+            combined = combined * (was / now.clamp(min=torch.finfo(now.dtype).tiny))
         return combined
 
     return predict

@@ -19,15 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emu_edit.diffusion.prediction import Predict, Prediction, check, estimates
-from emu_edit.diffusion.schedule import Coefficients, NoiseSchedule, trailing_timesteps
+from emu_edit.diffusion.schedule import Coefficients, Level, Schedule, Time, tokens_of
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """A CPU generator for the batch, or one per row (rows then ignore each other), or torch's own."""
 
-StepEnd = Callable[[int, int, Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"] | None]
+StepEnd = Callable[[int, Time, Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"] | None]
 OnStep = Callable[[int, int], None]  # called with (steps done, steps in all)
-"""Called after step i = 0, 1, … with i, its training step t and the latent it led to, z'; what it
-returns, if not None, takes the place of z'."""
+"""Called after step i = 0, 1, … with i, its time t (a whole number where the schedule is a table)
+and the latent it led to, z'; what it returns, if not None, takes the place of z'."""
 
 
 class Sampler(Enum):
@@ -36,21 +36,6 @@ class Sampler(Enum):
     ddim = "ddim"
     euler_ancestral = "euler_ancestral"
     dpm_solver_pp_2m = "dpm_solver_pp_2m"
-
-
-@dataclass(frozen=True)
-class Level:
-    """A noise level as float64 numbers, the end point (alpha 1, sigma 0) included."""
-
-    alpha: float
-    sigma: float
-
-    @property
-    def log_snr(self) -> float:
-        """Half the log signal-to-noise ratio, lambda; -inf for pure noise, inf for none."""
-        if self.alpha == 0:
-            return -math.inf
-        return math.inf if self.sigma == 0 else math.log(self.alpha / self.sigma)
 
 
 @dataclass(frozen=True)
@@ -67,12 +52,13 @@ def sample(
     predict: Predict,
     noise: Float[Tensor, "b c h w"],
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     prediction: Prediction,
     num_steps: int = 20,
     sampler: Sampler = Sampler.ddim,
     generator: Generators = None,
     on_step: StepEnd | None = None,
+    tokens: int | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Return the clean latent that `noise` leads to, with one call of `predict` per step.
 
@@ -85,18 +71,19 @@ def sample(
         noise: standard normal, on the device of the network.
         schedule: the one the network was trained with.
         prediction: what the network outputs.
-        num_steps: 1 to the number of training steps, trailing spacing.
+        num_steps: 1 to the number of training steps, spaced as the schedule says.
         sampler: which solver.
         generator: draws the noise of euler_ancestral on the CPU; the others are deterministic.
         on_step: called after each step; may replace the latent, in the dtype of `noise`.
+        tokens: latent cells that the network sees at once; None means those of `noise`.
 
     Raises:
-        InputError: for eps with zero terminal SNR, or a number of steps out of range.
+        InputError: for a prediction that the schedule does not go with, or a number of steps out of
+            range.
     """
     check(prediction, schedule)
-    steps = trailing_timesteps(schedule.num_steps, num_steps).tolist()
-    levels = [Level(schedule.alpha[t].item(), schedule.sigma[t].item()) for t in steps]
-    levels.append(Level(1.0, 0.0))
+    steps = schedule.times(num_steps, tokens_of(noise) if tokens is None else tokens)
+    levels = [*(schedule.level(t) for t in steps), Level(1.0, 0.0)]
     z_t = first_latent(noise, levels[0], sampler)
     previous = None
     for i, t in enumerate(steps):
@@ -133,6 +120,7 @@ def ddim_step(now: Estimate, to: Level) -> Float[Tensor, "b c h w"]:
 
     z' = alpha' z_0_hat + sigma' eps_hat
 
+    On the linear path that is Euler's step of dz = v dsigma, z' = z_t + (sigma' - sigma) v.
     Source: Song et al. 2021, arXiv:2010.02502, eq. 12 with sigma_t = 0.
     """
     return to.alpha * now.z_0 + to.sigma * now.eps
@@ -182,10 +170,11 @@ def dpm_solver_pp_2m_step(
 
 
 def _estimate(
-    predict: Predict, z_t: Tensor, t: int, level: Level, prediction: Prediction
+    predict: Predict, z_t: Tensor, t: Time, level: Level, prediction: Prediction
 ) -> Estimate:
-    """Ask the network at step t and read its output as z_0 and eps."""
-    steps = torch.full((len(z_t),), t, dtype=torch.int64, device=z_t.device)
+    """Ask the network at time t and read its output as z_0 and eps."""
+    kind = torch.int64 if isinstance(t, int) else torch.float32
+    steps = torch.full((len(z_t),), t, dtype=kind, device=z_t.device)
     # a bf16 output must not pull the solver down to bf16
     output = predict(z_t, steps).to(z_t.dtype)
     shape = (len(z_t), 1, 1, 1)
@@ -218,7 +207,7 @@ def progress(on_step: OnStep | None, num_steps: int) -> StepEnd | None:
     if on_step is None:
         return None
 
-    def count(i: int, _t: int, _z_t: Tensor) -> None:
+    def count(i: int, _t: Time, _z_t: Tensor) -> None:
         on_step(i + 1, num_steps)
 
     return count

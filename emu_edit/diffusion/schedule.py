@@ -1,21 +1,27 @@
-"""The noise schedule: signal (alpha) and noise (sigma) of each step, and which steps are visited.
+"""The noise schedule: signal (alpha) and noise (sigma) at each time, and which times are visited.
 
-Variance preserving, alpha² + sigma² = 1, step 0 the cleanest. The tables are float64 and no
-`nn.Module` owns them: casting a model to bf16 would collapse a thousand alphas to about five
-hundred values. Steps are drawn in training (evenly, or shifted to noise) and spaced in sampling;
-the schedule does not know what the network predicts.
+What every schedule answers is `Schedule`. Two do: the variance-preserving table here, alpha² +
+sigma² = 1, whose times are its steps, step 0 the cleanest; and the linear path (`flow.py`). Tables
+are float64 and no `nn.Module` owns them: casting a model to bf16 would collapse a thousand alphas
+to about five hundred values. Times are drawn in training (evenly, around a middle, or shifted to
+noise) and spaced in sampling; a schedule does not know what the network predicts.
 """
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Real
 from torch import Tensor
 
 from emu_edit.errors import InputError
 
 MOST_STEPS = 100_000  # a config from elsewhere may ask for any number
+
+Time = int | float
+"""A time as one number: a whole one where the schedule is a table."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,74 @@ class Coefficients:
 
     alpha: Float[Tensor, "b 1 1 1"]
     sigma: Float[Tensor, "b 1 1 1"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level as float64 numbers, the end point (alpha 1, sigma 0) included."""
+
+    alpha: float
+    sigma: float
+
+    @property
+    def log_snr(self) -> float:
+        """Half the log signal-to-noise ratio, lambda; -inf for pure noise, inf for none."""
+        if self.alpha == 0:
+            return -math.inf
+        return math.inf if self.sigma == 0 else math.log(self.alpha / self.sigma)
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """How much noise there is at time t: z_t = alpha z_0 + sigma eps.
+
+    A time is what the network is told, 0 the cleanest: a whole number where the schedule is a
+    table, any number on a path. `tokens` are the latent cells that the network sees at once; a
+    schedule may put more noise where there are more of them.
+    """
+
+    @property
+    def num_steps(self) -> int:
+        """T, which no time exceeds."""
+        ...
+
+    @property
+    def has_zero_terminal_snr(self) -> bool:
+        """Whether sampling starts from noise alone, alpha = 0."""
+        ...
+
+    def at(self, t: Real[Tensor, " b"]) -> Coefficients:
+        """Return float32 coefficients on the device of `t`, without waiting for that device."""
+        ...
+
+    def level(self, t: Time) -> Level:
+        """Return the same for one time, in float64."""
+        ...
+
+    def draw(self, u: Float[Tensor, " b"], tokens: int) -> Real[Tensor, " b"]:
+        """Turn numbers in [0, 1] into times of training, larger ones into noisier times."""
+        ...
+
+    def times(self, num_steps: int, tokens: int) -> list[Time]:
+        """Return the times a sampler visits, noisiest first; after the last comes z_0 itself.
+
+        Raises:
+            InputError: if `num_steps` is not in 1..T.
+        """
+        ...
+
+    def to_config(self) -> dict[str, str | int | float | bool | None]:
+        """Describe the schedule in the names of a scheduler of diffusers."""
+        ...
+
+    def content(self) -> bytes:
+        """Return what decides its numbers, for fingerprints of models."""
+        ...
+
+
+def tokens_of(z: Float[Tensor, "b c h w"]) -> int:
+    """Return the number of cells of a latent."""
+    return z.shape[-2] * z.shape[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +184,7 @@ class NoiseSchedule:
         is_rescaled = bool(config.get("rescale_betas_zero_snr", False))
         return NoiseSchedule.scaled_linear(steps, first, last, zero_terminal_snr=is_rescaled)
 
-    def to_config(self) -> dict[str, str | int | float | bool]:
+    def to_config(self) -> dict[str, str | int | float | bool | None]:
         """Describe the schedule, and how we sample, in the names of diffusers' `DDIMScheduler`.
 
         The caller adds `prediction_type`, which is not a property of the schedule.
@@ -147,6 +221,10 @@ class NoiseSchedule:
     @property
     def has_zero_terminal_snr(self) -> bool:
         """Whether the last step is pure noise, alpha[T-1] = 0."""
+        return self._ends_in_noise
+
+    @cached_property  # read from the table once: a step of training reads nothing
+    def _ends_in_noise(self) -> bool:
         return self.alpha[-1].item() == 0
 
     def with_zero_terminal_snr(self) -> "NoiseSchedule":
@@ -161,13 +239,29 @@ class NoiseSchedule:
         alpha = (self.alpha - last) * first / (first - last)
         return NoiseSchedule(alpha, (1 - alpha**2).sqrt(), self.beta_range)
 
-    def at(self, t: Int64[Tensor, " b"]) -> Coefficients:
+    def at(self, t: Real[Tensor, " b"]) -> Coefficients:
         """Look up float32 coefficients on the device of `t`, without waiting for that device.
 
         That `t` is in 0..T-1 is not checked: on an accelerator the check would stall training.
         """
-        alpha, sigma = self._table(t.device)[:, t].view(2, -1, 1, 1, 1).unbind(0)
+        alpha, sigma = self._table(t.device)[:, t.long()].view(2, -1, 1, 1, 1).unbind(0)
         return Coefficients(alpha, sigma)
+
+    def level(self, t: Time) -> Level:
+        """Look up one step."""
+        return Level(self.alpha[int(t)].item(), self.sigma[int(t)].item())
+
+    def draw(self, u: Float[Tensor, " b"], tokens: int) -> Int64[Tensor, " b"]:  # noqa: ARG002
+        """Turn numbers in [0, 1] into steps, of each the same share; sizes are all one to it."""
+        return uniform_timesteps(u, self.num_steps)
+
+    def times(self, num_steps: int, tokens: int) -> list[Time]:  # noqa: ARG002
+        """Return trailing steps, see `trailing_timesteps`; sizes are all one to it."""
+        return trailing_timesteps(self.num_steps, num_steps).tolist()
+
+    def content(self) -> bytes:
+        """Return the tables."""
+        return torch.stack([self.alpha, self.sigma]).numpy().tobytes()
 
     def _table(self, device: torch.device) -> Float[Tensor, "2 T"]:
         """Return (alpha, sigma) in float32 on `device`; copied there once."""
@@ -183,7 +277,7 @@ def uniform_timesteps(u: Float[Tensor, " b"], num_train_steps: int) -> Int64[Ten
 
     t = floor(u T)
     """
-    # in float32 a u just below 1 times T can round up to T
+    # in float32 a u just below 1 times T can round up to T, and some draws end at 1 itself
     return (u * num_train_steps).long().clamp(max=num_train_steps - 1)
 
 
@@ -202,7 +296,52 @@ def shift_to_noise(u: Float[Tensor, " b"], shift: float) -> Float[Tensor, " b"]:
     """
     if shift < 1:
         raise InputError(f"timestep_shift must be at least 1 (1 = uniform), got {shift}")
+    return shifted(u, shift)
+
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def shifted(u: Number, shift: float) -> Number:
+    """Return u' = s u / (1 + (s - 1) u), which keeps 0 and 1; shifts s and then s' are one of s s'.
+
+    Source: Esser et al. 2024, arXiv:2403.03206, eq. 23.
+    """
     return shift * u / (1 + (shift - 1) * u)
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """How often each noise level is trained: most around a middle, hardly at the two ends.
+
+    u' = 1 / (1 + exp(-(mean + std Phi^-1(u))))
+
+    for u uniform, whose logit is then normal; so that a sample's one number decides its level.
+
+    Attributes:
+        mean: of the logit; above 0 the middle is noisier than half way.
+        std: of the logit, above 0.
+
+    Raises:
+        InputError: if a number is out of its range.
+
+    Source: Esser et al. 2024, arXiv:2403.03206, section 3.1 (rf/lognorm(0, 1) was best there).
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no distribution."""
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise InputError(
+                "model.logit_normal needs a finite mean and a std above 0, got "
+                f"mean={self.mean!r}, std={self.std!r}"
+            )
+
+    def of(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Turn uniform numbers in [0, 1) into numbers in [0, 1]; larger stay larger."""
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
 
 
 def trailing_timesteps(num_train_steps: int, num_steps: int) -> Int64[Tensor, " s"]:

@@ -2,18 +2,19 @@
 
 The error comes without the weight of its noise level, so that the plain one can be logged. A weight
 is stated for the error of z_0 and divided by the factor by which the error grows in the network's
-own space: |v - v_hat|² = (SNR + 1) |z_0 - z_0_hat|² and |eps - eps_hat|² = SNR |z_0 - z_0_hat|².
+own space: |v - v_hat|² = (SNR + 1) |z_0 - z_0_hat|², |eps - eps_hat|² = SNR |z_0 - z_0_hat|², and
+on the linear path |flow - flow_hat|² = |z_0 - z_0_hat|² / sigma².
 """
 
 from enum import Enum
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 from torch.nn import functional
 
 from emu_edit.diffusion.prediction import Predict, Prediction, add_noise, target
-from emu_edit.diffusion.schedule import NoiseSchedule
+from emu_edit.diffusion.schedule import Schedule
 from emu_edit.errors import InputError
 
 
@@ -25,7 +26,7 @@ class Weighting(Enum):
     one_plus_min_snr = "one_plus_min_snr"
 
 
-def check_weighting(weighting: Weighting, prediction: Prediction, schedule: NoiseSchedule) -> None:
+def check_weighting(weighting: Weighting, prediction: Prediction, schedule: Schedule) -> None:
     """Refuse a weighting that is unbounded, or that never trains the step sampling starts from.
 
     Raises:
@@ -41,17 +42,19 @@ def check_weighting(weighting: Weighting, prediction: Prediction, schedule: Nois
 
 def loss_weight(
     weighting: Weighting,
-    t: Int64[Tensor, " b"],
-    schedule: NoiseSchedule,
+    t: Real[Tensor, " b"],
+    schedule: Schedule,
     prediction: Prediction,
     gamma: float = 5.0,  # Hang et al., section 4
 ) -> Float[Tensor, " b"]:
     """Return the factor of each sample's error; finite at SNR = 0.
 
     uniform: 1
-    min_snr: min(SNR, gamma) for z0 and change, divided by SNR + 1 for v and by SNR for eps; at
-        SNR = 0 it is 1 for eps and 0 for the others, so that they never learn the noisiest step
-    one_plus_min_snr: 1 + min(SNR, gamma) for z0 and change, divided by SNR + 1 for v
+    min_snr: min(SNR, gamma) for z0 and change, divided by SNR + 1 for v, by SNR for eps, and times
+        sigma² for flow; at SNR = 0 it is 1 for eps and 0 for the others, so that they never learn
+        the noisiest step
+    one_plus_min_snr: 1 + min(SNR, gamma) for z0 and change, divided by SNR + 1 for v, and times
+        sigma² for flow
 
     Raises:
         InputError: for one_plus_min_snr with eps, whose weight is unbounded at low SNR.
@@ -68,6 +71,8 @@ def loss_weight(
             return floor + snr.clamp(max=gamma)
         case Prediction.v:
             return (floor + snr.clamp(max=gamma)) / (snr + 1)
+        case Prediction.flow:
+            return (floor + snr.clamp(max=gamma)) * coefficients.sigma.square().flatten()
         case Prediction.eps:
             _refuse_unbounded(weighting, prediction)
             return gamma / snr.clamp(min=gamma)  # min(SNR, gamma) / SNR without 0 / 0
@@ -130,9 +135,9 @@ def denoising_error(
     predict: Predict,
     z_0: Float[Tensor, "b c h w"],
     eps: Float[Tensor, "b c h w"],
-    t: Int64[Tensor, " b"],
+    t: Real[Tensor, " b"],
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     prediction: Prediction,
     region: Float[Tensor, "b 1 h w"] | None = None,
     huber_c: float | None = None,

@@ -178,7 +178,8 @@ def load_animator(drawer: Editor, model: Path) -> Animator:
     ends = values.get("zero_terminal_snr")
     if not isinstance(ends, bool):
         raise InputError(f"{file}: zero_terminal_snr is {ends!r}, needs true or false")
-    prediction = Prediction[choice(values, "prediction", [p.name for p in Prediction], str(file))]
+    known = [p.name for p in Prediction if p is not Prediction.flow]  # videos walk a table
+    prediction = Prediction[choice(values, "prediction", known, str(file))]
     frames, rate = (
         _count(values, name, most, file)
         for name, most in (("frames", MOST_FRAMES), ("rate", MOST_RATE))
@@ -197,7 +198,7 @@ def load_animator(drawer: Editor, model: Path) -> Animator:
     )
     editor = Editor(
         video.eval(),
-        schedule=betas.schedule(zero_terminal_snr=ends),
+        schedule=betas.schedule(prediction, zero_terminal_snr=ends),
         prediction=prediction,
         settings=EditorSettings.from_dict(values, where=str(file)),
     )

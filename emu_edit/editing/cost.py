@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
+from emu_edit.diffusion.windows import tiles
+from emu_edit.errors import InputError
 from emu_edit.models.interfaces import Conditioning, TextFeatures
 from emu_edit.models.networks import EditNetworks
 from emu_edit.terminal import plural
@@ -55,6 +58,24 @@ class Forecast:
         time = f"{hours:.1f} hours" if hours >= 2 else plural(minutes, "minute")
         return f"about {time} and {gibi(self.bytes)} of memory"
 
+    def refuse_beyond(self, device: torch.device, size: str, trained: int) -> None:
+        """Refuse an edit for which a device has not the memory.
+
+        Args:
+            device: of the networks.
+            size: of the picture, in words.
+            trained: side in pixels that is proposed instead.
+
+        Raises:
+            InputError: with both numbers.
+        """
+        free = free_memory(device)
+        if free is not None and self.bytes > free:
+            raise InputError(
+                f"an edit of {size} takes about {gibi(self.bytes)} of memory, here "
+                f"{gibi(free)} are free; edit a smaller copy: --size {trained}"
+            )
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -84,28 +105,33 @@ class Costs:
 
     def __init__(self, networks: EditNetworks) -> None:
         self.networks = networks
-        self._known: dict[tuple[int, int, int, torch.device], Cost] = {}
+        self._known: dict[tuple[int, int, int, int | None, torch.device], Cost] = {}
 
-    def forecast(self, cells: tuple[int, int], *, rows: int, num_steps: int) -> Forecast | None:
+    def forecast(
+        self, cells: tuple[int, int], *, rows: int, num_steps: int, tile: int | None = None
+    ) -> Forecast | None:
         """Say what an edit takes; None where it takes about as long as counting would.
 
         Args:
             cells: height and width of the latent.
             rows: of the batch that the denoiser gets, one for each branch of guidance.
             num_steps: of the sampler.
+            tile: side in cells of the tiles that the denoiser gets one by one, if it does.
         """
         height, width = cells
         weights = sum(weight.numel() for weight in self.networks.denoiser.parameters())
         # a convolution's weight meets every cell once at most
         if weights * height * width * rows * num_steps <= SMALL:
             return None
-        key = (height, width, rows, self.networks.device)
+        key = (height, width, rows, tile, self.networks.device)
         if key not in self._known:
-            self._known[key] = measure(self.networks, height, width, rows=rows)
+            self._known[key] = measure(self.networks, height, width, rows=rows, tile=tile)
         return self._known[key].forecast(num_steps)
 
 
-def measure(networks: EditNetworks, height: int, width: int, *, rows: int) -> Cost:
+def measure(
+    networks: EditNetworks, height: int, width: int, *, rows: int, tile: int | None = None
+) -> Cost:
     """Count the work and the memory of an edit, and measure the speed.
 
     Args:
@@ -113,15 +139,20 @@ def measure(networks: EditNetworks, height: int, width: int, *, rows: int) -> Co
         height: of the latent, in cells.
         width: of the latent, in cells.
         rows: of the batch that the denoiser gets, one for each branch of guidance.
+        tile: side in cells of the tiles that the denoiser gets one by one, if it does.
     """
     codec, factor = networks.codec, networks.codec.factor
     picture, latent = (3, height * factor, width * factor), (codec.latent_channels, height, width)
     encode, encode_bytes = _count(lambda: codec.posterior(_zeros(networks, (1, *picture))))
     decode, decode_bytes = _count(lambda: codec.decode(_zeros(networks, (1, *latent))))
+    count = 1
+    if tile is not None:
+        count = len(tiles((height, width), tile))
+        height, width = min(height, tile), min(width, tile)
     step, step_bytes = _count(lambda: _step(networks, height, width, rows))
     speed = _speed(networks, height, width, rows)
     peak = max(step_bytes, encode_bytes, decode_bytes)
-    return Cost((encode + decode) / speed, step / speed, round(peak * SLACK))
+    return Cost((encode + decode) / speed, count * step / speed, round(peak * SLACK))
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -226,15 +257,23 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.most = 0
-        self._sizes = WeakIdKeyDictionary()
+        self.now = self.most = 0
+        self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run an operation and look at what it made."""
         made = func(*args, **({} if kwargs is None else kwargs))
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                self._sizes[storage] = storage.nbytes()
-        self.most = max(self.most, sum(self._sizes.values()))
+                self._add(leaf.untyped_storage())
+        self.most = max(self.most, self.now)
         return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known[storage] = True
+            self.now += storage.nbytes()
+            finalize(storage, self._give_up, storage.nbytes()).atexit = False
+
+    def _give_up(self, count: int) -> None:
+        self.now -= count

@@ -8,7 +8,7 @@ benchmarks and the command line all edit through it, so they cannot disagree abo
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,43 +16,36 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from emu_edit.diffusion.guidance import guided
-from emu_edit.diffusion.prediction import (
-    DIFFUSERS_NAMES,
-    Prediction,
-    check,
-    check_type,
-    with_source,
-)
+from emu_edit.diffusion.guidance import Guidance, guided
+from emu_edit.diffusion.prediction import Predict, Prediction, check, with_source
 from emu_edit.diffusion.samplers import OnStep, StepEnd, progress, sample
-from emu_edit.diffusion.schedule import NoiseSchedule, trailing_timesteps
-from emu_edit.editing.cost import Costs, Forecast, free_memory, gibi
-from emu_edit.editing.find import PREDICTOR, choose_device, find_model
-from emu_edit.editing.predictor import TaskPrediction, TaskPredictor, load_predictor
-from emu_edit.editing.settings import EditorSettings, Sampling, choice
+from emu_edit.diffusion.schedule import Schedule
+from emu_edit.diffusion.windows import Window, tiles, windowed
+from emu_edit.editing.cost import Costs, Forecast
+from emu_edit.editing.large import WHOLE, Large, is_drawn_locally, way_for
+from emu_edit.editing.model_parts import ModelParts
+from emu_edit.editing.predictor import TaskPrediction, TaskPredictor
+from emu_edit.editing.settings import EditorSettings, Sampling, check_counts
 from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import InputError
 from emu_edit.images import (
-    MOST_TIMES_LARGER,
     from_pil,
-    is_far_larger,
     reflect_to_multiple,
+    refuse_far_larger,
     to_float,
     to_uint8,
 )
-from emu_edit.models.conditioning import branches
+from emu_edit.models.conditioning import branches_of_edit
 from emu_edit.models.fingerprints import model_hash
 from emu_edit.models.interfaces import Conditioning
 from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.networks import EditNetworks
 from emu_edit.models.task_files import check_base
-from emu_edit.models.weights import load_networks, save_networks
 from emu_edit.randomness import check_seed
 from emu_edit.text_rules import clean_instruction
 
 logger = logging.getLogger(__name__)
 
-WORLD = "world"  # as `trained_on`: drawn scenes of the built-in world, and nothing else
 Seed = int | torch.Generator  # a number, or a CPU generator that goes on from where it is
 
 
@@ -68,7 +61,7 @@ class Editor:
         self,
         networks: EditNetworks,
         *,
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         prediction: Prediction,
         settings: EditorSettings,
         predictor: TaskPredictor | None = None,
@@ -78,11 +71,11 @@ class Editor:
         """Join networks and schedule; the networks are used where they are, not copied.
 
         `objective` is the JSON value with which the model directory tells what it was trained for
-        (see `emu_edit.training.objective`); editing only keeps it. `trained_on` is WORLD, or
-        anything else where nothing is known.
+        (see `emu_edit.training.objective`); editing only keeps it. `trained_on` is WORLD,
+        PHOTOGRAPHS_TOO, or anything else where nothing is known.
 
         Raises:
-            InputError: if `prediction` cannot be sampled with `schedule` (eps, zero terminal SNR).
+            InputError: if `prediction` does not go with `schedule` (eps, zero terminal SNR, say).
         """
         check(prediction, schedule)
         self.networks = networks
@@ -105,28 +98,7 @@ class Editor:
         Raises:
             InputError: if there is no such model or device, or a part is missing or foreign.
         """
-        path, device = find_model(path), choose_device(device)
-        networks, scheduler_config, values = load_networks(path, device)
-        predictor = load_predictor(path / PREDICTOR, networks)
-        where = f"{path}/model_index.json"
-        prediction = Prediction[choice(values, "prediction", [p.name for p in Prediction], where)]
-        settings = EditorSettings.from_dict(values, where=where)
-        try:
-            check_type(scheduler_config, prediction)
-            schedule = NoiseSchedule.from_config(scheduler_config)
-            check(prediction, schedule)
-            trailing_timesteps(schedule.num_steps, settings.num_steps)
-        except InputError as error:
-            raise InputError(f"{path}/scheduler/scheduler_config.json: {error}") from error
-        return cls(
-            networks.eval(),
-            schedule=schedule,
-            prediction=prediction,
-            settings=settings,
-            predictor=None if predictor is None else predictor.to(device),
-            objective=values.get("objective"),
-            trained_on=values.get("trained_on"),
-        )
+        return cls(**vars(ModelParts.read(path, device)))
 
     def save_pretrained(
         self, path: Path | str, *, write_layers: Callable[[Path], None] | None = None
@@ -136,28 +108,9 @@ class Editor:
         `write_layers` is called with the directory before it appears under its name, to write the
         temporal layers of a model of videos.
         """
-        name = DIFFUSERS_NAMES[self.prediction]
-        save_networks(
-            self.networks,
-            Path(path),
-            scheduler_config={**self.schedule.to_config(), "prediction_type": name},
-            settings={
-                "prediction": self.prediction.name,
-                **self.settings.to_dict(),
-                # absent where nothing is known: such a directory keeps its bytes
-                **({} if self.objective is None else {"objective": self.objective}),
-                **({} if self.trained_on is None else {"trained_on": self.trained_on}),
-            },
-            also=partial(self._write_more, write_layers),
-            writes_layers=write_layers is not None,
-        )
-
-    def _write_more(self, write_layers: Callable[[Path], None] | None, folder: Path) -> None:
-        if self.predictor is not None:
-            (folder / PREDICTOR).mkdir()
-            self.predictor.write_parts(folder / PREDICTOR)
-        if write_layers is not None:
-            write_layers(folder)
+        about = self.predictor, self.objective, self.trained_on
+        parts = ModelParts(self.networks, self.schedule, self.prediction, self.settings, *about)
+        parts.write(Path(path), write_layers)
 
     def add_task(self, task: LearnedTask, *, allow_mismatch: bool = False) -> None:
         """Edit with a learned task, too; one of the same name that was learnt before is replaced.
@@ -198,12 +151,10 @@ class Editor:
         seed: int = 0,
         negative: str = "",
         sampling: Sampling = Sampling(),
+        large: Large | None = None,
         on_step: OnStep | None = None,
     ) -> UInt8[Tensor, "3 h w"]:
         """Edit one picture; the result has its size.
-
-        Pictures much larger than `settings.image_size` cost more time than they gain: the network
-        has never seen structures of that size. Resizing is the caller's decision, never silent.
 
         Args:
             image: the picture; a PIL image is turned upright and made RGB first.
@@ -214,6 +165,8 @@ class Editor:
             negative: what the picture should not show; stands where guidance has no text, so it
                 needs a text guidance other than 1.
             sampling: steps, guidance and sampler where they are not to be the model's.
+            large: how a picture is edited that is larger than the model's training pictures, see
+                `emu_edit.editing.large`; None chooses.
             on_step: called with (steps done, steps in all), for progress bars.
 
         Raises:
@@ -221,7 +174,10 @@ class Editor:
         """
         pixels = from_pil(image) if isinstance(image, Image.Image) else image
         settings = sampling.applied(self.settings)
-        self.announce(pixels.shape[-2:], settings)
+        if task is None:
+            task = self.predict_tasks([instruction])[0].task
+        local = is_drawn_locally(pixels[None], [task])
+        way = self.announce(pixels.shape[-2:], settings, large, is_local=local)
         return self.edit_batch(
             pixels[None],
             [instruction],
@@ -229,6 +185,7 @@ class Editor:
             [seed],
             negative=negative,
             settings=settings,
+            large=way,
             on_step=progress(on_step, settings.num_steps),
         )[0]
 
@@ -245,12 +202,14 @@ class Editor:
         *,
         negative: str | Sequence[str] = "",
         settings: EditorSettings | None = None,
+        large: Large | None = WHOLE,
         on_step: StepEnd | None = None,
     ) -> UInt8[Tensor, "b 3 h w"]:
         """Edit pictures of one size together, each as if edited alone; the result is on the CPU.
 
         `negative` is one text for all pictures or one for each, "" for none. A generator given for
-        a seed is advanced; rows that share one draw from it in turn.
+        a seed is advanced; rows that share one draw from it in turn. Pictures of any size
+        are edited as they are, unless `large` says otherwise; None chooses.
         `on_step` hears of every step of the sampler and may replace the latents, see `StepEnd`.
 
         Raises:
@@ -258,32 +217,32 @@ class Editor:
                 empty, too long or not text.
             ValueError: if the sequences differ in length.
         """
-        counts = (len(images), len(instructions), len(tasks), len(seeds))
-        if len(set(counts)) != 1:
-            raise ValueError(
-                f"an edit needs as many instructions, tasks and seeds as images, got {counts}"
-            )
+        negatives = [negative] if isinstance(negative, str) else negative
+        check_counts((len(images), len(instructions), len(tasks), len(seeds)), len(negatives))
         for seed in seeds:
             if not isinstance(seed, torch.Generator):
                 check_seed(seed)
-        negatives = [negative] if isinstance(negative, str) else negative
-        if len(negatives) not in {1, len(images)}:
-            raise ValueError(f"got {len(negatives)} negative texts for {len(images)} images")
         texts = [clean_instruction(text) for text in instructions]
         unnamed = [text for text, task in zip(texts, tasks, strict=True) if task is None]
         guesses = iter(self._guess(unnamed) if unnamed else [])
+        known = [next(guesses).task if task is None else task for task in tasks]
+        size, local = images.shape[-2:], is_drawn_locally(images, known)
+        large = way_for(large, size, self.settings.image_size, is_local=local)
+        small = large.shrunk(images)
         latents = self.edit_latents(
-            self.encode(images),
+            self.encode(small),
             texts,
-            [next(guesses).task if task is None else task for task in tasks],
+            known,
             seeds,
             negative=[
                 clean_instruction(text, what="negative text") if text else "" for text in negatives
             ],
             settings=self.settings if settings is None else settings,
             on_step=on_step,
+            tile=large.tile(self.multiple),
+            pictures=small,
         )
-        return self.decode(latents, images.shape[-2:])
+        return large.enlarged(images, small, self.decode(latents, small.shape[-2:]))
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse a picture far larger than the model's training pictures, before any work is done.
@@ -291,39 +250,48 @@ class Editor:
         Raises:
             InputError: if a side is more than `MOST_TIMES_LARGER` times theirs.
         """
-        trained = self.settings.image_size
-        if is_far_larger(trained, height=height, width=width):
-            raise InputError(
-                f"the picture is {width}x{height}, more than {MOST_TIMES_LARGER} times the "
-                f"{trained} px this model was trained at; edit a smaller copy: --size {trained}"
-            )
+        refuse_far_larger(self.settings.image_size, height=height, width=width)
 
-    def forecast(self, size: Sequence[int], settings: EditorSettings) -> Forecast | None:
+    def forecast(
+        self, size: Sequence[int], settings: EditorSettings, large: Large = WHOLE
+    ) -> Forecast | None:
         """Say what editing a picture of (height, width) takes; None if it is soon done.
 
         Raises:
             InputError: if it is too large for the model, or for the memory that is free here.
         """
-        height, width = size
-        self.check_size(height, width)
-        cells = -(-height // self.multiple), -(-width // self.multiple)
+        large = large.settled(size, self.settings.image_size)
+        (height, width), tile = large.edited_size(size), large.tile(self.multiple)
+        if tile is None:
+            self.check_size(height, width)
         told = self._costs.forecast(
-            cells, rows=sum(settings.guidance.needed), num_steps=settings.num_steps
+            (-(-height // self.multiple), -(-width // self.multiple)),
+            rows=sum(settings.guidance.needed),
+            num_steps=settings.num_steps,
+            tile=tile,
         )
-        free = free_memory(self.device)
-        if told is not None and free is not None and told.bytes > free:
-            raise InputError(
-                f"an edit of {width}x{height} takes about {gibi(told.bytes)} of memory, here "
-                f"{gibi(free)} are free; edit a smaller copy: --size {self.settings.image_size}"
-            )
+        if told is not None:
+            told.refuse_beyond(self.device, f"{width}x{height}", self.settings.image_size)
         return told
 
-    def announce(self, size: Sequence[int], settings: EditorSettings) -> None:
-        """Say before an edit that takes long how long; refuse as `forecast` does."""
-        told = self.forecast(size, settings)
+    def announce(
+        self,
+        size: Sequence[int],
+        settings: EditorSettings,
+        large: Large | None = WHOLE,
+        *,
+        is_local: bool = False,
+    ) -> Large:
+        """Say before an edit that takes long how long; refuse as `forecast` does.
+
+        Returns how a picture of (height, width) is edited when `large` is asked for.
+        """
+        way = way_for(large, size, self.settings.image_size, is_local=is_local)
+        told = self.forecast(size, settings, way)
         if told is not None and told.is_long:
             text = "an edit of %dx%d takes %s; a smaller copy is quicker: --size %d"
             logger.warning(text, *reversed(size), told, self.settings.image_size)
+        return way
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
@@ -331,7 +299,6 @@ class Editor:
 
         Scaled, the posterior's mean; sides are padded by reflection to a multiple of `multiple`.
         """
-        self.check_size(*images.shape[-2:])
         padded = reflect_to_multiple(images, self.multiple).to(self.device)
         return self.networks.codec.posterior(to_float(padded))[0]
 
@@ -355,49 +322,71 @@ class Editor:
         settings: EditorSettings,
         on_step: StepEnd | None,
         noise: Float[Tensor, "b c lh lw"] | None = None,
+        tile: int | None = None,
+        pictures: UInt8[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b c lh lw"]:
         """Edit from latents to latents, so that turns need no decoder in between.
 
         `edit_batch` and `EditSession` come here with everything decided: texts as
         `clean_instruction` returns them, tasks named, one of each for every row; of negative texts
         one for all or one for each, "" for none. `noise` takes the place of the seeds' first.
+        With `tile` the network sees square tiles of so many cells, one by one, see `windowed`.
+        `pictures` are for a text encoder that sees them; None decodes them from the latents.
 
         Raises:
-            InputError: for an unknown task, or a negative text that guidance would ignore.
+            InputError: for an unknown task, a negative text that guidance would ignore, a picture
+                that cannot be withheld, or a size that `check_size` refuses and no tiles.
         """
+        if tile is None:
+            self.check_size(*(side * self.multiple for side in latents.shape[-2:]))
         if any(negative) and settings.guidance.text == 1:
             raise InputError(
                 "negative text has no effect at text guidance 1; give a higher one, e.g. 3"
             )
-        v_task = task_vectors(self.networks, tasks)
-        # equal texts are encoded once: what one text gives does not depend on how often it is said
-        nulls = list(negative) if len(set(negative)) > 1 else [negative[0]]
-        text, null_text = self.networks.encode_text(list(texts), nulls)
-        z_source = self.networks.codec.as_condition(latents.to(self.device))
-        stacked = branches(
-            Conditioning(text=text, z_source=z_source, v_task=v_task),
-            null_text,
-            settings.guidance.needed,
+        stacked = branches_of_edit(
+            self.networks,
+            latents,
+            texts,
+            negative,
+            v_task=task_vectors(self.networks, tasks),
+            guidance=settings.guidance,
+            pictures=None if pictures is None else to_float(pictures),
         )
-        denoiser = partial(self.networks.denoiser, cond=stacked)
-        predict = with_source(denoiser, stacked.z_source, self.prediction)
+
+        def predict_at(window: Window) -> Predict:
+            part = replace(stacked, z_source=stacked.z_source[window.index])
+            return self._predict(part, settings.guidance)
+
+        predict = (
+            self._predict(stacked, settings.guidance)
+            if tile is None
+            else windowed(predict_at, tiles(latents.shape, tile))
+        )
         generators = [
             seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
             for seed in seeds
         ]
-        shape = z_source.shape[1:]
-        drawn = (
-            noise if noise is not None else [torch.randn(shape, generator=g) for g in generators]
-        )
+        if noise is None:
+            noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
         return sample(
-            guided(predict, settings.guidance),
-            torch.stack(list(drawn)).to(z_source),
+            predict,
+            noise.to(stacked.z_source),
             schedule=self.schedule,
             prediction=self.prediction,
             num_steps=settings.num_steps,
             sampler=settings.sampler,
             generator=generators,
             on_step=on_step,
+            tokens=None if tile is None else tile**2,
+        )
+
+    def _predict(self, stacked: Conditioning, guidance: Guidance) -> Predict:
+        """Bind the conditions of all branches that run."""
+        predict = self.networks.denoiser.told(stacked)
+        return guided(
+            with_source(predict, stacked.z_source, self.prediction),
+            guidance,
+            keeps_norm=self.networks.denoiser.keeps_norm,
         )
 
     def _guess(self, texts: list[str]) -> list[TaskPrediction]:

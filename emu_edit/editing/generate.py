@@ -13,7 +13,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance
-from emu_edit.diffusion.prediction import MEANT
 from emu_edit.diffusion.samplers import StepEnd
 from emu_edit.editing.editor import Editor, Seed
 from emu_edit.editing.find import INDEX, choose_device
@@ -63,12 +62,6 @@ def load_generator(path: Path | str, device: str | None = None) -> Editor:
     denoiser = PretrainedUNetDenoiser(str(folder), task_dim=1)
     base = denoiser.trained_as
     assert base is not None  # of every pretrained one
-    ends = bool(base.config.get("rescale_betas_zero_snr", False))
-    prediction = MEANT.get(str(base.config.get("prediction_type", "epsilon")))
-    if prediction is None:
-        raise InputError(
-            f"{base.where}: unknown prediction_type {base.config['prediction_type']!r}"
-        )
     networks = EditNetworks(
         denoiser,
         TransformersText(str(folder)),
@@ -79,8 +72,8 @@ def load_generator(path: Path | str, device: str | None = None) -> Editor:
     side = int(denoiser.unet.config["sample_size"]) * networks.codec.factor
     return Editor(
         networks.eval().to(choose_device(device)),
-        schedule=base.schedule(zero_terminal_snr=ends),
-        prediction=prediction,
+        schedule=base.schedule(base.prediction, zero_terminal_snr=base.zero_terminal_snr),
+        prediction=base.prediction,
         settings=EditorSettings(side, Guidance(BASE_GUIDANCE, 1.0), BASE_STEPS),
     )
 
@@ -110,9 +103,14 @@ def draw_pictures(
         on_step: as of `Editor.edit_batch`.
 
     Raises:
-        InputError: for an unknown task, a seed out of range, a size far beyond the training's, or a
-            caption that is empty, too long or not text.
+        InputError: for an unknown task, a seed out of range, a size far beyond the training's, a
+            caption that is empty, too long or not text, or a model that needs a picture.
     """
+    if editor.networks.text_encoder.sees_pictures:
+        raise InputError(
+            "this model edits what its text encoder sees, and draws nothing from a caption; give "
+            "it a picture: 'emu-edit edit'"
+        )
     usual = editor.settings if settings is None else settings
     height, width = (usual.image_size, usual.image_size) if size is None else size
     editor.check_size(height, width)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.large import WHOLE, parse_large
 from emu_edit.editing.settings import sampler_named
 from emu_edit.editing.task_mix import parse_task
 from emu_edit.editing.threshold import check_alpha
@@ -56,6 +57,7 @@ class Turn:
         num_steps: sampler steps.
         sampler: name of the sampler.
         threshold: alpha of `keep_unchanged`; None takes the result as it comes.
+        large: how the picture's size is met, as `parse_large` reads it.
 
     Raises:
         InputError: if an entry is out of its range.
@@ -70,6 +72,7 @@ class Turn:
     num_steps: int
     sampler: str
     threshold: float | None
+    large: str = str(WHOLE)
 
     def __post_init__(self) -> None:
         """Clean the texts, once for all that read them; refuse what no edit can be made with."""
@@ -85,6 +88,7 @@ class Turn:
         sampler_named(self.sampler)
         if self.threshold is not None:
             check_alpha(self.threshold)
+        parse_large(self.large)
 
     def to_dict(self) -> dict[str, object]:
         """Give the turn as JSON-ready primitives."""
@@ -99,6 +103,8 @@ class Turn:
         """
         if not isinstance(values, dict):
             raise InputError(f"{where} must be a JSON object, got {_describe(values)}")
+        # manifests from before large pictures were edited otherwise have no such entry
+        values = {"large": str(WHOLE), **values}
         names = [entry.name for entry in fields(Turn)]
         if odd := sorted(set(names) ^ set(values), key=str):
             what = "has no" if odd[0] in names else "has an unknown entry"
@@ -115,6 +121,7 @@ class Turn:
                 num_steps=_read(values, "num_steps", int),
                 sampler=_read(values, "sampler", str),
                 threshold=None if threshold is None else _read(values, "threshold", float),
+                large=_read(values, "large", str),
             )
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
@@ -234,9 +241,7 @@ def fingerprint(editor: Editor) -> str:
     networks = editor.networks
     about = {
         "prediction": editor.prediction.name,
-        "schedule": hashlib.sha256(
-            torch.stack([editor.schedule.alpha, editor.schedule.sigma]).numpy().tobytes()
-        ).hexdigest(),
+        "schedule": hashlib.sha256(editor.schedule.content()).hexdigest(),
         "tasks": list(networks.base_tasks.names),
         "codec": codec_numbers(networks.codec),
     }

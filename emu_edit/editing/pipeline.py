@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from emu_edit.editing.large import Large, parse_large
 from emu_edit.editing.pipeline_base import (
     LATENTS,
     Callback,
@@ -52,6 +53,7 @@ class EmuEditPipeline(EditorPipeline):
         height: int | None = None,
         width: int | None = None,
         task: TaskChoice | Sequence[TaskChoice] | None = None,
+        large: str | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -77,6 +79,8 @@ class EmuEditPipeline(EditorPipeline):
             width: the same.
             task: name or mix of tasks for all pictures, or one for each; None asks the model's task
                 predictor.
+            large: how pictures larger than the model's are edited, "guided", "tiles" or "whole",
+                the first two also with a size, "tiles:128"; None chooses.
             generator: a CPU generator that all results draw from in turn, or one for each; None
                 means torch's global one. `torch.Generator().manual_seed(7)` gives the pixels of
                 `Editor.edit(..., seed=7)`.
@@ -100,10 +104,11 @@ class EmuEditPipeline(EditorPipeline):
         pictures = read_pictures(image, height, width)
         made = rows(prompt, ("image", pictures), task, negative_prompt, num_images_per_prompt)
         sampler = sampler_of(eta, self.editor.settings.sampler)
+        way = None if large is None else parse_large(large)
         sampling = Sampling(num_inference_steps, guidance_scale, image_guidance_scale, sampler)
         drawn = generators(generator, len(made.prompts))
         images = as_asked(
-            self._edit(made, drawn, sampling, callback_on_step_end, names), output_type
+            self._edit(made, drawn, sampling, way, callback_on_step_end, names), output_type
         )
         # diffusers annotates no tensors here, yet every one of its pipelines returns them for "pt"
         return ImagePipelineOutput(images) if return_dict else (images,)  # type: ignore[arg-type]
@@ -113,18 +118,20 @@ class EmuEditPipeline(EditorPipeline):
         made: Rows[UInt8[Tensor, "3 h w"]],
         generators: Sequence[torch.Generator],
         sampling: Sampling,
+        large: Large | None,
         callback: Callback | None,
         names: Sequence[str],
     ) -> UInt8[Tensor, "b 3 h w"]:
-        settings = sampling.applied(self.editor.settings)
+        settings, sources = sampling.applied(self.editor.settings), torch.stack(made.sources)
         # torch.compiler.disable hides the arguments of diffusers' method
         with self.progress_bar(total=settings.num_steps) as bar:  # pyright: ignore[reportCallIssue]
             return self.editor.edit_batch(
-                torch.stack(made.sources),
+                sources,
                 made.prompts,
                 made.tasks,
                 generators,
                 negative=made.negatives,
                 settings=settings,
+                large=large,
                 on_step=self.step_end(callback, names, bar.update),
             )

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from emu_edit.diffusion.samplers import Sampler, StepEnd
+from emu_edit.diffusion.schedule import Time
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import choose_device
 from emu_edit.editing.task_mix import TaskChoice, parse_task
@@ -29,7 +30,7 @@ from emu_edit.images import from_any, resize, to_float, to_pil
 OUTPUT_TYPES = ("pil", "np", "pt")
 LATENTS = "latents"  # diffusers' name of z_t
 # called with the pipeline, the step, its timestep and {"latents": z_t}
-Callback = Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None]
+Callback = Callable[[Any, int, Time, dict[str, Tensor]], dict[str, Tensor] | None]
 StackedVideos = list[list[Image.Image]] | np.ndarray | Tensor
 Item = TypeVar("Item")
 Source = TypeVar("Source")
@@ -135,7 +136,7 @@ class EditorPipeline(DiffusionPipeline):
     ) -> StepEnd:
         """Ask the callback for other latents and move the progress bar, at each step."""
 
-        def on_step(step: int, timestep: int, latents: Tensor) -> Tensor | None:
+        def on_step(step: int, timestep: Time, latents: Tensor) -> Tensor | None:
             answer = None
             if callback is not None:
                 answer = callback(self, step, timestep, dict.fromkeys(names, latents))

@@ -1,11 +1,12 @@
 """The task predictor: an instruction in, the task it asks for out, with calibrated confidence.
 
 A text encoder, the mean over its real tokens, and a linear map to the tasks of the model's table.
+The encoder is the embedded bag of n-grams (`models.ngrams`) or any encoder of transformers.
 The logits are divided by a temperature fitted on texts that were held back from training, so that a
 confidence of 0.9 is right nine times in ten. A predictor lies in a directory of its own, usually
-`predictor/` of a model directory: `predictor.json`, `head.safetensors`, and the encoder in
-transformers' format. A task that was learnt by inversion brings a row of its own for the linear map
-(`know`), which belongs to its file and not to this directory.
+`predictor/` of a model directory: `predictor.json`, `head.safetensors`, and the encoder, one of
+transformers in its format. A task that was learnt by inversion brings a row of its own for the
+linear map (`know`), which belongs to its file and not to this directory.
 Source: task index from a fine-tuned Flan-T5, Sheynin et al. 2023, arXiv:2311.10089; temperature
 scaling, Guo et al. 2017, arXiv:1706.04599.
 """
@@ -27,7 +28,8 @@ from emu_edit.models.directory import new_directory, read_json
 from emu_edit.models.fingerprints import hash_of
 from emu_edit.models.learned_task import LearnedTask
 from emu_edit.models.networks import EditNetworks
-from emu_edit.models.sources import check_safetensors, load_tensors, quiet_transformers
+from emu_edit.models.ngrams import NgramText, is_ngram_text
+from emu_edit.models.sources import check_safetensors, load_tensors
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.trust import judge_directory
 from emu_edit.tasks import TaskTable
@@ -37,6 +39,7 @@ HEAD = "head.safetensors"
 VERSION = 1  # of the directory's layout
 TEXTS_AT_ONCE = 128
 AGAIN = "train it again with 'emu-edit predictor fit MODEL'"
+AnyText = ModelText | NgramText
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,12 @@ class TaskPredictor(nn.Module):
     """Tell which task of a table an instruction asks for.
 
     Args:
-        encoder: T5, CLIP, BERT or another encoder of transformers; its padding is masked.
+        encoder: n-grams, or T5, CLIP, BERT or another encoder of transformers, its padding masked.
         tasks: the table it is trained for.
         temperature: what logits are divided by before the softmax, above 0; 1 until it is fitted.
     """
 
-    def __init__(self, encoder: ModelText, tasks: TaskTable, *, temperature: float = 1.0) -> None:
+    def __init__(self, encoder: AnyText, tasks: TaskTable, *, temperature: float = 1.0) -> None:
         """Put a head of zeros on an encoder: every task is equally probable until it is trained.
 
         Raises:
@@ -145,11 +148,12 @@ class TaskPredictor(nn.Module):
     @torch.no_grad()
     def logits(self, instructions: Sequence[str]) -> Float[Tensor, "b n"]:
         """Return the logits of any number of instructions, on the CPU."""
-        parts = [
-            self(instructions[first : first + TEXTS_AT_ONCE]).float().cpu()
-            for first in range(0, len(instructions), TEXTS_AT_ONCE)
-        ]
-        return torch.cat(parts) if parts else torch.zeros(0, len(self.tasks))
+        found = torch.zeros(len(instructions), len(self.tasks))
+        for places in self.encoder.by_length(list(instructions)):
+            for first in range(0, len(places), TEXTS_AT_ONCE):
+                some = places[first : first + TEXTS_AT_ONCE]
+                found[some] = self([instructions[i] for i in some]).float().cpu()
+        return found
 
     def probabilities(self, instructions: Sequence[str]) -> Float64[Tensor, "b n"]:
         """Return the calibrated probability of each task, in the order of the table, on the CPU."""
@@ -185,9 +189,7 @@ class TaskPredictor(nn.Module):
 
     def write_parts(self, folder: Path) -> None:
         """Write the predictor's files into an empty folder."""
-        with quiet_transformers():
-            self.encoder.model.save_pretrained(folder / "text_encoder")
-        self.encoder.tokenizer.save_pretrained(folder / "tokenizer")
+        self.encoder.write(folder)
         head = {"weight": self.head.weight, "bias": self.head.bias}
         save_file(
             {name: value.detach().cpu().contiguous() for name, value in head.items()}, folder / HEAD
@@ -227,7 +229,10 @@ class TaskPredictor(nn.Module):
             )
         # without this, TransformersText would take a missing folder's name for one on the hub
         check_safetensors(folder / "text_encoder", "text_encoder")
-        encoder = TransformersText(str(folder), attend_padding=False, max_tokens=max_tokens)
+        if is_ngram_text(folder):
+            encoder = NgramText.read(folder)
+        else:
+            encoder = TransformersText(str(folder), attend_padding=False, max_tokens=max_tokens)
         predictor = cls(encoder, table, temperature=temperature)
         predictor.head.load_state_dict(_read_head(folder, predictor.head))
         return predictor.eval().requires_grad_(False)

@@ -5,9 +5,6 @@ hardly changed bit for bit (`threshold.py`) and gives a new session; the old one
 undoing is going back to it and branching is editing it twice. `manifest()` writes down all that
 decides the pixels, `replay` makes them again. Every turn has a noise of its own: the same noise at
 every turn adds up to a visible pattern. Knows no file and no screen.
-
-A model of the built-in world answers anything: a photograph gets blotches, an unknown wish the edit
-that the words are nearest to. Nothing is refused for that, but it is said, see `doubt_about`.
 """
 
 from dataclasses import dataclass, replace
@@ -19,21 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from emu_edit.diffusion.samplers import OnStep, Sampler, progress
-from emu_edit.editing.editor import WORLD, Editor
+from emu_edit.editing.doubts import doubt_about
+from emu_edit.editing.editor import Editor
+from emu_edit.editing.large import Large, is_drawn_locally, parse_large, way_for
 from emu_edit.editing.manifest import Manifest, Turn, fingerprint, pixel_hash
-from emu_edit.editing.predictor import TaskPrediction
 from emu_edit.editing.settings import Sampling
 from emu_edit.editing.task_mix import TaskChoice, parse_task, task_names
 from emu_edit.editing.threshold import Threshold, check_alpha, default_alpha, is_unchanged
 from emu_edit.errors import InputError
-from emu_edit.images import from_pil, reflect_to_multiple, resize, with_shorter_side
+from emu_edit.images import from_pil, reflect_to_multiple
 from emu_edit.models.learned_task import SUFFIX
 from emu_edit.randomness import check_seed, keyed_generator
-
-# Ours. At 64 px, 68 % and more of the neighbours in 800 pictures of the world differ by so many
-# levels or fewer; in photographs of people, animals and things 4 to 40 %.
-LEVELS = 2
-LEAST_FLAT = 0.55
 
 
 @dataclass(frozen=True)
@@ -74,6 +67,7 @@ class EditSession:
         images: the original, then the result of each turn, on the CPU.
         turns: what was done, one entry per result.
         latents: the latents of each of `images`, for a session that chains them; else None.
+        large: as `start` takes it.
         doubts: for each turn that `edit` made, in a line, why the model may not have done what was
             asked; "" where no reason is known.
     """
@@ -84,6 +78,7 @@ class EditSession:
     turns: tuple[Turn, ...] = ()
     latents: tuple[Float[Tensor, "c lh lw"], ...] | None = None
     doubts: tuple[str, ...] = ()
+    large: Large | None = None
 
     @classmethod
     def start(
@@ -93,6 +88,7 @@ class EditSession:
         *,
         seed: int = 0,
         chain_latents: bool = False,
+        large: Large | None = None,
     ) -> "EditSession":
         """Begin with a picture of any size; a PIL image is turned upright and made RGB first.
 
@@ -102,6 +98,8 @@ class EditSession:
             seed: of the session; the turns' seeds come from it.
             chain_latents: give each turn the latents that the turn before ended with, instead of
                 encoding its picture: what an autoencoder loses is then lost once, not once a turn.
+            large: how a picture is edited that is larger than the model's training pictures, see
+                `emu_edit.editing.large`; None chooses.
 
         Raises:
             InputError: if the picture is far larger than the model's training pictures or takes
@@ -109,9 +107,10 @@ class EditSession:
         """
         check_seed(seed)
         pixels = from_pil(image) if isinstance(image, Image.Image) else image.cpu()
-        editor.forecast(pixels.shape[-2:], editor.settings)
+        way = way_for(large, pixels.shape[-2:], editor.settings.image_size)
+        editor.forecast(pixels.shape[-2:], editor.settings, way)
         latents = (editor.encode(pixels[None])[0].cpu(),) if chain_latents else None
-        return cls(editor, seed, (pixels,), latents=latents)
+        return cls(editor, seed, (pixels,), latents=latents, large=large)
 
     @property
     def original(self) -> UInt8[Tensor, "3 h w"]:
@@ -140,11 +139,12 @@ class EditSession:
             InputError: for an unknown task, an instruction that is empty, too long or not text, a
                 number out of range, or a task that is left open on a model without a predictor.
         """
-        prediction = None
-        if settings.task is None:
+        prediction, task = None, settings.task
+        if task is None:
             prediction = self.editor.predict_tasks([instruction])[0]
-            settings = replace(settings, task=prediction.task)
-        doubt = doubt_about(self.editor, self.original, prediction)
+            task = prediction.task
+            settings = replace(settings, task=task)
+        doubt = doubt_about(self.editor, self.original, prediction, [task])
         edited = self.play(self.next_turn(instruction, settings), on_step)
         return replace(edited, doubts=(*self.doubts, doubt))
 
@@ -160,6 +160,9 @@ class EditSession:
             task = self.editor.predict_tasks([instruction])[0].task
         if isinstance(alpha, Threshold):
             alpha = default_alpha(task, number)
+        size, trained = self.image.shape[-2:], self.editor.settings.image_size
+        local = is_drawn_locally(self.image[None], [task])
+        way = way_for(self.large, size, trained, is_local=local)
         return Turn(
             instruction=instruction,
             task=str(task),
@@ -170,6 +173,7 @@ class EditSession:
             num_steps=usual.num_steps,
             sampler=usual.sampler.name,
             threshold=None if alpha is None else float(alpha),
+            large=str(way),
         )
 
     def play(self, turn: Turn, on_step: OnStep | None = None) -> "EditSession":
@@ -183,8 +187,11 @@ class EditSession:
             turn.num_steps, turn.guidance_text, turn.guidance_image, Sampler[turn.sampler]
         )
         settings = sampling.applied(editor.settings)
-        editor.announce(self.image.shape[-2:], settings)
-        before = editor.encode(self.image[None]) if self.latents is None else self.latents[-1][None]
+        way = editor.announce(self.image.shape[-2:], settings, parse_large(turn.large))
+        small = way.shrunk(self.image[None])
+        is_copy = small.shape != self.image[None].shape
+        chained = None if self.latents is None else self.latents[-1][None]
+        before = editor.encode(small) if chained is None or is_copy else chained
         after = editor.edit_latents(
             before,
             [turn.instruction],
@@ -194,12 +201,18 @@ class EditSession:
             negative=[turn.negative],
             settings=settings,
             on_step=progress(on_step, turn.num_steps),
+            tile=way.tile(editor.multiple),
+            pictures=small,
         )
-        edited = editor.decode(after, self.image.shape[-2:])[0]
+        edited = editor.decode(after, small.shape[-2:])
+        edited = way.enlarged(self.image[None], small, edited)[0]
+        if chained is not None and is_copy:
+            before, after = chained, editor.encode(edited[None])
         if turn.threshold is not None:
             kept = is_unchanged(self.image, edited, alpha=turn.threshold)
             edited = torch.where(kept, self.image, edited)
-            after = _kept_cells(kept, before.to(after), after, editor.multiple)
+            if chained is not None:
+                after = _kept_cells(kept, before.to(after), after, editor.multiple)
         chain = None if self.latents is None else (*self.latents, after[0].cpu())
         images = (*self.images, edited)
         turns, doubts = (*self.turns, turn), (*self.doubts, "")
@@ -270,7 +283,10 @@ def replay(
         InputError: if the manifest is malformed or of another version, model or picture.
     """
     wanted = Manifest.from_dict(manifest)
-    session = EditSession.start(editor, image, seed=wanted.seed, chain_latents=wanted.chain_latents)
+    large = parse_large(wanted.turns[0].large) if wanted.turns else None
+    session = EditSession.start(
+        editor, image, seed=wanted.seed, chain_latents=wanted.chain_latents, large=large
+    )
     _check_same(session, wanted)
     for done, turn in enumerate(wanted.turns):
         if on_turn is not None:
@@ -290,47 +306,6 @@ def turn_seed(seed: int, turn: int) -> int:
     if turn == 1:
         return seed
     return int(keyed_generator(seed, "turn", turn).integers(2**32))
-
-
-def about_training(editor: Editor) -> str:
-    """Say what the model was trained on."""
-    if editor.trained_on == WORLD:
-        return (
-            "This model was trained on drawn scenes of the built-in world only, "
-            f"{editor.settings.image_size} px: named shapes, stick figures and words. It has never "
-            "seen a photograph."
-        )
-    return (
-        f"This model was trained on pictures of {editor.settings.image_size} px; what they show, "
-        "its directory does not say."
-    )
-
-
-def doubt_about(
-    editor: Editor, image: UInt8[Tensor, "3 h w"], prediction: TaskPrediction | None = None
-) -> str:
-    """Say in a line why the model may not do what is asked; "" when there is no reason known.
-
-    Args:
-        editor: what is to edit.
-        image: the picture.
-        prediction: of the task, if the predictor chose it.
-    """
-    lines = []
-    if editor.trained_on == WORLD and is_photograph(image):
-        lines.append("this looks like a photograph, and the model has never seen one")
-    if prediction is not None and not prediction.is_sure:
-        lines.append(f"not sure which task is meant: {prediction.describe()}")
-    return "; ".join(lines)
-
-
-def is_photograph(image: UInt8[Tensor, "3 h w"]) -> bool:
-    """Guess whether a picture is a photograph: hardly any neighbours in it are alike."""
-    height, width = image.shape[-2:]
-    size = with_shorter_side(64, height=height, width=width)
-    small = resize(image, size).to(torch.int16)
-    is_flat = (small[:, :, 1:] - small[:, :, :-1]).abs().amax(0) <= LEVELS
-    return is_flat.float().mean().item() < LEAST_FLAT
 
 
 def _kept_cells(

@@ -8,6 +8,11 @@ from emu_edit.errors import InputError, closest
 
 LARGEST = 2**31  # that a setting of a model may be
 
+WORLD = "world"  # as `trained_on`: drawn scenes of the built-in world, and nothing else
+PHOTOGRAPHS_TOO = (
+    "world and photographs"  # these, before photographs as well, and photographs whole
+)
+
 
 @dataclass(frozen=True)
 class EditorSettings:
@@ -126,3 +131,21 @@ def choice(values: dict[str, object], name: str, known: list[str], where: str) -
         hint = closest(str(value), known)
         raise InputError(f"{where}: {name} must be one of {', '.join(known)}, got {value!r}.{hint}")
     return str(value)
+
+
+def check_counts(counts: tuple[int, int, int, int], negatives: int) -> None:
+    """Refuse a batch of edits whose parts are not as many as its pictures.
+
+    Args:
+        counts: of images, instructions, tasks and seeds.
+        negatives: negative texts, one for all images or one for each.
+
+    Raises:
+        ValueError: with the numbers.
+    """
+    if len(set(counts)) != 1:
+        raise ValueError(
+            f"an edit needs as many instructions, tasks and seeds as images, got {counts}"
+        )
+    if negatives not in {1, counts[0]}:
+        raise ValueError(f"got {negatives} negative texts for {counts[0]} images")

@@ -118,7 +118,7 @@ def picture_grid(rows: Sequence[GridRow], title: str) -> Image.Image:
     if not rows:
         raise ValueError("a picture grid needs at least one row, got none")
     scale = max(1, -(-CELL // rows[0].source.shape[-1]))
-    height, width = (side * scale for side in rows[0].source.shape[-2:])
+    height, width = (scale * max(row.source.shape[axis] for row in rows) for axis in (-2, -1))
     panels = [rows[i : i + ROWS_PER_PANEL] for i in range(0, len(rows), ROWS_PER_PANEL)]
     panel_width = 3 * (width + GAP) + TEXT_WIDTH + GAP
     page = Image.new(
@@ -131,14 +131,14 @@ def picture_grid(rows: Sequence[GridRow], title: str) -> Image.Image:
     )
     ImageDraw.Draw(page).text((GAP, GAP), title, fill=INK, font=ImageFont.load_default(size=16))
     for number, panel in enumerate(panels):
-        _draw_panel(page, panel, GAP + number * panel_width, (width, height))
+        _draw_panel(page, panel, GAP + number * panel_width, (width, height), scale)
     return page
 
 
 def _draw_panel(
-    page: Image.Image, rows: Sequence[GridRow], left: int, size: tuple[int, int]
+    page: Image.Image, rows: Sequence[GridRow], left: int, cell: tuple[int, int], scale: int
 ) -> None:
-    width, height = size
+    width, height = cell
     draw = ImageDraw.Draw(page)
     small = ImageFont.load_default(size=13)
     for column, name in enumerate(("source", "edited", "target", "instruction")):
@@ -146,6 +146,7 @@ def _draw_panel(
     for number, row in enumerate(rows):
         top = TITLE_HEIGHT + HEADER_HEIGHT + number * (height + GAP)
         for column, image in enumerate((row.source, row.edited, row.target)):
+            size = (image.shape[-1] * scale, image.shape[-2] * scale)
             enlarged = to_pil(image).resize(size, Image.Resampling.NEAREST)
             page.paste(enlarged, (left + column * (width + GAP), top))
         text_left = left + 3 * (width + GAP)

@@ -49,12 +49,16 @@ class Threshold(Enum):
 
 
 def keep_unchanged(
-    before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"], *, alpha: float = ALPHA
+    before: UInt8[Tensor, "3 h w"],
+    after: UInt8[Tensor, "3 h w"],
+    *,
+    alpha: float = ALPHA,
+    radius: int = RADIUS,
 ) -> UInt8[Tensor, "3 h w"]:
     """Take `before` where the two hardly differ, else `after`.
 
     d[p] = sum over RGB of |before[p] - after[p]| / 255, from 0 to 3
-    d_bar[p] = mean of d over the 5 x 5 pixels around p that lie inside the picture
+    d_bar[p] = mean of d over the (2 radius + 1)^2 pixels around p that lie inside the picture
     result[p] = before[p] if d_bar[p] < alpha, else after[p]
 
     The comparison is made in whole numbers: the same pixels are kept on every device and with any
@@ -64,21 +68,26 @@ def keep_unchanged(
         before: the picture that was edited.
         after: the result of the edit, on the same device.
         alpha: mean difference below which a pixel counts as unchanged, 0 to 3.
+        radius: of the square that is averaged over, in pixels.
 
     Raises:
         InputError: if `alpha` is negative or no finite number.
 
     Source: Sheynin et al. 2023, arXiv:2311.10089; the filter is ours.
     """
-    return torch.where(is_unchanged(before, after, alpha=alpha), before, after)
+    return torch.where(is_unchanged(before, after, alpha=alpha, radius=radius), before, after)
 
 
 def is_unchanged(
-    before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"], *, alpha: float = ALPHA
+    before: UInt8[Tensor, "3 h w"],
+    after: UInt8[Tensor, "3 h w"],
+    *,
+    alpha: float = ALPHA,
+    radius: int = RADIUS,
 ) -> Bool[Tensor, "h w"]:
     """Say where `keep_unchanged` keeps `before`."""
     check_alpha(alpha)
-    total, count = _differences(before, after)
+    total, count = _differences(before, after, radius)
     return total < count * (255 * alpha)
 
 
@@ -86,15 +95,15 @@ def mean_difference(
     before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"]
 ) -> Float[Tensor, "h w"]:
     """Return d_bar of `keep_unchanged`, from 0 to 3."""
-    total, count = _differences(before, after)
+    total, count = _differences(before, after, RADIUS)
     return total / (255 * count)
 
 
 def _differences(
-    before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"]
+    before: UInt8[Tensor, "3 h w"], after: UInt8[Tensor, "3 h w"], radius: int
 ) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
     levels = (before.short() - after.short()).abs().sum(0, dtype=torch.float32)
-    return _box_sum(levels), _box_sum(torch.ones_like(levels))
+    return _box_sum(levels, radius), _box_sum(torch.ones_like(levels), radius)
 
 
 def check_alpha(alpha: float) -> None:
@@ -115,13 +124,14 @@ def default_alpha(task: TaskChoice, turn: int) -> float | None:
     return None if turn < 2 or WHOLE_PICTURE.intersection(task_names(task)) else ALPHA
 
 
-def _box_sum(levels: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
-    # float32 holds these sums exactly: at most 25 * 765 < 2**24, so their order does not matter.
+def _box_sum(levels: Float[Tensor, "h w"], radius: int) -> Float[Tensor, "h w"]:
+    # float32 holds these sums exactly: at most 25 * 765 < 2**24 at the usual radius, so their
+    # order does not matter.
     # Two passes of one dimension: ten additions a pixel instead of twenty-five.
-    side = 2 * RADIUS + 1
+    side = 2 * radius + 1
     rows = functional.avg_pool2d(
-        levels[None], (side, 1), stride=1, padding=(RADIUS, 0), divisor_override=1
+        levels[None], (side, 1), stride=1, padding=(radius, 0), divisor_override=1
     )
     return functional.avg_pool2d(
-        rows, (1, side), stride=1, padding=(0, RADIUS), divisor_override=1
+        rows, (1, side), stride=1, padding=(0, radius), divisor_override=1
     )[0]

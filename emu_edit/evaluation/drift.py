@@ -23,6 +23,7 @@ from datamodules.world.palette import Split
 from datamodules.world.sessions import TASKS, WorldSession, make_session
 from datamodules.world.studio import WorldPair
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.large import WHOLE
 from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.editing.sheets import new_figure
 from emu_edit.editing.threshold import ALPHA
@@ -228,7 +229,8 @@ def evaluate_drift(
     for i, session in enumerate(sessions):
         truths = [truth_of(turn) for turn in session.turns]
         for kind, alpha in ALPHAS.items():
-            edited = EditSession.start(editor, truths[0].before, seed=scenes.seed + i)
+            before = truths[0].before
+            edited = EditSession.start(editor, before, seed=scenes.seed + i, large=WHOLE)
             for turn in session.turns:
                 settings = TurnSettings(turn.task, threshold=alpha)
                 edited = edited.edit(turn.instruction, settings)

@@ -18,6 +18,7 @@ from typing import Any
 
 from datamodules.evaluation_sets.items import Benchmark, BenchmarkItem, Item, Picture
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.large import WHOLE
 from emu_edit.errors import InputError
 from emu_edit.evaluation.outputs import OK, OnStep, Output, failed, output_picture
 from emu_edit.files import read_regular, sha256_of, write_json
@@ -114,6 +115,7 @@ class EditRun:
                 item.instruction,
                 task=None if self.tasks == PREDICTED else item.task,
                 seed=seed,
+                large=WHOLE,
             )
         # InputError and NaN are ValueErrors, torch's complaints (memory!) are RuntimeErrors
         except (ValueError, RuntimeError) as error:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from datamodules.evaluation_sets.items import as_unicode, some
 from datamodules.evaluation_sets.world import world_items
-from datamodules.world.backgrounds import Photos
 from datamodules.world.pair import WorldPair, make_pair
+from datamodules.world.photographs import Photos
+from datamodules.world.phrasings import OF_PHOTOGRAPHS
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
@@ -70,7 +71,7 @@ class Scenes:
 
     def to_dict(self) -> dict[str, object]:
         """Describe the scenes as JSON values."""
-        photos = None if self.photos is None else str(self.photos.folder)
+        photos = None if self.photos is None else self.photos.places
         return {"split": self.split, "seed": self.seed, "size": self.size, "photos": photos}
 
 
@@ -115,6 +116,7 @@ class WorldResult:
 
     Attributes:
         report: the scores.
+        kinds: of photographs, the scores of each kind of edit that only they have.
         rows: some edits.
         size: side of the pairs in pixels.
         pairs_sha256: hash of the pairs, targets included.
@@ -124,6 +126,7 @@ class WorldResult:
     rows: list[GridRow]
     size: int
     pairs_sha256: str
+    kinds: Report | None = None
 
 
 def run_world(options: WorldOptions) -> Outcome:
@@ -199,7 +202,10 @@ def _write(
     benchmark = options.benchmark
     split = benchmark.scenes.split
     folder = options.candidate.results_folder(f"world-{split}")
-    table = "\n".join([format_table(result.report), *failed_note(failed)])
+    tables = [format_table(result.report)]
+    if result.kinds is not None:
+        tables += ["\nthe edits of photographs alone, by kind\n", format_table(result.kinds)]
+    table = "\n".join([*tables, *failed_note(failed)])
     title = f"{name}, {split} world, {plural(benchmark.pairs_per_task, 'pair')} per task"
     write_results(folder, result, title=title, about=about, table=table)
     write_page(folder)
@@ -287,7 +293,20 @@ def score_pairs(
         rows,
         size=truths[0].source.shape[-1],
         pairs_sha256=pairs_sha256(pairs),
+        kinds=_by_kind(pairs, pictures, truths),
     )
+
+
+def _by_kind(
+    pairs: Sequence[WorldPair], pictures: Sequence[UInt8[Tensor, "3 h w"]], truths: list[Truth]
+) -> Report | None:
+    """Score the edits that only photographs have, by kind in place of task; None without any."""
+    edits = [
+        (picture, replace(truth, task=str(pair.extra["kind"])))
+        for pair, picture, truth in zip(pairs, pictures, truths, strict=True)
+        if str(pair.extra["kind"]).startswith(OF_PHOTOGRAPHS)
+    ]
+    return report(edits) if edits else None
 
 
 def truth_of(pair: WorldPair) -> Truth:
@@ -321,7 +340,8 @@ def write_results(
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"size": result.size, "pairs_sha256": result.pairs_sha256}
-    write_json(folder / RESULTS, {**about, **facts, "report": result.report.to_dict()})
+    kinds = {} if result.kinds is None else {"kinds": result.kinds.to_dict()}
+    write_json(folder / RESULTS, {**about, **facts, "report": result.report.to_dict(), **kinds})
     text = format_table(result.report) if table is None else table
     write_text(folder / TABLE, f"# {title}\n\n{text}")
     picture_grid(result.rows, title).save(folder / GRID)

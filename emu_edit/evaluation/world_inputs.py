@@ -14,8 +14,8 @@ from typing import Any
 
 from datamodules.evaluation_sets.items import Item
 from datamodules.evaluation_sets.world import world_items
-from datamodules.world.backgrounds import Photos
 from datamodules.world.pair import VERSION, WorldPair
+from datamodules.world.photographs import Photos
 from emu_edit.errors import InputError
 from emu_edit.evaluation.world import SIZE, Scenes, WorldBenchmark, pairs_sha256, world_pairs
 from emu_edit.files import read_regular, write_json, write_text

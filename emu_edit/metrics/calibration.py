@@ -4,14 +4,16 @@ A classifier is calibrated when, of all answers it gives with confidence 0.9, ni
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 BINS = 15  # of confidence; Guo et al. 2017, section 5
 SHARPEST, FLATTEST = 0.05, 20.0  # temperatures to choose from
 HALVINGS = 50  # of that interval: to the last bits of a double
+DECILES = 10  # of confidence, to be shown
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
 
@@ -35,6 +37,32 @@ def expected_calibration_error(
     below_one = probabilities.clamp(max=BELOW_ONE)
     num_classes = probabilities.shape[1]
     return float(multiclass_calibration_error(below_one, asked, num_classes, n_bins=BINS))
+
+
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """Answers given with about the same confidence: how many, its mean, and the share right."""
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(
+    confidence: Float[Tensor, " b"] | Float64[Tensor, " b"], is_right: Bool[Tensor, " b"]
+) -> list[ConfidenceBin]:
+    """Return the answers in ten bins of confidence, lowest first; empty bins are left out.
+
+    Source: reliability diagrams, Guo et al. 2017, arXiv:1706.04599, figure 1.
+    """
+    place = (confidence * DECILES).long().clamp(max=DECILES - 1)
+    bins = []
+    for i in range(DECILES):
+        chosen = place == i
+        if chosen.any():
+            mean, right = confidence[chosen].mean(), is_right[chosen].float().mean()
+            bins.append(ConfidenceBin(int(chosen.sum()), float(mean), float(right)))
+    return bins
 
 
 def nll_temperature(logits: Float[Tensor, "b n"], asked: Int64[Tensor, " b"]) -> float:

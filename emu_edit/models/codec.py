@@ -1,10 +1,12 @@
-"""From pixels in [-1, 1] to latents of about unit variance and back: patches, or any AutoencoderKL.
+"""From pixels in [-1, 1] to latents of about unit variance and back: patches, or an autoencoder.
 
 The tiny model works on patches: space-to-depth loses nothing, costs nothing and makes a 16 x 16 map
-of 64 x 64 pixels. A pretrained base brings its own autoencoder.
+of 64 x 64 pixels. A pretrained base brings its own autoencoder; transformers see 2 x 2 of its cells
+as one.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +15,7 @@ from torch.nn import functional
 
 from emu_edit.errors import InputError
 from emu_edit.models.interfaces import ImageCodec
-from emu_edit.models.sources import find_part, load_diffusers, refuse_unrunnable
+from emu_edit.models.sources import config_of, find_part, load_diffusers, refuse_unrunnable
 from emu_edit.models.surgery import freeze
 
 
@@ -106,16 +108,6 @@ class KLCodec(ImageCodec):
         distribution = self._distribution(images)
         return (distribution.mean - self.shift) * self.scale, distribution.std * self.scale
 
-    def encode(
-        self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "b c h w"]:
-        """Encode targets: a posterior sample when `generator` is given, else the mode; scaled."""
-        mean, std = self.posterior(images)
-        if generator is None:
-            return mean
-        # drawn on the CPU: CUDA streams differ between GPU models, seeds must not
-        return mean + std * torch.randn(mean.shape, generator=generator).to(mean)
-
     def encode_condition(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Encode sources: the mode, in the autoencoder's own units unless `scale_condition`."""
         if self.scale_condition:
@@ -134,6 +126,97 @@ class KLCodec(ImageCodec):
         """Decode scaled latents to pixels, not clamped."""
         z = latents / self.scale + self.shift
         return self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0]  # pyright: ignore[reportArgumentType]
+
+
+class PackedCodec(ImageCodec):
+    """A frozen autoencoder whose latents are packed 2 x 2 into one cell, as transformers see them.
+
+    z = (packed - mean) / std, channel by channel: FLUX.1's autoencoder has one number for each in
+    its config, Qwen-Image's has one for each channel, FLUX.2's has those of a batch norm of packed
+    latents. Channels of a cell are ordered (channel, row, column).
+    Source: the Flux Kontext, Flux2 and Qwen-Image-Edit pipelines of diffusers.
+
+    Args:
+        path: model directory (or its `vae/`), or a hub name `owner/name` or `owner/name/vae`;
+            safetensors only.
+
+    Raises:
+        InputError: if it cannot be found or loaded, or is another kind of autoencoder.
+    """
+
+    PACK = 2
+    KINDS: ClassVar = {
+        "AutoencoderKL": "autoencoder_kl",
+        "AutoencoderKLFlux2": "autoencoder_kl_flux2",
+        "AutoencoderKLQwenImage": "autoencoder_kl_qwenimage",
+    }
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.source = find_part(path, "vae")
+        name = str(config_of(self.source).get("_class_name"))
+        if name not in self.KINDS:
+            raise InputError(f"{self.source} is a {name}, needs one of {', '.join(self.KINDS)}")
+        module = import_module(f"diffusers.models.autoencoders.{self.KINDS[name]}")
+        self.vae: Any = freeze(load_diffusers(getattr(module, name), self.source))
+        self.is_of_video = name == "AutoencoderKLQwenImage"
+        mean, std = self._statistics(name)
+        self.register_buffer("mean", mean.float().view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", std.float().view(-1, 1, 1), persistent=False)
+        self.latent_channels = len(mean)
+        halvings = (
+            len(self.vae.temperal_downsample)
+            if self.is_of_video
+            else len(self.vae.config["block_out_channels"]) - 1
+        )
+        self.factor = self.PACK * 2**halvings
+        refuse_unrunnable(self._smallest, str(self.source))
+
+    def _statistics(self, name: str) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        """Return mean and deviation of each packed channel."""
+        config = self.vae.config
+        if name == "AutoencoderKLFlux2":
+            norm = self.vae.bn
+            return norm.running_mean, (norm.running_var + config["batch_norm_eps"]).sqrt()
+        if self.is_of_video:
+            mean, std = (torch.tensor(config[f"latents_{of}"]) for of in ("mean", "std"))
+        else:
+            shift, scale = config["shift_factor"] or 0.0, config["scaling_factor"]
+            mean, std = (
+                torch.full((config["latent_channels"],), value) for value in (shift, 1 / scale)
+            )
+        return mean.repeat_interleave(self.PACK**2), std.repeat_interleave(self.PACK**2)
+
+    def _smallest(self) -> Tensor:
+        picture = self.decode(torch.zeros(1, self.latent_channels, 1, 1))
+        return self.posterior(picture)[0]
+
+    def posterior(
+        self, images: Float[Tensor, "b 3 H W"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """Return mean and standard deviation of the packed latent."""
+        check_sides(images, self.factor)
+        images = images.to(self.vae.dtype)
+        given = images[:, :, None] if self.is_of_video else images
+        distribution = self.vae.encode(given, return_dict=False)[0]
+        mean, std = (
+            functional.pixel_unshuffle(each[:, :, 0] if self.is_of_video else each, self.PACK)
+            for each in (distribution.mean, distribution.std)
+        )
+        return (mean - self.mean) / self.std, std / self.std
+
+    def encode_condition(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """Encode sources like targets: they are tokens of one sequence."""
+        return self.posterior(images)[0]
+
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Decode packed latents to pixels, not clamped."""
+        z = functional.pixel_shuffle(latents * self.std + self.mean, self.PACK).to(self.vae.dtype)
+        if self.is_of_video:
+            return self.vae.decode(z[:, :, None], return_dict=False)[0][:, :, 0]
+        return self.vae.decode(z, return_dict=False)[0]
 
 
 def check_sides(images: Float[Tensor, "b 3 H W"], factor: int) -> None:

@@ -9,6 +9,7 @@ Source: Brooks et al. 2023, arXiv:2211.09800, section 3.2.1 (branches; 5 % text,
 both); Sheynin et al. 2023, arXiv:2311.10089 (the task in all branches); task dropout: ours.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import compress
 
@@ -16,8 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emu_edit.diffusion.guidance import Guidance
 from emu_edit.errors import InputError
 from emu_edit.models.interfaces import Conditioning, TextFeatures
+from emu_edit.models.networks import EditNetworks
 
 
 def null_image(cond: Conditioning) -> Conditioning:
@@ -33,6 +36,41 @@ def with_null_text(cond: Conditioning, null_text: TextFeatures) -> Conditioning:
         mask=null_text.mask.expand(b, -1),
     )
     return replace(cond, text=text)
+
+
+def branches_of_edit(
+    networks: EditNetworks,
+    latents: Float[Tensor, "b c h w"],
+    texts: Sequence[str],
+    negative: Sequence[str],
+    *,
+    v_task: Float[Tensor, "b k"],
+    guidance: Guidance,
+    pictures: Float[Tensor, "b 3 H W"] | None = None,
+) -> Conditioning:
+    """Encode what an edit is told, and stack the branches that guidance needs.
+
+    Args:
+        networks: of the model.
+        latents: of the sources, as `ImageCodec.encode` gives them.
+        texts: one for each row.
+        negative: what stands where guidance has no text, one for all rows or one for each.
+        v_task: of each row.
+        guidance: the scales.
+        pictures: of the sources, for a text encoder that sees them; None decodes them.
+
+    Raises:
+        InputError: if the source is to be withheld from a text encoder that sees it.
+    """
+    codec, latents = networks.codec, latents.to(networks.device)
+    if networks.text_encoder.sees_pictures:
+        refuse_withheld(guidance.image)
+        pictures = codec.decode(latents) if pictures is None else pictures
+    # equal texts are encoded once: what one text gives does not depend on how often it is said
+    nulls = list(negative) if len(set(negative)) > 1 else [negative[0]]
+    text, null_text = networks.encode_text(list(texts), nulls, pictures)
+    cond = Conditioning(text=text, z_source=codec.as_condition(latents), v_task=v_task)
+    return branches(cond, null_text, guidance.needed)
 
 
 def branches(
@@ -79,6 +117,22 @@ class DropoutRates:
                 f"dropout.text + dropout.image + dropout.both = {total:g} exceeds 1; "
                 "they exclude each other, lower one of them"
             )
+
+
+def refuse_withheld(image_guidance: float, rates: DropoutRates | None = None) -> None:
+    """Refuse to withhold the source picture where the text's features show it, null text's too.
+
+    Raises:
+        InputError: naming the number that would.
+    """
+    shown = "the text encoder shows the source picture where it would be withheld"
+    if image_guidance != 1:
+        raise InputError(f"image guidance is {image_guidance:g}, and {shown}; give 1")
+    if rates is not None and rates.image + rates.both > 0:
+        raise InputError(
+            f"dropout.image={rates.image:g}, dropout.both={rates.both:g}, and {shown}; set both to "
+            "0"
+        )
 
 
 def drop(

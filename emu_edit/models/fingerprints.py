@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from emu_edit.models.codec import KLCodec, PatchCodec
+from emu_edit.models.codec import KLCodec, PackedCodec, PatchCodec
 from emu_edit.models.interfaces import ImageCodec, TextEncoder
 from emu_edit.models.networks import EditNetworks
 
@@ -29,7 +29,9 @@ def hash_of(
     count; without, the tensors' own precision is part of the hash.
     """
     digest = hashlib.sha256(json.dumps(facts).encode())
-    for name, tensor in tensors:
+    for name, stored in tensors:
+        is_plain = type(stored) in {Tensor, nn.Parameter}
+        tensor = stored if is_plain else stored.dequantize()  # a quantised one, of torchao
         kind = f"{tensor.dtype} " if precision is None else ""
         digest.update(f"{name} {kind}{tuple(tensor.shape)} ".encode())
         numbers = tensor.detach().flatten()[:: -(-max(tensor.numel(), 1) // HASHED)].cpu()
@@ -47,6 +49,8 @@ def codec_numbers(codec: ImageCodec) -> list[object]:
             return ["PatchCodec", codec.patch, codec.shift, codec.scale]
         case KLCodec():
             return ["KLCodec", codec.scale_condition, codec.shift, codec.scale]
+        case PackedCodec():
+            return ["PackedCodec", codec.mean.flatten().tolist(), codec.std.flatten().tolist()]
         case _:
             return [type(codec).__name__]
 

@@ -10,7 +10,7 @@ ones after each, C + 1 zero input channels for the picture and its mask.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from emu_edit.errors import InputError
+from emu_edit.models.interfaces import TextFeatures
+from emu_edit.models.motion import ChangeOut, MotionReader, Nearest, VideoCall
 from emu_edit.models.surgery import freeze
 from emu_edit.models.temporal import (
-    ChangeOut,
     TemporalAttention,
     TemporalConvolution,
     TemporalSpec,
@@ -34,14 +35,6 @@ from emu_edit.models.temporal import (
 from emu_edit.models.unet import UNetDenoiser
 
 Base = UNet2DConditionModel | UNetDenoiser
-
-
-@dataclass(frozen=True)
-class VideoCall:
-    """What the temporal layers have to know of a call: rows are "(b f)", f within a video."""
-
-    frames: int
-    condition: Tensor | None
 
 
 # by adapter: two may hang on one U-Net, a generator's and an interpolator's; a thread has its own
@@ -82,6 +75,15 @@ class TemporalAdapter(nn.Module):
         self.condition_channels = unet.config["out_channels"] + 1 if spec.picture_condition else 0
         self.condition_in = self._widening(unet.conv_in) if spec.picture_condition else None
         self.change_out = ChangeOut(unet.conv_out) if spec.still else None
+        self.motion = None
+        if spec.motion:
+            self.motion = MotionReader(
+                unet.config["out_channels"],
+                unet.config["cross_attention_dim"],
+                unet.conv_in.out_channels,
+                width=spec.motion,
+                identity=spec.identity,
+            )
         for name, place in unet.named_modules():
             self._follow(name, place, _level(name, num_levels))
 
@@ -136,16 +138,32 @@ class TemporalAdapter(nn.Module):
 
     @contextmanager
     def video(
-        self, frames: int, condition: Float[Tensor, "rows c1 h w"] | None = None
+        self,
+        frames: int,
+        condition: Float[Tensor, "rows c1 h w"] | None = None,
+        text: TextFeatures | None = None,
     ) -> Iterator[None]:
         """Let the U-Net see the rows "(b f)" of its calls in this block as videos.
 
         Put it around each call; a backward pass may come later, also with gradient checkpointing.
+        Arguments and errors are those of `told`.
+        """
+        with self.during(self.told(frames, condition, text)):
+            yield
+
+    def told(
+        self,
+        frames: int,
+        condition: Float[Tensor, "rows c1 h w"] | None = None,
+        text: TextFeatures | None = None,
+    ) -> VideoCall:
+        """Return what `during` takes; the motion reader runs here, and nowhere else.
 
         Args:
             frames: f, of every video of the batch.
             condition: of `given_frames` or `given_picture`, a row for each of the call; None is a
                 condition of zeros, that is, nothing is given.
+            text: a row for each video, for `spec.motion`, which reads nothing without.
 
         Raises:
             InputError: for less than a frame, or a condition where the adapter takes none.
@@ -157,10 +175,21 @@ class TemporalAdapter(nn.Module):
                 f"the condition has {condition.shape[1]} channels, the temporal layers take "
                 f"{self.condition_channels}"
             )
+        nearest = read = None
+        if self.change_out is not None and condition is not None:
+            nearest = Nearest.of(rearrange(condition, "(b f) c1 h w -> b f c1 h w", f=frames))
+        if self.motion is not None and nearest is not None and text is not None:
+            read, change = self.motion(nearest, text)
+            nearest = replace(nearest, start=nearest.start + change)
+        return VideoCall(frames, condition, nearest, read)
+
+    @contextmanager
+    def during(self, call: VideoCall) -> Iterator[None]:
+        """Let the U-Net see its calls in this block as it is told; see `video`."""
         _remember_in(self.base)  # at every call: checkpointing may just have been enabled
         before = self._traced
-        self._traced = VideoCall(frames, condition)
-        token = _CALLS.set({**_CALLS.get(), self: self._traced})
+        self._traced = call
+        token = _CALLS.set({**_CALLS.get(), self: call})
         try:
             yield
         finally:
@@ -184,6 +213,8 @@ class TemporalAdapter(nn.Module):
                 f"the condition is of {tuple(call.condition.shape)}, which gives {len(added)} "
                 f"frames, not the {len(output)} of this call, or of another size"
             )
+        if call.read is not None:
+            added = added + call.read
         return output + added.to(output.dtype)
 
     def _change(self, _layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
@@ -192,10 +223,7 @@ class TemporalAdapter(nn.Module):
         if call is None:
             return None
         assert self.change_out is not None
-        given = call.condition
-        if given is not None:
-            given = rearrange(given, "(b f) c1 h w -> b f c1 h w", f=call.frames)
-        return self.change_out(inputs[0], output, given)
+        return self.change_out(inputs[0], output, call.nearest)
 
     def _tell(
         self,

@@ -6,14 +6,19 @@ no data set.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor, nn
 
-from emu_edit.diffusion.prediction import TrainedAs
+from emu_edit.diffusion.prediction import Predict, TrainedAs
+from emu_edit.errors import InputError
+
+NUM_TASK_TOKENS = 4  # text tokens through which a denoiser is told the task
 
 
 @dataclass(frozen=True)
@@ -112,18 +117,55 @@ class Denoiser(nn.Module, ABC):
         task_dim: width k of the task vector.
         text_dim: width d of the text features it expects.
         trained_as: what its first weights were trained for; None for weights from scratch.
+        pooled_dim: width of the vector of the whole text it expects before the tokens, see
+            `emu_edit.models.pooled_text`; 0 expects none.
+        licence: what a licence of its weights forbids, in one line; None where nothing is known.
+        keeps_norm: whether its base is guided so, see `emu_edit.diffusion.guidance.guided`.
+        part: name of the submodule that is a network of diffusers, and of its folder in a model
+            directory.
     """
 
     latent_channels: int
     task_dim: int
     text_dim: int
     trained_as: TrainedAs | None = None
+    pooled_dim: int = 0
+    licence: str | None = None
+    keeps_norm: bool = False
+    part: str = "unet"
+
+    def maps(self) -> dict[str, Tensor]:
+        """Return the weights that are not the network's of diffusers, by name."""
+        own = f"{self.part}."
+        return {n: value for n, value in self.state_dict().items() if not n.startswith(own)}
+
+    def load_maps(self, tensors: Mapping[str, Tensor], where: Path) -> None:
+        """Take over what `maps` returned.
+
+        Raises:
+            InputError: if one is missing or of another shape; `where` is the file.
+        """
+        for name, value in self.maps().items():
+            if name not in tensors or tensors[name].shape != value.shape:
+                found = tuple(tensors[name].shape) if name in tensors else "nothing"
+                raise InputError(
+                    f"{where}: {name} is {found}, needs {tuple(value.shape)}; "
+                    "set task_dim to the model's"
+                )
+            value.copy_(tensors[name])
 
     @abstractmethod
     def forward(
-        self, z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"], cond: Conditioning
+        self, z_t: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
-        """Return the raw network output (eps, v, z0 or change, as the model was trained)."""
+        """Return the raw network output (eps, v, z0, change or flow, as the model was trained).
+
+        `t` is a time of the model's schedule, 0 to T: whole steps of a table, fractions on a path.
+        """
+
+    def told(self, cond: Conditioning) -> Predict:
+        """Bind the conditions, for all steps of a sampler."""
+        return partial(self, cond=cond)
 
 
 class TextEncoder(nn.Module, ABC):
@@ -132,10 +174,14 @@ class TextEncoder(nn.Module, ABC):
     Attributes:
         dim: width d of the features.
         max_tokens: longest text in tokens; longer text is an InputError, never cut in silence.
+        pooled_dim: width of the vector of the whole text before its tokens; 0 gives none.
+        sees_pictures: whether `forward` takes each text's source picture, too (pixels in [-1, 1]).
     """
 
     dim: int
     max_tokens: int
+    pooled_dim: int = 0
+    sees_pictures: bool = False
 
     @property
     @abstractmethod
@@ -173,11 +219,15 @@ class ImageCodec(nn.Module, ABC):
         For callers that bring their own noise, drawn per sample, or keep latents in a cache.
         """
 
-    @abstractmethod
     def encode(
         self, images: Float[Tensor, "b 3 H W"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b c h w"]:
         """Encode targets: a posterior sample when `generator` is given, else its mode; scaled."""
+        mean, std = self.posterior(images)
+        if generator is None:
+            return mean
+        # drawn on the CPU: CUDA streams differ between GPU models, seeds must not
+        return mean + std * torch.randn(mean.shape, generator=generator).to(mean)
 
     @abstractmethod
     def encode_condition(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:

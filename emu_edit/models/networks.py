@@ -70,6 +70,12 @@ class EditNetworks(nn.Module):
         text, task, rows = text_encoder.dim, task_embedding.dim, len(task_embedding)
         latent, channels = denoiser.latent_channels, codec.latent_channels
         _check_equal("denoiser.text_dim", denoiser.text_dim, "the text encoder's width", text)
+        _check_equal(
+            "the width of the text's vector that the denoiser is told",
+            denoiser.pooled_dim,
+            "the one that the text encoder gives",
+            text_encoder.pooled_dim,
+        )
         _check_equal("denoiser.task_dim", denoiser.task_dim, "the task table's width", task)
         _check_equal("denoiser.latent_channels", latent, "the codec's latent channels", channels)
         _check_equal("the number of task names", len(tasks), "the rows of the task table", rows)
@@ -123,11 +129,23 @@ class EditNetworks(nn.Module):
         self.learned = (*self.learned, task)
 
     def encode_text(
-        self, texts: tuple[str, ...] | list[str], null_texts: tuple[str, ...] | list[str] = ("",)
+        self,
+        texts: tuple[str, ...] | list[str],
+        null_texts: tuple[str, ...] | list[str] = ("",),
+        pictures: Float[Tensor, "b 3 H W"] | None = None,
     ) -> tuple[TextFeatures, TextFeatures]:
-        """Return the features of `texts` and of `null_texts`, of equal token count."""
-        features = self.text_encoder([*texts, *null_texts])
+        """Return the features of `texts` and of `null_texts`, of equal token count.
+
+        `pictures` are the sources, for a text encoder that sees them; then there are as many null
+        texts as texts, each with its picture.
+        """
         b = len(texts)
+        if self.text_encoder.sees_pictures:
+            nulls = list(null_texts) * (b if len(null_texts) == 1 else 1)
+            shown = None if pictures is None else torch.cat([pictures, pictures])
+            features = self.text_encoder([*texts, *nulls], shown)
+        else:
+            features = self.text_encoder([*texts, *null_texts])
         return (
             TextFeatures(tokens=features.tokens[:b], mask=features.mask[:b]),
             TextFeatures(tokens=features.tokens[b:], mask=features.mask[b:]),

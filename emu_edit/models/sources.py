@@ -3,7 +3,8 @@
 A local path may be a whole model directory (`unet/`, `vae/`, `text_encoder/`, ... inside) or the
 directory of one part. A hub name is `owner/name` for a repository that is one part,
 `owner/name/folder` for a part of a pipeline. Pickled weights (.bin, .ckpt, .pt) can run code when
-loaded; they are refused, never opened.
+loaded; they are refused, never opened. Under `torch.device("meta")` a part is built as its config
+says, without numbers, and its weights are neither read nor fetched.
 """
 
 import os
@@ -27,7 +28,7 @@ from transformers.utils import logging
 from emu_edit.diffusion.prediction import TrainedAs
 from emu_edit.errors import InputError, StorageError
 from emu_edit.models.directory import INDEX, read_json
-from emu_edit.models.trust import PICKLED, judge_directory
+from emu_edit.models.trust import PICKLED, judge_directory, read_header
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,40 @@ PANIC = "PanicException"  # of libraries written in Rust; no Exception, and its 
 AnyModel = TypeVar("AnyModel", bound=ModelMixin)
 
 
-def load_diffusers(kind: type[AnyModel], source: PartSource) -> AnyModel:
-    """Load a diffusers model from safetensors, in float32.
+def has_shapes_only() -> bool:
+    """Whether networks built now are to have no numbers: inside `torch.device("meta")`."""
+    return torch.get_default_device().type == "meta"
+
+
+class _AnyNetwork(ConfigMixin):
+    config_name = "config.json"
+
+
+def config_of(source: PartSource) -> dict[str, object]:
+    """Return the config of a network of diffusers, on this disk or the hub.
+
+    Raises:
+        InputError: if it cannot be had.
+    """
+    reach(source)
+    with refusing(f"cannot read the config of {source}"):
+        config = _AnyNetwork.load_config(source.root, subfolder=source.subfolder or None)
+    return cast("dict[str, object]", config)
+
+
+def load_diffusers(
+    kind: type[AnyModel], source: PartSource, precision: torch.dtype = torch.float32
+) -> AnyModel:
+    """Load a diffusers model from safetensors, in float32 or another precision.
 
     Raises:
         InputError: if it cannot be read or lacks weights.
     """
     reach(source)
     with refusing(f"cannot load {kind.__name__} from {source}"):
+        if has_shapes_only():
+            # its own `to` warns of precisions that only matter for numbers
+            return cast("AnyModel", nn.Module.to(_untrained(kind, source).eval(), precision))
         refuse_larger(lambda: _untrained(kind, source), source)
         loaded = kind.from_pretrained(
             source.root,
@@ -157,6 +184,7 @@ def load_diffusers(kind: type[AnyModel], source: PartSource) -> AnyModel:
             use_safetensors=True,
             low_cpu_mem_usage=False,
             output_loading_info=True,
+            torch_dtype=precision,
         )
     model, info = cast("tuple[AnyModel, dict[str, list[str]]]", loaded)
     refuse_missing(info["missing_keys"], source)
@@ -186,7 +214,7 @@ def _is_of_type(value: object, parameter: Parameter) -> bool:
     allowed |= {type(None)} if bool in allowed else set()
     leaves = [value]
     while any(isinstance(leaf, list) for leaf in leaves):
-        if tuple not in allowed:
+        if not {tuple, list} & allowed:
             return False
         leaves = [one for leaf in leaves for one in (leaf if isinstance(leaf, list) else [leaf])]
     return all(type(leaf) in allowed for leaf in leaves)
@@ -237,6 +265,8 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
         InputError: if it is missing or damaged, or holds what are no numbers.
     """
     with refusing(f"cannot read {file}, get it again"):
+        if has_shapes_only():
+            return {name: torch.empty(entry["shape"]) for name, entry in read_header(file).items()}
         tensors = load_file(file)
     refuse_non_finite(tensors.items(), str(file))
     return tensors
@@ -245,9 +275,13 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 def refuse_unrunnable(run: Callable[[], Tensor], where: str) -> None:
     """Refuse a network that is built but cannot run, by running it once on its smallest input.
 
+    One of shapes only is taken as it is: some libraries look at numbers while they run.
+
     Raises:
         InputError: if it fails, or gives what are no numbers.
     """
+    if has_shapes_only():
+        return
     with refusing(f"{where}: its configs make a network that cannot run"), torch.no_grad():
         output = run()
     if not output.isfinite().all():

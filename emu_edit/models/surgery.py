@@ -15,7 +15,6 @@ from emu_edit.errors import InputError
 
 # Other values bring a second condition, or another attention than the one wired here.
 PLAIN: dict[str, object] = {
-    "addition_embed_type": None,
     "encoder_hid_dim_type": None,
     "cross_attention_norm": None,
     "time_cond_proj_dim": None,
@@ -35,30 +34,38 @@ def freeze(module: AnyModule) -> AnyModule:
     return module.eval().requires_grad_(False)
 
 
+def channels_last(module: AnyModule) -> AnyModule:
+    """Store convolution weights channels-last; the numbers agree up to rounding."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return module
+
+
 def learns(module: nn.Module) -> bool:
     """Whether any weight of `module` is trained."""
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def check_plain(unet: UNet2DConditionModel, where: str) -> None:
-    """Refuse a U-Net with conditions this project does not feed (SDXL's, for now)."""
+    """Refuse a U-Net with conditions this project does not feed."""
     config = unet.config
-    if config["addition_embed_type"] == "text_time":
+    if config["addition_embed_type"] not in {None, "text_time"}:
         raise InputError(
-            f"{where} is an SDXL U-Net (addition_embed_type='text_time'), not supported yet; "
-            "give a Stable Diffusion 1.x or 2.x model"
+            f"{where} has addition_embed_type={config['addition_embed_type']!r}, needs none, or "
+            "SDXL's 'text_time'"
         )
     for name, expected in PLAIN.items():
         if config[name] != expected:
             raise InputError(
                 f"{where} has {name}={config[name]!r}, needs {expected!r}; "
-                "give a Stable Diffusion 1.x or 2.x model"
+                "give a Stable Diffusion 1.x, 2.x or XL model"
             )
     blocks = {*config["down_block_types"], *config["up_block_types"]}
     if blocks - BLOCKS:
         raise InputError(
             f"{where} has blocks of kind {sorted(blocks - BLOCKS)}, needs only "
-            f"{sorted(BLOCKS)}; give a Stable Diffusion 1.x or 2.x model"
+            f"{sorted(BLOCKS)}; give a Stable Diffusion 1.x, 2.x or XL model"
         )
     if (
         config["class_embed_type"] not in {None, "identity"}

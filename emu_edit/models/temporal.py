@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from emu_edit.errors import InputError
 
-LARGEST_KERNEL, WIDEST_HEAD, WIDEST_MLP = 15, 1024, 16  # beyond these a file is damaged or hostile
+# beyond these a file is damaged or hostile
+LARGEST_KERNEL, WIDEST_HEAD, WIDEST_MLP, WIDEST_MOTION = 15, 1024, 16, 1024
 MOST_POSITIONS = 2**24
 
 
@@ -49,6 +50,8 @@ class TemporalSpec:
             an untrained network gives the given one: its video stands still. Of z0 only; ours.
         text: let the frames' places attend to the text a second time, with weights of their own:
             a text encoder that has read captions of pictures alone knows no words of motion. Ours.
+        motion: width of a small network that reads off the nearest given frame and the text what
+            moves where; 0 leaves it out. A multiple of 8, with `still` only; ours.
         identity: start as the identity; without, weights start as torch draws them, which is worse
             and here to show by how much.
         gradient_checkpointing: recompute temporal layers in the backward pass: less memory, more
@@ -69,6 +72,7 @@ class TemporalSpec:
     picture_condition: bool = True
     still: bool = False
     text: bool = False
+    motion: int = 0
     identity: bool = True
     gradient_checkpointing: bool = False
     chunk: int = 2048  # times 31 heads stays below 65536, once the limit of CUDA's attention grids
@@ -79,6 +83,7 @@ class TemporalSpec:
             "kernel_size": (1, LARGEST_KERNEL),
             "head_dim": (2, WIDEST_HEAD),
             "mlp_ratio": (0, WIDEST_MLP),
+            "motion": (0, WIDEST_MOTION),
             "chunk": (1, MOST_POSITIONS),
         }
         for name, (least, most) in ranges.items():
@@ -90,7 +95,17 @@ class TemporalSpec:
                 f"temporal.head_dim={self.head_dim} even"
             )
         if self.still and not self.picture_condition:
-            raise InputError("temporal.still begins with a given picture; keep picture_condition")
+            raise InputError(
+                "temporal.still begins with a given picture; keep picture_condition, or give "
+                "temporal.still=false, too"
+            )
+        if self.motion % 8:
+            raise InputError(f"temporal.motion is {self.motion}, needs a multiple of 8")
+        if self.motion and not self.still:
+            raise InputError(
+                f"temporal.motion={self.motion} is a part of temporal.still=true; give "
+                "temporal.motion=0, too"
+            )
         if not 1 < self.rotary_base < math.inf:
             raise InputError(f"temporal.rotary_base is {self.rotary_base}, needs more than 1")
         for name in ("convolution_levels", "attention_levels"):
@@ -255,67 +270,6 @@ class TextAttention(nn.Module):
         mask = None if bias is None else bias[:, None].to(q.dtype)
         out = functional.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask)
         return x + self.to_out(rearrange(out, "r a n d -> r n (a d)"))
-
-
-class ChangeOut(nn.Module):
-    """A second last convolution: gives each frame by how it changes from the nearest given one.
-
-        z0 = g z_given + (1 - g) z0' + c,  g = clamp(1 + g', 0, 1)
-
-    g', one number a place, and c are read off where the picture model's z0' is, and start at zero,
-    so that a video begins as a still one; what does not move is copied, what comes into sight is
-    drawn. Where nothing is given g is 0. Source: ours; the change is that of edits.
-
-    Args:
-        conv_out: the picture model's, for the shapes.
-    """
-
-    def __init__(self, conv_out: nn.Conv2d) -> None:
-        super().__init__()
-        size, self.padding = conv_out.kernel_size, conv_out.padding
-        like = nn.Conv2d(conv_out.in_channels, conv_out.out_channels + 1, (size[0], size[1]))
-        assert like.bias is not None
-        self.weight, self.bias = like.weight, like.bias
-        for parameter in (self.weight, self.bias):
-            nn.init.zeros_(parameter)
-
-    def forward(
-        self,
-        features: Float[Tensor, "rows k h w"],
-        output: Float[Tensor, "rows c h w"],
-        given: Float[Tensor, "b f c1 h w"] | None,
-    ) -> Float[Tensor, "rows c h w"]:
-        """Return z0 of the rows "(b f)".
-
-        Args:
-            features: what `conv_out` saw.
-            output: what it made of them, z0'.
-            given: of `given_frames`, c1 = c + 1; None gives nothing.
-        """
-        features = features.to(self.weight.dtype)
-        read = functional.conv2d(features, self.weight, self.bias, padding=self.padding)
-        read = read.to(output.dtype)
-        change, gate = read[:, :-1], (1 + read[:, -1:]).clamp(0, 1)
-        if given is None:
-            return output + change
-        nearest, any_given = nearest_given(given[:, :, -1].amax(dim=(2, 3)) > 0)
-        videos = torch.arange(len(given), device=given.device)[:, None]
-        start = given[videos, nearest, :-1].flatten(0, 1).to(output.dtype)
-        is_told = any_given.repeat_interleave(given.shape[1])[:, None, None, None]
-        return output + gate * is_told.to(output.dtype) * (start - output) + change
-
-
-def nearest_given(
-    is_given: Bool[Tensor, "b f"],
-) -> tuple[Int64[Tensor, "b f"], Bool[Tensor, " b"]]:
-    """Return the number of the given frame that is nearest to each, and whether there is any.
-
-    Of two that are as near it is the earlier one; without any it is frame 0.
-    """
-    at = torch.arange(is_given.shape[1], device=is_given.device)
-    distance = (at[:, None] - at[None]).abs().expand(len(is_given), -1, -1)
-    far = distance.masked_fill(~is_given[:, None], is_given.shape[1])
-    return far.argmin(dim=2), is_given.any(dim=1)
 
 
 def rotate(

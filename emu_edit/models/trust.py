@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from emu_edit.errors import InputError
 
@@ -36,11 +37,16 @@ FORBIDDEN_FILES = {
 }
 CLASSES = {
     "unet": {"UNet2DConditionModel"},
-    "vae": {"AutoencoderKL", "PatchCodec"},
+    "transformer": {
+        *("FluxTransformer2DModel", "Flux2Transformer2DModel", "QwenImageTransformer2DModel"),
+    },
+    "vae": {
+        *("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLQwenImage", "PatchCodec"),
+    },
     "scheduler": {
         *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler"),
         *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
-        *("DPMSolverMultistepScheduler",),
+        *("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"),
     },
 }
 LIBRARIES = {"diffusers", "transformers", "emu_edit.models.codec"}
@@ -261,7 +267,21 @@ def _judge_template(path: Path, step: object) -> None:
 
 
 def _judge_weights(path: Path) -> None:
-    """Refuse a safetensors file whose tensors are not plain numbers.
+    """Refuse a safetensors file whose tensors are not plain numbers."""
+    for name, entry in read_header(path).items():
+        kind = entry.get("dtype") if isinstance(entry, dict) else None
+        if not name.endswith(COUNTED) and kind not in WEIGHT_TYPES:
+            raise InputError(
+                f"{path}: {name} is of type {kind!r}, needs one of {', '.join(WEIGHT_TYPES)}; "
+                "convert the weights to float32"
+            )
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return what a safetensors file says of its tensors, by name; of them nothing is read.
+
+    Raises:
+        InputError: if the header is not whole.
 
     Source: the format, https://github.com/huggingface/safetensors: 8 bytes of length, a header in
     JSON, then the numbers.
@@ -276,11 +296,4 @@ def _judge_weights(path: Path) -> None:
         header = _parsed(path, file.read(length))
     if not isinstance(header, dict):
         raise InputError(f"{path} has a header of {type(header).__name__}, needs a JSON object")
-    for name, entry in header.items():
-        kind = entry.get("dtype") if isinstance(entry, dict) else None
-        is_weight = name != "__metadata__" and not name.endswith(COUNTED)
-        if is_weight and kind not in WEIGHT_TYPES:
-            raise InputError(
-                f"{path}: {name} is of type {kind!r}, needs one of {', '.join(WEIGHT_TYPES)}; "
-                "convert the weights to float32"
-            )
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}

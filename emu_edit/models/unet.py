@@ -25,12 +25,12 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.nn import functional
 
 from emu_edit.errors import InputError
-from emu_edit.models.interfaces import Conditioning, Denoiser, TextFeatures
+from emu_edit.models.interfaces import NUM_TASK_TOKENS, Conditioning, Denoiser, TextFeatures
 from emu_edit.models.sources import (
     find_part,
     find_training,
@@ -40,7 +40,7 @@ from emu_edit.models.sources import (
 )
 from emu_edit.models.surgery import check_plain, open_class_embedding, widen_for_source
 
-NUM_TASK_TOKENS = 4
+SIZES, CELL = 6, 8  # numbers about its size that SDXL is told, and its pixels a cell
 TASK_FILE = Path("tasks", "tasks.safetensors")
 FIRST_POSITIONS = "positions.maps.0.weight"  # its shape tells the number of octaves
 
@@ -124,23 +124,20 @@ class UNetDenoiser(Denoiser):
         self.unet = unet
         self.latent_channels = unet.config["out_channels"]
         self.text_dim = unet.config["cross_attention_dim"]
+        if unet.config["addition_embed_type"] == "text_time":
+            times = SIZES * unet.config["addition_time_embed_dim"]
+            self.pooled_dim = unet.config["projection_class_embeddings_input_dim"] - times
         self.task_dim = task_dim
-        self.task_to_tokens = _zero_linear(task_dim, NUM_TASK_TOKENS * self.text_dim)
+        self.task_to_tokens = zero_linear(task_dim, NUM_TASK_TOKENS * self.text_dim)
         time_dim = unet.time_embedding.linear_2.out_features
-        self.task_to_time = _zero_linear(task_dim, time_dim)
+        self.task_to_time = zero_linear(task_dim, time_dim)
         self.text_to_time = nn.Linear(self.text_dim, time_dim) if modulate_by_text else None
         self.positions = PositionMaps(unet, octaves) if octaves > 0 else None
 
-    def maps(self) -> dict[str, Tensor]:
-        """Return the weights that are not the U-Net's, by name."""
-        return {
-            name: value for name, value in self.state_dict().items() if not name.startswith("unet.")
-        }
-
     def forward(
-        self, z_t: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"], cond: Conditioning
+        self, z_t: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
-        """Return the raw output (eps, v, z0 or change, as the model was trained)."""
+        """Return the raw output (eps, v, z0, change or flow, as the model was trained)."""
         weights = self.task_to_time.weight.dtype  # bf16 where a trainer's precision is bf16-true
         if z_t.dtype != weights:
             return self(z_t.to(weights), t, cond.to(weights)).to(z_t.dtype)
@@ -150,14 +147,23 @@ class UNetDenoiser(Denoiser):
         shift = self.task_to_time(cond.v_task)
         if self.text_to_time is not None:
             shift = shift + self.text_to_time(cond.text.mean())
+        added = None
+        if self.pooled_dim:
+            added = {"text_embeds": text[:, 0, : self.pooled_dim], "time_ids": sizes_of(z_t)}
+            text, mask = text[:, 1:], mask[:, 1:]
         return self.unet(
             torch.cat([z_t, cond.z_source], dim=1),
             t,
             torch.cat([text, task_tokens], dim=1),
             encoder_attention_mask=functional.pad(mask, (0, NUM_TASK_TOKENS), value=True),
             class_labels=shift,
+            added_cond_kwargs=added,
             return_dict=False,
         )[0]
+
+    def write(self, folder: Path) -> None:
+        """Write the U-Net into `unet/`, for diffusers."""
+        self.unet.save_pretrained(folder / self.part, safe_serialization=True)
 
     @torch.no_grad()
     def merged(self, v_task: Float[Tensor, " k"]) -> UNet2DConditionModel:
@@ -192,7 +198,7 @@ class UNetDenoiser(Denoiser):
 
 
 class PretrainedUNetDenoiser(UNetDenoiser):
-    """The U-Net of a Stable Diffusion 1.x/2.x, of an editing checkpoint or of our own.
+    """The U-Net of a Stable Diffusion 1.x, 2.x or XL, of an editing checkpoint or of our own.
 
     A text-to-image U-Net gets zero weights for the source latents; a U-Net that already edits keeps
     all of its channels. A model directory of this project also brings its own maps.
@@ -204,7 +210,7 @@ class PretrainedUNetDenoiser(UNetDenoiser):
             third more time.
 
     Raises:
-        InputError: if it cannot be found or loaded, or is of another kind (SDXL, inpainting).
+        InputError: if it cannot be found or loaded, or is of another kind (inpainting, say).
     """
 
     def __init__(self, path: str, task_dim: int = 64, gradient_checkpointing: bool = False) -> None:
@@ -222,28 +228,30 @@ class PretrainedUNetDenoiser(UNetDenoiser):
         self._wrap(unet, task_dim, "text_to_time.weight" in maps, octaves)
         self.trained_as = find_training(source)
         if maps:
-            self._load_maps(maps, task_file)
+            self.load_maps(maps, task_file)
         refuse_unrunnable(self._smallest, str(source))
 
     def _smallest(self) -> Tensor:
         side = 2 ** (len(self.unet.config["block_out_channels"]) - 1)
         z = torch.zeros(1, self.latent_channels, side, side)
-        text = TextFeatures(torch.zeros(1, 1, self.text_dim), torch.ones(1, 1, dtype=torch.bool))
+        text = TextFeatures(torch.zeros(1, 2, self.text_dim), torch.ones(1, 2, dtype=torch.bool))
         cond = Conditioning(text=text, z_source=z, v_task=torch.zeros(1, self.task_dim))
         return self(z, torch.zeros(1, dtype=torch.int64), cond)
 
-    def _load_maps(self, tensors: dict[str, Tensor], task_file: Path) -> None:
-        for name, value in self.maps().items():
-            if name not in tensors or tensors[name].shape != value.shape:
-                found = tuple(tensors[name].shape) if name in tensors else "nothing"
-                raise InputError(
-                    f"{task_file}: {name} is {found}, needs {tuple(value.shape)}; "
-                    "set task_dim to the model's"
-                )
-            value.copy_(tensors[name])
+
+def sizes_of(z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 6"]:
+    """Return what SDXL is told of a picture: its original size, no crop, its size; in pixels.
+
+    Source: Podell et al. 2023, arXiv:2307.01952, section 2.2; a picture of ours is whole, and was
+    never smaller.
+    """
+    sizes = z.new_zeros(len(z), SIZES)
+    sizes[:, 0::4], sizes[:, 1::4] = (side * CELL for side in z.shape[-2:])
+    return sizes
 
 
-def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """Return a linear map that gives 0 until it is trained."""
     linear = nn.Linear(inputs, outputs)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)

@@ -8,16 +8,19 @@ Source: Emu Video, Girdhar et al. 2023, arXiv:2311.10709, section 3.
 
 from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Real
 from torch import Tensor
 
+from emu_edit.diffusion.prediction import Predict
 from emu_edit.errors import InputError
 from emu_edit.models.codec import KLCodec
 from emu_edit.models.inflate import TemporalAdapter, given_frames
 from emu_edit.models.interfaces import Conditioning, Denoiser, ImageCodec
+from emu_edit.models.motion import VideoCall
 from emu_edit.models.unet import UNetDenoiser
 
 
@@ -36,23 +39,54 @@ class VideoDenoiser(Denoiser):
         assert isinstance(base, UNetDenoiser)
         self.latent_channels, self.task_dim = base.latent_channels, base.task_dim
         self.text_dim, self.trained_as = base.text_dim, base.trained_as
+        self.pooled_dim = base.pooled_dim
         self.base, self.adapter = base, adapter
 
     def forward(
-        self, z_t: Float[Tensor, "b fc h w"], t: Int64[Tensor, " b"], cond: Conditioning
+        self,
+        z_t: Float[Tensor, "b fc h w"],
+        t: Real[Tensor, " b"],
+        cond: Conditioning,
+        call: VideoCall | None = None,
     ) -> Float[Tensor, "b fc h w"]:
-        """Return the output for every frame; `cond.z_source` has the given ones, of z_t's shape."""
-        c = self.latent_channels
-        z = rearrange(z_t, "b (f c) h w -> (b f) c h w", c=c)
-        given = rearrange(cond.z_source, "b (f c) h w -> b f c h w", c=c)
-        f = given.shape[1]
-        condition = None
+        """Return the output for every frame.
+
+        Args:
+            z_t: noisy frames.
+            t: the step of each video.
+            cond: `z_source` has the given frames, of z_t's shape, zeros elsewhere.
+            call: of `call_of(cond)`, where that is known already.
+        """
+        call = self.call_of(cond) if call is None else call
+        nothing = torch.zeros_like(self._frames(cond.z_source)[:, 0])
+        told = replace(cond, z_source=nothing).for_frames(call.frames)
+        with self.adapter.during(call):
+            output = self.base(
+                self._frames(z_t).flatten(0, 1), t.repeat_interleave(call.frames), told
+            )
+        return rearrange(output, "(b f) c h w -> b (f c) h w", f=call.frames)
+
+    def told(self, cond: Conditioning) -> Predict:
+        """Bind the conditions; what moves where is read once."""
+        return partial(self, cond=cond, call=self.call_of(cond))
+
+    def call_of(self, cond: Conditioning) -> VideoCall:
+        """Return what the temporal layers are told, whatever the noise."""
+        given, condition = self._frames(cond.z_source), None
         if self.adapter.condition_channels:
             condition = given_frames(given, (given != 0).flatten(2).any(dim=2))
-        told = replace(cond, z_source=torch.zeros_like(given[:, 0])).for_frames(f)
-        with self.adapter.video(f, condition):
-            output = self.base(z, t.repeat_interleave(f), told)
-        return rearrange(output, "(b f) c h w -> b (f c) h w", f=f)
+        return self.adapter.told(given.shape[1], condition, cond.text)
+
+    def expectation_error(
+        self, call: VideoCall, z_0: Float[Tensor, "b fc h w"]
+    ) -> Float[Tensor, ""]:
+        """Return how wrong the frames are that the motion reader expects; 0 without a reader."""
+        if self.adapter.motion is None or call.nearest is None:
+            return z_0.new_zeros(())
+        return call.nearest.error(self._frames(z_0))
+
+    def _frames(self, z: Float[Tensor, "b fc h w"]) -> Float[Tensor, "b f c h w"]:
+        return rearrange(z, "b (f c) h w -> b f c h w", c=self.latent_channels)
 
 
 def drawing_base(denoiser: Denoiser, where: str) -> UNetDenoiser:

@@ -1,9 +1,10 @@
 """The model directory that networks are saved to and loaded from.
 
-The directory has diffusers' layout: `model_index.json`, `unet/`, `vae/`, `text_encoder/`,
-`tokenizer/`, `scheduler/`, each loadable by diffusers or transformers alone, and beside them
-`tasks/`: the names, the table and the two task maps, and in `tasks/learned/` a file for each task
-that was learnt by inversion. Safetensors only.
+The directory has diffusers' layout: `model_index.json`, `unet/` or `transformer/`, `vae/`,
+`text_encoder/`, `tokenizer/`, `scheduler/`, each loadable by diffusers or transformers alone, and
+beside them `tasks/`: the names, the table and the two task maps, and in `tasks/learned/` a file for
+each task that was learnt by inversion. A model of adapters has their one file instead of networks,
+and its index says where the base's are. Safetensors only.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,15 @@ from torch import Tensor, device
 
 from emu_edit.errors import InputError
 from emu_edit.files import write_json
-from emu_edit.models.codec import KLCodec, PatchCodec
+from emu_edit.models.chat_text import ChatText
+from emu_edit.models.codec import KLCodec, PackedCodec, PatchCodec
 from emu_edit.models.directory import INDEX, new_directory, read_index, read_json
-from emu_edit.models.interfaces import ImageCodec
+from emu_edit.models.dit import DiTDenoiser
+from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
+from emu_edit.models.lora import QUANTISED
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
-from emu_edit.models.sources import check_safetensors, load_tensors, quiet_transformers
+from emu_edit.models.pooled_text import FluxText, SDXLText
+from emu_edit.models.sources import check_safetensors, load_tensors
 from emu_edit.models.surgery import learns
 from emu_edit.models.task_files import (
     TASKS_JSON,
@@ -32,10 +37,13 @@ from emu_edit.models.task_files import (
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.trust import judge_directory
 from emu_edit.models.unet import TASK_FILE, PretrainedUNetDenoiser, UNetDenoiser
+from emu_edit.models.vision_text import VisionText
 from emu_edit.tasks import TaskTable
 
 TABLE = "table"
+BASE_PARTS = ("transformer", "text_encoder", "vae")
 MOST_TOKENS = 2**17  # of a text
+MOST_GUIDANCE = 1000.0  # that a network is told
 
 
 def save_networks(
@@ -89,22 +97,12 @@ def load_networks(
     folder = Path(path).expanduser()
     index = read_index(folder)
     judge_directory(folder, is_ours=True)
-    for name in ("unet", "text_encoder"):
-        check_safetensors(folder / name, name)
-    encoding = index["_networks"]
     table, names = _read_tasks(folder, tasks)
     task_embedding = TaskEmbedding(*table.shape)
     task_embedding.table.data.copy_(table)
     try:
         networks = EditNetworks(
-            PretrainedUNetDenoiser(str(folder), task_dim=task_embedding.dim),
-            TransformersText(
-                str(folder),
-                attend_padding=_flag(encoding, "attend_padding", folder),
-                trainable=_flag(encoding, "trainable_text", folder),
-                max_tokens=_max_tokens(encoding, folder),
-            ),
-            _read_codec(folder, scale_condition=_flag(encoding, "scale_condition", folder)),
+            *_read_networks(folder, index["_networks"], task_embedding.dim),
             task_embedding=task_embedding,
             tasks=names,
         )
@@ -115,6 +113,80 @@ def load_networks(
         append_learned(networks, folder)
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     return networks.eval().to(device), scheduler_config, index["_emu_edit"]
+
+
+def _read_networks(
+    folder: Path, encoding: dict[str, object], task_dim: int
+) -> tuple[Denoiser, TextEncoder, ImageCodec]:
+    if "weights" in encoding:
+        return _read_transformer(folder, encoding, task_dim)
+    for name in ("unet", "text_encoder"):
+        check_safetensors(folder / name, name)
+    return (
+        PretrainedUNetDenoiser(str(folder), task_dim=task_dim),
+        _read_text(str(folder), encoding, folder),
+        _read_codec(folder, scale_condition=_flag(encoding, "scale_condition", folder)),
+    )
+
+
+def _read_transformer(
+    folder: Path, encoding: dict[str, object], task_dim: int
+) -> tuple[Denoiser, TextEncoder, ImageCodec]:
+    weights = encoding.get("weights")
+    if weights not in ("float32", "bfloat16", *QUANTISED):
+        raise InputError(f"{folder / INDEX}: weights is {weights!r}, which is no precision of ours")
+    guidance = encoding.get("guidance", 1.0)
+    if not isinstance(guidance, float) or not abs(guidance) < MOST_GUIDANCE:
+        raise InputError(f"{folder / INDEX}: guidance is {guidance!r}, needs a number")
+    base = encoding.get("base")
+    parts = dict.fromkeys(BASE_PARTS, str(folder)) if base is None else _base_parts(base, folder)
+    denoiser = DiTDenoiser(
+        parts["transformer"],
+        task_dim,
+        guidance=guidance,
+        weights="float32" if weights == "float32" else "bfloat16",
+    )
+    if base is not None:
+        denoiser.take_adapters(folder, weights)
+    text = _read_text(parts["text_encoder"], encoding, folder)
+    return denoiser, text, PackedCodec(parts["vae"])
+
+
+def _read_text(path: str, encoding: dict[str, object], folder: Path) -> TextEncoder:
+    kind, most = encoding.get("text", "TransformersText"), _max_tokens(encoding, folder)
+    match kind:
+        case "TransformersText":
+            return TransformersText(
+                path,
+                attend_padding=_flag(encoding, "attend_padding", folder),
+                trainable=_flag(encoding, "trainable_text", folder),
+                max_tokens=most,
+            )
+        case "ChatText":
+            return ChatText(path, _layers(encoding, folder), most)
+        case "FluxText":
+            return FluxText(path, most)
+        case "SDXLText":
+            return SDXLText(path)
+        case "VisionText":
+            return VisionText(path, most)
+        case _:
+            raise InputError(
+                f"{folder / INDEX}: text is {kind!r}, which is no text encoder of ours"
+            )
+
+
+def _base_parts(base: object, folder: Path) -> dict[str, str]:
+    if not isinstance(base, dict) or not all(isinstance(base.get(n), str) for n in BASE_PARTS):
+        raise InputError(f"{folder / INDEX}: base is {base!r}, needs where {BASE_PARTS} are")
+    return base
+
+
+def _layers(encoding: dict[str, object], folder: Path) -> list[int]:
+    value = encoding.get("layers")
+    if not isinstance(value, list) or not all(type(layer) is int for layer in value):
+        raise InputError(f"{folder / INDEX}: layers is {value!r}, needs a list of numbers")
+    return value
 
 
 def _flag(encoding: dict[str, object], name: str, folder: Path) -> bool:
@@ -139,17 +211,14 @@ def _write_parts(
     scheduler_config: dict[str, object],
     settings: dict[str, object],
 ) -> None:
-    denoiser, text, codec = networks.denoiser, networks.text_encoder, networks.codec
-    if not isinstance(denoiser, UNetDenoiser) or not isinstance(text, ModelText):
+    denoiser = networks.denoiser
+    if not isinstance(denoiser, UNetDenoiser | DiTDenoiser):
         raise InputError(
-            f"a model directory holds a UNetDenoiser and a transformers text encoder, "
-            f"got {type(denoiser).__name__} and {type(text).__name__}"
+            "a model directory holds a UNetDenoiser or a DiTDenoiser, got a "
+            + type(denoiser).__name__
         )
-    denoiser.unet.save_pretrained(folder / "unet", safe_serialization=True)
-    with quiet_transformers():
-        text.model.save_pretrained(folder / "text_encoder")
-    text.tokenizer.save_pretrained(folder / "tokenizer")
-    vae = _write_codec(codec, folder / "vae")
+    denoiser.write(folder)
+    parts = _write_others(networks, folder)
     for name in ("scheduler", "tasks"):
         (folder / name).mkdir()
     scheduler = {"_class_name": "DDIMScheduler", **scheduler_config}
@@ -168,27 +237,59 @@ def _write_parts(
         {
             "_class_name": "EmuEditPipeline",
             "_diffusers_version": diffusers.__version__,
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": vae,
-            "text_encoder": ["transformers", type(text.model).__name__],
-            "tokenizer": ["transformers", type(text.tokenizer).__name__],
+            **parts,
             "scheduler": ["diffusers", scheduler["_class_name"]],
-            "_networks": {
-                "max_tokens": text.max_tokens,
-                "attend_padding": text.attend_padding,
-                "trainable_text": learns(text),
-                "scale_condition": isinstance(codec, KLCodec) and codec.scale_condition,
-            },
+            "_networks": _encoding(networks),
             "_emu_edit": settings,
         },
     )
 
 
+def _write_others(networks: EditNetworks, folder: Path) -> dict[str, list[str]]:
+    """Write text encoder and codec, unless the base has them; return the parts of the index."""
+    denoiser, text, codec = networks.denoiser, networks.text_encoder, networks.codec
+    if isinstance(denoiser, DiTDenoiser) and denoiser.has_adapters:
+        return {}
+    if not isinstance(text, ModelText | ChatText | FluxText | SDXLText | VisionText):
+        raise InputError(
+            "a model directory holds a text encoder of transformers, got a " + type(text).__name__
+        )
+    network = getattr(denoiser, denoiser.part)
+    return {
+        denoiser.part: ["diffusers", type(network).__name__],
+        "vae": _write_codec(codec, folder / "vae"),
+        **{part: ["transformers", name] for part, name in text.write(folder).items()},
+    }
+
+
+def _encoding(networks: EditNetworks) -> dict[str, object]:
+    """Return what is to be known to build the networks again."""
+    denoiser, text, codec = networks.denoiser, networks.text_encoder, networks.codec
+    encoding: dict[str, object] = {"max_tokens": text.max_tokens}
+    if isinstance(text, ModelText):
+        encoding |= {"attend_padding": text.attend_padding, "trainable_text": learns(text)}
+    else:
+        encoding["text"] = type(text).__name__
+    if not isinstance(denoiser, DiTDenoiser):
+        return encoding | {"scale_condition": isinstance(codec, KLCodec) and codec.scale_condition}
+    encoding["weights"] = denoiser.weights
+    if denoiser.guidance is not None:
+        encoding["guidance"] = denoiser.guidance
+    if isinstance(text, ChatText):
+        encoding["layers"] = text.layers
+    if denoiser.has_adapters:
+        assert isinstance(codec, PackedCodec)
+        assert isinstance(text, ChatText | FluxText | VisionText)
+        places = (denoiser.source, text.source, codec.source)
+        encoding["base"] = dict(zip(BASE_PARTS, map(str, places), strict=True))
+    return encoding
+
+
 def _write_codec(codec: ImageCodec, folder: Path) -> list[str]:
     match codec:
-        case KLCodec():
+        case KLCodec() | PackedCodec():
             codec.vae.save_pretrained(folder, safe_serialization=True)
-            return ["diffusers", "AutoencoderKL"]
+            return ["diffusers", type(codec.vae).__name__]
         case PatchCodec():
             folder.mkdir()
             numbers = {"patch": codec.patch, "shift": codec.shift, "scale": codec.scale}
@@ -196,7 +297,7 @@ def _write_codec(codec: ImageCodec, folder: Path) -> list[str]:
             return ["emu_edit.models.codec", "PatchCodec"]
         case _:
             raise InputError(
-                f"a model directory holds a KLCodec or a PatchCodec, got {type(codec).__name__}"
+                f"a model directory holds an autoencoder or patches, got a {type(codec).__name__}"
             )
 
 

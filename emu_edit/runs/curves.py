@@ -1,4 +1,7 @@
-"""Curves of a run from the metrics of the CSV logger: loss, tasks, learning rate, speed."""
+"""Pictures of a run from the metrics of the CSV logger.
+
+Curves of loss, tasks, learning rate and speed; and, where a mixture steered itself, its schedule.
+"""
 
 import csv
 import math
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 Curve = list[tuple[int, float]]  # (optimizer step, value)
 SMOOTHED = ("train/", "throughput/")  # metrics of single steps, which jump
 SMOOTH_FROM = 20  # points; fewer can be seen as they are
+SHARE, ERROR = "mixture/share/", "mixture/error/"  # by group, see `callbacks.mixture`
+MOST_TIMES = 12  # named below a schedule
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,53 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> bool:
         _draw(axes, panel, {name: c for name, c in curves.items() if panel.shows(name)})
     figure.savefig(path, dpi=100)
     return True
+
+
+def draw_mixture(curves: dict[str, Curve], path: Path) -> bool:
+    """Draw how a mixture steered itself, a row for each group: its shares, and what it acted upon.
+
+    Returns whether there was anything to draw.
+    """
+    shares, errors = (
+        {name.removeprefix(group): c for name, c in curves.items() if name.startswith(group)}
+        for group in (SHARE, ERROR)
+    )
+    if not shares:
+        return False
+    # as factors of two, for the eye: twice as often is as far from 0 as half as often
+    factors = {
+        name: [(step, math.log2(share / curve[0][1])) for step, share in curve]
+        for name, curve in shares.items()
+    }
+    most = max(1.0, *(abs(value) for curve in factors.values() for _, value in curve))
+    figure = new_figure(12.0, 1.5 + 0.2 * len(shares))
+    left, right = figure.subplots(1, 2, sharey=True)
+    _heat(left, factors, list(shares), ("RdBu_r", -most, most))
+    left.set_title("share of the draws, in factors of two of the first")
+    left.set_yticks(range(len(shares)), list(shares), fontsize="x-small")
+    if errors:
+        _heat(right, errors, list(shares), ("viridis", 0.0, 1.0))
+        right.set_title("held-out error, relative to copying")
+    figure.savefig(path, dpi=100)
+    return True
+
+
+def _heat(
+    axes: "Axes", curves: dict[str, Curve], rows: list[str], colours: tuple[str, float, float]
+) -> None:
+    times = sorted({step for curve in curves.values() for step, _ in curve})
+    values = np.full((len(rows), len(times)), np.nan)
+    for row, name in enumerate(rows):
+        for step, value in curves.get(name, []):
+            values[row, times.index(step)] = value
+    colour_map, low, high = colours
+    shown = axes.imshow(
+        values, aspect="auto", cmap=colour_map, vmin=low, vmax=high, interpolation="nearest"
+    )
+    named = range(0, len(times), -(-len(times) // MOST_TIMES))
+    axes.set_xticks(list(named), [str(times[i]) for i in named], fontsize="x-small")
+    axes.set_xlabel("optimizer step")
+    axes.figure.colorbar(shown, ax=axes)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

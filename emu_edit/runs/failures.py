@@ -11,6 +11,7 @@ import inspect
 import re
 import signal
 import time
+from argparse import ArgumentError
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -120,6 +121,7 @@ def out_of_memory(
     global_batch: int | None,
     batch_size: int | None,
     image_size: int | None,
+    can_plan: bool = False,
 ) -> OutOfMemoryError | None:
     """Word an error of training or measuring; None if it is about something else.
 
@@ -130,6 +132,7 @@ def out_of_memory(
             a batch of its own for each device.
         batch_size: pictures on one device where there is no global batch.
         image_size: side of the pictures in pixels.
+        can_plan: whether `fit --plan` can count this training.
     """
     is_ours = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
@@ -142,6 +145,7 @@ def out_of_memory(
         micro, advice = batch_size, "lower data.batch_size or data.image_size"
     else:
         micro, advice = _micro_batch(global_batch, trainer)
+    advice += "; the same command with --plan tells what fits" if can_plan else ""
     pictures = "" if image_size is None else f" of {image_size}x{image_size} pixels"
     return OutOfMemoryError(
         f"no memory was left on {trainer.strategy.root_device} at optimizer step "
@@ -218,12 +222,22 @@ def is_about_the_trainer(error: Exception) -> bool:
     return isinstance(error, MisconfigurationException) or str(error).startswith(_NOT_LOGGED)
 
 
-def input_error_behind(error: BaseException) -> InputError | None:
-    """Return the InputError among the causes of `error`, None if there is none."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__ or cause.__context__
-    return cause
+@contextmanager
+def refusals_of_constructors() -> Iterator[None]:
+    """Raise what a constructor itself says: jsonargparse hides it under the types it tried.
+
+    Raises:
+        InputError: if a constructor refuses its arguments.
+    """
+    try:
+        yield
+    except (ArgumentError, TypeError, ValueError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def check_accelerator(name: str) -> None:
@@ -238,6 +252,19 @@ def check_accelerator(name: str) -> None:
             f"trainer.accelerator={name}: torch finds no graphics card on this machine (nvidia-smi "
             "tells whether the driver does); --trainer.accelerator cpu trains without, slowly"
         )
+
+
+def precision_here(precision: str | int | None, accelerator: str) -> str | int | None:
+    """Return the precision to train in: float32 where bfloat16 is asked for and would crawl.
+
+    A CPU without instructions for it computes the convolutions of bf16-mixed ten times slower than
+    those of float32 (measured: AVX2). Weights are float32 in both, so checkpoints fit either.
+    """
+    finds_none = accelerator == "auto" and not torch.accelerator.is_available()
+    on_cpu = accelerator == "cpu" or finds_none
+    if precision != "bf16-mixed" or not on_cpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return precision
+    return "32-true"
 
 
 @contextmanager

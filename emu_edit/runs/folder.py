@@ -6,14 +6,18 @@ runs/tiny-20250131-235959/
     checkpoints/         the newest step-*.ckpt, each with its sidecar, and last.ckpt, a link
     logs/                metrics.csv
     model/               the exported model directory (weights averaged over training)
-    grid.png curves.png table.md results.json
+    grid.png curves.png mixture.png table.md results.json
 """
 
 import os
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
 
 from emu_edit.editing.find import CONFIG, RUNS
 from emu_edit.errors import InputError
@@ -137,3 +141,18 @@ def run_of(checkpoint: Path) -> Path | None:
     """Return the run folder a checkpoint lies in, None when it lies elsewhere."""
     folder = checkpoint.absolute().parent.parent
     return folder if (folder / CONFIG).is_file() else None
+
+
+def filled(value: Any, folder: str) -> Any:
+    """Replace `{run}` in all strings of a config."""
+    match value:
+        case str():
+            return value.replace(PLACEHOLDER, folder)
+        case Namespace():
+            return Namespace(**{key: filled(entry, folder) for key, entry in vars(value).items()})
+        case Mapping():
+            return {key: filled(entry, folder) for key, entry in value.items()}
+        case list():
+            return [filled(entry, folder) for entry in value]
+        case _:
+            return value

@@ -45,6 +45,7 @@ class TrainOptions:
         run: the folder the user wants.
         score_pairs: pairs of each task in the table that ends a training on the world; 0 for none.
         predictor: whether the model gets a task predictor, trained on its instructions.
+        plan: whether only to count the memory that the training would take.
         rest: everything else, for Lightning.
     """
 
@@ -55,6 +56,7 @@ class TrainOptions:
     run: str | None
     score_pairs: int
     predictor: bool
+    plan: bool
     rest: tuple[str, ...]
 
     @property
@@ -142,6 +144,13 @@ def training_run(options: TrainOptions) -> tuple[TrainOptions, Path]:
     named = options.with_default_config(find_config(DEFAULT_RECIPE))
     folder = resumed_run_folder(recipe_of(named.configs[0]), options.run)
     return options.with_default_config(_config_of(folder)), folder
+
+
+def planned(options: TrainOptions) -> TrainOptions:
+    """Return the options with a config, as `training_run` does, but take no folder."""
+    run = None if options.run is None else Path(options.run)
+    source = run if options.checkpoint is None else run_of(options.checkpoint)
+    return replace(options.with_default_config(_config_of(source)), checkpoint=None)
 
 
 def measured_run(verb: str, options: TrainOptions) -> tuple[TrainOptions, Path]:

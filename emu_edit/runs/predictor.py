@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.world.predictor_texts import Instruction, training_instructions
+from datamodules.world.predictor_texts import (
+    Instruction,
+    training_instructions,
+    unseen_instructions,
+)
 from emu_edit.editing.find import PREDICTOR
 from emu_edit.editing.predictor import TaskPredictor
 from emu_edit.errors import InputError
@@ -37,11 +41,18 @@ def gather(folder: Path | None, tasks: TaskTable, *, seed: int = 0) -> list[Inst
     return found
 
 
+def gather_unseen(folder: Path | None, tasks: TaskTable, *, seed: int = 0) -> list[Instruction]:
+    """Return what the temperature is fitted on: texts `gather` gives nothing like, or none."""
+    found = unseen_instructions(folder, seed=seed)
+    return [(text, task) for text, task in found if task in tasks.names]
+
+
 def train_with_bar(
     predictor: TaskPredictor,
     instructions: list[Instruction],
     settings: PredictorSettings,
     limit: TextLimit | None = None,
+    unseen: Sequence[Instruction] = (),
 ) -> Calibration:
     """Train and show how far it is.
 
@@ -51,7 +62,7 @@ def train_with_bar(
     most = predictor.encoder.limit if limit is None else limit
     within = [(most.cut(text), task) for text, task in instructions]
     with step_bar("training the task predictor") as on_step:
-        return train_predictor(predictor, within, settings, on_step)
+        return train_predictor(predictor, within, settings, on_step, unseen=unseen)
 
 
 def add_predictor(
@@ -63,7 +74,8 @@ def add_predictor(
     """
     predictor = tiny_predictor(tasks)
     instructions = [one for folder in folders for one in gather(folder, tasks)]
-    calibration = train_with_bar(predictor, instructions, PredictorSettings(), limit)
+    unseen = [one for folder in folders for one in gather_unseen(folder, tasks)]
+    calibration = train_with_bar(predictor, instructions, PredictorSettings(), limit, unseen)
     predictor.save_pretrained(model / PREDICTOR)
     return calibration
 
@@ -73,7 +85,7 @@ def describe_training(calibration: Calibration) -> str:
     without = calibration.tasks_without_texts
     warning = f"\nno instructions of {', '.join(without)}: never predicted" if without else ""
     return (
-        f"{calibration.accuracy:.1%} of {calibration.texts} rephrased instructions held back from "
+        f"{calibration.accuracy:.1%} of {calibration.texts} instructions held back from "
         f"training are right; expected calibration error {calibration.error:.3f} "
         f"({calibration.error_before:.3f} before), temperature {calibration.temperature:.2f}"
         f"{warning}"

@@ -4,6 +4,7 @@ The exported model directory is scored, not the live module, so that the numbers
 user will get.
 """
 
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,25 +15,26 @@ from callbacks.durable import Checkpoints
 from callbacks.ema import Ema
 from datamodules.edit import EditDataModule
 from datamodules.remote.address import parse_place
-from datamodules.world.backgrounds import Photos
 from datamodules.world.data import WorldData
-from emu_edit.editing.editor import WORLD, Editor
+from datamodules.world.write import PHOTOGRAPHS
+from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import MODEL
 from emu_edit.editing.generate import CAPTION
+from emu_edit.editing.settings import PHOTOGRAPHS_TOO, WORLD
 from emu_edit.errors import InputError
 from emu_edit.evaluation.world import (
     GRID,
     RESULTS,
     TABLE,
-    Scenes,
     WorldBenchmark,
     evaluate_world,
     write_results,
 )
 from emu_edit.files import write_json
 from emu_edit.metrics.table import Report, format_table
+from emu_edit.models.directory import read_index
 from emu_edit.models.unet import UNetDenoiser
-from emu_edit.runs.curves import draw_curves, read_curves
+from emu_edit.runs.curves import draw_curves, draw_mixture, read_curves
 from emu_edit.runs.folder import METRICS
 from emu_edit.runs.inversion import write_inversion
 from emu_edit.runs.options import TrainOptions
@@ -45,6 +47,7 @@ from emu_edit.training.module import EditModule
 from emu_edit.training.video_module import VideoModule
 
 CURVES = "curves.png"
+MIXTURE = "mixture.png"
 
 
 def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds: float) -> None:
@@ -66,11 +69,10 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     if not isinstance(module, EditModule):
         raise InputError("model: only an EditModule can be exported")
     ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
-    # a base or a start may have seen more; of these nothing is known
-    is_world = isinstance(data, WorldData) and data.photos is None and options.start is None
-    trained_on = WORLD if is_world and type(module.networks.denoiser) is UNetDenoiser else None
     average = None if ema is None else ema.average
-    export_model(module, folder / MODEL, ema=average, trained_on=trained_on)
+    seen = what_it_has_seen(module, data, options.start)
+    export_model(module, folder / MODEL, ema=average, trained_on=seen)
+    _keep_credits(data, folder / MODEL)
     lines = [f"model       {folder / MODEL}", f"checkpoint  {last_checkpoint(trainer)}"]
     numbers: dict[str, float] = {}
     table: list[dict[str, object]] = []
@@ -80,12 +82,14 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     if has_predictor:
         lines.append(f"predictor   {train_predictor_on(data, folder / MODEL, module, numbers)}")
     metrics = folder / METRICS
-    if metrics.is_file() and draw_curves(read_curves(metrics), folder / CURVES):
+    curves = read_curves(metrics) if metrics.is_file() else {}
+    if draw_curves(curves, folder / CURVES):
         lines.append(f"curves      {folder / CURVES}")
+    if draw_mixture(curves, folder / MIXTURE):
+        lines.append(f"mixture     {folder / MIXTURE}")
     about = about_training(trainer, module, folder, seconds)
     if isinstance(data, WorldData) and options.score_pairs > 0:
-        photos = None if data.photos is None else Photos(data.photos)
-        benchmark = WorldBenchmark(options.score_pairs, Scenes(photos=photos))
+        benchmark = WorldBenchmark(options.score_pairs)
         result = score_on_world(folder, benchmark, about, str(module.device))
         sys.stdout.write(f"\n{fitted(format_table(result), terminal_width())}\n\n")
         numbers |= world_numbers(result)
@@ -100,7 +104,11 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
             trainer.global_step,
             numbers | {"seconds": seconds, "parameters": float(str(about["parameters"]))},
             table=table,
-            pictures={"curves": folder / CURVES, "grid": folder / GRID},
+            pictures={
+                "curves": folder / CURVES,
+                "mixture": folder / MIXTURE,
+                "grid": folder / GRID,
+            },
             artifact=folder / MODEL,
         )
     # without a predictor the task has to be named
@@ -110,6 +118,27 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
         made = "video.mp4" if isinstance(module, VideoModule) else "picture.png"
         use = f'draw with it:\n  emu-edit generate "CAPTION" -o {made}'
     sys.stdout.write("\n".join([*lines, "", f"{use} --model {folder}", ""]))
+
+
+def what_it_has_seen(module: EditModule, data: object, start: Path | None) -> str | None:
+    """Return what a model was trained on, as `Editor.trained_on`; None where that is not known.
+
+    Of a pretrained base nothing is known, nor of a start that is no model directory.
+    """
+    if not isinstance(data, WorldData) or type(module.networks.denoiser) is not UNetDenoiser:
+        return None
+    seen: set[str | None] = {WORLD if data.photos is None else PHOTOGRAPHS_TOO}
+    if start is not None:
+        seen.add(read_index(start)["_emu_edit"].get("trained_on") if start.is_dir() else None)
+    if not seen <= {WORLD, PHOTOGRAPHS_TOO}:
+        return None
+    return PHOTOGRAPHS_TOO if PHOTOGRAPHS_TOO in seen else WORLD
+
+
+def _keep_credits(data: object, model: Path) -> None:
+    """Keep with a model whose photographs it learnt from, if from any."""
+    if isinstance(data, WorldData) and (data.train_folder / PHOTOGRAPHS).is_file():
+        shutil.copyfile(data.train_folder / PHOTOGRAPHS, model / PHOTOGRAPHS)
 
 
 def about_training(

@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,15 @@ from emu_edit.randomness import check_seed
 from emu_edit.runs.failures import (
     check_accelerator,
     closing_connections,
-    input_error_behind,
     is_about_the_trainer,
     lost_rank,
     one_line,
     out_of_memory,
+    precision_here,
+    refusals_of_constructors,
     wrong_trainer,
 )
-from emu_edit.runs.folder import CHECKPOINTS, LAST, PLACEHOLDER
+from emu_edit.runs.folder import CHECKPOINTS, LAST, filled
 from emu_edit.runs.lock import RunLock
 from emu_edit.runs.options import (
     TrainOptions,
@@ -64,13 +65,14 @@ NOISE = (
     r".*does not have many workers.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*Checkpoint directory .* exists and is not empty.*",
+    r"The `local_dir_use_symlinks` argument.*",  # which diffusers gives
     r".*`?lr_scheduler.step\(\)`? before.*",
     r".*add the following callbacks: \['?\"?ModelCheckpoint.*",  # of before callbacks.durable
 )
 LONGEST = 200  # characters of what a library says
 NO_TRAINER = (  # where only the module of a config is wanted
     *("--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.devices=1"),
-    *("--trainer.num_nodes=1", "--trainer.strategy=auto"),
+    *("--trainer.num_nodes=1", "--trainer.strategy=auto", "--trainer.precision=32-true"),
 )
 
 
@@ -172,14 +174,8 @@ class TrainerCLI(LightningCLI):
         check_accelerator(str(self.config[self.config.subcommand].trainer.accelerator))
         # as the parent does, but self.config keeps its placeholders: it is what will be saved
         config = self._for_this_run(self.config.clone())
-        try:
+        with refusals_of_constructors():
             self.config_init = self.parser.instantiate_classes(config)
-        except (ArgumentError, TypeError, ValueError) as error:
-            # jsonargparse hides a constructor's own error under the types it tried
-            own = input_error_behind(error)
-            if own is None:
-                raise
-            raise own from None
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         if self.verb == "fit":  # hours before the export would
@@ -198,14 +194,23 @@ class TrainerCLI(LightningCLI):
             if not usual and not is_about_the_trainer(error):
                 raise
             raise wrong_trainer(error) from error
-        if self.start is not None and self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.verb == "fit":
+            self._say_how_it_begins(str(config.fit.trainer.precision))
+
+    def _say_how_it_begins(self, precision: str) -> None:
+        if self.start is not None:
             sys.stderr.write(f"starts with the weights of {self.start}\n")
+        if (asked := str(self.config.fit.trainer.precision)) != precision:
+            sys.stderr.write(f"{precision} in place of {asked}: this CPU has no bfloat16\n")
 
     def _for_this_run(self, config: Namespace) -> Namespace:
         section = config[self.config.subcommand]
-        section.trainer = _filled(section.trainer, str(self.folder))
+        section.trainer = filled(section.trainer, str(self.folder))
         if section.trainer.default_root_dir is None:
             section.trainer.default_root_dir = str(self.folder)
+        section.trainer.precision = precision_here(
+            section.trainer.precision, str(section.trainer.accelerator)
+        )
         if self.config.subcommand != "fit":
             section.trainer.logger = False
         elif chosen := {name: value for name, value in vars(section.wandb).items() if value}:
@@ -247,8 +252,9 @@ class TrainerCLI(LightningCLI):
         if isinstance(error, RuntimeError | MemoryError):
             data = self.config[subcommand].data.init_args
             sizes = {name: data.get(name) for name in ("global_batch", "batch_size", "image_size")}
-            known = out_of_memory(error, self.trainer, **sizes) or lost_rank(error, self.trainer)
-            return known or error
+            can_plan = subcommand == "fit" and type(self.model) is EditModule
+            no_memory = out_of_memory(error, self.trainer, **sizes, can_plan=can_plan)
+            return no_memory or lost_rank(error, self.trainer) or error
         return error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -292,21 +298,6 @@ def untrained_module(config: str, *flags: str) -> EditModule:
     if not isinstance(module, EditModule):
         raise InputError(f"{config} trains no EditModule; give the config of one")
     return module
-
-
-def _filled(value: Any, folder: str) -> Any:
-    """Replace `{run}` in all strings of a config."""
-    match value:
-        case str():
-            return value.replace(PLACEHOLDER, folder)
-        case Namespace():
-            return Namespace(**{key: _filled(entry, folder) for key, entry in vars(value).items()})
-        case Mapping():
-            return {key: _filled(entry, folder) for key, entry in value.items()}
-        case list():
-            return [_filled(entry, folder) for entry in value]
-        case _:
-            return value
 
 
 def run_trainer(verb: str, options: TrainOptions) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from packaging.version import InvalidVersion, Version
 
-from emu_edit.errors import BrokenCheckpointError
+from emu_edit.errors import BrokenCheckpointError, InputError
+from emu_edit.tasks import TaskTable
 
 ADVICE = "give a .ckpt file written by `emu-edit fit`"
 KINDS = {
@@ -98,3 +99,17 @@ def tensors_of(value: object, where: str) -> dict[str, torch.Tensor]:
                 f"{ADVICE}"
             )
     return entries
+
+
+def check_tasks(checkpoint: dict, table: TaskTable) -> None:
+    """Refuse a checkpoint whose embedding rows stand for other tasks.
+
+    Raises:
+        InputError: with both lists.
+    """
+    names = checkpoint.get("tasks")
+    if names != list(table.names):
+        raise InputError(
+            f"the checkpoint was trained for other tasks: it knows {names}, the model "
+            f"{list(table.names)}; set model.tasks to the checkpoint's list"
+        )

@@ -12,10 +12,12 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional
 
 from emu_edit.batch import ClipBatch, EditBatch, EncodedBatch, EncodedText
 from emu_edit.diffusion.prediction import add_noise
-from emu_edit.diffusion.schedule import NoiseSchedule, uniform_timesteps
+from emu_edit.diffusion.schedule import Schedule, uniform_timesteps
 from emu_edit.errors import InputError
 from emu_edit.images import to_float
 from emu_edit.models.fingerprints import codec_fingerprint, text_fingerprint
@@ -40,6 +42,7 @@ class BatchEncoder:
 
     def __init__(self, networks: EditNetworks) -> None:
         self.networks = networks
+        self._null_text: tuple[tuple, TextFeatures] | None = None
 
     def __call__(
         self, drawn: DrawnBatch
@@ -49,7 +52,8 @@ class BatchEncoder:
         z_0 = mean + std eps_posterior
 
         with the mean and deviation of the target's posterior; z_source is the source's mode,
-        null_text the encoding of "" (b = 1). A row without a source has that of a withheld one, 0.
+        null_text the encoding of "" (b = 1, or one for each picture that the text encoder sees).
+        A row without a source has that of a withheld one, 0.
 
         Raises:
             InputError: if the batch was encoded by other networks, or holds clips.
@@ -57,11 +61,14 @@ class BatchEncoder:
         networks, batch = self.networks, drawn.batch
         match batch:
             case EditBatch():
+                shown = to_float(batch.source)
+                # the texts first: a masked encoder of transformers reads its mask back, and would
+                # wait for the codec here
+                text, null_text = self._encoded(list(batch.instruction), shown)
                 with torch.no_grad():
                     mean, std = networks.codec.posterior(to_float(batch.target))
-                    z_source = networks.codec.encode_condition(to_float(batch.source))
+                    z_source = networks.codec.encode_condition(shown)
                     z_source = z_source * batch.has_source[:, None, None, None]
-                text, null_text = networks.encode_text(list(batch.instruction))
             case EncodedBatch():
                 self._check_codec(batch.codec)
                 mean, std = batch.target, batch.target_std
@@ -79,11 +86,43 @@ class BatchEncoder:
 
     def _text(self, batch: EncodedBatch) -> tuple[TextFeatures, TextFeatures]:
         if batch.text is None:
-            return self.networks.encode_text(list(batch.instruction))
+            shown = None
+            if self.networks.text_encoder.sees_pictures:
+                with torch.no_grad():
+                    shown = self.networks.codec.decode(batch.source)
+            return self._encoded(list(batch.instruction), shown)
         self._check_text(batch.text)
         return (
             TextFeatures(tokens=batch.text.tokens, mask=batch.text.mask),
             TextFeatures(tokens=batch.text.null_tokens[None], mask=batch.text.null_mask[None]),
+        )
+
+    def _encoded(
+        self, texts: list[str], pictures: Float[Tensor, "b 3 H W"] | None = None
+    ) -> tuple[TextFeatures, TextFeatures]:
+        """Return the features of texts and, of as many tokens, those of "".
+
+        The encoding of "" by a frozen encoder that sees no pictures is kept; it is made alone, so
+        that it does not depend on which batch came first.
+        """
+        encoder = self.networks.text_encoder
+        is_fake = isinstance(next(encoder.parameters(), None), FakeTensor)  # of `fit --plan`
+        if learns(encoder) or encoder.sees_pictures or is_fake:
+            return self.networks.encode_text(texts, pictures=pictures)
+        # other weights, another device or precision: whatever replaces numbers leaves a trace here
+        state = (
+            *((p.data_ptr(), p._version, p.dtype, p.device) for p in encoder.parameters()),
+            *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
+        )
+        if self._null_text is None or self._null_text[0] != state:
+            # validation runs in inference mode, whose tensors training could not use
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._null_text = state, encoder([""])
+        text, null = encoder(texts), self._null_text[1]
+        missing = text.mask.shape[1] - null.mask.shape[1]
+        return text, TextFeatures(
+            tokens=functional.pad(null.tokens, (0, 0, 0, missing)),
+            mask=functional.pad(null.mask, (0, missing)),
         )
 
     def _check_codec(self, codec: str) -> None:
@@ -94,6 +133,11 @@ class BatchEncoder:
             )
 
     def _check_text(self, text: EncodedText) -> None:
+        if self.networks.text_encoder.sees_pictures:
+            raise InputError(
+                "data.train holds text features, which are one for each text, and "
+                f"model.text_encoder makes others for each picture; {CACHE_AGAIN}"
+            )
         if learns(self.networks.text_encoder):
             raise InputError(
                 "data.train holds text features, which model.text_encoder would learn to make "
@@ -126,7 +170,7 @@ class ClipEncoder(BatchEncoder):
         schedule: whose noise that is.
     """
 
-    def __init__(self, networks: EditNetworks, given: GivenFrames, schedule: NoiseSchedule) -> None:
+    def __init__(self, networks: EditNetworks, given: GivenFrames, schedule: Schedule) -> None:
         super().__init__(networks)
         self.given, self.schedule = given, schedule
 
@@ -145,7 +189,7 @@ class ClipEncoder(BatchEncoder):
         told = mean.unflatten(1, (frames, -1))[:, list(self.given.places(frames))]
         if isinstance(drawn, DrawnClips):
             told = self._noised(told, drawn)
-        text, null_text = networks.encode_text(list(batch.instruction))
+        text, null_text = self._encoded(list(batch.instruction))
         cond = Conditioning(
             text, self.given.placed(told, frames), networks.task_embedding(batch.task)
         )

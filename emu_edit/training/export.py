@@ -22,8 +22,10 @@ from jsonargparse import ArgumentError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from emu_edit.diffusion.prediction import DIFFUSERS_NAMES, Prediction, TrainedAs
+from emu_edit.diffusion.flow import CLASS as LINEAR_PATH
+from emu_edit.diffusion.prediction import Prediction, TrainedAs, scheduler_config
 from emu_edit.diffusion.samplers import Sampler
+from emu_edit.diffusion.schedule import NoiseSchedule, Schedule
 from emu_edit.editing.animate import RECORD as ANIMATED
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import find_model
@@ -41,8 +43,8 @@ from emu_edit.models.unet import UNetDenoiser
 from emu_edit.models.weights import load_networks
 from emu_edit.tasks import TaskTable
 from emu_edit.training.checkpoint_io import read_checkpoint
-from emu_edit.training.checkpoint_parts import ADVICE, tensors_of
-from emu_edit.training.module import EditModule, check_tasks
+from emu_edit.training.checkpoint_parts import ADVICE, check_tasks, tensors_of
+from emu_edit.training.module import EditModule
 from emu_edit.training.optim import EMA_STATE_KEY, check_matches, copy_of, trainable, with_weights
 from emu_edit.training.video_module import VideoModule
 
@@ -247,6 +249,8 @@ def _parts_of_stable_diffusion(editor: Editor) -> tuple[UNetDenoiser, ModelText,
         wrong = "its text encoder is not CLIP's"
     elif not text.attend_padding:
         wrong = "its text encoder hides the padding, which the pipeline attends to"
+    elif not isinstance(editor.schedule, NoiseSchedule):
+        wrong = f"it predicts {prediction.name} on the linear path, the pipeline walks a table"
     elif prediction is Prediction.change or not isinstance(denoiser, UNetDenoiser):
         wrong = f"it predicts {prediction.name}, the pipeline eps, v or z0"
     else:
@@ -285,8 +289,8 @@ def _scheduler(editor: Editor) -> SchedulerMixin:
         Sampler.euler_ancestral: EulerAncestralDiscreteScheduler,
         Sampler.dpm_solver_pp_2m: DPMSolverMultistepScheduler,
     }
-    named = {"prediction_type": DIFFUSERS_NAMES[editor.prediction]}
-    return kinds[editor.settings.sampler].from_config({**editor.schedule.to_config(), **named})
+    config = scheduler_config(editor.prediction, editor.schedule)
+    return kinds[editor.settings.sampler].from_config(config)
 
 
 def _check_same_output(
@@ -295,7 +299,8 @@ def _check_same_output(
     """Refuse networks whose outputs mean different things."""
     compared = [
         ("prediction", module.prediction.name, partner.prediction.name),
-        ("last noise level", module.schedule.sigma[-1].item(), partner.schedule.sigma[-1].item()),
+        ("last noise level", _last_sigma(module.schedule), _last_sigma(partner.schedule)),
+        ("schedule", type(module.schedule).__name__, type(partner.schedule).__name__),
     ]
     for what, own, its in compared:
         if own != its:
@@ -303,6 +308,10 @@ def _check_same_output(
                 f"{other} was trained with {what} {its} and {checkpoint} with {own}; what they say "
                 "means different things, so their mean is no model; give checkpoints of one recipe"
             )
+
+
+def _last_sigma(schedule: Schedule) -> float:
+    return schedule.level(schedule.times(1, tokens=1)[0]).sigma
 
 
 def _load(
@@ -355,6 +364,8 @@ def _training_of(path: Path) -> TrainedAs | None:
         return None
     ends = told.get("zero_terminal_snr", True)  # as the module's constructor
     config = {"prediction_type": told["prediction"], "rescale_betas_zero_snr": ends}
+    if told.get("flow") is not None or told["prediction"] == Prediction.flow.name:
+        config["_class_name"] = LINEAR_PATH
     return TrainedAs(str(path), config)
 
 

@@ -18,7 +18,7 @@ from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.fingerprints import model_hash
 from emu_edit.models.learned_task import BEST, SHOWN, check_new_name
-from emu_edit.models.surgery import freeze
+from emu_edit.models.surgery import channels_last, freeze
 from emu_edit.randomness import check_seed
 from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.few_shot import views
@@ -29,7 +29,7 @@ from emu_edit.training.inversion import (
     Learner,
     optimizer_settings,
 )
-from emu_edit.training.module import StepOutput, channels_last
+from emu_edit.training.module import StepOutput
 from emu_edit.training.new_task import check_init
 from emu_edit.training.optim import adamw, warmup_cosine_schedule
 

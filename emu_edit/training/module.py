@@ -12,33 +12,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from emu_edit.batch import Batch, ClipBatch, EncodedBatch
-from emu_edit.diffusion.prediction import Prediction, TrainedAs, check
+from emu_edit.batch import Batch, ClipBatch, EditBatch, EncodedBatch
+from emu_edit.diffusion.flow import FlowSchedule
+from emu_edit.diffusion.prediction import Predict, Prediction, TrainedAs, check, copying
+from emu_edit.diffusion.schedule import LogitNormal, tokens_of
 from emu_edit.diffusion.weighting import Weighting
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
-from emu_edit.models.conditioning import DropoutRates, drop
-from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
+from emu_edit.models.conditioning import DropoutRates, drop, refuse_withheld
+from emu_edit.models.interfaces import Conditioning, Denoiser, ImageCodec, TextEncoder
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
-from emu_edit.models.surgery import freeze, learns
+from emu_edit.models.surgery import channels_last, freeze, learns
 from emu_edit.randomness import check_seed
 from emu_edit.tasks import SIXTEEN, TaskTable
+from emu_edit.training.checkpoint_parts import check_tasks
 from emu_edit.training.draws import DrawnBatch, Phase, draw
 from emu_edit.training.encoder import BatchEncoder
 from emu_edit.training.objective import Objective
 from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_schedule
 
 StepOutput = dict[str, Tensor]
-"""What a step gives to Lightning and the callbacks: `loss`, and per sample `error` and `t`."""
+"""What a step gives to Lightning and the callbacks: `loss`, and per sample `error` and `t`; where
+nothing was dropped also `copying`, the error of returning the source."""
 
 
 class StepWatcher(Callback):
@@ -71,6 +77,10 @@ class EditModule(LightningModule):
             Edit.
         prediction: what the denoiser's output means.
         weighting: how much each noise level counts.
+        flow: the linear path in place of the table of steps, and its shifts; none means the table,
+            except with `prediction: flow`: then the path of a pretrained denoiser's scheduler
+            config, without one unshifted.
+        logit_normal: how often each noise level is trained, before shifts; none means equally.
         timestep_shift: at least 1; above it, more of the training happens at high noise.
         balance: 0 to 1; above 0, pairs that change little count more (see `change_balance`).
         huber_c: errors above it, in units of the latents, count as their size and no longer as its
@@ -79,8 +89,8 @@ class EditModule(LightningModule):
         region_weight: errors inside a pair's mask count so many times those outside, pairs without
             a mask as ever; none looks at no mask. Logged errors are then means with these weights.
         dropout: how often conditions are withheld; none means 5 % each.
-        zero_terminal_snr: whether the last timestep is pure noise; the betas are those of a
-            pretrained denoiser's scheduler config.
+        zero_terminal_snr: whether the last step of the table is pure noise; the betas are those of
+            a pretrained denoiser's scheduler config.
         optimizer: learning rate, decay and warm-up; none means the defaults.
         editor: how pictures are made from the model: size, guidance, steps; none means the
             defaults.
@@ -89,8 +99,8 @@ class EditModule(LightningModule):
             GPU; on a CPU it needs a C++ compiler).
 
     Raises:
-        InputError: if the parts do not fit together, or eps is to be predicted at zero terminal
-            SNR.
+        InputError: if the parts do not fit together, or the prediction does not go with the
+            schedule.
     """
 
     def __init__(
@@ -101,6 +111,8 @@ class EditModule(LightningModule):
         tasks: list[str] | None = None,
         prediction: Prediction = Prediction.v,
         weighting: Weighting = Weighting.uniform,
+        flow: FlowSchedule | None = None,
+        logit_normal: LogitNormal | None = None,
         timestep_shift: float = 1.0,
         balance: float = 0.0,
         huber_c: float | None = None,
@@ -119,8 +131,10 @@ class EditModule(LightningModule):
         table = SIXTEEN if tasks is None else TaskTable(tuple(tasks))
         base = denoiser.trained_as
         betas = TrainedAs("", {}) if base is None else base
-        self.schedule = betas.schedule(zero_terminal_snr=zero_terminal_snr)
-        self.objective = Objective(weighting, timestep_shift, balance, huber_c, region_weight)
+        self.schedule = betas.schedule(prediction, flow, zero_terminal_snr=zero_terminal_snr)
+        self.objective = Objective(
+            weighting, timestep_shift, balance, huber_c, region_weight, logit_normal
+        )
         check(prediction, self.schedule)
         self.objective.check(prediction, self.schedule)
         self.prediction = prediction
@@ -131,6 +145,8 @@ class EditModule(LightningModule):
         self.editor_settings = EditorSettings() if editor is None else editor
         check_seed(seed, "model.seed")
         self.seed = seed
+        if text_encoder.sees_pictures:
+            refuse_withheld(self.editor_settings.guidance.image, self.dropout)
         self.networks = EditNetworks(
             # train: pretrained networks arrive in eval mode, where gradient checkpointing is off;
             # channels-last: convolutions are faster so on CPUs and GPUs alike, and the numbers
@@ -138,11 +154,12 @@ class EditModule(LightningModule):
             denoiser=channels_last(denoiser.train()),
             # eval even when it learns: dropout inside it would not be keyed by the sample
             text_encoder=text_encoder.eval() if learns(text_encoder) else freeze(text_encoder),
-            codec=freeze(codec),
+            codec=channels_last(freeze(codec)),
             task_embedding=TaskEmbedding(len(table), denoiser.task_dim),
             tasks=table,
         )
         self.encoder = BatchEncoder(self.networks)
+        self._gradient_norm: Tensor | None = None
         self.strict_loading = (
             False  # frozen parts are absent by design; `on_load_checkpoint` checks the rest
         )
@@ -157,13 +174,25 @@ class EditModule(LightningModule):
         self.trainer.precision_plugin.convert_input = _as_it_is
 
     def on_train_start(self) -> None:
-        """Say once, and before the first step, what is contradicted."""
-        if self.contradiction and self.trainer.is_global_zero and self.trainer.global_step == 0:
-            sys.stderr.write(f"emu-edit: {self.contradiction}\n")
+        """Say once, and before the first step, what is contradicted, and what a licence forbids."""
+        if not self.trainer.is_global_zero or self.trainer.global_step != 0:
+            return
+        for line in filter(None, (self.contradiction, self.networks.denoiser.licence)):
+            sys.stderr.write(f"emu-edit: {line}\n")
 
     def drawn(self, batch: Batch, phase: Phase) -> DrawnBatch:
-        """Return the batch, still on the CPU, with its random numbers."""
+        """Return the batch, still on the CPU, with its random numbers.
+
+        Raises:
+            InputError: if a pair lacks the picture that the text encoder sees.
+        """
         codec = self.networks.codec
+        sees = self.networks.text_encoder.sees_pictures
+        if sees and isinstance(batch, EditBatch) and not bool(batch.has_source.all()):
+            raise InputError(
+                "model.text_encoder sees the source picture, and data.train has pairs without one; "
+                "leave out the tasks that draw from a caption"
+            )
         pixels = 1 if isinstance(batch, EncodedBatch) else codec.factor
         height, width = (side // pixels for side in batch.target.shape[-2:])
         frames = batch.target.shape[1] if isinstance(batch, ClipBatch) else 1
@@ -180,24 +209,43 @@ class EditModule(LightningModule):
         return self.drawn(batch, self._phase()).to(device, non_blocking=True)
 
     def step(self, drawn: DrawnBatch, *, dropout: DropoutRates | None) -> StepOutput:
-        """Return the weighted loss, and each sample's unweighted error and timestep (detached)."""
+        """Return the weighted loss, and each sample's unweighted error and timestep (detached).
+
+        Where nothing is dropped, also the error that copying the source would make.
+        """
         z_0, cond, null_text = self.encoder(drawn)
         if dropout is not None:
             cond = drop(cond, null_text, dropout, drawn.u[:, 1:])
-        t = self.objective.timesteps(drawn.u[:, 0], self.schedule)
+        t = self.objective.timesteps(drawn.u[:, 0], self.schedule, tokens_of(z_0))
+        region = self.objective.region(drawn.batch.mask, drawn.batch.has_mask, like=z_0)
         # after dropping: where the source is withheld everything is change; taken for a small edit,
         # such a pair would weigh most and teach nothing
-        error, weight = self.objective.errors(
-            partial(self.networks.denoiser, cond=cond),
-            z_0,
-            cond.z_source,
+        errors = partial(
+            self.objective.errors,
+            z_0=z_0,
+            z_source=cond.z_source,
             eps=drawn.eps,
             t=t,
             schedule=self.schedule,
             prediction=self.prediction,
-            region=self.objective.region(drawn.batch.mask, drawn.batch.has_mask, like=z_0),
+            region=region,
         )
-        return {"loss": (weight * error).mean(), "error": error.detach(), "t": t}
+        predict, beside = self.told(z_0, cond)
+        error, weight = errors(predict)
+        output = {"loss": (weight * error).mean(), "error": error.detach(), "t": t}
+        if dropout is None:
+            output["copying"], _ = errors(copying(cond.z_source, self.schedule, self.prediction))
+        else:
+            output["loss"] = output["loss"] + beside
+        return output
+
+    def told(
+        self,
+        z_0: Float[Tensor, "b c h w"],  # noqa: ARG002
+        cond: Conditioning,
+    ) -> tuple[Predict, Tensor | float]:
+        """Bind the conditions; and return what else training makes small: nothing."""
+        return self.networks.denoiser.told(cond), 0.0
 
     def training_step(self, batch: DrawnBatch, batch_idx: int) -> StepOutput:  # noqa: ARG002
         """Average the weighted denoising error of a batch."""
@@ -241,18 +289,38 @@ class EditModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the trainer says, also with a fused optimizer in bf16.
+        """Clip as the trainer says, also with a fused optimizer in bf16, by the norm known already.
 
         Lightning 2.6 refuses fused optimizers under any mixed precision, because with fp16 they
         unscale gradients themselves; bf16 has no scaler, so there the clipping of full precision is
-        right.
+        right. Plugins that clip in ways of their own do so.
         """
-        plugin = self.trainer.precision_plugin
-        if self.trainer.precision == "bf16-mixed" and gradient_clip_val is not None:
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+        plugin, value = self.trainer.precision_plugin, gradient_clip_val
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        is_full = type(plugin).clip_gradients is Precision.clip_gradients
+        if value is None or not (is_full or self.trainer.precision == "bf16-mixed"):
+            self.clip_gradients(optimizer, value, gradient_clip_algorithm)
+        elif algorithm is GradClipAlgorithmType.NORM and value > 0 and _clips_by_norm(plugin):
+            parameters = list(plugin.main_params(optimizer))
+            clip_grads_with_norm_(parameters, value, self.gradient_norm(optimizer), foreach=True)
         else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            Precision.clip_gradients(plugin, optimizer, value, algorithm)
+
+    def on_after_backward(self) -> None:
+        """Forget the norm of the gradients before."""
+        self._gradient_norm = None
+
+    def gradient_norm(self, optimizer: Optimizer) -> Float[Tensor, ""]:
+        """Return the norm of all gradients of an optimizer step, on the device.
+
+        It is computed once: what asks for it before the step (`callbacks.finite`) and the clipping
+        share it. So whatever changes gradients after the backward pass has to come before both.
+        """
+        if self._gradient_norm is None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self._gradient_norm = get_total_norm(gradients, foreach=True)
+        return self._gradient_norm
 
     def make_editor(self) -> Editor:
         """Return an editor that shares these networks; put them in eval mode while it is used."""
@@ -278,11 +346,12 @@ class EditModule(LightningModule):
         return tuple(prefix for prefix, part in parts.items() if not learns(part))
 
     def state_dict(self, *args, **kwargs) -> dict:  # type: ignore[override]
-        """Return the weights of the parts that learn; frozen parts go, buffers included."""
+        """Return the weights that learn; frozen parts go, buffers included, and frozen weights."""
         prefix = kwargs.get("prefix", "")
         frozen = tuple(prefix + name for name in self.frozen_prefixes())
+        alone = {prefix + n for n, p in self.named_parameters() if not p.requires_grad}
         state = super().state_dict(*args, **kwargs)
-        for name in [name for name in state if name.startswith(frozen)]:
+        for name in [name for name in state if name.startswith(frozen) or name in alone]:
             del state[name]
         return state
 
@@ -313,27 +382,10 @@ class EditModule(LightningModule):
         return Phase.test if self.trainer.testing else Phase.validate
 
 
-def channels_last(denoiser: Denoiser) -> Denoiser:
-    """Store convolution weights channels-last; the numbers agree up to rounding."""
-    for parameter in denoiser.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.to(memory_format=torch.channels_last)
-    return denoiser
-
-
-def check_tasks(checkpoint: dict, table: TaskTable) -> None:
-    """Refuse a checkpoint whose embedding rows stand for other tasks.
-
-    Raises:
-        InputError: with both lists.
-    """
-    names = checkpoint.get("tasks")
-    if names != list(table.names):
-        raise InputError(
-            f"the checkpoint was trained for other tasks: it knows {names}, the model "
-            f"{list(table.names)}; set model.tasks to the checkpoint's list"
-        )
-
-
 def _as_it_is(data: Any) -> Any:
     return data
+
+
+def _clips_by_norm(plugin: Precision) -> bool:
+    """Whether a plugin's norm is that of gradients that lie whole on this device."""
+    return type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm

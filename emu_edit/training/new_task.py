@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from emu_edit.batch import EditBatch
+from emu_edit.diffusion.schedule import tokens_of
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError, closest
 from emu_edit.images import to_float
@@ -94,9 +94,9 @@ class NewTask(nn.Module):
             z_source=torch.stack([p.z_source for p in pairs]),
             v_task=vector.expand(len(pairs), -1),
         )
-        t = self.objective.timesteps(batch.u[:, 0], self.editor.schedule)
+        t = self.objective.timesteps(batch.u[:, 0], self.editor.schedule, tokens_of(z_0))
         error, weight = self.objective.errors(
-            partial(self.editor.networks.denoiser, cond=cond),
+            self.editor.networks.denoiser.told(cond),
             z_0,
             cond.z_source,
             eps=batch.eps,
@@ -123,8 +123,9 @@ class NewTask(nn.Module):
             new = list(place.values())
             networks = self.editor.networks
             mean, std = networks.codec.posterior(to_float(batch.target[new]))
-            z_source = networks.codec.encode_condition(to_float(batch.source[new]))
-            text, _ = networks.encode_text([batch.instruction[i] for i in new])
+            shown = to_float(batch.source[new])
+            z_source = networks.codec.encode_condition(shown)
+            text, _ = networks.encode_text([batch.instruction[i] for i in new], pictures=shown)
             rows = zip(
                 mean.float(), std.float(), z_source.float(), text.tokens, text.mask, strict=True
             )

@@ -6,14 +6,14 @@ task inversion reads them back.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from emu_edit.diffusion.prediction import Predict, Prediction, with_source
-from emu_edit.diffusion.schedule import NoiseSchedule, shift_to_noise, uniform_timesteps
+from emu_edit.diffusion.schedule import LogitNormal, Schedule, shift_to_noise
 from emu_edit.diffusion.weighting import (
     Weighting,
     change_balance,
@@ -38,6 +38,7 @@ class Objective:
         huber_c: above it errors count as their size, no longer as its square; None squares all.
         region_weight: how often the errors inside a pair's mask count, relative to those outside;
             None looks at no mask.
+        logit_normal: how often each noise level is trained, before the shift; None means equally.
     """
 
     weighting: Weighting = Weighting.uniform
@@ -45,10 +46,11 @@ class Objective:
     balance: float = 0.0
     huber_c: float | None = None
     region_weight: float | None = None
+    logit_normal: LogitNormal | None = None
 
     @staticmethod
     def usual(prediction: Prediction) -> "Objective":
-        """Return what the packaged recipes train a prediction with.
+        """Return what the packaged recipes train a prediction with; flow as Esser et al. 2024 do.
 
         For model directories that do not say it.
         """
@@ -59,6 +61,8 @@ class Objective:
                 return Objective(Weighting.one_plus_min_snr)
             case Prediction.eps:
                 return Objective(Weighting.uniform)
+            case Prediction.flow:
+                return Objective(Weighting.uniform, logit_normal=LogitNormal())
 
     @staticmethod
     def of_editor(editor: Editor) -> "Objective":
@@ -79,6 +83,8 @@ class Objective:
             "balance": self.balance,
             "huber_c": self.huber_c,
             "region_weight": self.region_weight,
+            # absent where it is not used: such a directory keeps its bytes
+            **({} if self.logit_normal is None else {"logit_normal": asdict(self.logit_normal)}),
         }
 
     @staticmethod
@@ -96,6 +102,7 @@ class Objective:
             balance=number(values, "balance", where),
             huber_c=_number_or_none(values, "huber_c", where),
             region_weight=_number_or_none(values, "region_weight", where),
+            logit_normal=_read_logit_normal(values.get("logit_normal"), f"{where}: logit_normal"),
         )
         c = objective.huber_c
         if objective.timestep_shift < 1 or (c is not None and c <= 0):
@@ -105,7 +112,7 @@ class Objective:
             )
         return objective
 
-    def check(self, prediction: Prediction, schedule: NoiseSchedule) -> None:
+    def check(self, prediction: Prediction, schedule: Schedule) -> None:
         """Refuse a weighting that does not go with prediction and schedule, or no weight at all."""
         check_weighting(self.weighting, prediction, schedule)
         if self.region_weight is not None and not 0 < self.region_weight < math.inf:
@@ -114,9 +121,13 @@ class Objective:
                 "errors inside the mask twice, null looks at no mask"
             )
 
-    def timesteps(self, u: Float[Tensor, " b"], schedule: NoiseSchedule) -> Int64[Tensor, " b"]:
-        """Turn uniform numbers in [0, 1) into training steps."""
-        return uniform_timesteps(shift_to_noise(u, self.timestep_shift), schedule.num_steps)
+    def timesteps(
+        self, u: Float[Tensor, " b"], schedule: Schedule, tokens: int
+    ) -> Real[Tensor, " b"]:
+        """Turn uniform numbers in [0, 1) into times, for latents of so many cells."""
+        if self.logit_normal is not None:
+            u = self.logit_normal.of(u)
+        return schedule.draw(shift_to_noise(u, self.timestep_shift), tokens)
 
     def region(
         self,
@@ -141,8 +152,8 @@ class Objective:
         z_source: Float[Tensor, "b c h w"],
         *,
         eps: Float[Tensor, "b c h w"],
-        t: Int64[Tensor, " b"],
-        schedule: NoiseSchedule,
+        t: Real[Tensor, " b"],
+        schedule: Schedule,
         prediction: Prediction,
         region: Float[Tensor, "b 1 h w"] | None = None,
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
@@ -163,6 +174,18 @@ class Objective:
         with torch.no_grad():
             balance = change_balance(z_0, z_source, self.balance)
             return error, loss_weight(self.weighting, t, schedule, prediction) * balance
+
+
+def _read_logit_normal(values: object, where: str) -> LogitNormal | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise InputError(f"{where} must be a JSON object, got {values!r}; export the model again")
+    mean, std = (number(values, name, where) for name in ("mean", "std"))
+    try:
+        return LogitNormal(mean, std)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _number_or_none(values: dict, name: str, where: str) -> float | None:

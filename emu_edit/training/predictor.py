@@ -1,8 +1,9 @@
 """Train a task predictor on (instruction, task) pairs, then fit the temperature of its confidence.
 
 Every batch has as many texts of one task as of another, each rephrased anew. The temperature is
-fitted on texts that training never saw, rephrased too: on tidy ones of known sentences a good
-predictor is always right, and would learn to be certain of everything.
+fitted on texts that training never saw: of everyday patterns held back for it where there are any,
+else on a share of the texts, rephrased too: on tidy ones of known sentences a good predictor is
+always right, and would learn to be certain of everything.
 Source: a Flan-T5 that names the task, Sheynin et al. 2023, arXiv:2311.10089; temperature scaling,
 Guo et al. 2017, arXiv:1706.04599.
 
@@ -16,7 +17,6 @@ Ours; in the spirit of Wei & Zou 2019, "EDA", arXiv:1901.11196.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from emu_edit.editing.predictor import TaskPredictor
+from emu_edit.editing.predictor import AnyText, TaskPredictor
 from emu_edit.errors import InputError
 from emu_edit.metrics.calibration import expected_calibration_error, nll_temperature
+from emu_edit.models.ngrams import NgramText
 from emu_edit.models.surgery import learns
-from emu_edit.models.text import ModelText, TransformersText
-from emu_edit.models.tiny import TinyText
+from emu_edit.models.text import TransformersText, unpacked
 from emu_edit.randomness import check_seed, keyed_generator
 from emu_edit.tasks import TaskTable
-from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_schedule
+from emu_edit.training.optim import OptimizerSettings, parameter_groups, warmup_cosine_schedule
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHORTEST, LONGEST = 2, 6  # letters of a word invented letter by letter: each may be a token
@@ -45,17 +45,25 @@ SHUFFLED = 0.05  # share of the texts whose words are put in another order
 
 @dataclass(frozen=True)
 class Rephraser:
-    """Makes variants of instructions; `words` are those it splices new ones from."""
+    """Makes variants of instructions; `words` are those it splices new ones from.
+
+    Of `reworded`, a share of the texts, it changes the words, of the others only how they are
+    written.
+    """
 
     words: tuple[str, ...]
+    reworded: float = 1.0
 
     @staticmethod
-    def of(texts: Iterable[str]) -> "Rephraser":
+    def of(texts: Iterable[str], reworded: float = 1.0) -> "Rephraser":
         """Return a rephraser that knows the words of some texts, each once."""
-        return Rephraser(tuple(dict.fromkeys(word for text in texts for word in text.split(" "))))
+        words = dict.fromkeys(word for text in texts for word in text.split(" "))
+        return Rephraser(tuple(words), reworded)
 
     def __call__(self, text: str, generator: np.random.Generator) -> str:
         """Return a variant of an instruction that asks for the same, as far as words can tell."""
+        if self.reworded < 1 and generator.random() >= self.reworded:
+            return _in_another_hand(text, generator)
         words = text.split(" ")
         # the verb of a request comes first, and of all its words people vary it most
         if len(words) > 1 and generator.random() < FIRST:
@@ -107,29 +115,30 @@ def _in_another_hand(text: str, generator: np.random.Generator) -> str:
 OnStep = Callable[[int, int], None]  # called with (steps done, steps in all)
 MAX_NORM = 1.0  # of the gradient, as in T5's fine-tuning recipes
 WARMUP_STEPS = 30
-# T5 starts its embeddings at a standard deviation of 1, so pieces of words that training never has
-# would speak as loudly as learnt ones; scaled down, an unknown word says next to nothing
-EMBEDDING_SCALE = 0.03
-CALIBRATION_TEXTS = 960  # rephrased texts the temperature is fitted on
+CALIBRATION_TEXTS = 960  # rephrased texts the temperature is fitted on, without better ones
 
 
 @dataclass(frozen=True)
 class PredictorSettings:
-    """How a predictor is trained; the defaults are those of the tiny encoder.
+    """How a predictor is trained; the defaults are those of the embedded encoder.
 
     Attributes:
         steps: optimizer steps.
         batch_size: texts per step, dealt to the tasks in turn.
-        lr: peak learning rate of AdamW; a pretrained encoder wants about 1e-4, a head alone 3e-3.
+        lr: peak learning rate of AdamW; a pretrained encoder wants 1e-4 to 4e-4, a head alone 3e-3.
+        head_boost: how many times `lr` the head learns with, which starts at zero.
+        reworded: share of the texts whose words are changed, in [0, 1].
         held_back: share of each task's texts that only the temperature is fitted on, in (0, 1).
         seed: of batches, rephrasing and dropout: same seed and threads, same weights on a CPU.
-        threads: of torch on the CPU while training. One is fastest for the tiny encoder, and makes
+        threads: of torch on the CPU while training. One is fastest for n-grams, and makes
             its weights those of any number of cores; None leaves what is set.
     """
 
-    steps: int = 400
-    batch_size: int = 64
-    lr: float = 3e-3
+    steps: int = 800
+    batch_size: int = 256
+    lr: float = 0.02
+    head_boost: float = 1.0
+    reworded: float = 1.0
     held_back: float = 0.1
     seed: int = 0
     threads: int | None = 1
@@ -143,6 +152,10 @@ class PredictorSettings:
         check_seed(self.seed)
         if not self.lr > 0:
             raise InputError(f"lr of the predictor must be above 0, got {self.lr!r}")
+        if not self.head_boost > 0:
+            raise InputError(f"head_boost must be above 0, got {self.head_boost!r}")
+        if not 0 <= self.reworded <= 1:
+            raise InputError(f"reworded must be between 0 and 1, got {self.reworded!r}")
         if not 0 < self.held_back < 1:
             raise InputError(f"held_back must be between 0 and 1, got {self.held_back!r}")
 
@@ -152,7 +165,7 @@ class Calibration:
     """What the texts held back from training say about a predictor.
 
     Attributes:
-        texts: how many rephrased texts it was measured on.
+        texts: how many it was measured on.
         accuracy: share of them whose task was named.
         temperature: fitted on them.
         error_before: expected calibration error at temperature 1.
@@ -169,14 +182,10 @@ class Calibration:
 
 
 def tiny_predictor(tasks: TaskTable, *, seed: int = 0) -> TaskPredictor:
-    """Return an untrained predictor around a small T5 encoder; same seed, same weights."""
+    """Return an untrained predictor around a bag of n-grams; same seed, same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        encoder = TinyText(dim=64, num_layers=2, num_heads=4, max_tokens=1024)
-    embedding = cast("nn.Embedding", encoder.model.get_input_embeddings())
-    with torch.no_grad():
-        embedding.weight.mul_(EMBEDDING_SCALE)
-    return TaskPredictor(encoder, tasks)
+        return TaskPredictor(NgramText(), tasks)
 
 
 def pretrained_predictor(
@@ -184,14 +193,32 @@ def pretrained_predictor(
 ) -> TaskPredictor:
     """Return an untrained head on a pretrained encoder: Flan-T5, CLIP, BERT and their kin.
 
-    `encoder` is a directory or a hub name, see `TransformersText`; not `trainable`, it stays frozen
-    and only the head learns.
+    `encoder` is a directory or a hub name, see `TransformersText`, or the name of an encoder that
+    a package brings, all-MiniLM-L6-v2 (the extra `sentences`). Of a `trainable` one the upper half
+    of the layers learns: for as many texts that takes two thirds of the time, and what it knows of
+    single words stays. Not `trainable`, it stays frozen and only the head learns.
 
     Raises:
         InputError: if the encoder cannot be found or loaded.
     """
-    text = TransformersText(encoder, trainable=trainable, attend_padding=False)
+    with unpacked(encoder) as path:
+        text = TransformersText(path, trainable=trainable, attend_padding=False)
+    if trainable:
+        _freeze_lower_half(text.model)
     return TaskPredictor(text, tasks)
+
+
+def _freeze_lower_half(model: nn.Module) -> None:
+    """Freeze the lower half of the layers and all before them; of a single layer nothing."""
+    # the first list is that of the layers; T5 has others inside of them
+    layers = next((m for m in model.modules() if isinstance(m, nn.ModuleList)), nn.ModuleList())
+    if len(layers) < 2:
+        return
+    first = next(layers[len(layers) // 2].parameters())
+    for parameter in model.parameters():  # in the order in which they are used
+        if parameter is first:
+            return
+        parameter.requires_grad_(False)
 
 
 def train_predictor(
@@ -199,6 +226,8 @@ def train_predictor(
     instructions: Sequence[tuple[str, str]],
     settings: PredictorSettings,
     on_step: OnStep | None = None,
+    *,
+    unseen: Sequence[tuple[str, str]] = (),
 ) -> Calibration:
     """Train in place, fit the temperature, and leave the predictor in eval mode where it was.
 
@@ -207,6 +236,8 @@ def train_predictor(
         instructions: text and name of the task; doubles count once.
         settings: how.
         on_step: called after every optimizer step.
+        unseen: what the temperature is fitted on, as it is; without, the share held back of the
+            instructions, rephrased.
 
     Raises:
         InputError: if there are no instructions, one is too long for the encoder, or its task is
@@ -216,12 +247,19 @@ def train_predictor(
     split = [_split(of_task, settings, i) for i, of_task in enumerate(texts)]
     train, held_back = (tuple(part) for part in zip(*split, strict=True))
     tasks = tuple(index for index, of_task in enumerate(texts) if of_task)
-    rephrase = Rephraser.of(text for of_task in train for text in of_task)
+    rephrase = Rephraser.of((text for of_task in train for text in of_task), settings.reworded)
     held_back = Texts(predictor.encoder, rephrase, held_back, tasks)
     without = (name for name, t in zip(predictor.tasks.names, texts, strict=True) if not t)
     with torch_threads(settings.threads):
         _train(predictor, Texts(predictor.encoder, rephrase, train, tasks), settings, on_step)
-        return _calibrate(predictor, held_back, settings, tuple(without))
+        if unseen:
+            rows = [text for text, _ in unseen]
+            asked = torch.tensor([predictor.tasks.index(task) for _, task in unseen])
+        else:
+            rows, asked = held_back.draw(
+                CALIBRATION_TEXTS, seed=settings.seed, purpose="predictor calibration", step=0
+            )
+        return _calibrate(predictor, rows, asked, tuple(without))
 
 
 @contextmanager
@@ -259,7 +297,7 @@ def _split(texts: list[str], settings: PredictorSettings, task: int) -> tuple[li
 class Texts:
     """Texts to draw from: of each task of the table, and the indices of the tasks that have any."""
 
-    encoder: ModelText
+    encoder: AnyText
     rephrase: Rephraser
     of_task: tuple[list[str], ...]
     tasks: tuple[int, ...]
@@ -275,9 +313,8 @@ class Texts:
         ]
         rephrased = [self.rephrase(text, generator) for text in plain]
         # a text that only its rephrasing makes too long is the user's no mistake
-        ids = self.encoder.tokenizer(rephrased, split_special_tokens=True, verbose=False)
-        fits = [len(row) <= self.encoder.max_tokens for row in ids["input_ids"]]
-        rows = [new if fit else text for text, new, fit in zip(plain, rephrased, fits, strict=True)]
+        fits = self.encoder.limit.fits
+        rows = [new if fits(new) else text for text, new in zip(plain, rephrased, strict=True)]
         return rows, torch.tensor(asked)
 
 
@@ -287,8 +324,7 @@ def _train(
     settings: PredictorSettings,
     on_step: OnStep | None,
 ) -> None:
-    device = predictor.head.weight.device
-    optimizer = adamw(predictor, OptimizerSettings(lr=settings.lr))
+    optimizer = _optimizer(predictor, settings)
     schedule = warmup_cosine_schedule(
         optimizer, warmup_steps=WARMUP_STEPS, total_steps=settings.steps
     )
@@ -300,26 +336,45 @@ def _train(
             rows, asked = texts.draw(
                 settings.batch_size, seed=settings.seed, purpose="predictor batch", step=step
             )
-            loss = cross_entropy(predictor(rows), asked.to(device))
             optimizer.zero_grad()
-            loss.backward()
+            _backward(predictor, rows, asked)
             clip_grad_norm_(predictor.parameters(), MAX_NORM)
             optimizer.step()
             schedule.step()
             if on_step is not None:
                 on_step(step + 1, settings.steps)
+    if isinstance(predictor.encoder, NgramText):
+        predictor.encoder.round()
     predictor.eval()
+
+
+def _optimizer(predictor: TaskPredictor, settings: PredictorSettings) -> torch.optim.AdamW:
+    """Return AdamW over what learns, the head with a rate of its own."""
+    defaults = OptimizerSettings(lr=settings.lr)
+    rates = ((predictor.encoder, settings.lr), (predictor.head, settings.lr * settings.head_boost))
+    groups = [
+        group | {"lr": lr}
+        for part, lr in rates
+        for group in parameter_groups(part, defaults.weight_decay)
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=defaults.betas, fused=True)
+
+
+def _backward(predictor: TaskPredictor, rows: list[str], asked: Int64[Tensor, " b"]) -> None:
+    """Add the gradient of the mean loss of a batch, texts of one length at once."""
+    device = predictor.head.weight.device
+    for places in predictor.encoder.by_length(rows):
+        logits = predictor([rows[i] for i in places])
+        loss = cross_entropy(logits, asked[places].to(device)) * (len(places) / len(rows))
+        loss.backward()
 
 
 def _calibrate(
     predictor: TaskPredictor,
-    held_back: Texts,
-    settings: PredictorSettings,
+    rows: list[str],
+    asked: Int64[Tensor, " b"],
     tasks_without_texts: tuple[str, ...],
 ) -> Calibration:
-    rows, asked = held_back.draw(
-        CALIBRATION_TEXTS, seed=settings.seed, purpose="predictor calibration", step=0
-    )
     logits = predictor.logits(rows)
     predictor.temperature = nll_temperature(logits, asked)
     return Calibration(

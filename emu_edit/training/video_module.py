@@ -8,11 +8,16 @@ Source: Emu Video, Girdhar et al. 2023, arXiv:2311.10709, section 3.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
 
 from emu_edit.batch import Batch, ClipBatch
 from emu_edit.diffusion.guidance import Guidance
-from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.prediction import Predict, Prediction
+from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.diffusion.weighting import Weighting
 from emu_edit.editing.animate import IMAGE_GUIDANCE, TEXT_GUIDANCE, Animator
 from emu_edit.editing.generate import load_generator
@@ -22,6 +27,7 @@ from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.fingerprints import base_fingerprint
 from emu_edit.models.given import GivenFrames
 from emu_edit.models.inflate import inflate, train_temporal
+from emu_edit.models.interfaces import Conditioning
 from emu_edit.models.learned_task import SHOWN
 from emu_edit.models.surgery import freeze
 from emu_edit.models.temporal import TemporalSpec
@@ -84,6 +90,11 @@ class VideoModule(EditModule):
         if frames < 1 or rate < 1:
             raise InputError(f"model.frames={frames} and model.rate={rate} must be at least 1")
         drawer = load_generator(model, "cpu")  # Lightning moves it
+        if prediction is Prediction.flow or not isinstance(drawer.schedule, NoiseSchedule):
+            raise InputError(
+                "videos are trained on a table of steps, not on the linear path; give a "
+                "model.model and a model.prediction of eps, v or z0"
+            )
         networks = freeze(drawer.networks)
         usual = Objective.of_editor(drawer)
         spec, given = temporal or TemporalSpec(), given or GivenFrames()
@@ -99,7 +110,8 @@ class VideoModule(EditModule):
         if adapter.spec.still and prediction is not Prediction.z0:
             raise InputError(
                 f"model.temporal.still is for models of z0, this one is trained for "
-                f"{prediction.name}; give --model.temporal.still false"
+                f"{prediction.name}; give --model.temporal.still false "
+                "--model.temporal.motion 0"
             )
         if zero_terminal_snr is None:
             zero_terminal_snr = drawer.schedule.has_zero_terminal_snr
@@ -111,6 +123,7 @@ class VideoModule(EditModule):
             tasks=list(networks.tasks.names),
             prediction=prediction,
             weighting=usual.weighting if weighting is None else weighting,
+            logit_normal=usual.logit_normal,
             timestep_shift=usual.timestep_shift if timestep_shift is None else timestep_shift,
             dropout=DropoutRates(task=0.0) if dropout is None else dropout,
             zero_terminal_snr=zero_terminal_snr,
@@ -145,6 +158,15 @@ class VideoModule(EditModule):
             return drawn
         told = len(self.given.places(self.frames))
         return with_given_noise(drawn, seed=self.seed, phase=phase, frames=told)
+
+    def told(
+        self, z_0: Float[Tensor, "b fc h w"], cond: Conditioning
+    ) -> tuple[Predict, Tensor | float]:
+        """Bind the conditions; the motion reader learns from every clip, however little noise."""
+        denoiser = self.networks.denoiser
+        assert isinstance(denoiser, VideoDenoiser)
+        call = denoiser.call_of(cond)
+        return partial(denoiser, cond=cond, call=call), denoiser.expectation_error(call, z_0)
 
     def animator(self) -> Animator:
         """Return what draws videos with these networks; put them in eval mode while it is used."""

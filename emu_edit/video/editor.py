@@ -168,6 +168,7 @@ class Stage:
                 settings=self.usual,
                 on_step=self.on_step,
                 noise=noise,
+                pictures=frames,
             )
         return editor.decode(edited, frames.shape[-2:])
 

@@ -18,8 +18,9 @@ from av.error import FFmpegError
 from jaxtyping import UInt8
 from torch import Tensor
 
+from emu_edit.editing.doubts import doubt_about
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.session import TurnSettings, doubt_about
+from emu_edit.editing.session import TurnSettings
 from emu_edit.errors import InputError
 from emu_edit.images import is_far_larger, resize, with_shorter_side
 from emu_edit.terminal import plural

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
-from emu_edit.editing.session import about_training
+from emu_edit.editing.doubts import about_training
 from emu_edit.web.form import scroll_to, strength, task_choice
 from emu_edit.web.guard import MEBI
 from emu_edit.web.handlers import AGAINST, PICTURE_HEIGHT, Handlers

@@ -13,8 +13,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from emu_edit.diffusion.samplers import OnStep
+from emu_edit.editing.doubts import doubt_about
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.session import EditSession, TurnSettings, doubt_about
+from emu_edit.editing.large import way_for
+from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.errors import BadImageError, InputError
 from emu_edit.images import decode_rgb, is_far_larger, resize, with_shorter_side
 from emu_edit.web.guard import MEBI, Limits
@@ -27,9 +29,6 @@ SEED_DIGITS = 19  # of the largest seed
 # A picture with no longer side is enlarged without smoothing: its pixels are what one looks for.
 # Larger ones are scaled as browsers do, because that would make them jagged.
 MOST_PIXELATED = 160
-
-# Ours: from so many times the training pictures' size on, the page offers a smaller copy
-MUCH_LARGER = 2
 
 # Ours: a channel that differs by more levels, of 255, is seen side by side; a model's output
 # differs from its input by a few everywhere
@@ -99,10 +98,11 @@ def open_picture(editor: Editor, data: bytes, *, is_resized: bool, limits: Limit
     image = read_upload(data, limits)
     height, width = image.shape[-2:]
     trained = editor.settings.image_size
+    edited = way_for(None, (height, width), trained).edited_size((height, width))
     if is_resized:
         image = resize(image, with_shorter_side(trained, height=height, width=width))
     elif height * width > limits.edited_pixels or is_far_larger(
-        trained, height=height, width=width, times=limits.times_larger
+        trained, height=edited[0], width=edited[1], times=limits.times_larger
     ):
         raise InputError(
             f"the picture is {width}x{height}, too large for this model, which was trained at "
@@ -296,15 +296,14 @@ def check_request(editor: Editor, instruction: str, settings: TurnSettings, limi
 
 def _advice(session: EditSession) -> str:
     editor, trained = session.editor, session.editor.settings.image_size
-    told = editor.forecast(session.image.shape[-2:], editor.settings)
+    size = session.image.shape[-2:]
+    way = way_for(session.large, size, trained)
+    told = editor.forecast(size, editor.settings, way)
     if told is not None and told.is_long:
         return f"An edit of it takes {told} here; tick 'Resize' for a quicker one."
-    if min(session.image.shape[-2:]) <= MUCH_LARGER * trained:
+    if not (described := way.describe(size)):
         return "Say what to change."
-    return (
-        f"That is much larger than the {trained} px this model was trained at; tick 'Resize' if "
-        "edits are slow or miss."
-    )
+    return f"That is larger than the {trained} px this model was trained at: {described}."
 
 
 def _how_much(session: EditSession) -> str:

@@ -23,7 +23,7 @@ from benchmarks.inversion.cells import (
 from benchmarks.inversion.cost import full_step, inversion_step
 from benchmarks.inversion.curves import format_table, group, write_curves
 from benchmarks.inversion.methods import Lesson, add_lora, beginning_of, make_module, teach
-from datamodules.world.backgrounds import Photos
+from datamodules.world.photographs import Photos
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.models.fingerprints import model_hash
@@ -166,11 +166,12 @@ def test_photographs_of_the_test_are_never_learnt_from(model: Path, tmp_path: Pa
     learn, test = study.photo_parts
     assert learn is not None
     assert test is not None
-    assert [path.name for path in test.paths] == ["2.png"]
     assert sorted(learn.paths + test.paths) == Photos(tmp_path).paths
     pairs = make_lesson(Cell("superres", "full", 30, 0), study, 16, new_index=3).pairs
     reds = {int(pair.target[0].float().mean().round()) for pair in pairs}
-    assert reds == {0, 50, 150, 200}
+    learnt = {50 * int(path.stem) for path in learn.paths}
+    assert reds <= learnt
+    assert learnt - reds <= {max(learnt)}
     (tmp_path / "alone").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "alone" / "one.png")
     with pytest.raises(InputError, match=r"alone' has one picture; .*, give at least two"):

@@ -76,6 +76,30 @@ def test_a_grid_shows_pictures_enlarged_without_blur():
     assert page.crop((8, 60, 130, 180)).getcolors() == [(122 * 120, (0, 0, 0))]
 
 
+def test_pictures_of_several_shapes_stand_in_one_grid_unsqueezed():
+    wide = torch.full((3, 12, 20), 90, dtype=torch.uint8)
+    page = picture_grid([row(), GridRow(wide, wide, wide, "make it red", "local")], "t")
+    # cells as wide and high as the largest, 20 x 16, eight times
+    assert page.crop((8, 52, 8 + 128, 52 + 128)).getcolors() == [(128 * 128, (0, 0, 0))]
+    top = 52 + 128 + 8
+    assert page.crop((8, top, 8 + 160, top + 96)).getcolors() == [(160 * 96, (90, 90, 90))]
+
+
+def test_pairs_of_several_sizes_are_edited_in_parts_of_one_size():
+    wide = torch.zeros(3, 16, 24, dtype=torch.uint8)
+    even = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    pairs = [
+        EditSample(key=str(i), source=p, target=p, instruction="make it red", task=0)
+        for i, p in enumerate([even, wide, wide, even])
+    ]
+    module = make_module()
+    rows = edited_rows(module, pairs, seed=3)
+    assert [tuple(r.edited.shape) for r in rows] == [tuple(p.target.shape) for p in pairs]
+    # the noise of a pair is that of its place
+    (alone,) = edited_rows(module, pairs[2:3], seed=5)
+    assert torch.equal(rows[2].edited, alone.edited)
+
+
 def test_many_rows_stand_in_panels_side_by_side():
     few, many = picture_grid([row()] * 8, "t"), picture_grid([row()] * 9, "t")
     assert many.height == few.height

@@ -168,7 +168,10 @@ def test_a_picture_far_larger_than_the_training_pictures_is_refused(
 ) -> None:
     Image.new("RGB", (300, 40)).save(workplace / "wide.png")
     words = "wide.png: the picture is 300x40, more than 16 times the 16 px .* --size 16"
-    assert_refused(capsys, edit(Path("wide.png"), model), words)
+    assert_refused(capsys, edit(Path("wide.png"), model, large="whole"), words)
+    assert main(edit(Path("wide.png"), model)) == 0
+    said = "wide.png: edited as a copy of 120x16, the change put on its 300x40 pixels"
+    assert said in capsys.readouterr().err
     assert main(edit(Path("wide.png"), model, size="16")) == 0
 
 

@@ -130,6 +130,7 @@ def test_a_png_tells_how_it_was_made_and_nothing_of_the_machine(photo: Path, mod
             "num_steps": 1,
             "sampler": "ddim",
             "threshold": None,
+            "large": "whole",
         }
     for path in Path("out").iterdir():
         data = path.read_bytes()

@@ -28,6 +28,8 @@ SHORT = ("--steps=2", "--batch=16")
 def _small_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instructions, "WORLD_TEXTS", 32)
     monkeypatch.setattr(instructions, "PARAPHRASED_TEXTS", 32)
+    monkeypatch.setattr(instructions, "EVERYDAY_TEXTS", 32)
+    monkeypatch.setattr(instructions, "UNSEEN_TEXTS", 32)
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_fit_puts_a_predictor_into_the_model_directory(
 ) -> None:
     assert main(["predictor", "fit", str(own_model), *SHORT]) == 0
     out = capsys.readouterr().out
-    assert f"wrote {own_model / 'predictor'} (64 instructions" in out
+    assert f"wrote {own_model / 'predictor'} (96 instructions" in out
     assert "expected calibration error" in out
     (prediction,) = Editor.from_pretrained(own_model).predict_tasks(["make it red"])
     assert prediction.task in SIXTEEN.names
@@ -143,11 +145,56 @@ def test_evaluate_measures_a_model_directory_on_shards(own_model: Path, workplac
     assert values["accuracy_by_task"]["style"] is None
 
 
+def test_sentences_of_a_file_may_have_two_right_answers_and_predictors_stand_side_by_side(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_predictor(workplace / "p")
+    save_predictor(workplace / "q")
+    file = workplace / "said.jsonl"
+    file.write_text('{"text": "a", "tasks": ["add", "local"]}\n{"text": "b", "task": "add"}\n')
+    assert main(["predictor", "evaluate", "p", "q", "--sentences=said.jsonl", "--device=cpu"]) == 0
+    values = json.loads((workplace / "q-predictor-said" / "confusion.json").read_text())
+    assert (values["accuracy"], values["mistakes"][0]["asked"]) == (0.5, "add")
+    assert (workplace / "p-predictor-said" / "calibration.png").is_file()
+    assert "all                    50.0%           50.0%" in capsys.readouterr().out
+
+
+def test_lines_of_a_text_file_are_shown_with_what_is_said_of_them(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_predictor(workplace / "p")
+    (workplace / "lines.txt").write_text("juggle\n\nwipe it\n")
+    assert main(["predictor", "evaluate", "p", "--sentences=lines.txt", "--device=cpu"]) == 0
+    three = "    local (6%), remove (6%), add (6%)\n"
+    assert capsys.readouterr().out == f"juggle\n{three}wipe it\n{three}"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no json", 'said.jsonl:1 is no JSON object with a "text" and its "tasks"'),
+        ('{"text": "a"}', 'said.jsonl:1 is no JSON object with a "text" and its "tasks"'),
+        ('{"text": "a", "task": "stle"}', "unknown task 'stle'"),
+        ('{"text": " ", "task": "style"}', "said.jsonl:1: the instruction is empty"),
+        ("", "said.jsonl has no sentences"),
+    ],
+)
+def test_a_file_that_holds_no_sentences_is_refused(
+    line: str, message: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_predictor(workplace / "p")
+    (workplace / "said.jsonl").write_text(line)
+    assert message in refusal(["evaluate", "p", "--sentences=said.jsonl"], capsys)
+
+
 def test_sure_answers_are_counted_apart(workplace: Path) -> None:
     predictor = TaskPredictor.from_pretrained(save_predictor(workplace / "p"))
     predictor.head.bias[0] = 9.0
-    result = score(predictor, [("a", "local"), ("b", "local"), ("c", "add"), ("d", "local")])
+    asked = [("a", ("local",)), ("b", ("add", "local")), ("c", ("add",)), ("d", ("local",))]
+    result = score(predictor, asked)
     assert (result.sure, result.right_when_sure, result.accuracy) == (1, 0.75, 0.75)
+    assert result.wrong_when_very_sure == 0.25
+    assert [(entry.count, entry.accuracy) for entry in result.calibration] == [(4, 0.75)]
     assert [mistake.instruction for mistake in result.mistakes] == ["c"]
 
 
@@ -159,6 +206,11 @@ def test_sure_answers_are_counted_apart(workplace: Path) -> None:
         (["fit", "nowhere"], "there is no model at nowhere"),
         (["fit", "-o", "x", "--freeze"], "--freeze needs --encoder"),
         (["fit", "-o", "x", "--encoder", "nowhere"], "no directory 'nowhere', and it is no hub"),
+        (
+            ["evaluate", "p", "--data=a", "--sentences=b"],
+            "are two sources of instructions; give one",
+        ),
+        (["evaluate", "p", "q", "-o", "x"], "-o is the folder of one predictor"),
         (["fit", "-o", "x", "--lr", "0"], "lr of the predictor must be above 0, got 0.0"),
         (["fit", "-o", "taken"], "exists and is no task predictor; it is left alone"),
         (["evaluate"], "the following arguments are required: model"),
@@ -211,7 +263,7 @@ def test_the_help_pages_answer(capsys: pytest.CaptureFixture[str]) -> None:
 def test_rows_of_the_confusion_matrix_are_what_was_asked(workplace: Path) -> None:
     predictor = TaskPredictor.from_pretrained(save_predictor(workplace / "p"))
     predictor.head.bias[0] = 9.0
-    result = score(predictor, [("a", "local"), ("b", "add"), ("c", "add")])
+    result = score(predictor, [("a", ("local",)), ("b", ("add",)), ("c", ("add",))])
     local, add = (predictor.tasks.index(task) for task in ("local", "add"))
     assert result.confusion[:, local].nonzero().flatten().tolist() == sorted([local, add])
     assert result.confusion[[local, add], local].tolist() == [1, 2]

@@ -20,7 +20,7 @@ MOST_BYTES = 40 * 2**20
 def test_it_is_small_complete_and_holds_no_pickles():
     files = [path for path in RELEASED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
-    assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors", ".md"}
     assert json.loads((RELEASED / "tasks" / "tasks.json").read_text())["names"] == list(
         SIXTEEN.names
     )

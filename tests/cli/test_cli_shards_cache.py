@@ -26,7 +26,7 @@ def test_a_model_encodes_the_folder_at_its_own_size(pictures, tmp_path, capsys):
     options = ["--model", str(tmp_path / "model"), "--device", "cpu", "--batch", "3"]
     assert main(["shards", "cache", str(pictures), "-o", str(out), *options]) == 0
     told = capsys.readouterr().out
-    assert f"8 pairs of 2 tasks: latents (the text encoder learns) at {SIZE} px in float32" in told
+    assert f"8 pairs of 2 tasks: latents without text features at {SIZE} px in float32" in told
     assert f"--data.train {out}" in told
     plain, latents = batches(pictures, global_batch=4), batches(out, global_batch=4)
     assert [b.key for b in plain] == [b.key for b in latents]

@@ -80,6 +80,7 @@ def test_plain_clips_are_mp4s_with_captions(tmp_path: Path):
     ("options", "message"),
     [
         (("--clips", "2", "--photos", "x"), "--photos says nothing to --clips; leave it out"),
+        (("--pairs", "16", "--photo-share", "0.5"), "says nothing without --photos; add --photos"),
         (("--clips", "2", "--new-task", "x"), "--new-task says nothing to --clips"),
         (("--pairs", "16", "--frames", "4"), "--frames says nothing to --pairs"),
         (("--pairs", "16", "--plain"), "--plain says nothing to --pairs"),

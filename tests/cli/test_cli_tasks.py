@@ -294,7 +294,7 @@ def load_base(file: Path) -> str:
 @pytest.fixture
 def guessing(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The model with an untrained predictor: it takes everything for the first task."""
-    for name, count in (("WORLD_TEXTS", 32), ("PARAPHRASED_TEXTS", 32)):
+    for name, count in (("WORLD_TEXTS", 32), ("PARAPHRASED_TEXTS", 32), ("EVERYDAY_TEXTS", 32)):
         monkeypatch.setattr(instructions, name, count)
     monkeypatch.setattr(predictor_row, "NEW_TEXTS", 40)
     monkeypatch.setattr(predictor_row, "OLD_TEXTS", 64)

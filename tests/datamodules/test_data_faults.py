@@ -16,7 +16,7 @@ from datamodules.shards.index import index_shard, save_index
 from datamodules.shards.manifest import ShardEntry, write_manifest
 from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.reader import InOrder, PictureDecoder, ShardDataset
-from datamodules.stream.transforms import SquareCrop, Substitutes
+from datamodules.stream.transforms import Crop, Substitutes
 from emu_edit.batch import Sample
 from emu_edit.files import sha256_of
 from emu_edit.tasks import SIXTEEN
@@ -40,7 +40,7 @@ def read(folder: Path, **members: bytes) -> Sample:
         lanes,
         order=InOrder([lane.sizes for lane in lanes]),
         tasks=SIXTEEN,
-        decode=PictureDecoder(SquareCrop(16)),
+        decode=PictureDecoder(Crop(16)),
         substitutes=Substitutes(0),
     )
     return data[ODD]

@@ -18,7 +18,7 @@ from datamodules.listing import (
     read_table,
     text_lines,
 )
-from datamodules.world.backgrounds import Photos
+from datamodules.world.photographs import Photos
 from emu_edit.cli.edit_places import find_sources
 from emu_edit.errors import InputError, ShardError
 from tests.datamodules.convert.sets import before, save

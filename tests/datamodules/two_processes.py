@@ -1,4 +1,7 @@
-"""Train the toy on two processes; run as a script: `two_processes.py FOLDER OUT`."""
+"""Train the toy on two processes; run as a script: `two_processes.py FOLDER OUT [BUCKETS]`.
+
+BUCKETS is an image size, at which pictures keep their shape.
+"""
 
 import json
 import sys
@@ -35,7 +38,8 @@ def main() -> None:
         global_batch=4,
         micro_batch=1,
         steps_per_epoch=3,
-        image_size=8,
+        image_size=int(sys.argv[3]) if len(sys.argv) > 3 else 8,
+        buckets=len(sys.argv) > 3,
         window=2,
     )
     trainer.fit(toy, datamodule=data)

@@ -130,6 +130,26 @@ def test_the_change_is_guided_with_the_source_of_each_branch():
     torch.testing.assert_close(result, 1.5 * z_source, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize(("text", "image"), [(4.0, 1.0), (5.0, 1.5), (1.0, 1.0), (0.0, 1.5)])
+def test_a_guided_output_that_keeps_its_norm_has_each_cell_of_the_full_branchs_length(text, image):
+    output, _ = branches()
+    guidance = Guidance(text, image)
+    rows = torch.cat([
+        part for part, needed in zip(output.chunk(3), guidance.needed, strict=True) if needed
+    ])
+    kept, plain = (
+        guided(lambda _z_t, _t: rows, guidance, keeps_norm=keeps)(latents(2, 1), T)
+        for keeps in (True, False)
+    )
+    if text in {0.0, 1.0}:  # no full branch, or nothing else
+        assert torch.equal(kept, plain)
+        return
+    full = output[:2]
+    torch.testing.assert_close(kept.norm(dim=1), full.norm(dim=1), rtol=1e-12, atol=0)
+    expected = plain * (full.norm(dim=1) / plain.norm(dim=1))[:, None]
+    torch.testing.assert_close(kept, expected, rtol=1e-12, atol=0)
+
+
 def test_only_needed_branches_are_asked_for():
     calls = []
 

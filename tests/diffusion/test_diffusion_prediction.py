@@ -8,13 +8,14 @@ from emu_edit.diffusion.prediction import (
     Prediction,
     add_noise,
     check,
+    copying,
     estimates,
     target,
     with_source,
 )
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.errors import InputError
-from tests.diffusion.oracles import exact_coefficients
+from tests.diffusion.oracles import ON_TABLE, exact_coefficients
 
 PLAIN = NoiseSchedule.scaled_linear(zero_terminal_snr=False)
 ZERO = NoiseSchedule.scaled_linear()
@@ -24,7 +25,7 @@ def latents(b: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tens
     return torch.randn(b, 2, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize("prediction", list(Prediction))
+@pytest.mark.parametrize("prediction", ON_TABLE)
 def test_a_perfect_output_converts_back_to_latent_and_noise(prediction):
     t = torch.arange(0, 1000, 37)
     z_0, eps, c = latents(len(t), 0), latents(len(t), 1), exact_coefficients(PLAIN, t)
@@ -46,6 +47,19 @@ def test_the_last_step_of_a_zero_terminal_snr_schedule_converts_exactly(predicti
     z_0_hat, eps_hat = estimates(output, z_t, c, prediction)
     assert torch.equal(z_0_hat, z_0)
     assert torch.equal(eps_hat, eps)
+
+
+@pytest.mark.parametrize("prediction", ON_TABLE)
+def test_copying_is_the_output_that_stands_for_the_source(prediction):
+    schedule = PLAIN if prediction is Prediction.eps else ZERO
+    t = torch.tensor([0, 370, 998, 999])
+    z_0, z_source = latents(4, 0), latents(4, 2)
+    c = schedule.at(t)
+    z_t = add_noise(z_0, latents(4, 1), c)
+    predict = with_source(copying(z_source, schedule, prediction), z_source, prediction)
+    z_0_hat, _ = estimates(predict(z_t, t), z_t, c, prediction)
+    # coefficients are float32, and sigma = 0.03 is divided by
+    torch.testing.assert_close(z_0_hat, z_source, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", [PLAIN, ZERO])

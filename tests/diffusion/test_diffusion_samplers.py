@@ -4,18 +4,18 @@ from itertools import pairwise
 import pytest
 import torch
 
+from emu_edit.diffusion.flow import FlowSchedule
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.samplers import (
     Estimate,
-    Level,
     Sampler,
     ddim_step,
     dpm_solver_pp_2m_step,
     sample,
 )
-from emu_edit.diffusion.schedule import NoiseSchedule
+from emu_edit.diffusion.schedule import Level, NoiseSchedule
 from emu_edit.errors import InputError
-from tests.diffusion.oracles import gaussian, perfect
+from tests.diffusion.oracles import ON_PATH, ON_TABLE, gaussian, perfect
 
 PLAIN = NoiseSchedule.scaled_linear(zero_terminal_snr=False)
 ZERO = NoiseSchedule.scaled_linear()
@@ -34,7 +34,9 @@ def latents(b: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("sampler", list(Sampler))
 @pytest.mark.parametrize(
     ("schedule", "prediction"),
-    [(PLAIN, p) for p in Prediction] + [(ZERO, p) for p in Prediction if p is not Prediction.eps],
+    [(PLAIN, p) for p in ON_TABLE]
+    + [(ZERO, p) for p in ON_TABLE if p is not Prediction.eps]
+    + [(FlowSchedule(shift=3.0, shift_terminal=0.02), p) for p in ON_PATH],
 )
 def test_a_perfect_denoiser_leads_to_its_image(schedule, prediction, sampler, num_steps):
     z_0 = latents(3, 0)

@@ -25,7 +25,7 @@ from emu_edit.training.checkpoint_io import DurableCheckpointIO
 from emu_edit.training.optim import copy_of
 from tests.distributed.two_ranks import FirstGradients
 from tests.training.stage import TRAINER_WARNINGS, make_trainer
-from tests.training.video_stage import Clips, module
+from tests.training.video_stage import FULL, Clips, module
 
 EPOCHS = 2  # of two steps
 WITHHELD = DropoutRates(text=0.0, image=0.0, both=1.0, task=0.0)
@@ -58,7 +58,7 @@ def trainer_of(folder: Path, *callbacks: Callback, devices: int = 1) -> Trainer:
 
 def train(base: Path, folder: Path, *callbacks: Callback, devices: int = 1) -> dict:
     """Train on one or two processes; return gradients, weights and averages."""
-    ours, ema, first = module(base), Ema(0.5), FirstGradients()
+    ours, ema, first = module(base, spec=FULL), Ema(0.5), FirstGradients()
     trainer_of(folder, ema, first, *callbacks, devices=devices).fit(ours, datamodule=Clips())
     return {"gradients": first.gradients, "weights": copy_of(ours), "average": ema.average}
 
@@ -72,7 +72,7 @@ def main() -> None:
         train(folder / "base", folder / "killed", KilledAfter(int(killed_after[0])))
         return
     result = train(folder / "base", folder / "ranks", devices=2)
-    withheld = module(folder / "base", dropout=WITHHELD)
+    withheld = module(folder / "base", spec=FULL, dropout=WITHHELD)
     trainer_of(folder / "withheld", devices=2).fit(withheld, datamodule=Clips())
     result["withheld"] = copy_of(withheld)
     torch.save(result, folder / f"rank{torch.distributed.get_rank()}.pt")

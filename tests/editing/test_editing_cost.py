@@ -11,6 +11,7 @@ from emu_edit.cli.main import main
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.editing import cost
 from emu_edit.editing.cost import GIBI, Cost, Forecast, measure
+from emu_edit.editing.large import WHOLE
 from emu_edit.editing.session import EditSession, TurnSettings
 from emu_edit.editing.settings import EditorSettings, Sampling
 from emu_edit.errors import InputError
@@ -26,7 +27,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """Every edit is counted, takes 2 minutes a step and 3 GiB; what was asked for."""
     asked = []
 
-    def measured(_networks: object, height: int, width: int, *, rows: int) -> Cost:
+    def measured(
+        _networks: object, height: int, width: int, *, rows: int, tile: int | None = None
+    ) -> Cost:
+        assert tile is None
         asked.append((height, width, rows))
         return Cost(once=0.0, step=120.0, bytes=3 * GIBI)
 
@@ -37,7 +41,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emu_edit.editing.editor.free_memory", lambda _device: 2 * GIBI)
+    monkeypatch.setattr("emu_edit.editing.cost.free_memory", lambda _device: 2 * GIBI)
 
 
 TOO_MUCH = (
@@ -110,7 +114,7 @@ def test_the_page_says_it_when_the_picture_is_opened(monkeypatch, photo: Path) -
     editor = make_editor()
     opened = open_picture(editor, photo.read_bytes(), is_resized=False, limits=Limits())
     assert "An edit of it takes about 4 minutes and 3.0 GiB of memory here" in summary(opened)
-    monkeypatch.setattr("emu_edit.editing.editor.free_memory", lambda _device: GIBI)
+    monkeypatch.setattr("emu_edit.editing.cost.free_memory", lambda _device: GIBI)
     with pytest.raises(InputError, match=r"here 1\.0 GiB are free; tick 'Resize' below"):
         open_picture(editor, photo.read_bytes(), is_resized=False, limits=Limits())
 
@@ -166,5 +170,5 @@ def test_free_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> No
 def test_a_size_that_the_model_never_saw_is_refused_before_anything_is_counted(counted) -> None:
     editor = make_editor(settings=EditorSettings(image_size=1, guidance=Guidance(1.0, 1.0)))
     with pytest.raises(InputError, match=r"24x20, more than 16 times the 1 px"):
-        EditSession.start(editor, picture(20, 24))
+        EditSession.start(editor, picture(20, 24), large=WHOLE)
     assert counted == []

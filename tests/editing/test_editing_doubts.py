@@ -10,12 +10,19 @@ import torch
 from matplotlib import get_data_path
 
 from datamodules.world.pair import make_pair
+from datamodules.world.phrasings import PHOTOGRAPH_PHRASINGS
 from emu_edit.cli.main import main
-from emu_edit.editing.editor import WORLD, Editor
+from emu_edit.editing.doubts import (
+    LEARNT_ON_PHOTOGRAPHS,
+    about_training,
+    doubt_about,
+)
+from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import RELEASED
 from emu_edit.editing.predictor import TaskPrediction
-from emu_edit.editing.session import EditSession, about_training, doubt_about, is_photograph
-from emu_edit.images import read_image
+from emu_edit.editing.session import EditSession
+from emu_edit.editing.settings import PHOTOGRAPHS_TOO, WORLD
+from emu_edit.images import is_photograph, read_image
 
 PHOTOGRAPH = Path(get_data_path(), "sample_data", "grace_hopper.jpg")
 UNSURE = TaskPrediction("add", 0.4, (("add", 0.4), ("local", 0.35), ("text", 0.25)))
@@ -51,6 +58,21 @@ def test_only_a_model_known_to_be_of_the_world_doubts_a_photograph(editor: Edito
     assert doubt_about(editor, drawn(0)) == ""
     editor.trained_on = None
     assert doubt_about(editor, photograph) == ""
+
+
+def test_a_model_that_has_seen_photographs_doubts_only_what_it_did_not_learn_on_them(
+    editor: Editor,
+):
+    editor.trained_on = PHOTOGRAPHS_TOO
+    photograph = read_image(PHOTOGRAPH)
+    assert doubt_about(editor, photograph) == ""
+    assert doubt_about(editor, photograph, tasks=["style", "of_my_own"]) == ""
+    said = "remove, add: learnt on drawn scenes, and this looks like a photograph"
+    assert doubt_about(editor, photograph, tasks=["remove", "style", "add", "remove"]) == said
+    assert doubt_about(editor, drawn(0), tasks=["remove"]) == ""
+    assert "before a photograph" in about_training(editor)
+    taught = {task for task, kinds in PHOTOGRAPH_PHRASINGS.items() if set(kinds) != {"photo_sky"}}
+    assert taught == LEARNT_ON_PHOTOGRAPHS
 
 
 def test_a_session_says_its_doubts_turn_by_turn_and_forgets_them_with_the_turn(editor: Editor):

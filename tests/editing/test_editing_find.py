@@ -99,7 +99,7 @@ def test_the_editor_finds_what_the_command_line_finds(
     Path("runs/a/model").symlink_to(model)
     asked = []
     monkeypatch.setattr(
-        "emu_edit.editing.editor.choose_device", lambda name: asked.append(name) or "cpu"
+        "emu_edit.editing.model_parts.choose_device", lambda name: asked.append(name) or "cpu"
     )
     for name in ("released", "runs/a", Path("runs/a/model")):
         assert Editor.from_pretrained(name).settings.image_size == 16

@@ -81,7 +81,7 @@ def test_arguments_override_the_models_settings_as_the_editors_do(
 def test_the_shared_arguments_stand_where_instruct_pix2pix_has_them() -> None:
     theirs = inspect.signature(ip2p.StableDiffusionInstructPix2PixPipeline.__call__).parameters
     ours = inspect.signature(EmuEditPipeline.__call__).parameters
-    assert set(ours) - set(theirs) == {"task", "height", "width"}
+    assert set(ours) - set(theirs) == {"task", "large", "height", "width"}
     positional = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == list(theirs)[: len(positional)]
 

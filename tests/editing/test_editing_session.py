@@ -198,5 +198,6 @@ def test_one_guard_of_size_stands_before_sessions_edits_and_the_command_lines_si
         editor.edit(wide, "x", task="local")
     assert EditSession.start(editor, wide[..., :256]).image.shape == (3, 16, 256)
     command = ["edit", str(photo), "x", "--task=local", f"--model={model}", "--size=206"]
+    command.append("--large=whole")
     assert main([*command, "-o", str(tmp_path / "out.png")]) == 2
     assert "photo.png: the picture is 258x206, more than 16 times" in capsys.readouterr().err

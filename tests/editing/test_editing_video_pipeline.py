@@ -108,7 +108,7 @@ def test_a_callback_hears_of_every_step_of_every_window_and_may_replace_latents(
 ) -> None:
     steps: list[tuple[int, tuple[int, ...]]] = []
 
-    def hear(owner: EmuVideoPipeline, step: int, _t: int, inputs: dict) -> dict:
+    def hear(owner: EmuVideoPipeline, step: int, _t: float, inputs: dict) -> dict:
         assert owner is pipe
         steps.append((step, tuple(inputs["latents"].shape)))
         return {"latents": torch.zeros_like(inputs["latents"])} if step == 1 else {}

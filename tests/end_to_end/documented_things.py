@@ -24,9 +24,14 @@ from tests.datamodules.convert import test_convert_webdataset as webdataset
 from tests.datamodules.convert.sets import after, before, save, write_parquet
 from tests.datamodules.toy_shards import make_folder
 from tests.end_to_end.documented import ROOT
+from tests.models.tiny_published import write_klein, write_kontext, write_qwen, write_sdxl
 from tests.models.tiny_vae import tiny_vae
 
 HUB_NAME = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+KLEIN = "black-forest-labs/FLUX.2-klein-base-4B"
+KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"
+QWEN = "Qwen/Qwen-Image-Edit-2511"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PAIRS = 60  # so many that a share of 2 % is a pair
 ENDINGS = {"-o", "--output", "--run", "--write-inputs", "--list"}  # what follows is written
 
@@ -59,6 +64,10 @@ class Things:
         brush = write_training_brush if page == "public_sets.md" else write_brush
         shards = ("shards/train", "shards/val", "my_shards", "my_val_shards", "my_pictures")
         return {
+            "sentences.jsonl": lambda path: path.write_text(
+                '{"text": "blur it", "task": "color"}\n'
+            ),
+            "lines.txt": lambda path: path.write_text("juggle\n"),
             "docs/scene.png": lambda path: shutil.copy(ROOT / "docs" / "scene.png", path),
             "photo.png": lambda path: save(path, before(0)),
             "clip.mp4": write_clip,
@@ -85,6 +94,10 @@ class Things:
             "runs/RUN": lambda path: self._write_model(path / "model"),
             "runs/tiny-20261121-120000/model": self._write_model,
             HUB_NAME: self._write_base,
+            KLEIN: write_klein,
+            KONTEXT: write_kontext,
+            QWEN: write_qwen,
+            SDXL: write_sdxl,
         }
 
     def _write_model(self, folder: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 import skimage
 from PIL import Image
 
+from datamodules.world.write import PHOTOGRAPHS
+from emu_edit.batch import EditBatch, EditSample
 from emu_edit.cli.main import main
 from tests.datamodules.toy_shards import make_folder, sample, text, write_tar
 
@@ -70,7 +72,14 @@ def test_fit_trains_on_the_world_in_front_of_photographs(photos: Path) -> None:
     assert main(["fit", "--config=photos", *NARROW, *arguments]) == 0
     (run,) = Path("runs").iterdir()
     assert run.name.startswith("photos-")
-    assert json.loads((run / "results.json").read_text())["photos"] == str(photos)
+    assert json.loads((run / "results.json").read_text())["photos"] is None  # scored on the world
+    lines = (run / "model" / PHOTOGRAPHS).read_text().splitlines()
+    learnt_from = {json.loads(line)["name"] for line in lines}
+    assert learnt_from
+    assert learnt_from < set(PHOTOS)  # the others are for testing
+    assert main(["export", str(run), "-o", "exported"]) == 0
+    for name in (PHOTOGRAPHS, "model_index.json"):
+        assert Path("exported", name).read_bytes() == (run / "model" / name).read_bytes()
 
 
 @pytest.mark.slow
@@ -91,6 +100,40 @@ def test_fit_trains_on_photographs_that_were_converted(
     edit = ["edit", str(photo_pairs / "source" / "coffee.png"), "show a negative"]
     assert main([*edit, "--task=style", "--output=out.png", "--steps=1", "--model=validated"]) == 0
     assert Path("out.png").is_file()
+
+
+@pytest.mark.slow
+def test_fit_keeps_the_shape_of_photographs_in_buckets(
+    photo_pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert = ["shards", "convert", "folder", str(photo_pairs), "my_shards", "--task", "style"]
+    assert main([*convert, "--by-shape"]) == 0
+    assert main(["shards", "check", "my_shards"]) == 0
+    seen: list[tuple[int, ...]] = []
+    collate = EditBatch.collate
+
+    def keep(samples: list[EditSample]) -> EditBatch:
+        batch = collate(samples)
+        seen.append(tuple(batch.target.shape))
+        return batch
+
+    monkeypatch.setattr(EditBatch, "collate", keep)
+    folders = ("--data.train=my_shards", "--data.val=my_shards", "--run=buckets")
+    steps = ("--data.global_batch=1", "--data.steps_per_epoch=8", "--data.buckets=true")
+    assert main(["fit", "--config=pairs", *NARROW, *folders, *steps, "--no_predictor"]) == 0
+    # three of the photographs are about 3:2, one is a square
+    assert set(seen) >= {(1, 3, 28, 40), (1, 3, 32, 32)}
+    assert {shape[1:] for shape in seen} == {(3, 28, 40), (3, 32, 32)}
+    assert list(Path("buckets", "grids").glob("*.png"))
+    capsys.readouterr()
+    again = ["fit", "--config=pairs", *NARROW, *steps, "--data.train=plain"]
+    assert main([*convert[:4], "plain", "--task", "style"]) == 0
+    capsys.readouterr()
+    error = refused(capsys, *again, status=78)
+    assert "plain: style-000000.tar does not say of which shape its pictures are" in error
+    assert "convert again with --by-shape" in error
+    uneven = [*again[:-1], "--data.train=my_shards", "--data.image_size=40"]
+    assert "data.image_size=40 is no multiple of 16" in refused(capsys, *uneven, status=78)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:

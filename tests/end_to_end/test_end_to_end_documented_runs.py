@@ -18,8 +18,8 @@ from tests.end_to_end.documented import (
     files_of,
     inline_commands,
 )
-from tests.end_to_end.documented_things import HUB_NAME, Things, read_by
-from tests.runs.test_runs_configs import ON_A_CPU, SMALLER
+from tests.end_to_end.documented_things import HUB_NAME, KLEIN, KONTEXT, QWEN, SDXL, Things, read_by
+from tests.runs.test_runs_configs import ON_A_CPU, PUBLISHED, SMALLER
 
 pytestmark = pytest.mark.slow
 # what takes more than a few steps; the parser's test takes it, other tests do the like
@@ -36,7 +36,7 @@ FEW = (
     "--no_predictor",
 )
 FEW_PAIRS = ("--data.global_batch=2", "--data.image_size=16", "--score_pairs=0")
-FEW_OF_THE_WORLD = (*FEW_PAIRS, "--data.pairs=32")
+FEW_OF_THE_WORLD = (*FEW_PAIRS, "--data.pairs=32", "--data.noop_pairs=2")
 # options that make a command short: the last of two equal ones counts
 SHORT = {
     "shards cache": ("--image-size=16", "--device=cpu", "--workers=0"),
@@ -60,6 +60,9 @@ def short_training(arguments: list[str]) -> tuple[str, ...]:
         return drawing
     if recipe == "text_to_image":
         return (*drawing, "--data.pictures=64", *SMALLER[recipe])
+    if recipe in PUBLISHED:
+        _, small, _ = PUBLISHED[recipe]
+        return (*FEW, *FEW_PAIRS, "--data.micro_batch=2", "--data.num_workers=0", *small)
     if recipe not in SMALLER:  # sd15, and what is made of it
         return (*FEW, *FEW_PAIRS, "--data.micro_batch=2", "--data.num_workers=0")
     few = FEW_PAIRS if recipe == "pairs" else FEW_OF_THE_WORLD
@@ -156,7 +159,7 @@ def test_a_page_works_from_an_empty_folder(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     things = Things(model, stable_diffusion, backbones)
-    things.provide([HUB_NAME], page.name)
+    things.provide([HUB_NAME, KLEIN, KONTEXT, QWEN, SDXL], page.name)
     for name, content in files_of(page) if page in PAGES else ():
         (workplace / name).write_text(content.replace("/models/sd15", HUB_NAME))
     failed = {str(shown): status for shown in to_run(page) if (status := run(shown, things)) != 0}

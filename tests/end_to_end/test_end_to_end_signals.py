@@ -25,7 +25,6 @@ sys.exit(main(sys.argv[1:]))
     ("number", "status", "word"),
     [
         (signal.SIGINT, 130, "interrupted"),
-        (signal.SIGTERM, 75, "preempted"),
         (signal.SIGUSR1, 75, "preempted"),
     ],
 )

@@ -20,6 +20,7 @@ from tests.end_to_end.conftest import SHORT
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+QUICK = ("--score_pairs=0", "--no_predictor")  # what one training has shown is not shown again
 
 
 @pytest.fixture
@@ -66,6 +67,7 @@ def test_the_saved_config_keeps_the_placeholder_and_trains_again_elsewhere(
         f"--config={run / 'config.yaml'}",
         "--run=runs2/again",
         "--trainer.max_epochs=1",
+        *QUICK,
     ]
     assert main(again) == 0
     assert (trained / "runs2" / "again" / "model" / "model_index.json").is_file()
@@ -90,7 +92,7 @@ def test_a_checkpoint_is_measured_with_its_own_config(
 
 
 def test_training_goes_on_from_a_run(run: Path, trained: Path) -> None:
-    more = [f"--ckpt_path={run}", "--run=runs2/more", "--trainer.max_epochs=3"]
+    more = [f"--ckpt_path={run}", "--run=runs2/more", "--trainer.max_epochs=3", *QUICK]
     assert main(["fit", *more]) == 0
     results = json.loads((trained / "runs2" / "more" / "results.json").read_text())
     assert results["steps"] == 6
@@ -104,6 +106,7 @@ def test_a_new_training_starts_from_the_weights_of_a_run(
         "--model.optimizer.lr=1e-30",
         "--model.optimizer.warmup_steps=0",
         "--run=runs2/started",
+        *QUICK,
     ]
     assert main(["fit", *SHORT, *still, f"--start_from={run}"]) == 0
     assert "starts with the weights of" in capsys.readouterr().err
@@ -127,6 +130,9 @@ def test_the_exported_model_gives_the_pixels_of_the_checkpoint(run: Path, tmp_pa
     )
     assert torch.equal(first, second)
     assert torch.equal(first, third)
+    seen = [Editor.from_pretrained(path).trained_on for path in (tmp_path / "model", run / "model")]
+    assert seen[0] == seen[1]
+    assert seen[0] is not None
 
 
 def test_an_exported_model_has_the_predictor_of_its_run(

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from datamodules.world.pair import WorldPair, make_pair
+from datamodules.world.photographs import Photos
 from datamodules.world.read import Reading, read_scene
 from emu_edit.cli.main import main
 from emu_edit.evaluation.reading import shows, target_scene
-from emu_edit.evaluation.world import truth_of
+from emu_edit.evaluation.world import Scenes, WorldBenchmark, score_pairs, truth_of, world_pairs
 from emu_edit.images import from_pil, save_png
 from emu_edit.metrics.table import summarise
 from emu_edit.metrics.world import score
@@ -279,6 +280,22 @@ def test_inputs_with_photographs_are_scored_with_the_same_photographs(
     assert (
         found["pairs_sha256"] == json.loads((folder / "benchmark.json").read_text())["pairs_sha256"]
     )
+
+
+def test_edits_of_photographs_are_scored_by_kind_too(tmp_path: Path) -> None:
+    for number in range(2):
+        noise = np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        save_png(tmp_path / f"{number}.png", torch.from_numpy(noise).permute(2, 0, 1))
+    benchmark = WorldBenchmark(3, Scenes(size=16, photos=Photos(tmp_path)))
+    pairs = world_pairs(benchmark, ("style", "detect"), 16)
+    result = score_pairs(pairs, [truth_of(pair).target for pair in pairs], benchmark)
+    assert result.kinds is not None
+    styles = {str(pair.extra["kind"]) for pair in pairs if pair.task == "style"}
+    assert {row.name for row in result.kinds.model.tasks} == styles
+    assert result.kinds.model.overall.clean == 1
+    plain = WorldBenchmark(1, Scenes(size=16))
+    pairs = world_pairs(plain, ("style",), 16)
+    assert score_pairs(pairs, [truth_of(pair).target for pair in pairs], plain).kinds is None
 
 
 @pytest.mark.parametrize(

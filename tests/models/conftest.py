@@ -45,19 +45,23 @@ def write_clip_tokenizer(folder: Path) -> None:
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
-def tiny_clip() -> CLIPTextModel:
-    config = CLIPTextConfig(
+def clip_config(layers: int = 1, **settings) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=54,
         hidden_size=TEXT_DIM,
         intermediate_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=77,
         bos_token_id=52,
         eos_token_id=53,
         pad_token_id=53,
+        **settings,
     )
-    return CLIPTextModel(config)
+
+
+def tiny_clip(layers: int = 1) -> CLIPTextModel:
+    return CLIPTextModel(clip_config(layers))
 
 
 def write_stable_diffusion(folder: Path) -> None:

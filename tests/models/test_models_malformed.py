@@ -33,7 +33,7 @@ from tests.models.malformed import (
 
 # libraries warn of what is odd in a directory and go on; here it matters whether it works
 pytestmark = pytest.mark.filterwarnings("ignore")
-FEW, MANY = 24, 100  # damages of a kind and layout that are tried
+FEW, MANY = 24, 60  # damages of a kind and layout that are tried
 
 
 @pytest.fixture(scope="session")

@@ -154,3 +154,14 @@ def test_the_packaged_tokenizer_knows_the_marks_where_the_encoder_expects_them()
     tokenizer = load_tokenizer(TOKENIZER_FILE)
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
     assert tokenizer("")["input_ids"] == [1]
+
+
+def test_texts_are_grouped_by_the_length_they_are_padded_to():
+    encoder = TinyText(dim=16, num_layers=1, num_heads=2)
+    texts = ["make it " + "blue " * 30, "a", "add a very large hat to the person on the left", "b"]
+    groups = encoder.by_length(texts)
+    assert groups[0] == [1, 3]
+    assert sorted(place for group in groups for place in group) == [0, 1, 2, 3]
+    lengths = [encoder.tokenize([texts[i] for i in group])[0].shape[1] for group in groups]
+    assert lengths == sorted(set(lengths))
+    assert encoder.by_length([]) == [[]]

@@ -58,7 +58,6 @@ def test_a_download_may_hold_pickles_beside_its_safetensors_but_no_python(
     [
         "tokenizer/tokenizer_config.json",
         "text_encoder/config.json",
-        "predictor/tokenizer/tokenizer_config.json",
         "predictor/text_encoder/config.json",
     ],
 )

@@ -173,12 +173,8 @@ def test_a_saved_unet_brings_its_task_maps(
     [
         ({"in_channels": 9}, "takes 9 input channels, needs 4 .* or 8"),
         (
-            {
-                "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 80,
-            },
-            "SDXL",
+            {"addition_embed_type": "text", "encoder_hid_dim": 8},
+            "addition_embed_type='text', needs none, or SDXL's",
         ),
         ({"only_cross_attention": True}, "only_cross_attention=True, needs False"),
         ({"num_class_embeds": 3}, "conditioned on classes"),

@@ -258,10 +258,10 @@ class PixelCodec(ImageCodec):
 def test_networks_the_layout_does_not_know_are_refused(tmp_path: Path):
     networks = tiny_networks()
     networks.codec = PixelCodec()
-    with pytest.raises(InputError, match="KLCodec or a PatchCodec, got PixelCodec"):
+    with pytest.raises(InputError, match="an autoencoder or patches, got a PixelCodec"):
         save_networks(networks, tmp_path / "model", scheduler_config={}, settings={})
     networks.denoiser = IdentityDenoiser()
-    with pytest.raises(InputError, match="got IdentityDenoiser and TinyText"):
+    with pytest.raises(InputError, match="or a DiTDenoiser, got a IdentityDenoiser"):
         save_networks(networks, tmp_path / "model", scheduler_config={}, settings={})
     assert not list(tmp_path.iterdir())
 

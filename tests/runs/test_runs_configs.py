@@ -12,7 +12,9 @@ from datamodules.clip import ClipDataModule
 from datamodules.edit import EditDataModule
 from datamodules.fewshot_data import FewShotData
 from emu_edit.cli.main import main
+from emu_edit.diffusion.flow import DynamicShift, FlowSchedule
 from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.editing.generate import CAPTION
 from emu_edit.errors import InputError
 from emu_edit.models.given import Given, GivenFrames
@@ -30,6 +32,7 @@ from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
 from emu_edit.training.video_module import VideoModule
+from tests.models.tiny_published import write_klein, write_kontext, write_qwen, write_sdxl
 from tests.training.stage import make_module
 
 RECIPES = sorted((configs_folder() / "train").glob("*.yaml"))
@@ -55,6 +58,21 @@ VIDEOS = {
     "emu_video_motion": GivenFrames(),
     "emu_video_extend": GivenFrames(Given.past),
     "emu_video_interpolation": GivenFrames(Given.interleaved, 4, train_noise=250, noise=100),
+}
+WHOLE_NETWORK = "--model.denoiser.lora_rank=0"  # LoRA needs an extra
+PUBLISHED = {
+    "klein": (
+        write_klein,
+        (WHOLE_NETWORK, "--model.text_encoder.layers=[1, 2, 3]"),
+        FlowSchedule(flux2=True),
+    ),
+    "sdxl": (write_sdxl, (), NoiseSchedule.scaled_linear(zero_terminal_snr=False)),
+    "qwen": (
+        write_qwen,
+        (WHOLE_NETWORK,),
+        FlowSchedule(dynamic=DynamicShift(0.5, 0.9, 256, 8192), shift_terminal=0.02),
+    ),
+    "kontext": (write_kontext, (WHOLE_NETWORK,), FlowSchedule(dynamic=DynamicShift())),
 }
 # a recipe that changes another one: its name begins with that one's
 WHOLE = [path for path in RECIPES if path.stem not in VIDEOS or path.stem == "emu_video"]
@@ -94,6 +112,20 @@ def test_the_production_recipe_builds_from_a_model_directory(
     assert built.model.networks.denoiser.latent_channels == 4
 
 
+@pytest.mark.parametrize("recipe", sorted(PUBLISHED))
+def test_the_recipe_of_a_base_builds_from_its_published_layout(
+    recipe: str, workplace: Path, tmp_path: Path
+) -> None:
+    write, small, schedule = PUBLISHED[recipe]
+    write(tmp_path / "base")
+    paths = (
+        f"--model.{slot}.path={tmp_path / 'base'}" for slot in ("denoiser", "text_encoder", "codec")
+    )
+    built = build(recipe, workplace / "run", *paths, *small)
+    assert isinstance(built.model, EditModule)
+    assert built.model.schedule.to_config() == schedule.to_config()
+
+
 def test_the_recipe_of_a_new_task_builds_from_a_model_directory(
     workplace: Path, model: Path
 ) -> None:
@@ -125,7 +157,7 @@ def test_a_recipe_of_videos_builds_from_a_picture_model_that_draws(
     assert isinstance(built.datamodule, ClipDataModule)
     assert built.datamodule.table.names == (CAPTION,)
     assert built.datamodule.settings()["frames"] == built.model.frames
-    assert built.trainer.max_epochs == 10  # as emu_video, which it changes
+    assert built.trainer.max_epochs == 5  # as emu_video, which it changes
 
 
 @pytest.mark.parametrize(("recipe", "lr"), [("emu_video_high", 1e-4), ("emu_video_motion", 2.5e-5)])
@@ -143,7 +175,7 @@ def test_the_later_stages_of_videos_are_the_papers(
 
 
 def test_every_recipe_is_built_by_a_test() -> None:
-    assert recipe_names() == sorted([*SMALLER, *VIDEOS, "sd15", "inversion"])
+    assert recipe_names() == sorted([*SMALLER, *VIDEOS, "sd15", *PUBLISHED, "inversion"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

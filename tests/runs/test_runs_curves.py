@@ -1,13 +1,14 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from emu_edit.editing.sheets import new_figure
-from emu_edit.runs.curves import Curve, draw_curves, read_curves, smoothed
+from emu_edit.runs.curves import Curve, draw_curves, draw_mixture, read_curves, smoothed
 
 METRICS = """\
 epoch,lr,step,throughput/samples_per_s,train/loss,val/loss,val/local
@@ -40,6 +41,31 @@ def test_curves_are_drawn_in_as_many_rows_as_there_are_pairs_of_panels(tmp_path:
 def test_nothing_is_drawn_when_there_is_nothing_to_show(tmp_path: Path) -> None:
     assert not draw_curves({"loss/local/t0-250": [(1, 2.0)]}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_the_schedule_of_a_mixture_is_drawn_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mixture.png"
+    assert not draw_mixture({"train/loss": [(1, 2.0)]}, path)
+    assert not path.exists()
+    figures: list[Figure] = []
+    monkeypatch.setattr(
+        "emu_edit.runs.curves.new_figure",
+        lambda *size: figures.append(new_figure(*size)) or figures[0],
+    )
+    curves: dict[str, Curve] = {
+        "mixture/share/local": [(0, 0.25), (20, 0.5), (40, 0.5)],
+        "mixture/share/text:add": [(0, 0.75), (20, 0.375), (40, 0.5)],
+        "mixture/error/text:add": [(20, 0.5), (40, 0.25)],
+    }
+    assert draw_mixture(curves, path)
+    assert path.exists()
+    left, right = figures[0].axes[:2]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["local", "text:add"]
+    factors, errors = (np.ma.array(axes.images[0].get_array()) for axes in (left, right))
+    assert factors[:, 1].tolist() == [1.0, -1.0]  # twice and half as often
+    assert errors.tolist() == [[None, None], [0.5, 0.25]]  # None: not measured
 
 
 def axes_of(curves: dict[str, Curve], path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Axes]:

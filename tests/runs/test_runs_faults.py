@@ -14,19 +14,24 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from callbacks.edit_grid import EditGrid
 from datamodules.fewshot import FewShotSource
 from datamodules.stream.order import OrderSpec
+from datamodules.world.data import WorldData
 from emu_edit.cli.fit import parse
 from emu_edit.cli.main import main
+from emu_edit.editing.find import RELEASED
+from emu_edit.editing.settings import PHOTOGRAPHS_TOO, WORLD
 from emu_edit.errors import ExitStatus, InputError, status_of
 from emu_edit.evaluation.world import Scenes
 from emu_edit.randomness import check_seed
-from emu_edit.runs.failures import LostRankError, OutOfMemoryError, lost_rank
+from emu_edit.runs.failures import LostRankError, OutOfMemoryError, lost_rank, precision_here
 from emu_edit.runs.options import config_arguments, find_config
+from emu_edit.runs.report import what_it_has_seen
 from emu_edit.runs.status import OtherRankError, RunStatus, StatusWriter
 from emu_edit.runs.trainer_cli import TrainerCLI, quiet
 from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.predictor import PredictorSettings
 from tests.runs.test_runs_configs import ON_A_CPU
 from tests.runs.test_runs_status import StandIn
+from tests.training.stage import make_module
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.72 GiB"
 WORKSPACE = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
@@ -101,7 +106,8 @@ def test_no_memory_is_one_line_with_size_and_what_helps(
     training_raises(monkeypatch, error)
     words = (
         rf"^{FIRST}4 pictures of 32x32 pixels at a time{asked}; set data\.micro_batch below 4, "
-        r"which leaves optimizer steps as they are, or lower data\.image_size$"
+        r"which leaves optimizer steps as they are, or lower data\.image_size; the same command "
+        r"with --plan tells what fits$"
     )
     with pytest.raises(OutOfMemoryError, match=words):
         fit(workplace / "run", "--data.global_batch=8", "--trainer.accumulate_grad_batches=2")
@@ -111,7 +117,9 @@ def test_where_one_picture_at_a_time_is_too_much_the_advice_is_another(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training_raises(monkeypatch, None)
-    words = rf"{FIRST}1 pictures .*; lower data\.image_size, or set trainer\.precision: bf16-mixed$"
+    words = (
+        rf"{FIRST}1 pictures .*; lower data\.image_size, or set trainer\.precision: bf16-mixed; the"
+    )
     with pytest.raises(OutOfMemoryError, match=words):
         fit(workplace / "run", "--data.global_batch=1")
 
@@ -214,3 +222,43 @@ def test_a_checkpoint_is_never_fetched_from_an_address(verb: str, workplace: Pat
     words = r"there is no checkpoint at https:/+example\.invalid/a\.ckpt; give a \.ckpt file or"
     with pytest.raises(InputError, match=words):
         parse(verb, ["--ckpt_path=https://example.invalid/a.ckpt"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "accelerator", "able", "expected"),
+    [
+        ("bf16-mixed", "cpu", False, "32-true"),
+        ("bf16-mixed", "cpu", True, "bf16-mixed"),
+        ("bf16-mixed", "cuda", False, "bf16-mixed"),
+        ("bf16-true", "cpu", False, "bf16-true"),
+        (32, "cpu", False, 32),
+        (None, "cpu", False, None),
+    ],
+)
+def test_a_cpu_without_bfloat16_trains_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str | int | None,
+    accelerator: str,
+    able: bool,
+    expected: str | int,
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
+    assert precision_here(precision, accelerator) == expected
+
+
+def test_a_training_may_start_from_the_released_model() -> None:
+    assert parse("fit", ["--start_from", "released"]).start == RELEASED
+
+
+def test_what_a_model_has_seen_goes_on_with_its_weights(tmp_path: Path) -> None:
+    def seen(start: Path | None, photos: str | None = None, data: str = "world") -> str | None:
+        world = WorldData(str(tmp_path / data), photos=photos)
+        return what_it_has_seen(make_module(), world, start)
+
+    assert (seen(None), seen(None, "installed")) == (WORLD, PHOTOGRAPHS_TOO)
+    module = make_module()
+    for told, expected in ((WORLD, WORLD), (PHOTOGRAPHS_TOO, PHOTOGRAPHS_TOO), (None, None)):
+        module.save_model(start := tmp_path / str(told), trained_on=told)
+        assert seen(start) == expected
+    assert seen(tmp_path / WORLD, "installed") == PHOTOGRAPHS_TOO
+    assert seen(tmp_path / "some.ckpt") is None

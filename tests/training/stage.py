@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from emu_edit.batch import EditBatch, EditSample
+from emu_edit.diffusion.flow import FlowSchedule
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.schedule import LogitNormal
 from emu_edit.diffusion.weighting import loss_weight
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.models.codec import PatchCodec
@@ -53,6 +55,8 @@ def make_module(
     weights_seed: int = 0,
     tasks: list[str] | None = None,
     position_octaves: int = 0,
+    flow: FlowSchedule | None = None,
+    logit_normal: LogitNormal | None = None,
 ) -> EditModule:
     """Build a model of a few ten thousand weights; the same seed gives the same weights."""
     with torch.random.fork_rng():
@@ -73,6 +77,8 @@ def make_module(
             codec=PatchCodec(),
             tasks=TASKS if tasks is None else tasks,
             prediction=prediction,
+            flow=flow,
+            logit_normal=logit_normal,
             dropout=dropout,
             optimizer=OptimizerSettings(lr=1e-3, warmup_steps=0)
             if optimizer is None

@@ -43,12 +43,14 @@ PAGE = CONFIG.parents[2] / "docs" / "training.md"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[EditModule, Path]:
+    return train_by_config(tmp_path_factory.mktemp("trained"))
+
+
+def train_by_config(folder: Path, *options: str) -> tuple[EditModule, Path]:
     """Train two steps through Lightning's command line; return the module and its checkpoint."""
-    folder = tmp_path_factory.mktemp("trained")
+    root = f"--trainer.default_root_dir={folder}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "sys.argv", ["x", "fit", f"--config={CONFIG}", f"--trainer.default_root_dir={folder}"]
-        )
+        patch.setattr("sys.argv", ["x", "fit", f"--config={CONFIG}", root, *options])
         cli = Cli(
             LightningModule,
             LightningDataModule,

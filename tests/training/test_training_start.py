@@ -12,6 +12,7 @@ import torch
 
 from callbacks.ema import Ema
 from emu_edit.diffusion.prediction import Prediction
+from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.errors import InputError
 from emu_edit.models import sources
 from emu_edit.models.codec import KLCodec
@@ -206,6 +207,7 @@ def test_a_base_that_says_nothing_is_said_to_say_nothing(base: Path):
 def test_the_betas_of_the_base_decide(base: Path):
     say(base, beta_end=0.02, num_train_timesteps=500)
     schedule = module_of(base, Prediction.eps, ends=False).schedule
+    assert isinstance(schedule, NoiseSchedule)
     assert (schedule.beta_range, schedule.num_steps) == ((0.00085, 0.02), 500)
 
 
@@ -215,7 +217,7 @@ def test_the_betas_of_the_base_decide(base: Path):
         ({"beta_schedule": "linear"}, "has betas 'linear'; only 'scaled_linear' can be read"),
         ({"trained_betas": [0.1, 0.2]}, "has betas 'trained_betas'; only"),
         ({"beta_start": "little"}, "has beta_start 'little', needs a number"),
-        ({"prediction_type": "flow"}, "has prediction_type 'flow', needs one of epsilon, v_pred"),
+        ({"prediction_type": "flux"}, "has prediction_type 'flux', needs one of epsilon, v_pred"),
     ],
 )
 def test_a_base_that_cannot_be_read_is_refused_by_its_file(base: Path, says: dict, words: str):

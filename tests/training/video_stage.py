@@ -1,5 +1,6 @@
 """A stage for tests of the video module: the smallest picture model, and wandering squares."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from emu_edit.training.video_module import VideoModule
 from tests.training.stage import make_module
 
 FRAMES, SIZE = 3, 16
-SPEC = TemporalSpec(head_dim=8, mlp_ratio=1)
+SPEC = TemporalSpec(head_dim=8, mlp_ratio=1)  # the paper's
+FULL = replace(SPEC, still=True, text=True, motion=8)  # the recipe's
 
 
 def write_base(folder: Path) -> Path:
@@ -24,13 +26,15 @@ def write_base(folder: Path) -> Path:
     return folder
 
 
-def module(base: Path, *, frames: int = FRAMES, **more: object) -> VideoModule:
+def module(
+    base: Path, *, spec: TemporalSpec = SPEC, frames: int = FRAMES, **more: object
+) -> VideoModule:
     """Put temporal layers on it; the same weights every time."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(5)
         return VideoModule(
             str(base),
-            SPEC,
+            spec,
             frames=frames,
             optimizer=OptimizerSettings(lr=1e-3, warmup_steps=0),
             **more,  # pyright: ignore[reportArgumentType]

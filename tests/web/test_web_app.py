@@ -16,9 +16,9 @@ from PIL import Image
 
 from emu_edit.cli import app
 from emu_edit.cli.main import main
-from emu_edit.editing.editor import WORLD, Editor
+from emu_edit.editing.editor import Editor
 from emu_edit.editing.session import TurnSettings
-from emu_edit.editing.settings import Sampling
+from emu_edit.editing.settings import WORLD, Sampling
 from emu_edit.errors import InputError
 from emu_edit.images import encode_png
 from emu_edit.web import state as web_state
@@ -113,11 +113,11 @@ def test_camera_position_and_other_metadata_do_not_leave_again(editor: Editor) -
 
 
 def test_a_picture_too_large_for_the_model_is_refused_or_resized_when_asked(editor: Editor) -> None:
-    data = picture(300, 40)
-    with pytest.raises(InputError, match=r"300x40, too large for this model, .* tick 'Resize'"):
+    data = picture(300, 20)
+    with pytest.raises(InputError, match=r"300x20, too large for this model, .* tick 'Resize'"):
         web_state.open_picture(editor, data, is_resized=False, limits=LIMITS)
     small = web_state.open_picture(editor, data, is_resized=True, limits=LIMITS)
-    assert small.session.image.shape == (3, 16, 120)
+    assert small.session.image.shape == (3, 16, 240)
     with pytest.raises(InputError, match="20x16, too large"):
         web_state.open_picture(
             editor, picture(), is_resized=False, limits=Limits(edited_pixels=319)
@@ -225,10 +225,12 @@ def test_the_page_says_that_a_model_of_the_world_has_never_seen_a_photograph(mod
 
 
 def test_a_picture_much_larger_than_the_training_pictures_gets_an_advice(editor: Editor) -> None:
-    for width, height, is_large in ((200, 32, False), (40, 33, True)):
+    for width, height, is_large in ((200, 20, False), (40, 33, True)):
         data = picture(width, height)
         state = web_state.open_picture(editor, data, is_resized=False, limits=Limits())
-        words = "much larger than the 16 px this model was trained at; tick 'Resize'"
+        words = (
+            "larger than the 16 px this model was trained at: edited as a copy of 19x16, the change"
+        )
         assert (words in web_state.summary(state)) is is_large
 
 

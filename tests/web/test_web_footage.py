@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emu_edit.editing.editor import WORLD, Editor
+from emu_edit.editing.editor import Editor
 from emu_edit.editing.session import TurnSettings
-from emu_edit.editing.settings import Sampling
+from emu_edit.editing.settings import WORLD, Sampling
 from emu_edit.errors import InputError
 from emu_edit.video.coding import Coding
 from emu_edit.video.io import open_video

@@ -155,7 +155,7 @@ def write_clips(
     """
     _refuse_full(folder, MANIFEST)
     shown: list[ClipPair] = []
-    with ShardWriter(folder, pairs_per_shard=CLIPS_PER_SHARD, guard=guard) as writer:
+    with ShardWriter(folder, pairs_per_shard=CLIPS_PER_SHARD, by_shape=True, guard=guard) as writer:
         for done, clip in enumerate(world, 1):
             writer.add(record_of(clip, world.rate, movie=world.movie, crf=world.crf))
             if len(shown) < SHOWN:

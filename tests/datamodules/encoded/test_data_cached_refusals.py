@@ -72,11 +72,13 @@ def test_a_text_encoder_frozen_later_reads_a_cache_without_text(pictures, tmp_pa
         torch.testing.assert_close(a["loss"], b["loss"], rtol=1e-5, atol=1e-5)
 
 
-def test_another_image_size_and_a_flip_are_refused(cached):
+def test_another_image_size_a_flip_and_buckets_are_refused(cached):
     with pytest.raises(InputError, match=r"image_size=32, but .* was cached at 16; set"):
         batches(cached, image_size=32)
     with pytest.raises(InputError, match=r"data\.flip: true needs pictures"):
         batches(cached, flip=True)
+    with pytest.raises(InputError, match=r"buckets: true needs pictures, and .* squares; set"):
+        batches(cached, buckets=True)
 
 
 def test_changed_pictures_are_refused_and_absent_ones_are_not_asked_for(pictures, cached):

@@ -20,7 +20,7 @@ from datamodules.stream.loader import PositionLoader
 from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.order import LaneOrder, Order, OrderSpec
 from datamodules.stream.reader import PictureDecoder, ShardDataset
-from datamodules.stream.transforms import SquareCrop
+from datamodules.stream.transforms import Crop
 from emu_edit.batch import Batch
 from emu_edit.errors import InputError, ShardError, StorageError
 from emu_edit.tasks import SIXTEEN
@@ -60,7 +60,7 @@ def dataset(place: str | Path, cache: CacheSettings | None = None) -> ShardDatas
         lanes,
         order=order,
         tasks=SIXTEEN,
-        decode=PictureDecoder(SquareCrop(8, seed=0, flip=True)),
+        decode=PictureDecoder(Crop(8, seed=0, flip=True)),
     )
 
 
@@ -110,7 +110,7 @@ def test_a_pass_through_a_cache_smaller_than_the_data_equals_the_local_one(site:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("start_method", ["forkserver"])
 def test_the_way_workers_start_changes_nothing_and_loses_no_count(site: Site, start_method: str):
     site.plan["local-000000.tar"] = [loopback.status(503)]
     samples = dataset(site.url, settings(site))

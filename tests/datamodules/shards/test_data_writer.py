@@ -62,6 +62,26 @@ def test_shards_hold_as_many_pairs_as_asked_and_have_their_index_beside_them(tmp
     assert read_manifest(tmp_path) == manifest
 
 
+def test_kinds_have_shards_of_their_own_where_asked_for(tmp_path: Path):
+    kinds = ["oil paint", "comic", "oil paint", "oil_paint"]
+    pairs = [
+        replace(record, extra={"kind": kind})
+        for record, kind in zip(records("style", 4), kinds, strict=True)
+    ]
+    entries = write_task_shards(tmp_path, "style", pairs, by_kind=True)
+    write_manifest(tmp_path, entries, made_by={})
+    assert [(e.kind, e.file, e.samples) for e in read_manifest(tmp_path).entries] == [
+        ("oil paint", "style-oil_paint-000000.tar", 2),
+        ("comic", "style-comic-000000.tar", 1),
+        ("oil_paint", "style-oil_paint-000001.tar", 1),
+    ]
+    assert list(read_manifest(tmp_path).kinds("style")) == ["oil paint", "comic", "oil_paint"]
+    text = (tmp_path / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('"oil paint"', "7"))
+    with pytest.raises(ShardError, match="a shard is of the kind 7, needs at most 100 printable"):
+        read_manifest(tmp_path)
+
+
 def test_the_same_pairs_give_the_same_bytes(tmp_path: Path):
     first, second = (make_folder(tmp_path / name, {"local": 5}) for name in "ab")
     assert first == second

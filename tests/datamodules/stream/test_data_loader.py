@@ -15,7 +15,7 @@ from datamodules.stream.loader import LoaderError, PositionLoader
 from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.order import Position
 from datamodules.stream.reader import InOrder, PictureDecoder, ShardDataset
-from datamodules.stream.transforms import SquareCrop
+from datamodules.stream.transforms import Crop
 from emu_edit.batch import Sample
 from emu_edit.errors import ExitStatus, InputError
 from emu_edit.tasks import SIXTEEN
@@ -71,7 +71,7 @@ def loader(folder: Path, kind: type[ShardDataset], *, timeout: float = 0.0) -> P
         make_folder(folder, {"local": 12})
     lanes = lanes_of([DataSet("", open_folder(folder))])
     order = InOrder([lane.sizes for lane in lanes])
-    samples = kind(lanes, order=order, tasks=SIXTEEN, decode=PictureDecoder(SquareCrop(16)))
+    samples = kind(lanes, order=order, tasks=SIXTEEN, decode=PictureDecoder(Crop(16)))
     plan = [[i, i + 1] for i in range(0, 12, 2)]
     return PositionLoader(samples, plan, num_workers=1, timeout=timeout)
 

@@ -317,6 +317,18 @@ def test_weights_that_cannot_be_drawn_by_are_refused_with_the_list(make: Make, n
         make(weights=weights).setup("fit")
 
 
+def test_a_kind_with_hardly_any_pairs_is_drawn_all_the_same():
+    folder = folder_of("", {"local": 1})
+    sizes = {"noop": 100_000, "swap": 1}
+    kinds = [
+        Lane("", "local", kind, folder, (ShardEntry("local", f"{kind}.tar", 1, kind, size),))
+        for kind, size in sizes.items()
+    ]
+    mixture = mixture_of(kinds, {"local": 2.0})
+    assert sum(mixture.quotas) == PERIOD
+    assert 1 <= mixture.by_name()["local:swap"] <= 2
+
+
 def test_folders_that_cannot_be_mixed_are_refused(make: Make, tmp_path: Path):
     with pytest.raises(InputError, match=r"data\.train is empty; give a folder of shards"):
         make(train={})

@@ -12,7 +12,7 @@ from datamodules.stream.loader import LoaderError, PositionLoader
 from datamodules.stream.mixing import DataSet, lanes_of
 from datamodules.stream.order import LaneOrder, Order, OrderSpec, Position
 from datamodules.stream.reader import PictureDecoder, ShardDataset
-from datamodules.stream.transforms import ATTEMPTS_NEARBY, MAX_ATTEMPTS, SquareCrop, Substitutes
+from datamodules.stream.transforms import ATTEMPTS_NEARBY, MAX_ATTEMPTS, Crop, Substitutes
 from emu_edit.batch import Batch
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
 from emu_edit.tasks import SIXTEEN
@@ -32,7 +32,7 @@ def stream(folder: Path, substitutes: Substitutes | None) -> ShardDataset:
         lanes,
         order=order,
         tasks=SIXTEEN,
-        decode=PictureDecoder(SquareCrop(16)),
+        decode=PictureDecoder(Crop(16)),
         substitutes=substitutes,
     )
 

@@ -11,6 +11,7 @@ from datamodules.shards.manifest import write_manifest
 from datamodules.shards.writer import write_task_shards
 from datamodules.stream import reader
 from datamodules.world import predictor_texts as instructions
+from datamodules.world.everyday.sentences import everyday
 from datamodules.world.instructions import corpus, slots_of
 from datamodules.world.pair import make_pair
 from datamodules.world.palette import HELDOUT_PAIRS
@@ -20,6 +21,7 @@ from datamodules.world.predictor_texts import (
     paraphrases,
     shard_instructions,
     training_instructions,
+    unseen_instructions,
     world_instructions,
 )
 from datamodules.world.write import write_world
@@ -93,7 +95,7 @@ def test_every_slot_of_every_paraphrase_has_words() -> None:
 
 def test_no_paraphrase_reads_like_another_tasks_sentence() -> None:
     tasks = dict([*corpus("train"), *corpus("heldout")])
-    for text, task in paraphrases(0, 4800):
+    for text, task in paraphrases(0, 8000):
         assert tasks.setdefault(text, task) == task, text
 
 
@@ -170,19 +172,23 @@ def test_too_few_instructions_and_unknown_splits_are_refused() -> None:
         world_instructions(0, 1, split="test")
 
 
-def test_training_takes_paraphrases_for_the_world_and_for_no_other_data(
+def test_training_takes_paraphrases_and_everyday_texts_for_the_world_and_for_no_other_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(instructions, "WORLD_TEXTS", 32)
     monkeypatch.setattr(instructions, "PARAPHRASED_TEXTS", 16)
+    monkeypatch.setattr(instructions, "EVERYDAY_TEXTS", 48)
+    monkeypatch.setattr(instructions, "UNSEEN_TEXTS", 32)
     make_folder(tmp_path / "own", {"local": 6})
     write_world(tmp_path / "world", 32, size=16, workers=1)
     steps: list[tuple[int, int]] = []
     built_in = training_instructions(None, on_step=lambda done, total: steps.append((done, total)))
     assert steps[-1] == (32, 32)
-    assert built_in == [*world_instructions(0, 32), *paraphrases(0, 16)]
+    assert built_in == [*world_instructions(0, 32), *paraphrases(0, 16), *everyday(0, 48)]
     assert sorted(training_instructions(tmp_path / "world")) == sorted(built_in)
     monkeypatch.setattr(instructions, "WORLD_TEXTS", 33)  # now the folder's 32 are too few
     filled_up = [*built_in, *corpus("train")]
     assert sorted(training_instructions(tmp_path / "world")) == sorted(filled_up)
+    assert unseen_instructions(tmp_path / "world") == unseen_instructions(None)
     assert training_instructions(tmp_path / "own") == shard_instructions(tmp_path / "own")
+    assert unseen_instructions(tmp_path / "own") == []

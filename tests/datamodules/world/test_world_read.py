@@ -159,7 +159,7 @@ def test_a_picture_that_is_not_square_is_refused():
     ],
 )
 def test_of_the_heldout_figures_so_many_are_right(row: str, least: float):
-    tally = measure(row, seed=1, pictures=50, size=SIZE)
+    tally = measure(row, seed=1, pictures=30, size=SIZE)
     assert tally.right >= least * tally.figures
     assert tally.background >= least * tally.pictures
     assert tally.word >= least * tally.pictures

@@ -13,12 +13,13 @@ import skimage
 from PIL import Image
 from webdataset.compat import WebDataset
 
+from datamodules.checks.folders import check_folder
 from datamodules.shards.manifest import read_manifest
-from datamodules.world.backgrounds import Photos
 from datamodules.world.data import WorldData
 from datamodules.world.pair import VERSION, make_pair
+from datamodules.world.photographs import Photos
 from datamodules.world.scene import Crop
-from datamodules.world.write import write_world
+from datamodules.world.write import Extras, write_world
 from emu_edit.batch import EditBatch
 from emu_edit.errors import BadDataError, InputError
 from emu_edit.tasks import SIXTEEN
@@ -58,6 +59,23 @@ def read_with_webdataset(folder: Path) -> dict[str, dict]:
 
 def pixels_of(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_the_kinds_of_a_world_may_lie_apart(world: Path, tmp_path: Path):
+    write_world(tmp_path, 40, seed=3, size=16, extras=Extras(by_kind=True))
+    plain, apart = read_with_webdataset(world), read_with_webdataset(tmp_path)
+    assert plain.keys() == apart.keys()
+    manifest = read_manifest(tmp_path)
+    assert manifest.made_by == {**read_manifest(world).made_by, "by_kind": True}
+    for entry in manifest.entries:
+        (kind,) = {
+            json.loads(sample["json"])["kind"]
+            for sample in apart.values()
+            if sample["__url__"].endswith(entry.file)
+        }
+        assert kind == (entry.kind or entry.task)
+    assert {entry.kind for entry in read_manifest(world).entries} == {""}
+    assert check_folder(tmp_path).is_good
 
 
 def test_webdataset_reads_back_what_was_written(world: Path):
@@ -126,8 +144,8 @@ def test_photographs_become_backgrounds_of_every_task(album: Path):
         np.testing.assert_array_equal(pair.source, again.source)
         np.testing.assert_array_equal(pair.target, again.target)
         np.testing.assert_array_equal(pair.source[~pair.mask], pair.target[~pair.mask])
-        if pair.extra.get("direction") != "from_map":
-            assert "on a photograph" in pair.source_caption
+        if pair.extra.get("direction") is None:
+            assert "a photograph" in pair.source_caption
             assert len(np.unique(pair.source.reshape(-1, 3), axis=0)) > 200
 
 

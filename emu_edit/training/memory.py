@@ -1,0 +1,240 @@
+"""The memory a training takes on one device, counted without computing or storing anything.
+
+One micro-batch goes forward and backward through the networks as fake tensors, which have a shape
+and a type and no numbers, and the optimizer takes a step: every tensor of the training is there,
+attention and gradient checkpointing as they are. What autograd keeps for the backward pass is
+counted where it keeps it (`saved_tensors_hooks`), what lives beside it at the worst moment by
+`LiveBytes`. Not counted: loader processes, pictures in pinned memory, validation.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from lightning.pytorch.plugins.precision import Precision
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from emu_edit.batch import EditBatch
+from emu_edit.editing.cost import GIBI, LiveBytes
+from emu_edit.training.draws import DrawnBatch
+from emu_edit.training.module import EditModule
+from emu_edit.training.optim import adamw, trainable
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The weights of a network that learn, or those that do not: how many, and their bytes."""
+
+    name: str
+    is_trained: bool
+    weights: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a training takes on one device, in bytes.
+
+    Attributes:
+        parts: the weights.
+        gradients: of the weights that learn.
+        optimizer: what it remembers of them, by its class.
+        average: the copy of `callbacks.ema.Ema`.
+        buckets: in which ranks exchange gradients.
+        kept: by autograd, of one micro-batch, for the backward pass.
+        work: beside that at the worst moment, recomputed activations included.
+        slack: how many times `kept` and `work` a process takes.
+    """
+
+    parts: tuple[Part, ...]
+    gradients: int
+    optimizer: tuple[str, int]
+    average: int
+    buckets: int
+    kept: int
+    work: int
+    slack: float
+
+    @property
+    def fixed(self) -> int:
+        """What it takes whatever the batch."""
+        weights = sum(part.bytes for part in self.parts)
+        return weights + self.gradients + self.optimizer[1] + self.average + self.buckets
+
+    @property
+    def room(self) -> int:
+        """What libraries and allocators take beside what they are asked for."""
+        return round((self.slack - 1) * (self.kept + self.work))
+
+    def total(self, share: float = 1.0) -> int:
+        """What it takes with `share` of the micro-batch."""
+        return self.fixed + round(share * (self.kept + self.work + self.room))
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                f"{part.name}, {'trained' if part.is_trained else 'frozen'}",
+                f"{part.weights:,}",
+                part.bytes,
+            )
+            for part in self.parts
+        ]
+        name, states = self.optimizer
+        rows += [
+            ("gradients", "", self.gradients),
+            (f"optimizer ({name})", "", states),
+            ("average of the weights (Ema)", "", self.average),
+            ("exchange of gradients (ddp)", "", self.buckets),
+            ("kept for the backward pass", "", self.kept),
+            ("at work beside it", "", self.work),
+            ("room for libraries, allocator", "", self.room),
+            ("in all", "", self.total()),
+        ]
+        lines = [f"{what:<30}{count:>15}{size / GIBI:>10.3f}" for what, count, size in rows if size]
+        return "\n".join([f"{'':<30}{'weights':>15}{'GiB':>10}", *lines])
+
+
+def count(
+    module: EditModule,
+    *,
+    pictures: int,
+    side: int,
+    precision: Precision,
+    device: torch.device,
+    slack: float = 1.0,
+    has_average: bool = False,
+    has_buckets: bool = False,
+) -> MemoryPlan:
+    """Count what training a module takes, without computing anything.
+
+    Args:
+        module: whose weights may be on the meta device; they are none afterwards.
+        pictures: of a micro-batch.
+        side: of a picture, in pixels.
+        precision: the trainer's.
+        device: of the kind that is to train.
+        slack: how many times its activations a process takes.
+        has_average: whether a float32 copy of the trained weights is kept.
+        has_buckets: whether ranks exchange gradients, for which each has a second copy.
+    """
+    networks = module.networks
+    named = {
+        "denoiser": networks.denoiser,
+        "text encoder": networks.text_encoder,
+        "codec": networks.codec,
+        "task table": networks.task_embedding,
+    }
+    precision.convert_module(module)
+    parts = tuple(part for name, network in named.items() for part in _parts(name, network))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _fake(module, device)
+        batch = longest_batch(module, pictures, side).to(device)
+        kept, most = _run(module, batch, precision)
+        optimizer = adamw(module, module.optimizer_settings)
+        for parameter in trainable(module).values():
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        gradients = sum(p.nbytes for p in trainable(module).values())
+        numbers = sum(p.numel() for p in trainable(module).values())
+    return MemoryPlan(
+        parts,
+        gradients,
+        (type(optimizer).__name__, sum(s.nbytes for s in states if isinstance(s, Tensor))),
+        average=4 * numbers if has_average else 0,
+        buckets=gradients if has_buckets else 0,
+        kept=kept,
+        work=most - kept,
+        slack=slack,
+    )
+
+
+def _parts(name: str, network: nn.Module) -> Iterator[Part]:
+    for is_trained in (True, False):
+        weights = [one for one in network.parameters() if one.requires_grad == is_trained]
+        if weights:
+            numbers, size = sum(w.numel() for w in weights), sum(w.nbytes for w in weights)
+            yield Part(name, is_trained, numbers, size)
+
+
+def _fake(module: nn.Module, device: torch.device) -> None:
+    """Put fake tensors in place of all weights and buffers; what is shared stays shared."""
+    seen: dict[Tensor, Tensor] = {}
+    for part in module.modules():
+        for own in (part._parameters, part._buffers):
+            for name, old in own.items():
+                if old is None:
+                    continue
+                if old not in seen:
+                    new = torch.empty_like(old, device=device)
+                    is_weight = isinstance(old, nn.Parameter)
+                    seen[old] = nn.Parameter(new, old.requires_grad) if is_weight else new
+                own[name] = seen[old]  # pyright: ignore[reportArgumentType]
+
+
+def _run(module: EditModule, batch: DrawnBatch, precision: Precision) -> tuple[int, int]:
+    """Go forward and backward; return the bytes that are kept between, and that live at most.
+
+    Gradients are counted elsewhere, and so are given up at once.
+    """
+    for parameter in trainable(module).values():
+        parameter.register_post_accumulate_grad_hook(_give_up)
+    with LiveBytes() as live:
+        with precision.forward_context():
+            output, kept = kept_for_backward(
+                module, lambda: module.step(batch, dropout=module.dropout)
+            )
+        output["loss"].backward()
+    return kept, live.most
+
+
+def _give_up(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def longest_batch(module: EditModule, pictures: int, side: int) -> DrawnBatch:
+    """Return a black batch of instructions as long as the text encoder takes."""
+    text, codec = module.networks.text_encoder, module.networks.codec
+    picture = torch.zeros(pictures, 3, side, side, dtype=torch.uint8)
+    each = torch.zeros(pictures, dtype=torch.int64)
+    batch = EditBatch(
+        key=("",) * pictures,
+        instruction=(text.limit.cut("a " * text.max_tokens),) * pictures,
+        task=each,
+        mask=picture[:, 0] == 0,
+        has_mask=each == 0,
+        source_caption=("",) * pictures,
+        target_caption=("",) * pictures,
+        position=each,
+        source=picture,
+        has_source=each == 0,
+        target=picture,
+    )
+    cells = side // codec.factor
+    eps = torch.zeros(pictures, codec.latent_channels, cells, cells)
+    return DrawnBatch(batch, u=torch.zeros(pictures, 3), eps=eps, eps_posterior=eps)
+
+
+def kept_for_backward(module: nn.Module, run: Callable[[], Result]) -> tuple[Result, int]:
+    """Run, and return the bytes beside the weights that autograd keeps of it, each once."""
+    weights = {*map(_storage, [*module.parameters(), *module.buffers()])}
+    kept: dict[int, Tensor] = {}  # alive until all are counted, so that no place is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        if (place := _storage(tensor)) not in weights:
+            kept[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    kept.clear()  # autograd keeps `pack` as long as what was packed
+    return result, size
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
