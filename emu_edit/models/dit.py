@@ -40,7 +40,8 @@ from emu_edit.models.sources import (
     refuse_unrunnable,
 )
 from emu_edit.models.surgery import freeze
-from emu_edit.models.unet import TASK_FILE, zero_linear
+from emu_edit.models.unet import TASK_FILE
+from emu_edit.models.unet_inputs import zero_linear
 
 
 @dataclass(frozen=True)

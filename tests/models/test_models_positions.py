@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from emu_edit.models.interfaces import Conditioning
-from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser, positions
+from emu_edit.models.unet import PretrainedUNetDenoiser, UNetDenoiser
+from emu_edit.models.unet_inputs import positions
 from tests.models.conftest import TASK_DIM, small_denoiser
 
 T = torch.tensor([0, 500, 999])

@@ -28,11 +28,11 @@ from emu_edit.editing.task_mix import TaskMix
 from emu_edit.errors import InputError
 from emu_edit.images import to_pil
 from emu_edit.models.codec import KLCodec
-from emu_edit.models.interfaces import Denoiser
+from emu_edit.models.interfaces import NUM_TASK_TOKENS, Denoiser
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.sources import quiet_transformers
 from emu_edit.models.text import TransformersText
-from emu_edit.models.unet import NUM_TASK_TOKENS, PretrainedUNetDenoiser
+from emu_edit.models.unet import PretrainedUNetDenoiser
 from emu_edit.tasks import TaskTable
 from emu_edit.training.export import export_merged
 from tests.datamodules.toy_shards import make_folder
