@@ -10,6 +10,8 @@ from enum import Enum
 
 from emu_edit.errors import InputError, closest
 
+CAPTION = "caption"  # the one task of models that draw, in no table of editors
+
 
 class Family(Enum):
     """The three groups of the paper's Table 1."""

@@ -16,6 +16,7 @@ EXAMPLES = {
     "instruction": "say what to change, e.g. 'make the sky red'",
     "caption": "say what to draw, e.g. 'a red circle on a beach'",
 }
+ARROW = "=>"  # between an instruction and the caption of its result
 _SPACES = "\t\n\r"
 _INVISIBLE = {"Cf", "Zs", "Mn", "Cn", "Co"}
 
@@ -49,6 +50,17 @@ def clean_instruction(text: str, where: str = "", *, what: str = "instruction") 
     if len(cleaned) > MAX_CHARACTERS:
         raise _too_long(place, len(cleaned))
     return cleaned
+
+
+def with_caption(instruction: str, caption: str) -> str:
+    """Say what to change and what comes out in one text: "make it snow => a beach in snow"."""
+    return f"{instruction} {ARROW} {caption}" if caption else instruction
+
+
+def parted(text: str) -> tuple[str, str]:
+    """Return the instruction of a text, and the caption after its arrow; "" where it has none."""
+    instruction, _, caption = text.partition(ARROW)
+    return instruction.strip(), caption.strip()
 
 
 def _too_long(place: str, length: int) -> InputError:

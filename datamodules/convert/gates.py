@@ -17,8 +17,8 @@ from PIL import Image
 
 from datamodules.convert.pair import RawItem, Reason, RefusedPairError, key_of
 from datamodules.shards.clips import MOTION
-from datamodules.shards.manifest import CAPTION
 from datamodules.shards.writer import PairRecord
+from emu_edit.tasks import CAPTION
 
 _BLOCK = 8  # pixels; an edit of a single 8x8 block, one latent pixel, is still an edit
 _THUMBNAIL = 16  # cells a side; finer, and a moved edge would make good pairs unlike each other

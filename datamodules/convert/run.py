@@ -26,9 +26,10 @@ from datamodules.convert.registry import load_converter
 from datamodules.convert.report import QUARANTINE, ConvertReport, Tally, counted, passed_by
 from datamodules.shards.clips import MOTION
 from datamodules.shards.evaluation_only import refuse_kind, refuse_output, refuse_path
-from datamodules.shards.manifest import CAPTION, NEW_TASK, ShardEntry, write_manifest
+from datamodules.shards.manifest import NEW_TASK, ShardEntry, write_manifest
 from datamodules.shards.writer import Guard, PairRecord, ShardWriter
 from emu_edit.errors import BadDataError, InputError
+from emu_edit.tasks import CAPTION
 
 _LISTING_STEP = 1000  # entries between two signs of life
 CLIPS = "clips"  # the kind whose records move

@@ -26,8 +26,8 @@ from datamodules.convert.pair import (
 from datamodules.convert.report import unnamed_in
 from datamodules.listing import find_file, list_entries, parse_object, same_form, text_lines
 from datamodules.shards.evaluation_only import refuse_columns
-from datamodules.shards.manifest import CAPTION
 from emu_edit.errors import InputError
+from emu_edit.tasks import CAPTION
 
 EDITS, CAPTIONS = "instructions.jsonl", "metadata.jsonl"
 VIDEOS = (

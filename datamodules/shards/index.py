@@ -26,10 +26,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from datamodules.listing import how_to_convert
-from datamodules.shards.manifest import CAPTION, MAKE_AGAIN, ShardEntry
+from datamodules.shards.manifest import MAKE_AGAIN, ShardEntry
 from datamodules.shards.tar_headers import AGAIN, BLOCK, Member, read_members
 from emu_edit.errors import InputError, ShardError
 from emu_edit.files import atomic_file, open_regular, open_stream, sha256_of
+from emu_edit.tasks import CAPTION
 from emu_edit.text_rules import clean_instruction
 
 ROLES = ("source", "target", "json", "mask")

@@ -21,9 +21,6 @@ from emu_edit.files import read_regular, sha256_of, write_json
 MANIFEST = "manifest.json"
 CONTACT_SHEET = "contact_sheet.png"  # of the world: what the shards show
 NEW_TASK = "new_task"  # entry of `made_by`: the task of a folder that no training has
-# task of shards that have no edits: the instruction is a caption, the target what it describes, and
-# there is no source
-CAPTION = "caption"
 _FIELDS = ("file", "bytes", "sha256", "samples")
 _MORE_FIELDS = ("kind", "shape")  # absent where they are not told apart
 # names and hashes become paths, and a manifest may come from anywhere

@@ -24,10 +24,11 @@ from webdataset.writer import TarWriter
 
 from datamodules.shards.evaluation_only import refuse_declared, refuse_output
 from datamodules.shards.index import add_index
-from datamodules.shards.manifest import CAPTION, ShardEntry
+from datamodules.shards.manifest import ShardEntry
 from datamodules.shards.shapes import SQUARE, shape_of
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file
+from emu_edit.tasks import CAPTION
 
 # webdataset splits a name at its first dot, and a key becomes part of names: letters, digits, _ and
 # - are safe

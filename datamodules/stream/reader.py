@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from datamodules.shards.clips import CLIP, ClipFacts, decode_strip
 from datamodules.shards.folder import CacheFullError, ShardFolder, open_descriptor
 from datamodules.shards.index import ROLES, IndexFile, check_text
-from datamodules.shards.manifest import CAPTION, ShardEntry
+from datamodules.shards.manifest import ShardEntry
 from datamodules.stream.limits import TextRule
 from datamodules.stream.mixing import Lane
 from datamodules.stream.order import Order, Position, Stretch
@@ -35,7 +35,7 @@ from datamodules.stream.transforms import MAX_ATTEMPTS, Crop, Noops, Substitutes
 from emu_edit.batch import BadSample, CutText, EditSample, Sample
 from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardError
 from emu_edit.images import decode_mask, decode_rgb
-from emu_edit.tasks import TaskTable
+from emu_edit.tasks import CAPTION, TaskTable
 
 MAX_OPEN_SHARDS = 64  # per process; each holds two file descriptors
 

@@ -4,11 +4,11 @@ A pure function of seed, split and index, as pairs are. Scenes of the split "hel
 whose colour and shape are together in no training picture.
 """
 
-from datamodules.shards.manifest import CAPTION
 from datamodules.shards.writer import PairRecord
 from datamodules.world.clips.shot import flat_shot
 from datamodules.world.scene import Scene
 from datamodules.world.studio import FLAT, Rules, Studio
+from emu_edit.tasks import CAPTION
 
 VERSION = 2  # of these pictures: raised whenever the same seed and index give another one
 # all that scenes may have

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.edit import EditDataModule
-from datamodules.shards.manifest import CAPTION, MANIFEST, read_manifest
+from datamodules.shards.manifest import MANIFEST, read_manifest
 from datamodules.stream.mixing import check_weights
 from datamodules.stream.order import quotas
 from datamodules.stream.sampler import refuse_trainer
@@ -23,7 +23,7 @@ from datamodules.world.write import (
     write_world,
 )
 from emu_edit.errors import InputError
-from emu_edit.tasks import SIXTEEN
+from emu_edit.tasks import CAPTION, SIXTEEN
 from emu_edit.terminal import step_bar
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class WorldData(EditDataModule):
         paraphrased: ask for the training edits in many more ways (`phrasings.PARAPHRASES`).
         by_kind: keep the kinds of edit of each task apart, so that they can be drawn by weights of
             their own (`callbacks.mixture`).
+        flat: one or two plain figures on a plain backdrop, as models of `WorldCaptions` draw them.
         image_size: side of the pictures.
         global_batch: samples per optimizer step, over all processes and accumulated batches.
         micro_batch: samples a process trains on at a time; accumulation follows from it.
@@ -72,6 +73,7 @@ class WorldData(EditDataModule):
         photo_share: float = 0.5,
         paraphrased: bool = False,
         by_kind: bool = False,
+        flat: bool = False,
         image_size: int = 64,
         global_batch: int = 32,
         micro_batch: int | None = None,
@@ -100,7 +102,11 @@ class WorldData(EditDataModule):
         self.train_folder = Path(folder) / "train"
         self._pairs = pairs
         self._extras = Extras(
-            noops=noop_pairs, hard=hard_pairs, paraphrased=paraphrased, by_kind=by_kind
+            noops=noop_pairs,
+            hard=hard_pairs,
+            paraphrased=paraphrased,
+            by_kind=by_kind,
+            flat=flat,
         )
         self.photos = photos
         self._photo_share = photo_share
@@ -121,7 +127,7 @@ class WorldData(EditDataModule):
         val_pairs = min(max(self._pairs // VAL_SHARE, fewest), most)
         self._write(self.train_folder, self._pairs, "train", learn, self._extras)
         if self.val_folder is not None:
-            plain = Extras(by_kind=self._extras.by_kind)
+            plain = Extras(by_kind=self._extras.by_kind, flat=self._extras.flat)
             self._write(Path(self.val_folder), val_pairs, "heldout", test, plain)
 
     def _write(

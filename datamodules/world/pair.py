@@ -44,6 +44,7 @@ def make_pair(
     split: str = "train",
     photos: Photos | None = None,
     paraphrased: bool = False,
+    flat: bool = False,
 ) -> WorldPair:
     """Return the pair of an index.
 
@@ -57,13 +58,22 @@ def make_pair(
             colour/shape pairs alone.
         photos: photographs used as backgrounds, and edited themselves, to their share.
         paraphrased: in training, also ask in the many more ways of `phrasings.PARAPHRASES`.
+        flat: one or two plain figures on a plain backdrop, as models of captions draw them.
 
     Raises:
         InputError: if the task or split is unknown, the index negative, or the size too small.
     """
     name = SIXTEEN.names[index % len(SIXTEEN) if task is None else SIXTEEN.index(task)]
     studio = Studio.of(
-        name, name, seed, index, size=size, split=split, photos=photos, paraphrased=paraphrased
+        f"{name} flat" if flat else name,
+        f"{name}-flat" if flat else name,
+        seed,
+        index,
+        size=size,
+        split=split,
+        photos=photos,
+        paraphrased=paraphrased,
+        flat=flat,
     )
     if photos is None or name not in photograph_edits.EDITS:
         return EDITS[name](studio)

@@ -72,6 +72,20 @@ FLAT = Rules(
     cells=QUARTERS,
 )
 
+
+def _flattened(rules: Rules) -> Rules:
+    """Return the rules of an edit as `FLAT` allows; a person is only where one has to be."""
+    return replace(
+        rules,
+        things=tuple(number for number in rules.things if number <= max(FLAT.things)),
+        person=1.0 if rules.focus == "person" else 0.0,
+        texture=0.0,
+        flat=True,
+        radius=FLAT.radius,
+        cells=FLAT.cells,
+    )
+
+
 # split -> whose colour/shape pairs, and whose sentences
 SPLITS: dict[str, tuple[Split, Split]] = {
     "train": ("train", "train"),
@@ -122,6 +136,7 @@ class Studio:
     key: str
     photos: Photos | None
     paraphrased: bool  # in training sentences, ask in many more ways
+    flat: bool = False  # all scenes are as FLAT allows, whatever else an edit asks for
 
     @staticmethod
     def of(
@@ -134,6 +149,7 @@ class Studio:
         split: str,
         photos: Photos | None,
         paraphrased: bool = False,
+        flat: bool = False,
     ) -> "Studio":
         """Return the studio of one pair, whose draws are a function of seed, index and purpose.
 
@@ -151,7 +167,7 @@ class Studio:
             raise InputError(f"unknown split {split!r} of the world; give one of {known}")
         generator = keyed_generator(seed, f"world {purpose} {split}", index)
         key = f"{stem}-{split}-{seed}-{index:08d}"
-        return Studio(generator, *SPLITS[split], size, key, photos, paraphrased)
+        return Studio(generator, *SPLITS[split], size, key, photos, paraphrased, flat)
 
     def render(self, scene: Scene) -> UInt8[np.ndarray, "size size 3"]:
         """Return the picture of a scene as bytes."""
@@ -231,6 +247,7 @@ class Studio:
 
         The background is drawn, too, unless it is given.
         """
+        rules = _flattened(rules) if self.flat else rules
         background = background or self.background(flat=rules.flat)
         cells = rules.cells or tuple(
             cell for i, cell in enumerate(PLACES.values()) if i // 3 in rules.rows
@@ -269,7 +286,7 @@ class Studio:
             colours.append(scene.word.ink)
         fitting = [
             name
-            for name in BACKGROUNDS
+            for name in (PLAIN_BACKGROUNDS if self.flat else BACKGROUNDS)
             if name != scene.background.name and all(stands_out(c, name) for c in colours)
         ]
         return Background(pick(self.generator, fitting))

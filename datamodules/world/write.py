@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.shards.manifest import (
-    CAPTION,
     CONTACT_SHEET,
     MANIFEST,
     NEW_TASK,
@@ -38,7 +37,7 @@ from datamodules.world.sessions import NOOPS, make_noop
 from datamodules.world.studio import WorldPair
 from emu_edit.errors import InputError
 from emu_edit.files import write_text
-from emu_edit.tasks import SIXTEEN
+from emu_edit.tasks import CAPTION, SIXTEEN
 
 PROGRAM = "emu_edit shards world"
 SHOWN = 5  # pairs of a task in the contact sheet
@@ -67,18 +66,25 @@ class Extras:
         hard: how many more pairs of the kinds that are learnt last come with each task of `HARD`.
         paraphrased: also ask in the many more ways of `phrasings.PARAPHRASES`.
         by_kind: each kind of edit of a task has shards of its own, to be drawn apart.
+        flat: of one or two plain figures on a plain backdrop; without other extra pairs.
     """
 
     noops: int = 0
     hard: int = 0
     paraphrased: bool = False
     by_kind: bool = False
+    flat: bool = False
 
     def __post_init__(self) -> None:
         """Refuse negative numbers."""
         for name, value in (("noop_pairs", self.noops), ("hard_pairs", self.hard)):
             if value < 0:
                 raise InputError(f"data.{name}={value} must be at least 0")
+            if value and self.flat:
+                raise InputError(
+                    f"data.{name}={value} are pairs of the whole world, and data.flat asks for "
+                    "flat ones; leave one of the two out"
+                )
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,8 @@ class World:
         step, first = len(SIXTEEN), SIXTEEN.index(task)
         options = {"size": self.size, "split": self.split, "photos": self.photos}
         paraphrased = self.extras.paraphrased
-        make = partial(make_pair, self.seed, paraphrased=paraphrased, **options)
+        flat = self.extras.flat
+        make = partial(make_pair, self.seed, paraphrased=paraphrased, flat=flat, **options)
         yield from map(make, range(first, self.pairs, step))
         if task in NOOPS:
             noop = partial(make_noop, self.seed, task=task, paraphrased=paraphrased, **options)
@@ -176,7 +183,8 @@ def write_world(
         if progress is not None:
             progress(done, world.total)
     # scenes do not depend on the size, and pictures larger than a tile could not be seen
-    rows = sample_rows(seed, size=min(size, TILE), split=split, photos=photos)
+    flat = world.extras.flat
+    rows = sample_rows(seed, size=min(size, TILE), split=split, photos=photos, flat=flat)
     contact_sheet(rows).save(folder / CONTACT_SHEET)
     _list_photographs(folder, photos)
     return write_manifest(folder, entries, made_by=world.made_by())
@@ -322,15 +330,13 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[PairRecord]]]) -> Image.Ima
 
 
 def sample_rows(
-    seed: int, *, size: int, split: str, photos: Photos | None
+    seed: int, *, size: int, split: str, photos: Photos | None, flat: bool = False
 ) -> list[tuple[str, list[WorldPair]]]:
     """Return pairs of each task, of as many kinds of edit as fit, both directions among them."""
     rows = []
     for number, task in enumerate(SIXTEEN.names):
-        candidates = [
-            make_pair(seed, number + 16 * i, task=task, size=size, split=split, photos=photos)
-            for i in range(2 * SHOWN)
-        ]
+        make = partial(make_pair, task=task, size=size, split=split, photos=photos, flat=flat)
+        candidates = [make(seed, number + 16 * i) for i in range(2 * SHOWN)]
         firsts = {pair.extra["kind"]: pair for pair in reversed(candidates)}
         # stable: first one pair of each kind, then the others, in their order
         pairs = sorted(candidates, key=lambda pair: pair is not firsts[pair.extra["kind"]])

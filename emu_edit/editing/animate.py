@@ -23,7 +23,7 @@ from emu_edit.diffusion.prediction import Prediction, add_noise
 from emu_edit.diffusion.samplers import OnStep, StepEnd, progress
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import find_model
-from emu_edit.editing.generate import CAPTION, load_generator
+from emu_edit.editing.generate import load_generator
 from emu_edit.editing.settings import EditorSettings, choice, number
 from emu_edit.errors import InputError
 from emu_edit.files import write_json
@@ -33,6 +33,7 @@ from emu_edit.models.networks import EditNetworks
 from emu_edit.models.temporal_files import load_temporal, save_temporal
 from emu_edit.models.video import VideoDenoiser, codec_of_frames, drawing_base
 from emu_edit.randomness import check_seed, keyed_generator, normals
+from emu_edit.tasks import CAPTION
 from emu_edit.text_rules import clean_instruction
 
 IMAGE_GUIDANCE, TEXT_GUIDANCE = 2.0, 7.5  # w_i and w_p of the paper

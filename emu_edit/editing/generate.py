@@ -15,21 +15,16 @@ from torch import Tensor
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import StepEnd
 from emu_edit.editing.editor import Editor, Seed
-from emu_edit.editing.find import INDEX, choose_device
+from emu_edit.editing.find import choose_device
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.editing.task_mix import TaskChoice
 from emu_edit.errors import InputError
-from emu_edit.models.codec import KLCodec
-from emu_edit.models.directory import read_json
-from emu_edit.models.networks import EditNetworks, TaskEmbedding
-from emu_edit.models.text import TransformersText
-from emu_edit.models.trust import judge_directory
 from emu_edit.models.unet import PretrainedUNetDenoiser
+from emu_edit.models.weights import check_draws, is_plain, load_drawing
 from emu_edit.randomness import check_seed
-from emu_edit.tasks import TaskTable
+from emu_edit.tasks import CAPTION
 from emu_edit.text_rules import clean_instruction
 
-CAPTION = "caption"  # the task of models that draw
 # of a base of diffusers as its authors sample it: Rombach et al. 2022, arXiv:2112.10752
 BASE_STEPS, BASE_GUIDANCE = 50, 7.5
 
@@ -46,32 +41,18 @@ def load_generator(path: Path | str, device: str | None = None) -> Editor:
         InputError: if it is neither or only edits, or a part is missing or of another kind.
     """
     folder = Path(path).expanduser()
-    index = folder / INDEX
-    is_plain = (folder / "unet").is_dir() and not (
-        index.is_file() and "_emu_edit" in read_json(index)
-    )
-    if not is_plain:
+    if not is_plain(folder):
         editor = Editor.from_pretrained(path, device)
-        if CAPTION not in editor.networks.tasks.names:
-            raise InputError(
-                f"{path} edits pictures and was not trained to draw; give a run of 'emu-edit fit "
-                "--config text_to_image', or a Stable Diffusion directory"
-            )
+        check_draws(editor.networks, path)
         return editor
-    judge_directory(folder)
-    denoiser = PretrainedUNetDenoiser(str(folder), task_dim=1)
+    networks = load_drawing(folder)
+    denoiser = networks.denoiser
+    assert isinstance(denoiser, PretrainedUNetDenoiser)
     base = denoiser.trained_as
     assert base is not None  # of every pretrained one
-    networks = EditNetworks(
-        denoiser,
-        TransformersText(str(folder)),
-        KLCodec(str(folder)),
-        task_embedding=TaskEmbedding(1, 1),
-        tasks=TaskTable((CAPTION,)),
-    )
     side = int(denoiser.unet.config["sample_size"]) * networks.codec.factor
     return Editor(
-        networks.eval().to(choose_device(device)),
+        networks.to(choose_device(device)),
         schedule=base.schedule(base.prediction, zero_terminal_snr=base.zero_terminal_snr),
         prediction=base.prediction,
         settings=EditorSettings(side, Guidance(BASE_GUIDANCE, 1.0), BASE_STEPS),

@@ -33,6 +33,7 @@ from emu_edit.models.sources import check_safetensors, load_tensors
 from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.trust import judge_directory
 from emu_edit.tasks import TaskTable
+from emu_edit.text_rules import parted
 
 INDEX = "predictor.json"
 HEAD = "head.safetensors"
@@ -92,6 +93,8 @@ class TaskPredictor(nn.Module):
         self.trained_tasks = tasks
         self.tasks = tasks  # with the learned ones
         self.temperature = temperature
+        # whether a text may tell what comes out, too, after an arrow that is not read here
+        self.takes_captions = False
         # skip_init: nn.Linear would draw weights from the global generator, to be overwritten
         head = nn.utils.skip_init(nn.Linear, encoder.dim, len(tasks))
         self.head = cast("nn.Linear", head)
@@ -168,6 +171,8 @@ class TaskPredictor(nn.Module):
         Raises:
             InputError: if an instruction has more tokens than the encoder takes.
         """
+        if self.takes_captions:
+            instructions = [parted(text)[0] for text in instructions]
         return self.rank(self.probabilities(instructions))
 
     def rank(self, probabilities: Float64[Tensor, "b n"]) -> list[TaskPrediction]:
@@ -288,6 +293,7 @@ def load_predictor(folder: Path, networks: EditNetworks) -> TaskPredictor | None
     if not folder.exists():
         return None
     predictor = TaskPredictor.from_pretrained(folder, tasks=networks.base_tasks)
+    predictor.takes_captions = networks.text_encoder.takes_captions
     for task in networks.learned:
         predictor.know(task)
     return predictor

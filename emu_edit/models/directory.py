@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emu_edit.errors import InputError
-from emu_edit.models.trust import read_bounded_json
+from emu_edit.models.trust import PICKLED, read_bounded_json
 
 INDEX = "model_index.json"  # diffusers' name; what makes a directory a model directory
 TEMPORAL = "temporal"  # the folder of its temporal adapter, where it has one
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "tasks")
 
 
 @contextmanager
@@ -44,6 +45,17 @@ def new_directory(path: str | Path, index: str, *, what: str) -> Iterator[Path]:
         shutil.rmtree(old)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy a picture model's own files, byte for byte, and nothing else that lies beside them."""
+    target.mkdir()
+    if (source / INDEX).is_file():
+        shutil.copyfile(source / INDEX, target / INDEX)
+    ignore = shutil.ignore_patterns(*(f"*{suffix}" for suffix in PICKLED), "learned")
+    for part in PARTS:
+        if (source / part).is_dir():
+            shutil.copytree(source / part, target / part, ignore=ignore)
 
 
 def refuse_another_kind(path: Path, index: str, *, what: str) -> None:

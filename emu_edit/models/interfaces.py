@@ -176,12 +176,14 @@ class TextEncoder(nn.Module, ABC):
         max_tokens: longest text in tokens; longer text is an InputError, never cut in silence.
         pooled_dim: width of the vector of the whole text before its tokens; 0 gives none.
         sees_pictures: whether `forward` takes each text's source picture, too (pixels in [-1, 1]).
+        takes_captions: whether a text may be "instruction => caption of the result".
     """
 
     dim: int
     max_tokens: int
     pooled_dim: int = 0
     sees_pictures: bool = False
+    takes_captions: bool = False
 
     @property
     @abstractmethod

@@ -17,10 +17,12 @@ from torch import Tensor, device
 
 from emu_edit.errors import InputError
 from emu_edit.files import write_json
+from emu_edit.models.captioned_text import CaptionedText
 from emu_edit.models.chat_text import ChatText
 from emu_edit.models.codec import KLCodec, PackedCodec, PatchCodec
 from emu_edit.models.directory import INDEX, new_directory, read_index, read_json
 from emu_edit.models.dit import DiTDenoiser
+from emu_edit.models.edit_adapter import BASE, EditAdapterDenoiser
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
 from emu_edit.models.lora import QUANTISED
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
@@ -38,7 +40,7 @@ from emu_edit.models.text import ModelText, TransformersText
 from emu_edit.models.trust import judge_directory
 from emu_edit.models.unet import TASK_FILE, PretrainedUNetDenoiser, UNetDenoiser
 from emu_edit.models.vision_text import VisionText
-from emu_edit.tasks import TaskTable
+from emu_edit.tasks import CAPTION, TaskTable
 
 TABLE = "table"
 BASE_PARTS = ("transformer", "text_encoder", "vae")
@@ -115,11 +117,54 @@ def load_networks(
     return networks.eval().to(device), scheduler_config, index["_emu_edit"]
 
 
+def load_drawing(folder: Path) -> EditNetworks:
+    """Load the networks of a picture model that draws: ours, or a Stable Diffusion's as they are.
+
+    Raises:
+        InputError: if it edits and was not trained to draw, or a part is missing or of another
+            kind.
+    """
+    if not is_plain(folder):
+        return check_draws(load_networks(folder)[0], folder)
+    judge_directory(folder)
+    return EditNetworks(
+        PretrainedUNetDenoiser(str(folder), task_dim=1),
+        TransformersText(str(folder)),
+        KLCodec(str(folder)),
+        task_embedding=TaskEmbedding(1, 1),
+        tasks=TaskTable((CAPTION,)),
+    ).eval()
+
+
+def check_draws(networks: EditNetworks, where: str | Path) -> EditNetworks:
+    """Return networks that were trained to draw.
+
+    Raises:
+        InputError: if they only edit.
+    """
+    if CAPTION not in networks.tasks.names:
+        raise InputError(
+            f"{where} edits pictures and was not trained to draw; give a run of 'emu-edit fit "
+            "--config text_to_image', or a Stable Diffusion directory"
+        )
+    return networks
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether a directory is a model in diffusers' layout that is not of this project."""
+    index = folder / INDEX
+    return (folder / "unet").is_dir() and not (index.is_file() and "_emu_edit" in read_json(index))
+
+
 def _read_networks(
     folder: Path, encoding: dict[str, object], task_dim: int
 ) -> tuple[Denoiser, TextEncoder, ImageCodec]:
     if "weights" in encoding:
         return _read_transformer(folder, encoding, task_dim)
+    if (folder / BASE).is_dir():
+        base = load_drawing(folder / BASE)
+        denoiser = EditAdapterDenoiser.load(folder, base, task_dim)
+        return denoiser, CaptionedText(base.text_encoder), base.codec
     for name in ("unet", "text_encoder"):
         check_safetensors(folder / name, name)
     return (
@@ -212,10 +257,10 @@ def _write_parts(
     settings: dict[str, object],
 ) -> None:
     denoiser = networks.denoiser
-    if not isinstance(denoiser, UNetDenoiser | DiTDenoiser):
+    if not isinstance(denoiser, UNetDenoiser | DiTDenoiser | EditAdapterDenoiser):
         raise InputError(
-            "a model directory holds a UNetDenoiser or a DiTDenoiser, got a "
-            + type(denoiser).__name__
+            "a model directory holds a UNetDenoiser, a DiTDenoiser or an EditAdapterDenoiser, got "
+            f"a {type(denoiser).__name__}"
         )
     denoiser.write(folder)
     parts = _write_others(networks, folder)
@@ -250,11 +295,13 @@ def _write_others(networks: EditNetworks, folder: Path) -> dict[str, list[str]]:
     denoiser, text, codec = networks.denoiser, networks.text_encoder, networks.codec
     if isinstance(denoiser, DiTDenoiser) and denoiser.has_adapters:
         return {}
+    network = getattr(denoiser, denoiser.part)
+    if isinstance(denoiser, EditAdapterDenoiser):
+        return {denoiser.part: ["diffusers", type(network).__name__]}
     if not isinstance(text, ModelText | ChatText | FluxText | SDXLText | VisionText):
         raise InputError(
             "a model directory holds a text encoder of transformers, got a " + type(text).__name__
         )
-    network = getattr(denoiser, denoiser.part)
     return {
         denoiser.part: ["diffusers", type(network).__name__],
         "vae": _write_codec(codec, folder / "vae"),
@@ -270,6 +317,8 @@ def _encoding(networks: EditNetworks) -> dict[str, object]:
         encoding |= {"attend_padding": text.attend_padding, "trainable_text": learns(text)}
     else:
         encoding["text"] = type(text).__name__
+    if isinstance(denoiser, EditAdapterDenoiser):
+        return encoding
     if not isinstance(denoiser, DiTDenoiser):
         return encoding | {"scale_condition": isinstance(codec, KLCodec) and codec.scale_condition}
     encoding["weights"] = denoiser.weights

@@ -19,7 +19,6 @@ from datamodules.world.data import WorldData
 from datamodules.world.write import PHOTOGRAPHS
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import MODEL
-from emu_edit.editing.generate import CAPTION
 from emu_edit.editing.settings import PHOTOGRAPHS_TOO, WORLD
 from emu_edit.errors import InputError
 from emu_edit.evaluation.world import (
@@ -39,6 +38,7 @@ from emu_edit.runs.folder import METRICS
 from emu_edit.runs.inversion import write_inversion
 from emu_edit.runs.options import TrainOptions
 from emu_edit.runs.predictor import add_predictor, describe_training
+from emu_edit.tasks import CAPTION
 from emu_edit.terminal import fitted, step_bar, terminal_width
 from emu_edit.training.export import export_model
 from emu_edit.training.inversion_module import InversionModule

@@ -1,13 +1,10 @@
 """Checkpoint -> module -> model directory, and a new training from the weights of either.
 
-Checkpoints hold tensors and primitives only; the module is built from the stored config, whose
-classes must be subclasses of the slots they fill. Model directories are safetensors; one task of
-them can be merged into a plain pipeline of diffusers. A new training may start from the weights of
-either: step 0, a new optimizer, a new order of the data. (To go on with a training that stopped,
-give its checkpoint to `--ckpt_path` instead.)
+Model directories are safetensors; one task of them can be merged into a plain pipeline of
+diffusers. A new training may start from the weights of either: step 0, a new optimizer, a new order
+of the data. (To go on with a training that stopped, give its checkpoint to `--ckpt_path` instead.)
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +15,6 @@ from typing import cast
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from jsonargparse import ArgumentError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -31,7 +27,7 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import find_model
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.editing.task_mix import TaskChoice, task_vectors
-from emu_edit.errors import BrokenCheckpointError, InputError
+from emu_edit.errors import InputError
 from emu_edit.models.codec import KLCodec
 from emu_edit.models.directory import INDEX, TEMPORAL, new_directory, read_json
 from emu_edit.models.interfaces import Conditioning
@@ -43,70 +39,11 @@ from emu_edit.models.unet import UNetDenoiser
 from emu_edit.models.weights import load_networks
 from emu_edit.tasks import TaskTable
 from emu_edit.training.checkpoint_io import read_checkpoint
-from emu_edit.training.checkpoint_parts import ADVICE, check_tasks, tensors_of
+from emu_edit.training.checkpoint_parts import check_tasks
 from emu_edit.training.module import EditModule
-from emu_edit.training.optim import EMA_STATE_KEY, check_matches, copy_of, trainable, with_weights
+from emu_edit.training.optim import check_matches, copy_of, trainable, with_weights
+from emu_edit.training.stored import average_in, load_ema, load_module
 from emu_edit.training.video_module import VideoModule
-
-# which a checkpoint may be of, by the name under which Lightning's command line keeps them
-MODULES = {f"{one.__module__}.{one.__qualname__}": one for one in (EditModule, VideoModule)}
-
-
-def load_module(path: Path | str, *, tasks: TaskTable | None = None) -> EditModule:
-    """Build the module a checkpoint was written by, with its weights, on the CPU and in eval mode.
-
-    Args:
-        path: a .ckpt file.
-        tasks: the task table the caller needs; none accepts the checkpoint's own.
-
-    Raises:
-        InputError: if the file is no checkpoint, stores no config, its config no longer fits the
-            program, or its tasks are others.
-    """
-    checkpoint = read_checkpoint(path)
-    if tasks is not None:
-        check_tasks(checkpoint, tasks)
-    if not checkpoint.get("hyper_parameters"):
-        raise InputError(
-            f"{path} stores no config, so the model cannot be built from it; "
-            "use a checkpoint written by `emu-edit fit`"
-        )
-    try:
-        with warnings.catch_warnings():
-            # Lightning lists every weight of the frozen parts, which are absent on purpose; the
-            # module itself refuses a checkpoint that lacks others
-            warnings.filterwarnings("ignore", message="Found keys that are in the model state dict")
-            kind = MODULES.get(checkpoint["hyper_parameters"].get("_class_path"), EditModule)
-            module = kind.load_from_checkpoint(
-                path, map_location="cpu", weights_only=True, strict=False
-            )
-    except (ArgumentError, AttributeError, LookupError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{path}: its config does not build a model ({reason}); "
-            "was it written by an older version?"
-        ) from error
-    return module.eval()
-
-
-def load_ema(path: Path | str) -> dict[str, Tensor] | None:
-    """Return the averaged weights of a checkpoint, or None when it was trained without averaging.
-
-    Raises:
-        InputError: if the file is no checkpoint.
-    """
-    return _average_in(read_checkpoint(path), path)
-
-
-def _average_in(checkpoint: Mapping, path: Path | str) -> dict[str, Tensor] | None:
-    state = checkpoint.get("callbacks", {}).get(EMA_STATE_KEY)
-    if state is None:
-        return None
-    if not isinstance(state, dict) or "average" not in state:
-        raise BrokenCheckpointError(f"{path}: {EMA_STATE_KEY} holds no averaged weights; {ADVICE}")
-    return tensors_of(state["average"], f"{path}: {EMA_STATE_KEY}")
 
 
 def export_model(
@@ -372,7 +309,7 @@ def _training_of(path: Path) -> TrainedAs | None:
 def _of_checkpoint(path: Path, module: EditModule) -> Mapping[str, Tensor]:
     checkpoint = read_checkpoint(path)
     check_tasks(checkpoint, module.networks.tasks)
-    return {**checkpoint["state_dict"], **(_average_in(checkpoint, path) or {})}
+    return {**checkpoint["state_dict"], **(average_in(checkpoint, path) or {})}
 
 
 def _of_directory(path: Path, module: EditModule) -> Mapping[str, Tensor]:

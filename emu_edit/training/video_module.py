@@ -28,21 +28,19 @@ from emu_edit.models.fingerprints import base_fingerprint
 from emu_edit.models.given import GivenFrames
 from emu_edit.models.inflate import inflate, train_temporal
 from emu_edit.models.interfaces import Conditioning
-from emu_edit.models.learned_task import SHOWN
 from emu_edit.models.surgery import freeze
 from emu_edit.models.temporal import TemporalSpec
 from emu_edit.models.video import VideoDenoiser, codec_of_frames, drawing_base
+from emu_edit.training.based import BasedModule
 from emu_edit.training.draws import DrawnBatch, Phase, with_given_noise
 from emu_edit.training.encoder import ClipEncoder
-from emu_edit.training.module import EditModule
 from emu_edit.training.objective import Objective
 from emu_edit.training.optim import OptimizerSettings
 
-BASE = "base"  # in checkpoints: the hash of the picture model
-GIVEN = "given"  # and which frames of a clip the layers are told
+GIVEN = "given"  # in checkpoints: which frames of a clip the layers are told
 
 
-class VideoModule(EditModule):
+class VideoModule(BasedModule):
     """Make a picture model that draws one that draws videos.
 
     Args:
@@ -184,9 +182,9 @@ class VideoModule(EditModule):
         return (*super().frozen_prefixes(), *own)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Write down which picture model the layers are for, and which frames they are told."""
+        """Write down which frames the layers are told, too."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[BASE], checkpoint[GIVEN] = self.adapter_base, self.given.to_dict()
+        checkpoint[GIVEN] = self.given.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse layers of another picture model, or of other given frames.
@@ -194,12 +192,6 @@ class VideoModule(EditModule):
         Raises:
             InputError: naming both, or the first other difference.
         """
-        found = checkpoint.get(BASE)
-        if found != self.adapter_base:
-            raise InputError(
-                f"the checkpoint's layers are for the picture model {str(found)[:SHOWN]}, "
-                f"model.model is {self.adapter_base[:SHOWN]}; give the model it was begun with"
-            )
         if (given := checkpoint.get(GIVEN)) != self.given.to_dict():
             raise InputError(
                 f"the checkpoint was trained with model.given {given}, this is "

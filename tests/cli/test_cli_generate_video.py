@@ -8,8 +8,8 @@ import pytest
 
 from emu_edit.cli.main import main
 from emu_edit.diffusion.prediction import Prediction
-from emu_edit.editing.generate import CAPTION
 from emu_edit.images import save_png
+from emu_edit.tasks import CAPTION
 from emu_edit.training.export import export_model
 from emu_edit.video.io import open_video
 from tests.training.stage import make_module

@@ -8,10 +8,11 @@ import pytest
 from datamodules.checks.folders import check_folder
 from datamodules.clip import ClipDataModule
 from datamodules.shards.clips import decode_mp4
-from datamodules.shards.manifest import CAPTION, read_manifest
+from datamodules.shards.manifest import read_manifest
 from datamodules.world.clips.clip import make_clip, make_flat_clip
 from emu_edit.batch import ClipBatch
 from emu_edit.cli.main import main
+from emu_edit.tasks import CAPTION
 
 SMALL = ("--size", "16", "--frames", "4", "--seed", "3")
 

@@ -15,7 +15,7 @@ from datamodules.checks.folders import check_folder
 from datamodules.clip import ClipDataModule
 from datamodules.edit import EditDataModule
 from datamodules.shards.clips import ClipRecord, decode_mp4, decode_strip, encode_mp4
-from datamodules.shards.manifest import CAPTION, NEW_TASK, write_manifest
+from datamodules.shards.manifest import NEW_TASK, write_manifest
 from datamodules.shards.writer import write_task_shards
 from datamodules.world.clips.clip import ClipPair, make_clip
 from datamodules.world.clips.sheet import flow_picture
@@ -29,7 +29,7 @@ from datamodules.world.clips.write import (
 from datamodules.world.pair import make_pair
 from emu_edit.batch import ClipBatch, ClipSample
 from emu_edit.errors import BadImageError, InputError
-from emu_edit.tasks import SIXTEEN
+from emu_edit.tasks import CAPTION, SIXTEEN
 
 WORLD = ClipWorld(clips=16, seed=3, size=16, frames=6)
 FEW = ClipWorld(clips=2, seed=3, size=16, frames=6)

@@ -14,12 +14,13 @@ from PIL import Image
 from emu_edit.cli.main import main
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.generate import CAPTION, draw_pictures, load_generator
+from emu_edit.editing.generate import draw_pictures, load_generator
 from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
 from emu_edit.images import from_pil
 from emu_edit.models.codec import KLCodec
 from emu_edit.models.text import TransformersText
+from emu_edit.tasks import CAPTION
 from tests.training.stage import make_module
 
 CAPTIONS = ("a red circle on a beach", "a blue star", "nothing on a plain white backdrop")

@@ -58,6 +58,8 @@ def short_training(arguments: list[str]) -> tuple[str, ...]:
     drawing = (*(option for option in FEW if option != "--no_predictor"), *FEW_PAIRS)  # has none
     if recipe.startswith("emu_video"):
         return drawing
+    if recipe == "edit_adapter":
+        return (*FEW, *FEW_OF_THE_WORLD[:-1])
     if recipe == "text_to_image":
         return (*drawing, "--data.pictures=64", *SMALLER[recipe])
     if recipe in PUBLISHED:

@@ -15,7 +15,8 @@ from emu_edit.editing.editor import Editor
 from emu_edit.images import read_image
 from emu_edit.runs.folder import PLACEHOLDER
 from emu_edit.tasks import SIXTEEN
-from emu_edit.training.export import export_model, load_ema, load_module
+from emu_edit.training.export import export_model
+from emu_edit.training.stored import load_ema, load_module
 from tests.end_to_end.conftest import SHORT
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from datamodules.world.read import READABLE, ReadFigure, Reading, read_scene
 from datamodules.world.scene import Scene
 from emu_edit.cli.main import main
 from emu_edit.diffusion.prediction import Prediction
-from emu_edit.editing.generate import CAPTION
 from emu_edit.evaluation.captions import agreement
+from emu_edit.tasks import CAPTION
 from tests.training.stage import make_module
 
 

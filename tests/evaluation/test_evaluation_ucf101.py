@@ -10,10 +10,10 @@ import torch
 from datamodules.evaluation_sets.ucf101 import Ucf101, UcfClass, load_ucf101, words_of
 from emu_edit.cli.main import main
 from emu_edit.diffusion.prediction import Prediction
-from emu_edit.editing.generate import CAPTION
 from emu_edit.errors import InputError
 from emu_edit.evaluation.ucf101 import UcfOptions, features_of, load_networks
 from emu_edit.metrics.frechet import Moments, frechet_distance
+from emu_edit.tasks import CAPTION
 from emu_edit.training.export import export_model
 from emu_edit.video.write import write_clip
 from tests.evaluation.test_evaluation_options import MODEL

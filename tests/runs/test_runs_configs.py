@@ -15,7 +15,6 @@ from emu_edit.cli.main import main
 from emu_edit.diffusion.flow import DynamicShift, FlowSchedule
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.schedule import NoiseSchedule
-from emu_edit.editing.generate import CAPTION
 from emu_edit.errors import InputError
 from emu_edit.models.given import Given, GivenFrames
 from emu_edit.runs.options import (
@@ -27,7 +26,9 @@ from emu_edit.runs.options import (
     recipe_names,
 )
 from emu_edit.runs.trainer_cli import UntrainedCLI, quiet
+from emu_edit.tasks import CAPTION
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
+from emu_edit.training.edit_adapter_module import EditAdapterModule
 from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
@@ -160,6 +161,16 @@ def test_a_recipe_of_videos_builds_from_a_picture_model_that_draws(
     assert built.trainer.max_epochs == 5  # as emu_video, which it changes
 
 
+def test_the_recipe_of_an_edit_adapter_builds_from_a_picture_model_that_draws(
+    workplace: Path, tmp_path: Path
+) -> None:
+    drawing = make_module(prediction=Prediction.z0, tasks=[CAPTION])
+    drawing.make_editor().save_pretrained(tmp_path / "drawing")
+    built = build("edit_adapter", workplace / "run", f"--model.model={tmp_path / 'drawing'}")
+    assert isinstance(built.model, EditAdapterModule)
+    assert isinstance(built.datamodule, EditDataModule)
+
+
 @pytest.mark.parametrize(("recipe", "lr"), [("emu_video_high", 1e-4), ("emu_video_motion", 2.5e-5)])
 def test_the_later_stages_of_videos_are_the_papers(
     recipe: str, lr: float, workplace: Path, tmp_path: Path
@@ -175,7 +186,14 @@ def test_the_later_stages_of_videos_are_the_papers(
 
 
 def test_every_recipe_is_built_by_a_test() -> None:
-    assert recipe_names() == sorted([*SMALLER, *VIDEOS, "sd15", *PUBLISHED, "inversion"])
+    assert recipe_names() == sorted([
+        *SMALLER,
+        *VIDEOS,
+        "edit_adapter",
+        "sd15",
+        *PUBLISHED,
+        "inversion",
+    ])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -12,9 +12,10 @@ from datamodules.world.captions import make_caption
 from datamodules.world.data import WorldCaptions
 from emu_edit.batch import EditBatch, EditSample
 from emu_edit.diffusion.prediction import Prediction
-from emu_edit.editing.generate import CAPTION, draw_pictures
+from emu_edit.editing.generate import draw_pictures
 from emu_edit.errors import InputError
 from emu_edit.models.conditioning import DropoutRates
+from emu_edit.tasks import CAPTION
 from emu_edit.training.draws import Phase
 from emu_edit.training.module import EditModule
 from tests.training.stage import TRAINER_WARNINGS, make_module

@@ -15,9 +15,10 @@ from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
 from emu_edit.tasks import SIXTEEN
 from emu_edit.training.checkpoint_io import DurableCheckpointIO, read_checkpoint
-from emu_edit.training.export import export_checkpoint, export_model, load_ema, load_module
+from emu_edit.training.export import export_checkpoint, export_model
 from emu_edit.training.module import EditModule
 from emu_edit.training.optim import EMA_STATE_KEY, trainable, with_weights
+from emu_edit.training.stored import load_ema, load_module
 from tests.training.stage import (
     TRAINER_WARNINGS,
     Squares,

@@ -22,18 +22,19 @@ from emu_edit.diffusion.samplers import Sampler
 from emu_edit.diffusion.schedule import LogitNormal, NoiseSchedule
 from emu_edit.diffusion.weighting import Weighting
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.generate import CAPTION
 from emu_edit.editing.manifest import fingerprint
 from emu_edit.errors import InputError
 from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.interfaces import Conditioning
 from emu_edit.models.unet import PretrainedUNetDenoiser
+from emu_edit.tasks import CAPTION
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
 from emu_edit.training.draws import Phase
-from emu_edit.training.export import export_checkpoint, load_ema, load_module, start_from
+from emu_edit.training.export import export_checkpoint, start_from
 from emu_edit.training.module import EditModule
 from emu_edit.training.objective import Objective
 from emu_edit.training.optim import with_weights
+from emu_edit.training.stored import load_ema, load_module
 from emu_edit.training.video_module import VideoModule
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_batch, make_module, make_trainer
 from tests.training.test_training_checkpoints import DEPRECATED, is_primitive, train_by_config

@@ -9,8 +9,9 @@ import torch
 
 from emu_edit.errors import BrokenCheckpointError, InputError
 from emu_edit.training.checkpoint_io import read_checkpoint, verify
-from emu_edit.training.export import export_checkpoint, export_model, load_module, start_from
+from emu_edit.training.export import export_checkpoint, export_model, start_from
 from emu_edit.training.optim import EMA_STATE_KEY, copy_of
+from emu_edit.training.stored import load_module
 from tests.training.stage import TRAINER_WARNINGS, make_module
 from tests.training.test_training_checkpoints import DEPRECATED, trained  # noqa: F401  a fixture
 

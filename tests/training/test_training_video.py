@@ -17,12 +17,13 @@ from emu_edit.diffusion.guidance import Guidance, guided
 from emu_edit.diffusion.prediction import Prediction
 from emu_edit.editing.animate import animate, load_animator
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.generate import CAPTION, draw_pictures, load_generator
+from emu_edit.editing.generate import draw_pictures, load_generator
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
 from emu_edit.images import to_uint8
 from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.temporal import TemporalSpec
+from emu_edit.tasks import CAPTION
 from emu_edit.training.draws import Phase
 from emu_edit.training.export import export_model
 from emu_edit.training.video_module import VideoModule

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from emu_edit.batch import ClipBatch, ClipSample
 from emu_edit.diffusion.prediction import Prediction
-from emu_edit.editing.generate import CAPTION
 from emu_edit.models.temporal import TemporalSpec
+from emu_edit.tasks import CAPTION
 from emu_edit.training.optim import OptimizerSettings
 from emu_edit.training.video_module import VideoModule
 from tests.training.stage import make_module

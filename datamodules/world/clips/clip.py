@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from datamodules.shards.manifest import CAPTION
 from datamodules.world.clips.flow import optical_flow
 from datamodules.world.clips.shot import STARTS, Shot, draw_shot, flat_shot, other_side
 from datamodules.world.instructions import background_words, pick
@@ -20,7 +19,7 @@ from datamodules.world.pair import EDITS
 from datamodules.world.scene import AT_REST, Scene, View
 from datamodules.world.studio import FLAT, Studio, WorldPair, rendered
 from emu_edit.errors import InputError
-from emu_edit.tasks import SIXTEEN
+from emu_edit.tasks import CAPTION, SIXTEEN
 
 VERSION = 1  # of the clips: raised whenever the same seed and index give another clip
 MOST_FRAMES = 1024

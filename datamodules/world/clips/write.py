@@ -16,14 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from datamodules.shards.clips import MOTION, ClipRecord, check_crf, encode_mp4
-from datamodules.shards.manifest import (
-    CAPTION,
-    CONTACT_SHEET,
-    MANIFEST,
-    NEW_TASK,
-    Manifest,
-    write_manifest,
-)
+from datamodules.shards.manifest import CONTACT_SHEET, MANIFEST, NEW_TASK, Manifest, write_manifest
 from datamodules.shards.writer import PairRecord, ShardWriter
 from datamodules.world.clips import clip as clips
 from datamodules.world.clips.clip import ClipPair, as_captioned, make_clip, make_flat_clip
@@ -31,7 +24,7 @@ from datamodules.world.clips.sheet import clip_sheet
 from datamodules.world.pair import VERSION as WORLD_VERSION
 from emu_edit.errors import InputError
 from emu_edit.files import atomic_file, write_text
-from emu_edit.tasks import SIXTEEN
+from emu_edit.tasks import CAPTION, SIXTEEN
 from emu_edit.video.motion import score_of
 
 PROGRAM = "emu_edit shards world --clips"

@@ -16,11 +16,12 @@ from datamodules.convert.cutting import Cutting
 from datamodules.convert.gates import Gates
 from datamodules.convert.run import ConvertSettings, Part, convert
 from datamodules.shards.clips import decode_mp4, encode_mp4
-from datamodules.shards.manifest import CAPTION, read_manifest
+from datamodules.shards.manifest import read_manifest
 from datamodules.world.clips.write import ClipWorld, write_movies
 from emu_edit.batch import ClipBatch
 from emu_edit.cli.main import main
 from emu_edit.errors import BadDataError, InputError
+from emu_edit.tasks import CAPTION
 from tests.datamodules.convert.sets import before, quarantine, save
 from tests.datamodules.convert.shards import read_back
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from datamodules.shards.manifest import CAPTION
 from datamodules.world.captions import caption_scene, make_caption
+from datamodules.world.pair import make_pair
 from datamodules.world.palette import HELDOUT_PAIRS, PLAIN_BACKGROUNDS
 from datamodules.world.read import read_scene
+from datamodules.world.scene import Thing
 from emu_edit.errors import InputError
+from emu_edit.tasks import CAPTION
 
 
 def test_a_picture_is_a_function_of_seed_split_and_index() -> None:
@@ -81,3 +83,22 @@ def test_only_the_heldout_split_has_heldout_colours_of_shapes() -> None:
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(InputError, match="unknown split 'val'"):
         make_caption(0, 0, split="val")
+
+
+@pytest.mark.parametrize("task", ["local", "remove", "add", "texture", "background", "pose"])
+def test_edits_of_flat_scenes_are_of_one_or_two_plain_things_on_a_plain_backdrop(task: str) -> None:
+    kept: set[str] = set()
+    for index in range(12):
+        pair = make_pair(5, index, task=task, size=32, flat=True)
+        usual = make_pair(5, index, task=task, size=32)
+        assert pair.scenes is not None
+        for scene in pair.scenes:
+            assert scene.background.name in PLAIN_BACKGROUNDS
+        before, _ = pair.scenes
+        things = [figure for figure in before.figures if isinstance(figure, Thing)]
+        assert len(things) <= 2
+        assert all(thing.texture == "plain" and thing.radius >= 0.16 for thing in things)
+        assert bool(len(before.figures) - len(things)) == (task == "pose")
+        assert pair.key != usual.key
+        kept.add(pair.key)
+    assert len(kept) == 12

@@ -7,7 +7,6 @@ from math import hypot
 import numpy as np
 import pytest
 
-from datamodules.shards.manifest import CAPTION
 from datamodules.world.clips.clip import ClipPair, make_clip, make_flat_clip
 from datamodules.world.clips.motion import DIRECTIONS, Camera, Motion, direction, seen_by
 from datamodules.world.clips.write import record_of
@@ -16,7 +15,7 @@ from datamodules.world.palette import HELDOUT_PAIRS
 from datamodules.world.render import quantise, render
 from datamodules.world.scene import Figure, Person, Scene, Thing, View
 from emu_edit.errors import InputError
-from emu_edit.tasks import SIXTEEN
+from emu_edit.tasks import CAPTION, SIXTEEN
 
 REGION = ("local", "remove", "add", "texture", "background", "text", "detect", "segment")
 FRAMES, SIZE = 6, 32
