@@ -10,27 +10,21 @@ Source: Sheynin et al. 2023, arXiv:2311.10089, section 4.2, with the four tokens
 Movie Gen, arXiv:2410.13720; adding instead of appending: ours.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
-from jaxtyping import Float, Int64, Real
+from jaxtyping import Float, Real
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
-from emu_edit.diffusion.flow import FLUX2, T
-from emu_edit.diffusion.prediction import TrainedAs
+from emu_edit.diffusion.flow import T
 from emu_edit.errors import InputError
-from emu_edit.models.directory import INDEX, read_json
+from emu_edit.models.families import Told, family_of, refuse_variants
 from emu_edit.models.interfaces import NUM_TASK_TOKENS, Conditioning, Denoiser, TextFeatures
 from emu_edit.models.lora import QUANTISED, add_lora, quantise, read_lora, write_lora
 from emu_edit.models.sources import (
-    PartSource,
     config_of,
     find_part,
     find_training,
@@ -44,195 +38,8 @@ from emu_edit.models.unet import TASK_FILE
 from emu_edit.models.unet_inputs import zero_linear
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a family's network is called with.
-
-    Attributes:
-        cells: those of z_t, row by row, then those of the source: m = 2 h w.
-        sigma: the noise level, 0 to 1.
-        grid: (h, w).
-        guidance: the scale a guidance-distilled network is told; None for others.
-    """
-
-    cells: Float[Tensor, "b m c"]
-    text: TextFeatures
-    sigma: Float[Tensor, " b"]
-    grid: tuple[int, int]
-    guidance: Float[Tensor, " b"] | None
-
-
-@dataclass(frozen=True)
-class Family:
-    """What is particular about the networks of one class of diffusers.
-
-    Attributes:
-        name: of the class.
-        module: where it is, below `diffusers.models.transformers`.
-        time: the submodule whose output is the timestep embedding.
-        call: call the network; the output for all cells.
-        lora: the linear layers that LoRA adapts unless told otherwise, as peft names them.
-        licence: what the licence of all published weights of it forbids.
-        pooled: entry of its config for the width of the text's vector; None takes no vector.
-        keeps_norm: how its pipeline guides, see `emu_edit.diffusion.guidance.guided`.
-        scheduler: what its pipeline does and the scheduler's config does not say.
-    """
-
-    name: str
-    module: str
-    time: str
-    call: Callable[[Any, Told], Float[Tensor, "b m c"]]
-    lora: tuple[str, ...]
-    licence: str | None = None
-    scheduler: Mapping[str, object] = field(default_factory=dict)
-    pooled: str | None = None
-    keeps_norm: bool = False
-
-    @property
-    def network(self) -> type[ModelMixin]:
-        """The class; diffusers has dozens of transformers, only this one is imported."""
-        return getattr(import_module(f"diffusers.models.transformers.{self.module}"), self.name)
-
-
-def cell_ids(
-    grid: tuple[int, int], axes: int, place: int, device: torch.device
-) -> Int64[Tensor, "n a"]:
-    """Return the position ids of the cells of a picture: (place, row, column, 0, ...)."""
-    height, width = grid
-    ids = torch.zeros(height, width, axes, dtype=torch.int64, device=device)
-    ids[..., 0] = place
-    ids[..., 1] = torch.arange(height, device=device)[:, None]
-    ids[..., 2] = torch.arange(width, device=device)
-    return ids.flatten(0, 1)
-
-
-def call_flux2(net: nn.Module, told: Told) -> Float[Tensor, "b m c"]:
-    """FLUX.2 (klein, dev): the source at place 10, text tokens count along the fourth axis."""
-    device, tokens = told.cells.device, told.text.tokens
-    places = [cell_ids(told.grid, 4, place, device) for place in (0, 10)]
-    text_ids = torch.zeros(tokens.shape[1], 4, dtype=torch.int64, device=device)
-    text_ids[:, 3] = torch.arange(tokens.shape[1], device=device)
-    return net(
-        hidden_states=told.cells,
-        encoder_hidden_states=tokens,
-        timestep=told.sigma,
-        img_ids=torch.cat(places),
-        txt_ids=text_ids,
-        guidance=told.guidance,
-        return_dict=False,
-    )[0]
-
-
-def call_flux(net: Any, told: Told) -> Float[Tensor, "b m c"]:
-    """FLUX.1 Kontext: the source at place 1, text tokens at the origin, CLIP's vector beside."""
-    device, tokens = told.cells.device, told.text.tokens
-    return net(
-        hidden_states=told.cells,
-        encoder_hidden_states=tokens[:, 1:],
-        pooled_projections=tokens[:, 0, : net.config["pooled_projection_dim"]],
-        timestep=told.sigma,
-        img_ids=torch.cat([cell_ids(told.grid, 3, place, device) for place in (0, 1)]),
-        txt_ids=torch.zeros(tokens.shape[1] - 1, 3, device=device),
-        guidance=told.guidance,
-        return_dict=False,
-    )[0]
-
-
-def call_qwen(net: nn.Module, told: Told) -> Float[Tensor, "b m c"]:
-    """Qwen-Image-Edit: the source is the second picture of the sequence, padding is not seen."""
-    tokens, mask = told.text.tokens, told.text.mask
-    # without a mask attention has faster kernels; only on the CPU a look at it waits for nothing
-    can_look = mask.device.type == "cpu" and not isinstance(mask, FakeTensor)
-    is_whole = can_look and bool(mask.all())
-    return net(
-        hidden_states=told.cells,
-        encoder_hidden_states=tokens,
-        encoder_hidden_states_mask=None if is_whole else mask,
-        timestep=told.sigma,
-        img_shapes=[[(1, *told.grid)] * 2] * len(tokens),
-        return_dict=False,
-    )[0]
-
-
-FAMILIES = (
-    Family(
-        "Flux2Transformer2DModel",
-        "transformer_flux2",
-        "time_guidance_embed",
-        call_flux2,
-        # of both kinds of blocks, as diffusers' own training of FLUX.2 has them
-        lora=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
-        licence="of FLUX.2's weights klein 4B may be used commercially (Apache-2.0), klein 9B and "
-        "dev may not (FLUX Non-Commercial License); see their model cards",
-        scheduler={FLUX2: True},
-    ),
-    Family(
-        "FluxTransformer2DModel",
-        "transformer_flux",
-        "time_text_embed",
-        call_flux,
-        # as diffusers' own training of Kontext has them
-        lora=("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_mlp"),
-        licence="the weights of FLUX.1 Kontext dev may not be used commercially, nor what is made "
-        "of them (FLUX.1 [dev] Non-Commercial License); see their model card",
-        pooled="pooled_projection_dim",
-    ),
-    Family(
-        "QwenImageTransformer2DModel",
-        "transformer_qwenimage",
-        "time_text_embed",
-        call_qwen,
-        # of the picture's stream, as diffusers' own training of Qwen-Image has them
-        lora=("to_q", "to_k", "to_v", "to_out.0"),
-        keeps_norm=True,
-    ),
-)
-
-
-def family_of(config: Mapping[str, object], where: str) -> Family:
-    """Return the family of a network by its config.
-
-    Raises:
-        InputError: if it is of none.
-    """
-    name = config.get("_class_name")
-    for family in FAMILIES:
-        if family.name == name:
-            return family
-    known = ", ".join(family.name for family in FAMILIES)
-    raise InputError(
-        f"{where} is a {name}, needs one of {known}; a U-Net goes with PretrainedUNetDenoiser"
-    )
-
-
-def refuse_variants(config: Mapping[str, object], source: PartSource) -> None:
-    """Refuse networks of a known class that were made for something else.
-
-    Raises:
-        InputError: for step-distilled models, which stop learning, and inpainting models.
-    """
-    index = Path(source.root, INDEX)
-    if index.is_file() and read_json(index).get("is_distilled"):
-        raise InputError(
-            f"{source.root} is distilled to few steps (is_distilled), which training breaks; give "
-            "its base model"
-        )
-    for name in ("use_additional_t_cond", "use_layer3d_rope"):
-        if config.get(name):
-            raise InputError(
-                f"{source} has {name}, as Qwen-Image-Layered, which draws layers and does not "
-                "edit; give Qwen-Image-Edit-2509 or 2511"
-            )
-    channels, out = config.get("in_channels"), config.get("out_channels")
-    if out is not None and channels not in {out, 4 * cast("int", out)}:
-        raise InputError(
-            f"{source} takes {channels} channels and gives {out}, as an inpainting or control "
-            "model does; give the model that edits, or draws from text"
-        )
-
-
 class DiTDenoiser(Denoiser):
-    """A pretrained transformer of one of the FAMILIES, trained whole or by LoRA.
+    """A pretrained transformer of one of the `FAMILIES`, trained whole or by LoRA.
 
     Args:
         path: model directory (or its `transformer/`), or a hub name `owner/name/transformer`;
@@ -271,7 +78,8 @@ class DiTDenoiser(Denoiser):
         config = config_of(self.source)
         self.family = family_of(config, str(self.source))
         self.licence, self.keeps_norm = self.family.licence, self.family.keeps_norm
-        refuse_variants(config, self.source)
+        told = find_training(self.source)
+        refuse_variants(config, self.source, told.config)
         if weights in QUANTISED and not lora_rank:
             raise InputError(
                 f"denoiser.weights: {weights} is for a frozen network; give denoiser.lora_rank"
@@ -291,12 +99,13 @@ class DiTDenoiser(Denoiser):
         if self.family.pooled is not None:
             self.pooled_dim = int(self.transformer.config[self.family.pooled])
         self.task_dim = task_dim
-        self.guidance = guidance if self.transformer.config["guidance_embeds"] else None
+        self.guidance = guidance if self.transformer.config.get("guidance_embeds") else None
         self.task_to_tokens = zero_linear(task_dim, NUM_TASK_TOKENS * self.text_dim)
         self.task_to_time = zero_linear(task_dim, self.transformer.inner_dim)
         self._shift: Tensor | None = None
         self.transformer.get_submodule(self.family.time).register_forward_hook(self._shifted)
-        self.trained_as = self._training()
+        scheduler = {**self.family.scheduler, **told.config}
+        self.trained_as = replace(told, config=scheduler if "_class_name" in scheduler else {})
         task_file = Path(self.source.root, TASK_FILE)
         if task_file.is_file():
             self.load_maps(load_tensors(task_file), task_file)
@@ -325,12 +134,6 @@ class DiTDenoiser(Denoiser):
             write_lora(self.transformer, folder)
         else:
             self.transformer.save_pretrained(folder / self.part, safe_serialization=True)
-
-    def _training(self) -> TrainedAs:
-        told = find_training(self.source)
-        return (
-            replace(told, config={**told.config, **self.family.scheduler}) if told.config else told
-        )
 
     def _smallest(self) -> Tensor:
         z = torch.zeros(1, self.latent_channels, 1, 1)

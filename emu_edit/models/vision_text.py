@@ -12,7 +12,7 @@ Qwen2.5-VL, arXiv:2502.13923, and its processor in transformers (patches, places
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -62,26 +62,35 @@ class VisionText(TextEncoder):
             `owner/name/text_encoder`; safetensors only.
         max_tokens: longest text in tokens, with its template and without the picture's.
 
+    Attributes:
+        template: what stands before the picture, and what after the text.
+        of: the models whose text encoder it is, for messages.
+        processor: folder of the processor in their pipelines.
+
     Raises:
         InputError: if it cannot be found or loaded, is another model, or its tokenizer has no token
             for pictures.
     """
 
     sees_pictures = True
+    template: ClassVar = (BEFORE, AFTER)
+    of: ClassVar = "Qwen-Image-Edit-2509 or 2511"
+    processor: ClassVar = "processor"
 
     def __init__(self, path: str, max_tokens: int = 1024) -> None:
         super().__init__()
         self.source = find_part(path, "text_encoder")
-        _refuse_first(self.source)
+        self._refuse_relatives()
         model, self.tokenizer = load_chat(self.source, AutoModelForImageTextToText)
         self.model: Any = freeze(model)
         config = self.model.config
         if config.model_type != "qwen2_5_vl":
             raise InputError(
                 f"{self.source} is a {config.model_type}, needs a qwen2_5_vl; the text encoder of "
-                "Qwen-Image-Edit-2509 or 2511 is one"
+                f"{self.of} is one"
             )
-        parts = self.tokenizer([BEFORE, CELL, BETWEEN, AFTER], add_special_tokens=False)
+        before, after = self.template
+        parts = self.tokenizer([before, CELL, BETWEEN, after], add_special_tokens=False)
         self.before, self.cell, self.between, self.after = parts["input_ids"]
         if self.cell != [config.image_token_id]:
             raise InputError(
@@ -94,7 +103,7 @@ class VisionText(TextEncoder):
         self.merged = int(eye.spatial_merge_size)
         self.dim = int(config.text_config.hidden_size)
         self.max_tokens = max_tokens
-        self.around = len(self._row("", 0))
+        self.around, self.dropped = len(self._row("", 0)), DROPPED
         picture = torch.zeros(2, 3, MULTIPLE, MULTIPLE)
         refuse_unrunnable(lambda: self(("a", ""), picture).tokens, str(self.source))
 
@@ -139,38 +148,50 @@ class VisionText(TextEncoder):
         height, width = self._size(*pictures.shape[-2:])
         rows, columns = (side // self.patch // self.merged for side in (height, width))
         ids, mask = self.tokenize(texts, rows * columns)
-        device = self.model.device
+        device, told = self.model.device, self._told(mask[:, self.dropped :])
         if isinstance(pictures, FakeTensor):
-            tokens = torch.zeros(*ids[:, DROPPED:].shape, self.dim, device=device)
-            return TextFeatures(tokens.to(self.model.dtype), mask[:, DROPPED:].to(device))
+            tokens = torch.zeros(*told.shape, self.dim, device=device)
+            return TextFeatures(tokens.to(self.model.dtype), told.to(device))
         patches = [self._patches(picture, height, width) for picture in to_uint8(pictures).cpu()]
         grid = torch.tensor([[1, rows * self.merged, columns * self.merged]]).repeat(len(texts), 1)
         tokens = self.model.base_model(
             input_ids=ids.to(device),
             attention_mask=mask.long().to(device),
-            position_ids=places(len(self.before), rows, columns, ids.shape[1])[:, None]
-            .expand(-1, len(texts), -1)
-            .to(device),
+            position_ids=self._places(mask, rows, columns).to(device),
             pixel_values=torch.cat(patches).to(device, self.model.dtype),
             image_grid_thw=grid.to(device),
             use_cache=False,
         ).last_hidden_state
-        return TextFeatures(tokens[:, DROPPED:], mask[:, DROPPED:].to(device))
+        return TextFeatures(tokens[:, self.dropped :], told.to(device))
+
+    def _told(self, mask: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+        """Return which features the denoiser attends to, given which are of no padding."""
+        return mask
+
+    def _places(self, mask: Bool[Tensor, "b l"], rows: int, columns: int) -> Int64[Tensor, "3 b l"]:
+        """Return where the tokens are for the model; of padding nobody sees anything here."""
+        along = places(len(self.before), rows, columns, mask.shape[1])
+        return along[:, None].expand(-1, len(mask), -1)
+
+    def _resized(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Return to which sides the pipeline resizes a picture, one after the other."""
+        return [shown_size(height, width)]
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """Return the sides of the picture that the model sees: whole cells."""
-        cell = self.patch * self.merged
-        high, wide = (max(round(side / cell), 1) * cell for side in shown_size(height, width))
+        cell, shown = self.patch * self.merged, self._resized(height, width)[-1]
+        high, wide = (max(round(side / cell), 1) * cell for side in shown)
         return high, wide
 
     def _patches(self, picture: Tensor, height: int, width: int) -> Float[Tensor, "n d"]:
         """Return the patches of a picture in bytes, those of a cell together, as in a still film.
 
-        It is resized twice, as the pipeline and then the processor do.
+        It is resized as the pipeline and then the processor do.
         """
-        high, wide = shown_size(*picture.shape[-2:])
-        small = to_pil(picture).resize((wide, high), Resampling.LANCZOS)
-        seen = np.asarray(small.resize((width, height), Resampling.BICUBIC), dtype=np.float32)
+        shown = to_pil(picture)
+        for high, wide in self._resized(*picture.shape[-2:]):
+            shown = shown.resize((wide, high), Resampling.LANCZOS)
+        seen = np.asarray(shown.resize((width, height), Resampling.BICUBIC), dtype=np.float32)
         levels = (torch.from_numpy(seen / 255) - torch.tensor(MEAN)) / torch.tensor(STD)
         patches = rearrange(
             levels,
@@ -183,9 +204,9 @@ class VisionText(TextEncoder):
         return repeat(patches, "n c p q -> n (c t p q)", t=self.frames)
 
     def write(self, folder: Path) -> dict[str, str]:
-        """Write `text_encoder/`, `tokenizer/` and `processor/`; return the class of each."""
+        """Write `text_encoder/`, `tokenizer/` and the processor; return the class of each."""
         parts = {"text_encoder": self.model, "tokenizer": self.tokenizer}
-        written = write_parts(folder, parts | {"processor": self.tokenizer})
+        written = write_parts(folder, parts | {self.processor: self.tokenizer})
         numbers = {
             "image_processor_type": "Qwen2VLImageProcessor",
             "patch_size": self.patch,
@@ -194,8 +215,16 @@ class VisionText(TextEncoder):
             "image_mean": MEAN,
             "image_std": STD,
         }
-        write_json(folder / "processor" / "preprocessor_config.json", numbers)
-        return written | {"processor": "Qwen2VLProcessor"}
+        write_json(folder / self.processor / "preprocessor_config.json", numbers)
+        return written | {self.processor: "Qwen2VLProcessor"}
+
+    def _refuse_relatives(self) -> None:
+        """Refuse models with the same text encoder that is told something else."""
+        if pipeline_of(self.source) == FIRST:
+            raise InputError(
+                f"{self.source.root} is the first Qwen-Image-Edit, which shows its text encoder a "
+                f"larger picture in other words; give {self.of}"
+            )
 
 
 def shown_size(height: int, width: int) -> tuple[int, int]:
@@ -219,10 +248,7 @@ def places(start: int, rows: int, columns: int, length: int) -> Int64[Tensor, "3
     return torch.cat([words[0], plane.flatten(1) + start, words[1]], dim=1)
 
 
-def _refuse_first(source: PartSource) -> None:
+def pipeline_of(source: PartSource) -> object:
+    """Return the class of the pipeline a part belongs to; None where nothing tells."""
     index = Path(source.root, INDEX)
-    if index.is_file() and read_json(index).get("_class_name") == FIRST:
-        raise InputError(
-            f"{source.root} is the first Qwen-Image-Edit, which shows its text encoder a larger "
-            "picture in other words; give Qwen-Image-Edit-2509 or 2511"
-        )
+    return read_json(index).get("_class_name") if index.is_file() else None

@@ -24,6 +24,7 @@ from emu_edit.models.directory import INDEX, new_directory, read_index, read_jso
 from emu_edit.models.dit import DiTDenoiser
 from emu_edit.models.edit_adapter import BASE, EditAdapterDenoiser
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
+from emu_edit.models.longcat_text import LongCatText
 from emu_edit.models.lora import QUANTISED
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.pooled_text import FluxText, SDXLText
@@ -215,6 +216,8 @@ def _read_text(path: str, encoding: dict[str, object], folder: Path) -> TextEnco
             return SDXLText(path)
         case "VisionText":
             return VisionText(path, most)
+        case "LongCatText":
+            return LongCatText(path, most)
         case _:
             raise InputError(
                 f"{folder / INDEX}: text is {kind!r}, which is no text encoder of ours"

@@ -24,13 +24,20 @@ from tests.datamodules.convert import test_convert_webdataset as webdataset
 from tests.datamodules.convert.sets import after, before, save, write_parquet
 from tests.datamodules.toy_shards import make_folder
 from tests.end_to_end.documented import ROOT
-from tests.models.tiny_published import write_klein, write_kontext, write_qwen, write_sdxl
+from tests.models.tiny_published import (
+    write_klein,
+    write_kontext,
+    write_longcat,
+    write_qwen,
+    write_sdxl,
+)
 from tests.models.tiny_vae import tiny_vae
 
 HUB_NAME = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 KLEIN = "black-forest-labs/FLUX.2-klein-base-4B"
 KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"
 QWEN = "Qwen/Qwen-Image-Edit-2511"
+LONGCAT = "meituan-longcat/LongCat-Image-Edit"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PAIRS = 60  # so many that a share of 2 % is a pair
 ENDINGS = {"-o", "--output", "--run", "--write-inputs", "--list"}  # what follows is written
@@ -97,6 +104,7 @@ class Things:
             KLEIN: write_klein,
             KONTEXT: write_kontext,
             QWEN: write_qwen,
+            LONGCAT: write_longcat,
             SDXL: write_sdxl,
         }
 

@@ -20,7 +20,8 @@ from emu_edit.errors import InputError
 from emu_edit.images import from_pil, to_float
 from emu_edit.models.chat_text import ChatText
 from emu_edit.models.codec import PackedCodec
-from emu_edit.models.dit import DiTDenoiser, Told
+from emu_edit.models.dit import DiTDenoiser
+from emu_edit.models.families import Told
 from emu_edit.models.interfaces import Conditioning, TextFeatures
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.pooled_text import FluxText

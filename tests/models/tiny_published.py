@@ -8,6 +8,7 @@ from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_longcat_image import LongCatImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
@@ -264,6 +265,48 @@ def write_qwen(folder: Path) -> None:
         "tokenizer": ["transformers", "Qwen2Tokenizer"],
         "transformer": ["diffusers", "QwenImageTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKLQwenImage"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def tiny_longcat() -> LongCatImageTransformer2DModel:
+    return LongCatImageTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=HIDDEN,
+        pooled_projection_dim=HIDDEN,
+        axes_dims_rope=[4, 4, 8],
+    )
+
+
+def write_longcat(folder: Path, *, is_turbo: bool = False) -> None:
+    """Write a LongCat-Image-Edit of two layers, of 64 channels as its pipeline insists."""
+    with torch.random.fork_rng(), quiet_transformers():
+        torch.default_generator.manual_seed(0)
+        tiny_longcat().save_pretrained(folder / "transformer")
+        tiny_vae(0.1159, channels=16, scale=0.3611).save_pretrained(folder / "vae")
+        tiny_qwen_vl().save_pretrained(folder / "text_encoder")
+    for name in ("tokenizer", "text_processor"):
+        write_qwen_tokenizer(folder / name, EYES)
+    processor = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14}
+    (folder / "text_processor" / "preprocessor_config.json").write_text(json.dumps(processor))
+    FlowMatchEulerDiscreteScheduler(
+        shift=1.0 if is_turbo else 3.0,
+        use_dynamic_shifting=True,
+        base_shift=1.15 if is_turbo else 0.5,
+        max_shift=1.15,
+    ).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "LongCatImageEditPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+        "text_processor": ["transformers", "Qwen2_5_VLProcessor"],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "transformer": ["diffusers", "LongCatImageTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
 

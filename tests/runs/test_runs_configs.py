@@ -33,7 +33,13 @@ from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
 from emu_edit.training.video_module import VideoModule
-from tests.models.tiny_published import write_klein, write_kontext, write_qwen, write_sdxl
+from tests.models.tiny_published import (
+    write_klein,
+    write_kontext,
+    write_longcat,
+    write_qwen,
+    write_sdxl,
+)
 from tests.training.stage import make_module
 
 RECIPES = sorted((configs_folder() / "train").glob("*.yaml"))
@@ -74,6 +80,7 @@ PUBLISHED = {
         FlowSchedule(dynamic=DynamicShift(0.5, 0.9, 256, 8192), shift_terminal=0.02),
     ),
     "kontext": (write_kontext, (WHOLE_NETWORK,), FlowSchedule(dynamic=DynamicShift())),
+    "longcat": (write_longcat, (WHOLE_NETWORK,), FlowSchedule(dynamic=DynamicShift())),
 }
 # a recipe that changes another one: its name begins with that one's
 WHOLE = [path for path in RECIPES if path.stem not in VIDEOS or path.stem == "emu_video"]
