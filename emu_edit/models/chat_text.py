@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -43,23 +43,30 @@ class ChatText(TextEncoder):
     Raises:
         InputError: if it cannot be found or loaded, has fewer layers, or its tokenizer has no chat
             template.
+
+    Attributes:
+        kind: transformers' class that chooses the model's.
+        before: tokens of the template before the text; `after`, those after it.
     """
+
+    kind: Any = AutoModelForCausalLM
 
     def __init__(self, path: str, layers: list[int] | None = None, max_tokens: int = 512) -> None:
         super().__init__()
         self.source = find_part(path, "text_encoder")
-        model, self.tokenizer = load_chat(self.source, AutoModelForCausalLM)
+        model, self.tokenizer = load_chat(self.source, self.kind)
         self.model: Any = freeze(model)
         self.layers = [9, 18, 27] if layers is None else layers
-        count = int(self.model.config.num_hidden_layers)
+        config = self.model.config.get_text_config()
+        count = int(config.num_hidden_layers)
         if not self.layers or not all(0 <= layer <= count for layer in self.layers):
             raise InputError(
                 f"text_encoder.layers={self.layers}, but {self.source} has layers 0 to {count}"
             )
         refuse_other_vocabulary(self.model, self.tokenizer, self.source)
-        self.dim = len(self.layers) * int(self.model.config.hidden_size)
+        self.dim = len(self.layers) * int(config.hidden_size)
         self.max_tokens = max_tokens
-        self.before, self.after = _template(self.tokenizer, str(self.source))
+        self.before, self.after = self._template()
         refuse_unrunnable(lambda: self(("a", "")).tokens, str(self.source))
 
     @property
@@ -78,24 +85,58 @@ class ChatText(TextEncoder):
         Raises:
             InputError: if a text is too long.
         """
-        rows = [[*self.before, *plain_ids(self.tokenizer, text), *self.after] for text in texts]
         return padded(
             self.tokenizer,
             texts,
-            rows,
+            self._rows(texts),
             most=self.limit.max_tokens,
             length=self.max_tokens,
             what=" with its template",
         )
 
+    def _rows(self, texts: tuple[str, ...] | list[str]) -> list[list[int]]:
+        return [[*self.before, *plain_ids(self.tokenizer, text), *self.after] for text in texts]
+
     def forward(self, texts: tuple[str, ...] | list[str]) -> TextFeatures:
         """Encode texts on the model's device; all tokens count as real, padding too."""
-        ids, mask = (each.to(self.model.device, non_blocking=True) for each in self.tokenize(texts))
+        ids, mask = self.tokenize(texts)
+        return TextFeatures(self._stacked(ids, mask), self._moved(torch.ones_like(mask)))
+
+    def _stacked(
+        self, ids: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"], **more: Tensor
+    ) -> Float[Tensor, "b l d"]:
+        """Return the layers of each token, side by side; `more` goes to the model, too."""
         states = self.model.base_model(
-            input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False
+            input_ids=self._moved(ids),
+            attention_mask=self._moved(mask).long(),
+            output_hidden_states=True,
+            use_cache=False,
+            **{name: self._moved(each) for name, each in more.items()},
         ).hidden_states
-        tokens = torch.cat([states[layer] for layer in self.layers], dim=-1)
-        return TextFeatures(tokens=tokens, mask=torch.ones_like(mask))
+        return torch.cat([states[layer] for layer in self.layers], dim=-1)
+
+    def _moved(self, each: Tensor) -> Tensor:
+        return each.to(self.model.device, non_blocking=True)
+
+    def _template(self) -> tuple[list[int], list[int]]:
+        """Return the tokens before and after a user's words."""
+        with refusing(
+            f"{self.source}: its tokenizer has no chat template that takes a user's words"
+        ):
+            shown = self._asked(PLACE)
+            before, after = shown.split(PLACE)
+            encode = partial(self.tokenizer, add_special_tokens=False)
+            return encode(before)["input_ids"], encode(after)["input_ids"]
+
+    def _asked(self, words: str) -> str:
+        """Return a user's words in the template, up to where the model would answer."""
+        shown = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": words}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        return cast("str", shown)
 
     def write(self, folder: Path) -> dict[str, str]:
         """Write `text_encoder/` and `tokenizer/` into a folder; return the class of each."""
@@ -112,20 +153,6 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def count_around(tokenizer: PreTrainedTokenizerBase, around: int, text: str) -> int:
     """Return the tokens of a text in a template of `around` tokens."""
     return around + len(plain_ids(tokenizer, text))
-
-
-def _template(tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[list[int], list[int]]:
-    """Return the tokens before and after a user's words."""
-    with refusing(f"{where}: its tokenizer has no chat template that takes a user's words"):
-        shown = tokenizer.apply_chat_template(
-            [{"role": "user", "content": PLACE}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-        before, after = cast("str", shown).split(PLACE)
-        encode = partial(tokenizer, add_special_tokens=False)
-        return encode(before)["input_ids"], encode(after)["input_ids"]
 
 
 def load_chat(source: PartSource, kind: Any) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Real
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from emu_edit.diffusion.flow import T
 from emu_edit.errors import InputError
@@ -152,6 +153,9 @@ class DiTDenoiser(Denoiser):
         precision, (height, width) = self.transformer.dtype, z_t.shape[-2:]
         if z_t.dtype != precision:
             return self(z_t.to(precision), t, cond.to(precision)).to(z_t.dtype)
+        lengths = self._lengths(cond.text)
+        if {*lengths} != {cond.text.mask.shape[1]}:
+            return self._apart(z_t, t, cond, lengths)
         cells = torch.cat([z_t.flatten(2), cond.z_source.flatten(2)], dim=2).transpose(1, 2)
         tokens = self.task_to_tokens(cond.v_task.to(self.task_to_tokens.weight.dtype))
         told = Told(
@@ -167,6 +171,35 @@ class DiTDenoiser(Denoiser):
         finally:
             self._shift = None
         return output[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
+
+    def _lengths(self, text: TextFeatures) -> list[int]:
+        """Return how many tokens of each text the network is to be given.
+
+        Where a text may have more windows than one, a GPU is waited for to know how many.
+        """
+        longest, window = text.mask.shape[1], self.family.window
+        if window is None or longest <= window or isinstance(text.mask, FakeTensor):
+            return [longest]
+        return text.mask.sum(dim=1).tolist()
+
+    def _apart(
+        self,
+        z_t: Float[Tensor, "b c h w"],
+        t: Real[Tensor, " b"],
+        cond: Conditioning,
+        lengths: list[int],
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the raw output, texts of different lengths in batches of their own."""
+        rows_of: dict[int, list[int]] = {}
+        for row, length in enumerate(lengths):
+            rows_of.setdefault(length, []).append(row)
+        outputs = []
+        for length, rows in rows_of.items():
+            text = TextFeatures(cond.text.tokens[rows, :length], cond.text.mask[rows, :length])
+            some = Conditioning(text, cond.z_source[rows], cond.v_task[rows])
+            outputs.append(self(z_t[rows], t[rows], some))
+        order = torch.tensor([row for rows in rows_of.values() for row in rows], device=z_t.device)
+        return torch.cat(outputs)[order.argsort()]
 
     def _shifted(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         """Add the task to the timestep embedding, in every row of a sample."""

@@ -2,8 +2,8 @@
 
 A wiring calls the network as its own pipeline does: where cells of z_t, cells of the source and
 text tokens are put among its position ids, and what else it is told.
-Source: the Flux2 Klein, Flux Kontext, Qwen-Image-Edit Plus and LongCat-Image-Edit pipelines of
-diffusers.
+Source: the Flux2 Klein, Flux Kontext, Qwen-Image-Edit Plus and LongCat-Image-Edit pipelines and the
+FLUX.3 modular one of diffusers.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from emu_edit.diffusion.flow import FLUX2
+from emu_edit.diffusion.flow import CLASS, FLUX2, T
 from emu_edit.errors import InputError
 from emu_edit.models.directory import INDEX, read_json
 from emu_edit.models.interfaces import TextFeatures
@@ -51,12 +51,14 @@ class Family:
         name: of the class.
         module: where it is, below `diffusers.models.transformers`.
         time: the submodule whose output is the timestep embedding.
-        call: call the network; the output for all cells.
+        call: call the network; the output for the cells of z_t, others may follow.
         lora: the linear layers that LoRA adapts unless told otherwise, as peft names them.
         licence: what the licence of all published weights of it forbids.
         pooled: entry of its config for the width of the text's vector; None takes no vector.
+        window: of text tokens, for networks that attend to all they are given, as many windows as
+            a text takes; None for those whose texts are of one length, or have a mask.
         keeps_norm: how its pipeline guides, see `emu_edit.diffusion.guidance.guided`.
-        scheduler: what its pipeline does and the scheduler's config does not say.
+        scheduler: what its pipeline does where the scheduler's config does not say it.
     """
 
     name: str
@@ -67,12 +69,22 @@ class Family:
     licence: str | None = None
     scheduler: Mapping[str, object] = field(default_factory=dict)
     pooled: str | None = None
+    window: int | None = None
     keeps_norm: bool = False
 
     @property
     def network(self) -> type[ModelMixin]:
         """The class; diffusers has dozens of transformers, only this one is imported."""
-        return getattr(import_module(f"diffusers.models.transformers.{self.module}"), self.name)
+        try:
+            module = import_module(f"diffusers.models.transformers.{self.module}")
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"the installed diffusers has no {self.name}; pip install -U diffusers"
+            ) from error
+        return getattr(module, self.name)
+
+
+WINDOW = 80  # text tokens of FLUX.3: a text has the fewest windows that hold it
 
 
 def cell_ids(
@@ -152,6 +164,27 @@ def call_longcat(net: nn.Module, told: Told) -> Float[Tensor, "b m c"]:
     )[0]
 
 
+def call_flux3(net: nn.Module, told: Told) -> Float[Tensor, "b m c"]:
+    """FLUX.3: the source in a stream of its own, places are half cells; its output is z_t's."""
+    device, half = told.cells.device, told.cells.shape[1] // 2
+    cells = cell_ids(told.grid, 4, 0, device).float()
+    cells[:, 1:3] /= 2
+    source = cells.clone()
+    source[:, 3] = -1
+    text_ids = torch.zeros(told.text.tokens.shape[1], 4, device=device)
+    text_ids[:, 3] = torch.arange(len(text_ids), device=device)
+    return net(
+        hidden_states=told.cells[:, :half],
+        encoder_hidden_states=told.text.tokens,
+        timestep=told.sigma,
+        img_ids=cells,
+        txt_ids=text_ids,
+        image_cond_hidden_states=told.cells[:, half:],
+        image_cond_ids=source,
+        return_dict=False,
+    )[0]
+
+
 FAMILIES = (
     Family(
         "Flux2Transformer2DModel",
@@ -195,6 +228,19 @@ FAMILIES = (
             *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
             *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
         ),
+    ),
+    Family(
+        "Flux3Transformer2DModel",
+        "transformer_flux3",
+        "timestep_embedder",
+        call_flux3,
+        # of all streams and joint blocks; which: ours
+        lora=("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        licence="the weights of FLUX.3 may not be used commercially, and what they draw only within"
+        " limits (FLUX Kommunity License); see their model card",
+        # its pipeline makes its scheduler itself, and the model has none
+        scheduler={"_class_name": CLASS, "num_train_timesteps": T, "shift": 6.93},
+        window=WINDOW,
     ),
 )
 
@@ -241,6 +287,11 @@ def refuse_variants(
         raise InputError(
             f"{source.root} has one shift for all sizes, as LongCat-Image-Edit-Turbo, which is "
             "distilled to few steps, which training breaks; give LongCat-Image-Edit"
+        )
+    if config.get("flow_map"):
+        raise InputError(
+            f"{source} is a flow map, distilled to few steps (flow_map), which training breaks; "
+            "give its base model, FLUX.3-klein-base"
         )
     for name in ("use_additional_t_cond", "use_layer3d_rope"):
         if config.get(name):

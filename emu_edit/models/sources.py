@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.import_utils import is_accelerate_available
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -173,6 +174,10 @@ def load_diffusers(
         InputError: if it cannot be read or lacks weights.
     """
     reach(source)
+    # some hold a few weights in float32 whatever the precision, which diffusers only does so
+    is_mixed = kind._keep_in_fp32_modules is not None
+    if is_mixed and not is_accelerate_available():
+        raise InputError(f"{source} needs the package accelerate; pip install 'emu-edit[lora]'")
     with refusing(f"cannot load {kind.__name__} from {source}"):
         if has_shapes_only():
             # its own `to` warns of precisions that only matter for numbers
@@ -182,7 +187,7 @@ def load_diffusers(
             source.root,
             subfolder=source.subfolder or None,
             use_safetensors=True,
-            low_cpu_mem_usage=False,
+            low_cpu_mem_usage=is_mixed,
             output_loading_info=True,
             torch_dtype=precision,
         )

@@ -39,7 +39,7 @@ CLASSES = {
     "unet": {"UNet2DConditionModel"},
     "transformer": {
         *("FluxTransformer2DModel", "Flux2Transformer2DModel", "QwenImageTransformer2DModel"),
-        "LongCatImageTransformer2DModel",
+        *("LongCatImageTransformer2DModel", "Flux3Transformer2DModel"),
     },
     "vae": {
         *("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLQwenImage", "PatchCodec"),

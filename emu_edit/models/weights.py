@@ -23,6 +23,7 @@ from emu_edit.models.codec import KLCodec, PackedCodec, PatchCodec
 from emu_edit.models.directory import INDEX, new_directory, read_index, read_json
 from emu_edit.models.dit import DiTDenoiser
 from emu_edit.models.edit_adapter import BASE, EditAdapterDenoiser
+from emu_edit.models.flux_text import Flux3Text
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
 from emu_edit.models.longcat_text import LongCatText
 from emu_edit.models.lora import QUANTISED
@@ -210,6 +211,8 @@ def _read_text(path: str, encoding: dict[str, object], folder: Path) -> TextEnco
             )
         case "ChatText":
             return ChatText(path, _layers(encoding, folder), most)
+        case "Flux3Text":
+            return Flux3Text(path, _layers(encoding, folder), most)
         case "FluxText":
             return FluxText(path, most)
         case "SDXLText":

@@ -33,6 +33,7 @@ from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
 from emu_edit.training.video_module import VideoModule
+from tests.models.tiny_flux3 import write_flux3
 from tests.models.tiny_published import (
     write_klein,
     write_kontext,
@@ -80,6 +81,11 @@ PUBLISHED = {
         FlowSchedule(dynamic=DynamicShift(0.5, 0.9, 256, 8192), shift_terminal=0.02),
     ),
     "kontext": (write_kontext, (WHOLE_NETWORK,), FlowSchedule(dynamic=DynamicShift())),
+    "flux3": (
+        write_flux3,
+        (WHOLE_NETWORK, "--model.text_encoder.layers=[1, 2, 3]"),
+        FlowSchedule(6.93),
+    ),
     "longcat": (write_longcat, (WHOLE_NETWORK,), FlowSchedule(dynamic=DynamicShift())),
 }
 # a recipe that changes another one: its name begins with that one's
