@@ -22,14 +22,13 @@ from torch import Tensor, nn
 
 from callbacks.ema import Ema
 from emu_edit.batch import ClipBatch, ClipSample, EditBatch, EditSample
-from emu_edit.editing.animate import Drawing
 from emu_edit.editing.generate import draw_pictures
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
 from emu_edit.randomness import check_seed
+from emu_edit.training.based import ClipModule
 from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
-from emu_edit.training.video_module import VideoModule
 from emu_edit.video.preview import PLAYED
 from emu_edit.video.strip import ClipRow, moving_grid, strip_grid
 from emu_edit.video.write import write_clip
@@ -129,7 +128,7 @@ def _drawn(
     module: EditModule, pairs: list[Pair], seed: int, title: str
 ) -> tuple[Image.Image, tuple[UInt8[Tensor, "f 3 _ _"], Fraction] | None]:
     """Return the page, and of clips the frames and the rate of the one that moves."""
-    if isinstance(module, VideoModule):
+    if isinstance(module, ClipModule):
         clips = [pair for pair in pairs if isinstance(pair, ClipSample)]
         rows = drawn_clips(module, clips, seed)
         rate = Fraction(clips[0].rate).limit_denominator(1001)
@@ -158,6 +157,7 @@ def pair_at(batch: EditBatch | ClipBatch, i: int) -> Pair:
     said = {"key": batch.key[i], "instruction": batch.instruction[i], "task": int(batch.task[i])}
     if isinstance(batch, ClipBatch):
         rate = float(batch.rate[i])
+        said["target_caption"] = batch.target_caption[i]
         return ClipSample(source=source, target=batch.target[i], rate=rate, **said)
     return EditSample(source=source, target=batch.target[i], **said)
 
@@ -200,18 +200,13 @@ def _of_one_size(pairs: list[EditSample]) -> Iterator[tuple[int, list[EditSample
             start = end
 
 
-def drawn_clips(module: VideoModule, clips: list[ClipSample], seed: int) -> list[ClipRow]:
-    """Draw videos from captions and the frames given; clip i meets the noise of seed + i."""
-    animator, names = module.animator(), module.networks.tasks.names
-    rows: list[ClipRow] = []
-    for i, clip in enumerate(clips):
-        with torch.no_grad():
-            known = animator.video.encode(clip.target[list(animator.places)])
-            drawing = Drawing(clip.instruction, seed + i)
-            latents = drawing.window(animator, known, first=0, frames=animator.frames)
-            drawn = animator.video.decode(latents, clip.target.shape[-2:])
-        rows.append(ClipRow(drawn, clip.target, clip.instruction, names[clip.task]))
-    return rows
+def drawn_clips(module: ClipModule, clips: list[ClipSample], seed: int) -> list[ClipRow]:
+    """Show what the module makes of clips; clip i meets the noise of seed + i."""
+    names = module.networks.tasks.names
+    return [
+        ClipRow(module.draw_clip(clip, seed + i), clip.target, clip.instruction, names[clip.task])
+        for i, clip in enumerate(clips)
+    ]
 
 
 @contextmanager

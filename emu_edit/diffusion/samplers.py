@@ -59,6 +59,7 @@ def sample(
     generator: Generators = None,
     on_step: StepEnd | None = None,
     tokens: int | None = None,
+    times: Sequence[Time] | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Return the clean latent that `noise` leads to, with one call of `predict` per step.
 
@@ -76,6 +77,7 @@ def sample(
         generator: draws the noise of euler_ancestral on the CPU; the others are deterministic.
         on_step: called after each step; may replace the latent, in the dtype of `noise`.
         tokens: latent cells that the network sees at once; None means those of `noise`.
+        times: visit these, noisiest first, in place of `num_steps` as the schedule spaces them.
 
     Raises:
         InputError: for a prediction that the schedule does not go with, or a number of steps out of
@@ -83,6 +85,7 @@ def sample(
     """
     check(prediction, schedule)
     steps = schedule.times(num_steps, tokens_of(noise) if tokens is None else tokens)
+    steps = steps if times is None else list(times)
     levels = [*(schedule.level(t) for t in steps), Level(1.0, 0.0)]
     z_t = first_latent(noise, levels[0], sampler)
     previous = None

@@ -13,13 +13,14 @@ Source: MultiDiffusion, Bar-Tal et al. 2023, arXiv:2302.08113, eq. 5; the smooth
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 
 import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from emu_edit.diffusion.prediction import Predict
+from emu_edit.diffusion.prediction import Predict, Prediction, estimates, target
+from emu_edit.diffusion.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,49 @@ def windowed(predict_at: Callable[[Window], Predict], windows: Sequence[Window])
 def _weight(index: tuple[slice, ...], over: Mapping[int, tuple[int, int]]) -> Float[Tensor, "..."]:
     weight = torch.ones([1] * len(index))
     for dim in over:
-        count = index[dim].stop - index[dim].start
-        ramp = torch.sin(math.pi * (torch.arange(count) + 0.5) / count).square()
+        length = index[dim].stop - index[dim].start
+        ramp = torch.sin(math.pi * (torch.arange(length) + 0.5) / length).square()
         weight = weight * ramp.reshape([-1 if i == dim else 1 for i in range(len(index))])
     return weight
+
+
+def towards(
+    predict: Predict,
+    known: Float[Tensor, "b r c h w"],
+    *,
+    schedule: Schedule,
+    prediction: Prediction,
+    steps: int,
+) -> Predict:
+    """Lead a video to frames whose result is known, and its other frames by as much in the mean.
+
+        delta = z_known - z_0_hat[:r],   z_0' = [z_0_hat[:r] + delta, z_0_hat[r:] + mean(delta)]
+
+    for the first calls; rows are videos "(f c)", of which the first r frames are known. In noise,
+    eps = (z_t - alpha z_0) / sigma, this is the residual that the paper adds, and it also means
+    something where z_t is noise alone.
+    Source: InsV2V, Cheng et al. 2023, arXiv:2311.00213, section 3.4 (long video sampling).
+
+    Args:
+        predict: the network with guidance.
+        known: latents of the frames.
+        schedule: of the network.
+        prediction: what it outputs.
+        steps: so many of the first calls are corrected.
+    """
+    calls = count()
+
+    def led(z_t: Float[Tensor, "b fc h w"], t: Real[Tensor, " b"]) -> Float[Tensor, "b fc h w"]:
+        output = predict(z_t, t)
+        if next(calls) >= steps:
+            return output
+        coefficients = schedule.at(t)
+        z_0, _ = estimates(output, z_t, coefficients, prediction)
+        video, r = z_0.unflatten(1, (-1, known.shape[2])), known.shape[1]
+        delta = known - video[:, :r]
+        others = video[:, r:] + delta.mean(dim=1, keepdim=True)
+        z_0 = torch.cat([video[:, :r] + delta, others], dim=1).flatten(1, 2)
+        eps = (z_t - coefficients.alpha * z_0) / coefficients.sigma
+        return target(z_0, eps, coefficients, prediction)
+
+    return led

@@ -19,15 +19,15 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from emu_edit.diffusion.prediction import Prediction, add_noise
+from emu_edit.diffusion.prediction import add_noise
 from emu_edit.diffusion.samplers import OnStep, StepEnd, progress
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import find_model
 from emu_edit.editing.generate import load_generator
-from emu_edit.editing.settings import EditorSettings, choice, number
+from emu_edit.editing.layers import MOST_FRAMES, Layers, read_layers
+from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
-from emu_edit.files import write_json
-from emu_edit.models.directory import TEMPORAL, read_json
+from emu_edit.models.directory import TEMPORAL
 from emu_edit.models.given import Given, GivenFrames
 from emu_edit.models.networks import EditNetworks
 from emu_edit.models.temporal_files import load_temporal, save_temporal
@@ -37,9 +37,6 @@ from emu_edit.tasks import CAPTION
 from emu_edit.text_rules import clean_instruction
 
 IMAGE_GUIDANCE, TEXT_GUIDANCE = 2.0, 7.5  # w_i and w_p of the paper
-RECORD = "video.json"  # in the adapter's folder: how it is sampled
-VERSION = 2  # of it; 1 had no version and no given frames
-MOST_FRAMES, MOST_RATE = 4096, 1000  # a file that says more is damaged
 INSTEAD = {  # what a model does, and how it is asked to
     Given.first: "begins with a picture (emu-edit generate --image, --extend)",
     Given.past: "goes on from a video (emu-edit generate --extend)",
@@ -130,16 +127,14 @@ class Animator:
         denoiser = self.video.networks.denoiser
         assert isinstance(denoiser, VideoDenoiser)
         save_temporal(denoiser.adapter, folder / TEMPORAL)
-        record = {
-            "version": VERSION,
-            "prediction": self.video.prediction.name,
-            "zero_terminal_snr": self.video.schedule.has_zero_terminal_snr,
-            "frames": self.frames,
-            "rate": self.rate,
-            "given": self.given.to_dict(),
-            **self.video.settings.to_dict(),
-        }
-        write_json(folder / TEMPORAL / RECORD, record)
+        Layers(
+            self.video.prediction,
+            zero_terminal_snr=self.video.schedule.has_zero_terminal_snr,
+            frames=self.frames,
+            rate=self.rate,
+            given=self.given,
+            settings=self.video.settings,
+        ).write(folder / TEMPORAL)
 
 
 def find_drawer(path: Path | str | None) -> Path:
@@ -169,23 +164,7 @@ def load_animator(drawer: Editor, model: Path) -> Animator:
             f"{model} draws pictures and no videos (it has no {TEMPORAL}/); train one with "
             f"'emu-edit fit --config emu_video --model.model {model} --data.train CLIPS'"
         )
-    file = folder / RECORD
-    values = read_json(file)
-    if values.get("version") != VERSION:
-        raise InputError(
-            f"{file} has version {str(values.get('version'))[:20]!r}, this program reads "
-            f"{VERSION}; export the model again"
-        )
-    ends = values.get("zero_terminal_snr")
-    if not isinstance(ends, bool):
-        raise InputError(f"{file}: zero_terminal_snr is {ends!r}, needs true or false")
-    known = [p.name for p in Prediction if p is not Prediction.flow]  # videos walk a table
-    prediction = Prediction[choice(values, "prediction", known, str(file))]
-    frames, rate = (
-        _count(values, name, most, file)
-        for name, most in (("frames", MOST_FRAMES), ("rate", MOST_RATE))
-    )
-    given = GivenFrames.from_dict(values.get("given"), where=str(file))
+    told = read_layers(folder)
     networks = drawer.networks
     base = drawing_base(networks.denoiser, str(model))
     betas = base.trained_as
@@ -199,22 +178,12 @@ def load_animator(drawer: Editor, model: Path) -> Animator:
     )
     editor = Editor(
         video.eval(),
-        schedule=betas.schedule(prediction, zero_terminal_snr=ends),
-        prediction=prediction,
-        settings=EditorSettings.from_dict(values, where=str(file)),
+        schedule=betas.schedule(told.prediction, zero_terminal_snr=told.zero_terminal_snr),
+        prediction=told.prediction,
+        settings=told.settings,
     )
-    try:
-        given.check(frames, editor.schedule.num_steps)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    return Animator(drawer, editor, frames, rate, given)
-
-
-def _count(values: dict[str, object], name: str, most: int, file: Path) -> int:
-    value = number(values, name, str(file))
-    if not (1 <= value <= most and value == int(value)):
-        raise InputError(f"{file}: {name} is {value:g}, needs a whole number of 1 to {most}")
-    return int(value)
+    told.check(editor.schedule.num_steps)
+    return Animator(drawer, editor, told.frames, told.rate, told.given)
 
 
 def check_frames(frames: int) -> None:

@@ -97,8 +97,11 @@ def add_lora(net: Any, targets: Sequence[str], rank: int, alpha: float | None = 
     _train_adapters(net)
 
 
-def write_lora(net: Any, folder: Path) -> None:
-    """Write the adapters under the keys of stock pipelines, with alpha in the file's metadata."""
+def write_lora(net: Any, folder: Path, prefix: str = "transformer") -> None:
+    """Write the adapters under the keys of stock pipelines, with alpha in the file's metadata.
+
+    `prefix` is what the pipeline calls the network: transformer or unet.
+    """
     from diffusers.loaders.lora_base import LoraBaseMixin  # slow to import, like peft itself
     from peft.utils import get_peft_model_state_dict  # pyright: ignore[reportMissingImports]
 
@@ -106,12 +109,12 @@ def write_lora(net: Any, folder: Path) -> None:
     LoraBaseMixin._save_lora_weights(
         folder,
         weight_name=FILE,
-        lora_layers={"transformer": layers},
-        lora_metadata={"transformer": net.peft_config[ADAPTER].to_dict()},
+        lora_layers={prefix: layers},
+        lora_metadata={prefix: net.peft_config[ADAPTER].to_dict()},
     )
 
 
-def read_lora(net: Any, folder: Path) -> None:
+def read_lora(net: Any, folder: Path, prefix: str = "transformer") -> None:
     """Freeze a network and hang the adapters of `write_lora` on it.
 
     Raises:
@@ -123,14 +126,14 @@ def read_lora(net: Any, folder: Path) -> None:
 
         net.load_lora_adapter(
             str(folder),
-            prefix="transformer",
+            prefix=prefix,
             weight_name=FILE,
             adapter_name=ADAPTER,
             local_files_only=True,
         )
         _train_adapters(net)
         # diffusers has rounded them to the network's precision
-        exact = {n.removeprefix("transformer."): w for n, w in load_file(folder / FILE).items()}
+        exact = {n.removeprefix(f"{prefix}."): w for n, w in load_file(folder / FILE).items()}
         set_peft_model_state_dict(net, exact, adapter_name=ADAPTER)
 
 

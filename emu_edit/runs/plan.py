@@ -29,6 +29,7 @@ from emu_edit.runs.failures import refusals_of_constructors
 from emu_edit.runs.options import TrainOptions, planned
 from emu_edit.runs.trainer_cli import UntrainedCLI, quiet
 from emu_edit.training.edit_adapter_module import EditAdapterModule
+from emu_edit.training.eve_module import EveModule
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.memory import MemoryPlan, count
 from emu_edit.training.video_module import VideoModule
@@ -39,7 +40,12 @@ from emu_edit.training.video_module import VideoModule
 SLACK_CPU = 1.5
 SHORT_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 SHARDING = ("fsdp", "deepspeed", "modelparallel")  # in the names of strategies
-WHOLE = (EditAdapterModule, VideoModule, InversionModule)  # their picture model is loaded with them
+WHOLE = (
+    EditAdapterModule,
+    EveModule,
+    VideoModule,
+    InversionModule,
+)  # their picture model is loaded with them
 
 Slot = TypeVar("Slot", Denoiser, TextEncoder, ImageCodec)
 

@@ -51,10 +51,10 @@ from emu_edit.runs.options import (
 from emu_edit.runs.report import write_report
 from emu_edit.runs.resume import begin
 from emu_edit.runs.status import StatusWriter
+from emu_edit.training.based import ClipModule
 from emu_edit.training.export import start_from
 from emu_edit.training.loggers import WandbLogger, ending_wandb_run, redact
 from emu_edit.training.module import EditModule
-from emu_edit.training.video_module import VideoModule
 
 # warnings of Lightning that every run would show, and those about other libraries
 NOISE = (
@@ -179,7 +179,7 @@ class TrainerCLI(LightningCLI):
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         if self.verb == "fit":  # hours before the export would
-            layers = isinstance(self.model, VideoModule)
+            layers = isinstance(self.model, ClipModule)
             refuse_to_lose(self.folder / MODEL, writes_layers=layers)
         if self.start is not None:
             if not isinstance(self.model, EditModule):

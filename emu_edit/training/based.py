@@ -1,5 +1,9 @@
 """A training of what hangs on a picture model, whose weights stay out of the checkpoint."""
 
+from jaxtyping import UInt8
+from torch import Tensor
+
+from emu_edit.batch import ClipSample
 from emu_edit.errors import InputError
 from emu_edit.models.learned_task import SHOWN
 from emu_edit.training.module import EditModule
@@ -34,3 +38,11 @@ class BasedModule(EditModule):
                 f"model.model is {self.adapter_base[:SHOWN]}; give the model it was begun with"
             )
         super().on_load_checkpoint(checkpoint)
+
+
+class ClipModule(BasedModule):
+    """One that learns from clips, and can show what it makes of one."""
+
+    def draw_clip(self, clip: ClipSample, seed: int) -> UInt8[Tensor, "f 3 h w"]:
+        """Make what a clip of the data shows, from what is given of it."""
+        raise NotImplementedError

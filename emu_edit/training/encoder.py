@@ -202,3 +202,23 @@ class ClipEncoder(BatchEncoder):
         t = uniform_timesteps(drawn.u_given, self.given.train_noise + 1)
         noisy = add_noise(told.flatten(1, 2), drawn.eps_given, self.schedule.at(t))
         return noisy.view_as(told)
+
+
+class SourceClipEncoder(BatchEncoder):
+    """Encode clips that a student is to edit: what they show and what is asked; no result."""
+
+    @torch.no_grad()
+    def __call__(
+        self, drawn: DrawnBatch
+    ) -> tuple[Float[Tensor, "b fc h w"], Conditioning, TextFeatures]:
+        """Return (z, cond, null_text); z is the source's modes, "(f c)", z_source as of edits."""
+        networks, batch = self.networks, drawn.batch
+        assert isinstance(batch, ClipBatch)
+        frames = batch.source.shape[1]
+        mean, _ = networks.codec.posterior(to_float(batch.source.flatten(0, 1)))
+        z = rearrange(mean.float(), "(b f) c h w -> b (f c) h w", f=frames)
+        text, null_text = self._encoded(list(batch.instruction))
+        cond = Conditioning(
+            text, networks.codec.as_condition(z), networks.task_embedding(batch.task)
+        )
+        return z, cond, null_text

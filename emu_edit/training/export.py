@@ -22,9 +22,9 @@ from emu_edit.diffusion.flow import CLASS as LINEAR_PATH
 from emu_edit.diffusion.prediction import Prediction, TrainedAs, scheduler_config
 from emu_edit.diffusion.samplers import Sampler
 from emu_edit.diffusion.schedule import NoiseSchedule, Schedule
-from emu_edit.editing.animate import RECORD as ANIMATED
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.find import find_model
+from emu_edit.editing.layers import RECORD as ANIMATED
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import InputError

@@ -16,12 +16,13 @@ from emu_edit.tasks import TaskTable
 from emu_edit.training.checkpoint_io import read_checkpoint
 from emu_edit.training.checkpoint_parts import ADVICE, check_tasks, tensors_of
 from emu_edit.training.edit_adapter_module import EditAdapterModule
+from emu_edit.training.eve_module import EveModule
 from emu_edit.training.module import EditModule
 from emu_edit.training.optim import EMA_STATE_KEY
 from emu_edit.training.video_module import VideoModule
 
 # which a checkpoint may be of, by the name under which Lightning's command line keeps them
-KINDS = (EditModule, EditAdapterModule, VideoModule)
+KINDS = (EditModule, EditAdapterModule, EveModule, VideoModule)
 MODULES = {f"{one.__module__}.{one.__qualname__}": one for one in KINDS}
 
 

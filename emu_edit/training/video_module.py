@@ -11,15 +11,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from emu_edit.batch import Batch, ClipBatch
+from emu_edit.batch import Batch, ClipBatch, ClipSample
 from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.prediction import Predict, Prediction
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.diffusion.weighting import Weighting
-from emu_edit.editing.animate import IMAGE_GUIDANCE, TEXT_GUIDANCE, Animator
+from emu_edit.editing.animate import IMAGE_GUIDANCE, TEXT_GUIDANCE, Animator, Drawing
 from emu_edit.editing.generate import load_generator
 from emu_edit.editing.settings import EditorSettings
 from emu_edit.errors import InputError
@@ -31,7 +32,7 @@ from emu_edit.models.interfaces import Conditioning
 from emu_edit.models.surgery import freeze
 from emu_edit.models.temporal import TemporalSpec
 from emu_edit.models.video import VideoDenoiser, codec_of_frames, drawing_base
-from emu_edit.training.based import BasedModule
+from emu_edit.training.based import ClipModule
 from emu_edit.training.draws import DrawnBatch, Phase, with_given_noise
 from emu_edit.training.encoder import ClipEncoder
 from emu_edit.training.objective import Objective
@@ -40,7 +41,7 @@ from emu_edit.training.optim import OptimizerSettings
 GIVEN = "given"  # in checkpoints: which frames of a clip the layers are told
 
 
-class VideoModule(BasedModule):
+class VideoModule(ClipModule):
     """Make a picture model that draws one that draws videos.
 
     Args:
@@ -169,6 +170,15 @@ class VideoModule(BasedModule):
     def animator(self) -> Animator:
         """Return what draws videos with these networks; put them in eval mode while it is used."""
         return Animator(self.drawer, self.make_editor(), self.frames, self.rate, self.given)
+
+    @torch.no_grad()
+    def draw_clip(self, clip: ClipSample, seed: int) -> UInt8[Tensor, "f 3 h w"]:
+        """Draw a video from a clip's caption and the frames that are given of it."""
+        animator = self.animator()
+        known = animator.video.encode(clip.target[list(animator.places)])
+        drawing = Drawing(clip.instruction, seed)
+        latents = drawing.window(animator, known, first=0, frames=animator.frames)
+        return animator.video.decode(latents, clip.target.shape[-2:])
 
     def save_model(self, path: Path | str, *, trained_on: str | None = None) -> None:  # noqa: ARG002
         """Write the picture model as it came, and the temporal layers beside it."""
