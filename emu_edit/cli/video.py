@@ -146,25 +146,25 @@ def run(arguments: list[str]) -> int:
         )
     os.environ.setdefault("SVT_LOG", "1")  # its encoder says only what went wrong
     with importing():
-        from emu_edit.editing.editor import Editor
-        from emu_edit.video.editor import VideoEditor
         from emu_edit.video.job import run as run_job
+        from emu_edit.video.stacked import editor_of, load_video_model, video_editor
 
     job, settings, turns = _request(options, texts, tasks, shown_path(model))
     resized = _resizing(options.size)
     for note in job.video.info.notes if job.rank == 0 else ():
         sys.stderr.write(f"{options.video}: {note}\n")
-    editor = Editor.from_pretrained(model, device=options.device)
+    loaded = load_video_model(model, options.device)
+    editor = editor_of(loaded)
     size = (
         job.video.info.size if resized is None else resized(_blank(job.video.info.size)).shape[1:]
     )
     editor.announce(size, editor.settings)
-    video_editor = VideoEditor(editor, turns, settings)
+    frames = video_editor(loaded, turns, settings)
     from emu_edit.terminal import step_bar
 
     try:
         with step_bar("editing", "frames") as on_frame:
-            done = run_job(job, video_editor, on_frame, resized)
+            done = run_job(job, frames, on_frame, resized)
     except KeyboardInterrupt:
         if job.folder.exists():
             sys.stderr.write("stopped; go on with the same command and --resume\n")
@@ -172,7 +172,7 @@ def run(arguments: list[str]) -> int:
     except StorageError as error:  # 2 as in every verb but a training, whose script may try again
         raise InputError(str(error)) from error
     if job.rank == 0:
-        _report(options, job, done, [str(turn.task) for turn in video_editor.turns])
+        _report(options, job, done, [str(turn.task) for turn in frames.turns])
     return 0
 
 

@@ -9,11 +9,13 @@ from datamodules.evaluation_sets.items import as_unicode
 from datamodules.evaluation_sets.ucf101 import UCF101
 from datamodules.evaluation_sets.videos import TGVE, WORLD_CLIPS, WORLD_VIDEO
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.eve import VideoStack
 from emu_edit.editing.find import CONFIG, INDEX, MODEL, model_name
 from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
 from emu_edit.evaluation.outputs import has_pictures, is_generations
 from emu_edit.training.export import model_directory
+from emu_edit.video.stacked import editor_of, load_video_model
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,18 @@ class Candidate:
             editor = Editor.from_pretrained(directory, device=self.device)
         editor.settings = self.sampling.applied(editor.settings)
         return editor
+
+    def load_for_videos(self) -> Editor | VideoStack:
+        """Load the model with all that it has for videos.
+
+        Raises:
+            InputError: if there is none, or a number is out of range.
+        """
+        with model_directory(self.path) as directory:
+            model = load_video_model(directory, self.device)
+        editor = editor_of(model)
+        editor.settings = self.sampling.applied(editor.settings)
+        return model
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,18 @@ from torch import Tensor
 from datamodules.evaluation_sets.items import some
 from datamodules.evaluation_sets.videos import VideoBenchmark, VideoItem
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.eve import VideoStack
 from emu_edit.errors import InputError
 from emu_edit.evaluation.edits import seed_of
 from emu_edit.evaluation.outputs import ItemVideos
 from emu_edit.images import resize, with_shorter_side
+from emu_edit.text_rules import with_caption
 from emu_edit.video.clip import Video
 from emu_edit.video.cuts import GivenCuts
-from emu_edit.video.editor import VideoEditor, VideoTurn
+from emu_edit.video.editor import VideoTurn
 from emu_edit.video.io import open_video
 from emu_edit.video.job import Job, run
+from emu_edit.video.stacked import video_editor
 
 VIDEOS = "videos"
 ENDINGS = ("", ".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif", ".png", ".webp")
@@ -49,12 +52,12 @@ class ModelVideos:
     Of the world they are animated PNGs, which lose nothing; of others mp4s.
 
     Attributes:
-        editor: the model.
+        editor: the model; one that was made for videos is told the caption of the result, too.
         folder: OUT.
         size: what the shorter side of a video becomes before it is edited.
     """
 
-    editor: Editor
+    editor: Editor | VideoStack
     folder: Path
     size: int
 
@@ -74,9 +77,9 @@ class ModelVideos:
             cuts = None
             if item.clip is not None:
                 cuts = GivenCuts.of([0, *item.clip().cuts], video.info.frames)
-            turn = VideoTurn(item.instruction, task, seed=seed_of(item.key))
+            turn = VideoTurn(self._text(item), task, seed=seed_of(item.key))
             job = Job(video, path, {"item": item.key, "size": self.size}, cuts=cuts, resume=True)
-            run(job, VideoEditor(self.editor, [turn]), resized=self._resized)
+            run(job, video_editor(self.editor, [turn]), resized=self._resized)
         # InputError and NaN are ValueErrors, torch's complaints (memory!) are RuntimeErrors
         except (ValueError, RuntimeError) as error:
             return str(error) or type(error).__name__
@@ -85,6 +88,12 @@ class ModelVideos:
     def seed(self, item: VideoItem) -> int:
         """Return the seed that the item's key decides."""
         return seed_of(item.key)
+
+    def _text(self, item: VideoItem) -> str:
+        if isinstance(self.editor, Editor):
+            return item.instruction
+        limit = self.editor.editor.networks.text_encoder.limit
+        return with_caption(item.instruction, limit.cut(item.target_caption))
 
     def _place(self, item: VideoItem) -> Path:
         return self.folder / VIDEOS / f"{item.key}{'.mp4' if item.clip is None else '.png'}"

@@ -29,6 +29,7 @@ from datamodules.evaluation_sets.videos import (
     world_video_item,
 )
 from emu_edit.editing.editor import Editor
+from emu_edit.editing.eve import VideoStack
 from emu_edit.editing.find import choose_device
 from emu_edit.errors import InputError
 from emu_edit.evaluation.candidate import Candidate, Outcome
@@ -50,6 +51,7 @@ from emu_edit.tasks import SIXTEEN
 from emu_edit.terminal import plural, step_bar
 from emu_edit.training.export import model_directory
 from emu_edit.video.io import open_video
+from emu_edit.video.stacked import editor_of
 
 SCORES = "scores.jsonl"
 MOST_SHOWN = 48  # edits on the page, each with two or three videos in it
@@ -135,7 +137,8 @@ def run_videos(options: VideoOptions) -> Outcome:
     if not candidate.are_pictures:
         check_model(candidate.path)
     published = () if options.compare is None else load_published(options.compare)
-    editor, about = _editor(options)
+    model, about = _model(options)
+    editor = None if model is None else editor_of(model)
     benchmark = load_videos(options, editor)
     scorer = scorer_of(
         options.benchmark, options.protocol, options.backbones, choose_device(candidate.device)
@@ -143,8 +146,8 @@ def run_videos(options: VideoOptions) -> Outcome:
     folder = candidate.results_folder(scorer.name)
     source: Videos = (
         FolderVideos.of(candidate.path, benchmark, allow_missing=candidate.allow_missing)
-        if editor is None
-        else ModelVideos(editor, folder, side_of(options, editor))
+        if model is None
+        else ModelVideos(model, folder, side_of(options, editor_of(model)))
     )
     results, items = scored(benchmark, source, scorer, folder, about)
     results["seconds"] = round(time.monotonic() - start, 1)
@@ -196,7 +199,7 @@ def load_videos(options: VideoOptions, editor: Editor | None) -> VideoBenchmark:
     return benchmark.limited(options.limit)
 
 
-def _editor(options: VideoOptions) -> tuple[Editor | None, dict[str, object]]:
+def _model(options: VideoOptions) -> tuple[Editor | VideoStack | None, dict[str, object]]:
     """Load the model, None for videos; and say what results depend on."""
     candidate = options.candidate
     about: dict[str, object] = {"model": candidate.name}
@@ -204,14 +207,15 @@ def _editor(options: VideoOptions) -> tuple[Editor | None, dict[str, object]]:
         return None, {**about, "kind": "videos"}
     with model_directory(candidate.path) as directory:
         sha256 = folder_sha256(directory)
-    editor = candidate.load()
+    model = candidate.load_for_videos()
+    editor = editor_of(model)
     if options.benchmark == TGVE and editor.predictor is None:
         raise InputError(
             "--benchmark tgve does not say the tasks of its edits, so the model needs a task "
             "predictor; train one with 'emu-edit predictor fit MODEL'"
         )
     settings = {**editor.settings.to_dict(), "size": side_of(options, editor), "seeds": SEEDS}
-    return editor, {**about, "kind": "model", "sha256": sha256, "settings": settings}
+    return model, {**about, "kind": "model", "sha256": sha256, "settings": settings}
 
 
 def scored(

@@ -40,6 +40,8 @@ from emu_edit.runs.options import TrainOptions
 from emu_edit.runs.predictor import add_predictor, describe_training
 from emu_edit.tasks import CAPTION
 from emu_edit.terminal import fitted, step_bar, terminal_width
+from emu_edit.training.based import ClipModule
+from emu_edit.training.eve_module import EveModule
 from emu_edit.training.export import export_model
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.loggers import wandb_loggers
@@ -78,7 +80,8 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     table: list[dict[str, object]] = []
     names = module.networks.tasks.names
     draws = names == (CAPTION,)  # no edits, of which a predictor could tell one from another
-    has_predictor = options.predictor and isinstance(data, EditDataModule) and not draws
+    edits = not draws and not isinstance(module, ClipModule)
+    has_predictor = options.predictor and isinstance(data, EditDataModule) and edits
     if has_predictor:
         lines.append(f"predictor   {train_predictor_on(data, folder / MODEL, module, numbers)}")
     metrics = folder / METRICS
@@ -117,6 +120,8 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     if draws:
         made = "video.mp4" if isinstance(module, VideoModule) else "picture.png"
         use = f'draw with it:\n  emu-edit generate "CAPTION" -o {made}'
+    if isinstance(module, EveModule):
+        use = f'edit a video with it:\n  emu-edit video CLIP "make the sky red"{task} -o edited.mp4'
     sys.stdout.write("\n".join([*lines, "", f"{use} --model {folder}", ""]))
 
 

@@ -7,7 +7,7 @@ Everything that is remembered ends at a cut. Knows no file.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -283,8 +283,11 @@ class VideoEditor:
         turns: Sequence[VideoTurn],
         settings: VideoSettings = VideoSettings(),
         on_step: StepEnd | None = None,
+        make_stage: "Callable[..., Stage] | None" = None,
     ) -> None:
         """Name the tasks that are left open; `on_step` hears of every step, see `StepEnd`.
+
+        `make_stage` takes the arguments of `Stage` and makes another one, see `video_editor`.
 
         Raises:
             InputError: for no turn, an unknown task, an instruction that is empty, too long or not
@@ -294,7 +297,8 @@ class VideoEditor:
             raise InputError("a video needs at least one instruction")
         self.turns = [_settled(editor, turn) for turn in turns]
         self.settings = settings
-        self.stages = [Stage(editor, turn, settings, on_step) for turn in self.turns]
+        make = Stage if make_stage is None else make_stage
+        self.stages = [make(editor, turn, settings, on_step) for turn in self.turns]
 
     def push(self, shot: Shot) -> list[Shot]:
         """Take the next frame; return those that it finishes."""

@@ -29,9 +29,11 @@ from emu_edit.runs.trainer_cli import UntrainedCLI, quiet
 from emu_edit.tasks import CAPTION
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
 from emu_edit.training.edit_adapter_module import EditAdapterModule
+from emu_edit.training.eve_module import EveModule
 from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
+from emu_edit.training.teachers import Distillation
 from emu_edit.training.video_module import VideoModule
 from tests.models.tiny_flux3 import write_flux3
 from tests.models.tiny_published import (
@@ -41,6 +43,7 @@ from tests.models.tiny_published import (
     write_qwen,
     write_sdxl,
 )
+from tests.training.eve_stage import write_parts
 from tests.training.stage import make_module
 
 RECIPES = sorted((configs_folder() / "train").glob("*.yaml"))
@@ -184,6 +187,18 @@ def test_the_recipe_of_an_edit_adapter_builds_from_a_picture_model_that_draws(
     assert isinstance(built.datamodule, EditDataModule)
 
 
+def test_the_recipe_of_eve_builds_from_an_edit_adapter_and_temporal_layers(
+    workplace: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    edits, moves = write_parts(tmp_path)
+    named = (f"--model.model={edits}", f"--model.video={moves}")
+    built = build("eve", workplace / "run", *named)
+    assert isinstance(built.model, EveModule)
+    assert isinstance(built.datamodule, ClipDataModule)
+    assert built.model.distillation == Distillation()
+
+
 @pytest.mark.parametrize(("recipe", "lr"), [("emu_video_high", 1e-4), ("emu_video_motion", 2.5e-5)])
 def test_the_later_stages_of_videos_are_the_papers(
     recipe: str, lr: float, workplace: Path, tmp_path: Path
@@ -203,6 +218,7 @@ def test_every_recipe_is_built_by_a_test() -> None:
         *SMALLER,
         *VIDEOS,
         "edit_adapter",
+        "eve",
         "sd15",
         *PUBLISHED,
         "inversion",
