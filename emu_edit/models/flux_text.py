@@ -1,9 +1,11 @@
 """Text features of the later FLUX models: layers of language models that could see, and do not.
 
-Source: FLUX.3's pipeline in diffusers (Qwen3-VL, layers 4, 8, ... 32, windows of 80 tokens).
+Source: pipelines of diffusers: Flux2 (Mistral 3, layers 10, 20 and 30, 512 tokens) and FLUX.3's
+(Qwen3-VL, layers 4, 8, ... 32, windows of 80 tokens).
 """
 
 from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Int64
@@ -16,6 +18,11 @@ from emu_edit.models.families import WINDOW
 from emu_edit.models.interfaces import TextFeatures, TextLimit
 from emu_edit.models.text import padded
 
+# what FLUX.2 dev was trained with, line break included
+SYSTEM = (
+    "You are an AI that reasons about image descriptions. You give structured responses focusing on"
+    " object relationships, object\nattribution and actions without speculation."
+)
 PADDING = 1  # the place of padding in its training (transformers 4); transformers 5 has 0
 
 
@@ -78,6 +85,52 @@ class Flux3Text(ChatText):
         tokens = self._stacked(ids, mask, position_ids=along.where(mask, PADDING))
         windows = torch.tensor([whole_windows(length) for length in mask.sum(dim=1).tolist()])
         return TextFeatures(tokens, self._moved(along < windows[:, None]))
+
+
+class MistralText(ChatText):
+    """The frozen Mistral 3 of FLUX.2 dev, in the precision of its file.
+
+    Its tokenizer pads on the left, so the last four tokens, where the task is told, are the end of
+    the text; the denoiser attends to the padding.
+
+    Args:
+        path: model directory (`text_encoder/` and `tokenizer/` inside), or a hub name
+            `owner/name/text_encoder`; safetensors only.
+        layers: hidden states to stack; 0 is the embedding, k what the k-th layer gives.
+        max_tokens: tokens of the window, template and padding included.
+
+    Raises:
+        InputError: if it cannot be found or loaded, has fewer layers, or its tokenizer has no chat
+            template.
+    """
+
+    kind = AutoModelForImageTextToText
+
+    def __init__(self, path: str, layers: list[int] | None = None, max_tokens: int = 512) -> None:
+        super().__init__(path, [10, 20, 30] if layers is None else layers, max_tokens)
+
+    def tokenize(
+        self, texts: tuple[str, ...] | list[str]
+    ) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
+        """Return token ids, padded on the tokenizer's side, and which are no padding, on the CPU.
+
+        Raises:
+            InputError: if a text is too long.
+        """
+        ids, mask = super().tokenize(texts)
+        if self.tokenizer.padding_side == "right":
+            return ids, mask
+        along = torch.arange(ids.shape[1]) - (~mask).sum(dim=1, keepdim=True)
+        along = along % ids.shape[1]  # the padding of each row goes round to its front
+        return ids.gather(1, along), mask.gather(1, along)
+
+    def _asked(self, words: str) -> str:
+        said = {"system": SYSTEM, "user": words}
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in said.items()
+        ]
+        return cast("str", self.tokenizer.apply_chat_template(messages, tokenize=False))
 
 
 def whole_windows(length: int) -> int:

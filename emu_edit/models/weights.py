@@ -23,7 +23,7 @@ from emu_edit.models.codec import KLCodec, PackedCodec, PatchCodec
 from emu_edit.models.directory import INDEX, new_directory, read_index, read_json
 from emu_edit.models.dit import DiTDenoiser
 from emu_edit.models.edit_adapter import BASE, EditAdapterDenoiser
-from emu_edit.models.flux_text import Flux3Text
+from emu_edit.models.flux_text import Flux3Text, MistralText
 from emu_edit.models.interfaces import Denoiser, ImageCodec, TextEncoder
 from emu_edit.models.longcat_text import LongCatText
 from emu_edit.models.lora import QUANTISED
@@ -213,6 +213,8 @@ def _read_text(path: str, encoding: dict[str, object], folder: Path) -> TextEnco
             return ChatText(path, _layers(encoding, folder), most)
         case "Flux3Text":
             return Flux3Text(path, _layers(encoding, folder), most)
+        case "MistralText":
+            return MistralText(path, _layers(encoding, folder), most)
         case "FluxText":
             return FluxText(path, most)
         case "SDXLText":

@@ -24,7 +24,7 @@ from tests.datamodules.convert import test_convert_webdataset as webdataset
 from tests.datamodules.convert.sets import after, before, save, write_parquet
 from tests.datamodules.toy_shards import make_folder
 from tests.end_to_end.documented import ROOT
-from tests.models.tiny_flux3 import write_flux3
+from tests.models.tiny_flux3 import write_dev, write_flux3
 from tests.models.tiny_published import (
     write_klein,
     write_kontext,
@@ -35,6 +35,7 @@ from tests.models.tiny_published import (
 from tests.models.tiny_vae import tiny_vae
 
 HUB_NAME = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+FLUX2_DEV = "black-forest-labs/FLUX.2-dev"
 FLUX3 = "black-forest-labs/FLUX.3-klein-base"
 KLEIN = "black-forest-labs/FLUX.2-klein-base-4B"
 KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"
@@ -103,6 +104,7 @@ class Things:
             "runs/RUN": lambda path: self._write_model(path / "model"),
             "runs/tiny-20261121-120000/model": self._write_model,
             HUB_NAME: self._write_base,
+            FLUX2_DEV: write_dev,
             FLUX3: write_flux3,
             KLEIN: write_klein,
             KONTEXT: write_kontext,

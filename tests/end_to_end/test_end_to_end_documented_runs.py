@@ -19,6 +19,7 @@ from tests.end_to_end.documented import (
     inline_commands,
 )
 from tests.end_to_end.documented_things import (
+    FLUX2_DEV,
     FLUX3,
     HUB_NAME,
     KLEIN,
@@ -173,7 +174,7 @@ def test_a_page_works_from_an_empty_folder(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     things = Things(model, stable_diffusion, backbones)
-    things.provide([FLUX3, HUB_NAME, KLEIN, KONTEXT, LONGCAT, QWEN, SDXL], page.name)
+    things.provide([FLUX2_DEV, FLUX3, HUB_NAME, KLEIN, KONTEXT, LONGCAT, QWEN, SDXL], page.name)
     for name, content in files_of(page) if page in PAGES else ():
         (workplace / name).write_text(content.replace("/models/sd15", HUB_NAME))
     failed = {str(shown): status for shown in to_run(page) if (status := run(shown, things)) != 0}

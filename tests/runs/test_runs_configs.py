@@ -35,7 +35,7 @@ from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
 from emu_edit.training.teachers import Distillation
 from emu_edit.training.video_module import VideoModule
-from tests.models.tiny_flux3 import write_flux3
+from tests.models.tiny_flux3 import write_dev, write_flux3
 from tests.models.tiny_published import (
     write_klein,
     write_kontext,
@@ -84,6 +84,11 @@ PUBLISHED = {
         FlowSchedule(dynamic=DynamicShift(0.5, 0.9, 256, 8192), shift_terminal=0.02),
     ),
     "kontext": (write_kontext, (WHOLE_NETWORK,), FlowSchedule(dynamic=DynamicShift())),
+    "flux2dev": (
+        write_dev,
+        (WHOLE_NETWORK, "--model.text_encoder.layers=[1, 2, 3]"),
+        FlowSchedule(flux2=True),
+    ),
     "flux3": (
         write_flux3,
         (WHOLE_NETWORK, "--model.text_encoder.layers=[1, 2, 3]"),
