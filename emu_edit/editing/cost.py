@@ -6,7 +6,7 @@ stored. How fast this machine is, a short run at a small size tells.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +15,7 @@ from weakref import finalize
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
@@ -169,6 +169,20 @@ def free_memory(device: torch.device) -> int | None:
 def gibi(count: int) -> str:
     """Write bytes for people: 3.2 GiB."""
     return f"{count / GIBI:.1f} GiB"
+
+
+def stored_in(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that hold a tensor's numbers: several, of one in 8 bits."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from stored_in(getattr(tensor, name))
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes that tensors are held in, which may be fewer than their type says."""
+    return sum(part.nbytes for tensor in tensors for part in stored_in(tensor))
 
 
 def _left_in_machine(file: Path = Path("/proc/meminfo")) -> int | None:

@@ -229,7 +229,10 @@ def _sizes(section: Namespace, place: Place) -> tuple[Layout, int]:
 
 def judged(plan: MemoryPlan, place: Place, layout: Layout, side: int) -> tuple[bool, str]:
     """Say in one line whether it fits; if not, what to lower."""
+    name, states = plan.optimizer
     needed, free = gibi(plan.total()), place.free()
+    if states is None:
+        needed = f"at least {needed} (what {name} remembers is not counted)"
     if place.missing:
         return True, (
             f"needs {needed} on each device, counted as a CPU computes; this machine has no such "
@@ -238,7 +241,8 @@ def judged(plan: MemoryPlan, place: Place, layout: Layout, side: int) -> tuple[b
     if free is None:
         return True, f"needs {needed} on each device; how much is free there nobody says"
     if plan.total() <= free:
-        return True, f"fits: {needed} of the {gibi(free)} that are free"
+        fits = "may fit" if states is None else "fits"
+        return True, f"{fits}: {needed} of the {gibi(free)} that are free"
     share = layout.global_batch // layout.world
     fitting = [
         fewer

@@ -21,6 +21,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +31,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 
+from emu_edit.editing.cost import stored_in
 from emu_edit.errors import BrokenCheckpointError, InputError, StorageError
 from emu_edit.files import read_regular, sha256_of, sync_folder
 from emu_edit.training.checkpoint_parts import ADVICE, check_parts
@@ -150,6 +153,8 @@ HEADROOM = 1.2  # free bytes asked for, as a multiple of what will be written; o
 SMALL_PARTS = 1 << 16  # bytes of a checkpoint that are not in tensors, roughly
 TEMPORARY = re.compile(r"^\.(?P<name>.+\.ckpt(\.json)?)\.(?P<pid>\d+)\.tmp$")
 
+GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # what torch does not know, in its words
+
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a training checkpoint on the CPU; only tensors and primitives, never code.
@@ -164,9 +169,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise InputError(f"no checkpoint at {path}; {ADVICE}")
     verify(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = _load(path)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = GLOBAL.search(str(error))
         what = "" if named is None else f" ({named[1]})"
         raise BrokenCheckpointError(
             f"{path} holds more than tensors and primitives{what}: code, which is never loaded; "
@@ -182,6 +187,18 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         )
     check_parts(checkpoint, str(path))
     return checkpoint
+
+
+def _load(path: Path) -> Any:
+    """Load a file; torchao says itself which of its tensors, of 8-bit optimizers, are no code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = GLOBAL.search(str(error))
+        if named is None or not named[1].startswith("torchao.optim.") or not find_spec("torchao"):
+            raise
+        import_module("torchao.optim")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -265,8 +282,8 @@ def size_of(checkpoint: object) -> int:
     while rest:
         match rest.pop():
             case torch.Tensor() as tensor:
-                storage = tensor.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
+                for storage in (part.untyped_storage() for part in stored_in(tensor)):
+                    sizes[storage.data_ptr()] = storage.nbytes()
             case dict() as entries:
                 rest += entries.values()
             case list() | tuple() as entries:

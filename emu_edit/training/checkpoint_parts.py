@@ -113,3 +113,21 @@ def check_tasks(checkpoint: dict, table: TaskTable) -> None:
             f"the checkpoint was trained for other tasks: it knows {names}, the model "
             f"{list(table.names)}; set model.tasks to the checkpoint's list"
         )
+
+
+def check_optimizer(checkpoint: dict, kind: str | None) -> None:
+    """Refuse a checkpoint of another class of optimizer, whose memory means something else.
+
+    Args:
+        checkpoint: says `optimizer` where it is not torch's AdamW.
+        kind: where the class of the present one is; none means AdamW.
+
+    Raises:
+        InputError: with both.
+    """
+    given = checkpoint.get("optimizer")
+    if given != kind:
+        raise InputError(
+            f"the checkpoint's optimizer is {given or 'AdamW'}, the config's {kind or 'AdamW'}; "
+            f"set model.optimizer.kind to {given or 'null'}, or begin anew with --start_from"
+        )

@@ -2,11 +2,13 @@
 
 One micro-batch goes forward and backward through the networks as fake tensors, which have a shape
 and a type and no numbers, and the optimizer takes a step: every tensor of the training is there,
-attention and gradient checkpointing as they are. What autograd keeps for the backward pass is
+attention and gradient checkpointing as they are. (Another optimizer than AdamW steps for one real
+weight of each shape.) What autograd keeps for the backward pass is
 counted where it keeps it (`saved_tensors_hooks`), what lives beside it at the worst moment by
 `LiveBytes`. Not counted: loader processes, pictures in pinned memory, validation.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,10 +19,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emu_edit.batch import EditBatch
-from emu_edit.editing.cost import GIBI, LiveBytes
+from emu_edit.editing.cost import GIBI, LiveBytes, bytes_of
 from emu_edit.training.draws import DrawnBatch
 from emu_edit.training.module import EditModule
-from emu_edit.training.optim import adamw, trainable
+from emu_edit.training.optim import adamw, make_optimizer, trainable
 
 Result = TypeVar("Result")
 
@@ -42,7 +44,7 @@ class MemoryPlan:
     Attributes:
         parts: the weights.
         gradients: of the weights that learn.
-        optimizer: what it remembers of them, by its class.
+        optimizer: what it remembers of them, by its class; None where that cannot be told.
         average: the copy of `callbacks.ema.Ema`.
         buckets: in which ranks exchange gradients.
         kept: by autograd, of one micro-batch, for the backward pass.
@@ -52,7 +54,7 @@ class MemoryPlan:
 
     parts: tuple[Part, ...]
     gradients: int
-    optimizer: tuple[str, int]
+    optimizer: tuple[str, int | None]
     average: int
     buckets: int
     kept: int
@@ -63,7 +65,7 @@ class MemoryPlan:
     def fixed(self) -> int:
         """What it takes whatever the batch."""
         weights = sum(part.bytes for part in self.parts)
-        return weights + self.gradients + self.optimizer[1] + self.average + self.buckets
+        return weights + self.gradients + (self.optimizer[1] or 0) + self.average + self.buckets
 
     @property
     def room(self) -> int:
@@ -86,7 +88,7 @@ class MemoryPlan:
         name, states = self.optimizer
         rows += [
             ("gradients", "", self.gradients),
-            (f"optimizer ({name})", "", states),
+            (f"optimizer ({name})", *(("not counted", 0) if states is None else ("", states))),
             ("average of the weights (Ema)", "", self.average),
             ("exchange of gradients (ddp)", "", self.buckets),
             ("kept for the backward pass", "", self.kept),
@@ -94,7 +96,11 @@ class MemoryPlan:
             ("room for libraries, allocator", "", self.room),
             ("in all", "", self.total()),
         ]
-        lines = [f"{what:<30}{count:>15}{size / GIBI:>10.3f}" for what, count, size in rows if size]
+        lines = [
+            f"{what:<30}{count:>15}{size / GIBI:>10.3f}"
+            for what, count, size in rows
+            if size or count
+        ]
         return "\n".join([f"{'':<30}{'weights':>15}{'GiB':>10}", *lines])
 
 
@@ -134,17 +140,16 @@ def count(
         _fake(module, device)
         batch = longest_batch(module, pictures, side).to(device)
         kept, most = _run(module, batch, precision)
-        optimizer = adamw(module, module.optimizer_settings)
-        for parameter in trainable(module).values():
-            parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
-        states = [value for state in optimizer.state.values() for value in state.values()]
+        kind = module.optimizer_settings.kind
+        states = None if kind else _remembered(adamw(module, module.optimizer_settings))
         gradients = sum(p.nbytes for p in trainable(module).values())
         numbers = sum(p.numel() for p in trainable(module).values())
+    if kind is not None:
+        states = _states_of_others(module, device)
     return MemoryPlan(
         parts,
         gradients,
-        (type(optimizer).__name__, sum(s.nbytes for s in states if isinstance(s, Tensor))),
+        ((kind or "AdamW").rpartition(".")[2], states),
         average=4 * numbers if has_average else 0,
         buckets=gradients if has_buckets else 0,
         kept=kept,
@@ -153,12 +158,38 @@ def count(
     )
 
 
+def _states_of_others(module: EditModule, device: torch.device) -> int | None:
+    """Return what an optimizer of a library remembers; None where it cannot make a step here.
+
+    Its kernels may want numbers, so it makes a step for one weight of each shape, all zeros.
+    """
+    shapes = Counter((tuple(p.shape), p.dtype) for p in trainable(module).values())
+    total = 0
+    for (shape, dtype), count in shapes.items():
+        weight = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+        optimizer = make_optimizer(nn.ParameterList([weight]), module.optimizer_settings)
+        try:
+            with torch.compiler.set_stance("force_eager"):  # torchao's step compiles itself
+                total += count * _remembered(optimizer)
+        except Exception:  # noqa: BLE001  what a library says that lacks a device is its own
+            return None
+    return total
+
+
+def _remembered(optimizer: torch.optim.Optimizer) -> int:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    return bytes_of(value for value in kept if isinstance(value, Tensor))
+
+
 def _parts(name: str, network: nn.Module) -> Iterator[Part]:
     for is_trained in (True, False):
         weights = [one for one in network.parameters() if one.requires_grad == is_trained]
         if weights:
-            numbers, size = sum(w.numel() for w in weights), sum(w.nbytes for w in weights)
-            yield Part(name, is_trained, numbers, size)
+            yield Part(name, is_trained, sum(w.numel() for w in weights), bytes_of(weights))
 
 
 def _fake(module: nn.Module, device: torch.device) -> None:

@@ -36,11 +36,11 @@ from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.surgery import channels_last, freeze, learns
 from emu_edit.randomness import check_seed
 from emu_edit.tasks import SIXTEEN, TaskTable
-from emu_edit.training.checkpoint_parts import check_tasks
+from emu_edit.training.checkpoint_parts import check_optimizer, check_tasks
 from emu_edit.training.draws import DrawnBatch, Phase, draw
 from emu_edit.training.encoder import BatchEncoder
 from emu_edit.training.objective import Objective
-from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_schedule
+from emu_edit.training.optim import OptimizerSettings, make_optimizer, warmup_cosine_schedule
 
 StepOutput = dict[str, Tensor]
 """What a step gives to Lightning and the callbacks: `loss`, and per sample `error` and `t`; where
@@ -91,7 +91,7 @@ class EditModule(LightningModule):
         dropout: how often conditions are withheld; none means 5 % each.
         zero_terminal_snr: whether the last step of the table is pure noise; the betas are those of
             a pretrained denoiser's scheduler config.
-        optimizer: learning rate, decay and warm-up; none means the defaults.
+        optimizer: which, learning rate, decay and warm-up; none means the defaults.
         editor: how pictures are made from the model: size, guidance, steps; none means the
             defaults.
         seed: key of all random numbers of training.
@@ -270,9 +270,9 @@ class EditModule(LightningModule):
         return output
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build fused AdamW with warm-up and cosine over the steps this training will make."""
+        """Build the optimizer with warm-up and cosine over the steps this training will make."""
         settings = self.optimizer_settings
-        optimizer = adamw(self, settings)
+        optimizer = make_optimizer(self, settings)
         schedule = warmup_cosine_schedule(
             optimizer,
             warmup_steps=settings.warmup_steps,
@@ -356,16 +356,19 @@ class EditModule(LightningModule):
         return state
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Write down which tasks the embedding's rows are."""
+        """Write down which tasks the embedding's rows are, and whose memory an optimizer's is."""
         checkpoint["tasks"] = list(self.networks.tasks.names)
+        if self.optimizer_settings.kind is not None:
+            checkpoint["optimizer"] = self.optimizer_settings.kind
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Refuse a checkpoint of another task table or of other networks.
+        """Refuse a checkpoint of another task table, optimizer or of other networks.
 
         Raises:
             InputError: naming the first difference.
         """
         check_tasks(checkpoint, self.networks.tasks)
+        check_optimizer(checkpoint, self.optimizer_settings.kind)
         own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         given = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
         for name in sorted(own.keys() | given.keys()):

@@ -1,9 +1,10 @@
 """How weights are learnt (AdamW, warm-up, half a cosine down to zero), and their running mean.
 
 Weight decay pulls weights towards zero, which makes sense for matrices that multiply; biases, norms
-and tables of vectors (tokens, tasks) are left alone. The mean is pure functions over dictionaries
-of tensors, which know no callback; frozen parts are never copied, because with a pretrained text
-encoder and codec they would be most of the memory.
+and tables of vectors (tokens, tasks) are left alone. Another optimizer, one whose memory is in
+8 bits, say, is named by its class (Dettmers et al. 2022, arXiv:2110.02861). The mean is pure
+functions over dictionaries of tensors, which know no callback; frozen parts are never copied,
+because with a pretrained text encoder and codec they would be most of the memory.
 """
 
 import math
@@ -11,16 +12,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from inspect import Parameter, signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from emu_edit.errors import InputError
+from emu_edit.errors import InputError, closest
 from emu_edit.models.networks import TaskEmbedding
+from emu_edit.models.sources import first_line, refusing
 
 TABLES = (nn.Embedding, TaskEmbedding)
 MEANS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each weight, besides its count of steps
+BETAS = (0.9, 0.999)
+OURS = ("lr", "weight_decay", "betas")  # arguments that are settings
 
 
 @dataclass(frozen=True)
@@ -30,17 +37,22 @@ class OptimizerSettings:
     Attributes:
         lr: peak learning rate, reached at the end of the warm-up.
         weight_decay: of weight matrices and convolutions only.
-        betas: decay of AdamW's two running means.
+        betas: decay of AdamW's two running means, and of another optimizer's that has them.
         warmup_steps: optimizer steps over which the rate rises from near 0; 0 starts at the peak.
+        kind: where another optimizer's class is, `bitsandbytes.optim.AdamW8bit` say; none means
+            torch's AdamW, fused.
+        arguments: what that class takes besides, by name.
     """
 
     lr: float = 1e-4
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = BETAS
     warmup_steps: int = 500
+    kind: str | None = None
+    arguments: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values no optimizer can use."""
+        """Refuse values no optimizer can use, and an optimizer that is not there."""
         if not self.lr > 0:
             raise InputError(f"optimizer.lr must be above 0, got {self.lr!r}")
         if not self.weight_decay >= 0:
@@ -51,6 +63,54 @@ class OptimizerSettings:
             raise InputError(f"optimizer.betas must be in [0, 1), got {list(self.betas)}")
         if self.warmup_steps < 0:
             raise InputError(f"optimizer.warmup_steps must be at least 0, got {self.warmup_steps}")
+        _check_arguments(self)
+
+
+def find_optimizer(path: str) -> type[torch.optim.Optimizer]:
+    """Return the class of an optimizer by its import path.
+
+    Raises:
+        InputError: if its library is not installed, has no such name, or it is no optimizer.
+    """
+    place, _, name = path.rpartition(".")
+    where = f"optimizer.kind={path}"
+    if not place:
+        raise InputError(f"{where} needs the module of the class: torch.optim.SGD")
+    try:
+        module = import_module(place)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{where}: no module {error.name}; install its package") from error
+    except Exception as error:
+        words = first_line(error)
+        raise InputError(f"{where}: {place} cannot be loaded: {words}") from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise InputError(f"{where}: {place} has no {name}.{closest(name, dir(module))}")
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise InputError(f"{where} is no optimizer, which would derive from torch.optim.Optimizer")
+    return found
+
+
+def _check_arguments(settings: OptimizerSettings) -> None:
+    """Refuse an optimizer that is not there, and what its constructor does not take."""
+    if settings.kind is None:
+        if settings.arguments:
+            raise InputError("optimizer.arguments need optimizer.kind, the class they are for")
+        return
+    takes = signature(find_optimizer(settings.kind).__init__).parameters
+    takes_any = any(one.kind == Parameter.VAR_KEYWORD for one in takes.values())
+    where = f"optimizer.kind={settings.kind}"
+    for name in settings.arguments or {}:
+        if name in OURS:
+            raise InputError(f"optimizer.arguments.{name}: give it as optimizer.{name}")
+        if name not in takes and not takes_any:
+            raise InputError(f"{where} takes no {name}.{closest(name, list(takes))}")
+    if "lr" not in takes:
+        raise InputError(f"{where} takes no lr, which warm-up and cosine set")
+    if "betas" not in takes and tuple(settings.betas) != BETAS:
+        raise InputError(f"{where} takes no betas; leave out optimizer.betas")
+    if "weight_decay" not in takes and settings.weight_decay > 0:
+        raise InputError(f"{where} takes no weight_decay; set optimizer.weight_decay to 0")
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
@@ -76,6 +136,33 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
+def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Build the optimizer of the settings over the trainable parameters of `module`.
+
+    Raises:
+        InputError: if nothing in `module` is trainable, or the optimizer's class refuses.
+    """
+    if settings.kind is None:
+        return adamw(module, settings)
+    found = find_optimizer(settings.kind)
+    takes = signature(found.__init__).parameters
+    told = {name: getattr(settings, name) for name in ("lr", "betas") if name in takes}
+    groups = _groups(module, settings)
+    if settings.kind.startswith("bitsandbytes."):
+        # its first step stores convolutions so, and their sums would round otherwise after resuming
+        for parameter in trainable(module).values():
+            parameter.data = parameter.data.contiguous()
+    with refusing(f"optimizer.kind={settings.kind}"):
+        return found(groups, **told, **(settings.arguments or {}))
+
+
+def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict]:
+    groups = parameter_groups(module, settings.weight_decay)
+    if not groups:
+        raise InputError("nothing to train: every parameter of the model is frozen")
+    return groups
+
+
 def adamw(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
     """Build AdamW in its fused form over the trainable parameters of `module`.
 
@@ -84,9 +171,7 @@ def adamw(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
     Raises:
         InputError: if nothing in `module` is trainable.
     """
-    groups = parameter_groups(module, settings.weight_decay)
-    if not groups:
-        raise InputError("nothing to train: every parameter of the model is frozen")
+    groups = _groups(module, settings)
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
     names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
     optimizer.register_load_state_dict_post_hook(partial(_check_memory, names=names))
