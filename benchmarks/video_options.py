@@ -23,8 +23,8 @@ from emu_edit.evaluation.clips import ClipTruth
 from emu_edit.evaluation.figures import EDITED_CLIPS
 from emu_edit.evaluation.score import Values
 from emu_edit.images import resize, save_png
+from emu_edit.models.frame_attention import Look
 from emu_edit.terminal import markdown_table, step_bar
-from emu_edit.video.attention import Look
 from emu_edit.video.editor import VideoEditor, VideoSettings, VideoTurn
 from emu_edit.video.noise import NoiseMode
 from emu_edit.video.windows import Shot

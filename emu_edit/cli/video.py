@@ -181,7 +181,7 @@ def _request(
 ) -> "tuple[Job, VideoSettings, list[VideoTurn]]":
     from emu_edit.editing.task_mix import parse_task
     from emu_edit.editing.threshold import Threshold
-    from emu_edit.video.attention import Look
+    from emu_edit.models.frame_attention import Look
     from emu_edit.video.clip import Stretch
     from emu_edit.video.coding import Coding
     from emu_edit.video.cuts import GivenCuts

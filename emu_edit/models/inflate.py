@@ -9,13 +9,14 @@ ones after each, C + 1 zero input channels for the picture and its mask.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import Context, ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -23,8 +24,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from emu_edit.errors import InputError
+from emu_edit.models.frame_attention import FrameAttention, Look
 from emu_edit.models.interfaces import TextFeatures
 from emu_edit.models.motion import ChangeOut, MotionReader, Nearest, VideoCall
+from emu_edit.models.recompute import remember_in
+from emu_edit.models.stam import Stam
 from emu_edit.models.surgery import freeze
 from emu_edit.models.temporal import (
     TemporalAttention,
@@ -107,7 +111,8 @@ class TemporalAdapter(nn.Module):
         is_convolved = spec.convolution_levels is None or level in spec.convolution_levels
         is_attended = spec.attention_levels is None or level in spec.attention_levels
         if isinstance(place, BasicTransformerBlock) and is_attended:
-            self.attentions[key] = TemporalAttention(place.dim, spec)
+            kind = Stam if spec.stam else TemporalAttention
+            self.attentions[key] = kind(place.dim, spec)
             if spec.text and place.attn2 is not None:
                 width = place.attn2.cross_attention_dim
                 self.texts[key] = TextAttention(place.dim, width, spec)
@@ -133,6 +138,11 @@ class TemporalAdapter(nn.Module):
             for key, layer in layers.items():
                 place = unet.get_submodule(key.replace("/", "."))
                 place.register_forward_hook(partial(self._mix, partial(run, layer)))
+        if self.spec.coarse:
+            for place in unet.modules():
+                if isinstance(place, BasicTransformerBlock):
+                    usual = place.attn1.processor
+                    place.attn1.set_processor(_Wider(self, usual))  # pyright: ignore[reportArgumentType]
         if self.change_out is not None:  # last: it puts another output in the place of all that
             unet.conv_out.register_forward_hook(self._change)
 
@@ -142,13 +152,14 @@ class TemporalAdapter(nn.Module):
         frames: int,
         condition: Float[Tensor, "rows c1 h w"] | None = None,
         text: TextFeatures | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Iterator[None]:
         """Let the U-Net see the rows "(b f)" of its calls in this block as videos.
 
         Put it around each call; a backward pass may come later, also with gradient checkpointing.
         Arguments and errors are those of `told`.
         """
-        with self.during(self.told(frames, condition, text)):
+        with self.during(self.told(frames, condition, text, size)):
             yield
 
     def told(
@@ -156,6 +167,7 @@ class TemporalAdapter(nn.Module):
         frames: int,
         condition: Float[Tensor, "rows c1 h w"] | None = None,
         text: TextFeatures | None = None,
+        size: tuple[int, int] | None = None,
     ) -> VideoCall:
         """Return what `during` takes; the motion reader runs here, and nowhere else.
 
@@ -164,6 +176,7 @@ class TemporalAdapter(nn.Module):
             condition: of `given_frames` or `given_picture`, a row for each of the call; None is a
                 condition of zeros, that is, nothing is given.
             text: a row for each video, for `spec.motion`, which reads nothing without.
+            size: height and width of the latents, for `spec.coarse`, which sees nothing without.
 
         Raises:
             InputError: for less than a frame, or a condition where the adapter takes none.
@@ -181,12 +194,12 @@ class TemporalAdapter(nn.Module):
         if self.motion is not None and nearest is not None and text is not None:
             read, change = self.motion(nearest, text)
             nearest = replace(nearest, start=nearest.start + change)
-        return VideoCall(frames, condition, nearest, read)
+        return VideoCall(frames, condition, nearest, read, size)
 
     @contextmanager
     def during(self, call: VideoCall) -> Iterator[None]:
         """Let the U-Net see its calls in this block as it is told; see `video`."""
-        _remember_in(self.base)  # at every call: checkpointing may just have been enabled
+        remember_in(self.base)  # at every call: checkpointing may just have been enabled
         before = self._traced
         self._traced = call
         token = _CALLS.set({**_CALLS.get(), self: call})
@@ -253,6 +266,23 @@ class TemporalAdapter(nn.Module):
                 "each frame its row"
             )
         return run(output, call.frames, self.spec)
+
+
+@dataclass
+class _Wider:
+    """Self-attention that sees the other frames while its U-Net is told of a video."""
+
+    adapter: TemporalAdapter
+    usual: Callable[..., Tensor]
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, *more: object, **named: object
+    ) -> Tensor:
+        call = self.adapter._call()
+        if call is None or call.size is None or call.frames == 1:
+            return self.usual(attn, hidden_states, *more, **named)
+        wide = FrameAttention(Look.coarse, call.frames, call.size, self.adapter.spec.coarse)
+        return wide(attn, hidden_states)
 
 
 Run = Callable[[Tensor, int, TemporalSpec], Tensor]
@@ -341,7 +371,7 @@ def _convolve(layer: TemporalConvolution, x: Tensor, frames: int, spec: Temporal
     return rearrange(video, "b c f (h w) -> (b f) c h w", h=size[0], w=size[1])
 
 
-def _attend(layer: TemporalAttention, x: Tensor, frames: int, spec: TemporalSpec) -> Tensor:
+def _attend(layer: TemporalAttention | Stam, x: Tensor, frames: int, spec: TemporalSpec) -> Tensor:
     """Run temporal attention on the tokens "(b f) n c" of a transformer block."""
     video = rearrange(x, "(b f) n c -> b f n c", f=frames).to(layer.to_out.weight.dtype)
     positions = torch.arange(frames, device=x.device, dtype=torch.float32)
@@ -361,36 +391,3 @@ def _run(layer: nn.Module, *inputs: Tensor | None, spec: TemporalSpec) -> Tensor
     if spec.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(layer, *inputs, use_reentrant=False)
     return layer(*inputs)
-
-
-@dataclass
-class _Remembering:
-    """Gradient checkpointing of diffusers whose recomputation sees what the first run saw.
-
-    The backward pass runs a layer again when its call of `video` is over, perhaps in a thread of
-    autograd's. Outside `video` it is the usual one. A compiler traces the recomputation, too.
-    """
-
-    usual: Callable[..., Tensor]
-
-    def __call__(self, layer: Callable[..., Tensor], *inputs: object) -> Tensor:
-        if torch.compiler.is_compiling():
-            return self.usual(layer, *inputs)
-        return self.usual(_InContext(layer, copy_context()), *inputs)
-
-
-@dataclass(frozen=True)
-class _InContext:
-    layer: Callable[..., Tensor]
-    context: Context
-
-    def __call__(self, *inputs: object) -> Tensor:
-        return self.context.run(self.layer, *inputs)
-
-
-def _remember_in(base: nn.Module) -> None:
-    """Let gradient checkpointing, wherever diffusers has it on, remember the call of `video`."""
-    for module in base.modules():
-        usual = vars(module).get("_gradient_checkpointing_func")
-        if usual is not None and not isinstance(usual, _Remembering):
-            vars(module)["_gradient_checkpointing_func"] = _Remembering(usual)

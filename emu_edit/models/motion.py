@@ -67,6 +67,7 @@ class VideoCall:
     condition: Tensor | None
     nearest: Nearest | None = None  # of `spec.still`; moved to where motion expects it
     read: Tensor | None = None  # of `spec.motion`, for the first features
+    size: tuple[int, int] | None = None  # of the latents, for `spec.coarse`
 
 
 def nearest_given(

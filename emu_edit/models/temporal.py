@@ -23,7 +23,7 @@ from torch.nn import functional
 from emu_edit.errors import InputError
 
 # beyond these a file is damaged or hostile
-LARGEST_KERNEL, WIDEST_HEAD, WIDEST_MLP, WIDEST_MOTION = 15, 1024, 16, 1024
+LARGEST_KERNEL, WIDEST_HEAD, WIDEST_MLP, WIDEST_MOTION, WIDEST_POOL = 15, 1024, 16, 1024, 64
 MOST_POSITIONS = 2**24
 
 
@@ -52,6 +52,10 @@ class TemporalSpec:
             a text encoder that has read captions of pictures alone knows no words of motion. Ours.
         motion: width of a small network that reads off the nearest given frame and the text what
             moves where; 0 leaves it out. A multiple of 8, with `still` only; ours.
+        stam: temporal attention of EI² in place of Emu Video's, see `emu_edit.models.stam`; then
+            there is no MLP.
+        coarse: let each frame's own attention see all other frames, averaged over squares of so
+            many cells (FFAM of EI²); 0 does not.
         identity: start as the identity; without, weights start as torch draws them, which is worse
             and here to show by how much.
         gradient_checkpointing: recompute temporal layers in the backward pass: less memory, more
@@ -73,6 +77,8 @@ class TemporalSpec:
     still: bool = False
     text: bool = False
     motion: int = 0
+    stam: bool = False
+    coarse: int = 0
     identity: bool = True
     gradient_checkpointing: bool = False
     chunk: int = 2048  # times 31 heads stays below 65536, once the limit of CUDA's attention grids
@@ -84,6 +90,7 @@ class TemporalSpec:
             "head_dim": (2, WIDEST_HEAD),
             "mlp_ratio": (0, WIDEST_MLP),
             "motion": (0, WIDEST_MOTION),
+            "coarse": (0, WIDEST_POOL),
             "chunk": (1, MOST_POSITIONS),
         }
         for name, (least, most) in ranges.items():
@@ -124,6 +131,7 @@ class TemporalSpec:
         Raises:
             InputError: if an entry is missing, unknown or not of the kind `to_dict` writes.
         """
+        values = {"stam": False, "coarse": 0, **values}  # files of before EI² have neither
         kinds = {field.name: type(field.default) for field in fields(TemporalSpec)}
         if odd := {*kinds} ^ {*values}:
             raise InputError(f"{where}: the entry {min(odd)!r} is missing or unknown")
@@ -199,11 +207,7 @@ class TemporalAttention(nn.Module):
 
     def __init__(self, channels: int, spec: TemporalSpec) -> None:
         super().__init__()
-        if channels % spec.head_dim != 0:
-            raise InputError(
-                f"the U-Net has attention of width {channels}, which temporal.head_dim="
-                f"{spec.head_dim} does not divide; give another head_dim, or attention_levels"
-            )
+        check_heads(channels, spec)
         self.heads, self.rotary_base = channels // spec.head_dim, spec.rotary_base
         self.norm = nn.LayerNorm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
@@ -230,6 +234,15 @@ class TemporalAttention(nn.Module):
         out = functional.scaled_dot_product_attention(q, k, v)
         x = x + self.to_out(rearrange(out, "p a f d -> p f (a d)"))
         return x if self.mlp is None else x + self.mlp(x)
+
+
+def check_heads(channels: int, spec: TemporalSpec) -> None:
+    """Refuse (InputError) a width that heads of `spec` do not divide."""
+    if channels % spec.head_dim != 0:
+        raise InputError(
+            f"the U-Net has attention of width {channels}, which temporal.head_dim="
+            f"{spec.head_dim} does not divide; give another head_dim, or attention_levels"
+        )
 
 
 class TextAttention(nn.Module):

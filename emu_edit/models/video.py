@@ -75,7 +75,8 @@ class VideoDenoiser(Denoiser):
         given, condition = self._frames(cond.z_source), None
         if self.adapter.condition_channels:
             condition = given_frames(given, (given != 0).flatten(2).any(dim=2))
-        return self.adapter.told(given.shape[1], condition, cond.text)
+        size = (given.shape[-2], given.shape[-1])
+        return self.adapter.told(given.shape[1], condition, cond.text, size)
 
     def expectation_error(
         self, call: VideoCall, z_0: Float[Tensor, "b fc h w"]

@@ -21,9 +21,9 @@ from emu_edit.editing.settings import EditorSettings, Sampling
 from emu_edit.editing.task_mix import TaskChoice
 from emu_edit.editing.threshold import Threshold, check_alpha, default_alpha, mean_difference
 from emu_edit.errors import InputError
+from emu_edit.models.frame_attention import FrameAttention, Look, looking
 from emu_edit.randomness import check_seed, keyed_generator
 from emu_edit.text_rules import clean_instruction
-from emu_edit.video.attention import FrameAttention, Look, looking
 from emu_edit.video.noise import ALPHA, NoiseMode, frame_noise
 from emu_edit.video.windows import Shot, Window, Windowed, check_window
 

@@ -120,17 +120,22 @@ def shortened(arguments: list[str]) -> list[str]:
 def to_run(page: Path) -> list[Shown]:
     """Return a page's commands of ours, and the trainings that its sentences show whole.
 
-    A training that another page has begun with the same words is not run twice.
+    A training that another page has begun with the same words is not run twice, unless this page
+    goes on with its run.
     """
     earlier = [*RECIPES, *PAGES]
     earlier = earlier[: earlier.index(page)]
     known = {shown.arguments for other in earlier for shown in commands(other)}
     found = []
-    for shown in (*commands(page), *(inline_commands(page) if page in PAGES else ())):
+    own = commands(page)
+    for number, shown in enumerate([*own, *(inline_commands(page) if page in PAGES else ())]):
         arguments = shown.arguments
         if not arguments or (shown.is_inline and arguments[:2] != ("fit", "--config")):
             continue
-        if arguments[0] in NOT_RUN or (arguments[0] == "fit" and arguments in known):
+        run = arguments[arguments.index("--run") + 1] if "--run" in arguments else None
+        is_needed = any(run in (later.arguments or ()) for later in own[number + 1 :])
+        is_known = arguments[0] == "fit" and arguments in known and not is_needed
+        if arguments[0] in NOT_RUN or is_known:
             continue
         known.add(arguments)
         found.append(shown)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from emu_edit.editing.editor import Editor
 from emu_edit.errors import InputError
-from emu_edit.video.attention import FrameAttention, Look, level_size, looking
+from emu_edit.models.frame_attention import FrameAttention, Look, level_size, looking
 from emu_edit.video.editor import VideoEditor, VideoSettings, VideoTurn
 from emu_edit.video.noise import NoiseMode
 from emu_edit.video.windows import Shot

@@ -17,7 +17,7 @@ from emu_edit.editing.pipeline import EmuEditPipeline
 from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
 from emu_edit.images import save_png, to_float, to_pil
-from emu_edit.video.attention import Look
+from emu_edit.models.frame_attention import Look
 from emu_edit.video.editor import VideoEditor, VideoSettings, VideoTurn
 from emu_edit.video.noise import NoiseMode
 from emu_edit.video.pipeline import EmuEditVideoPipeline, EmuEditVideoPipelineOutput

@@ -30,7 +30,7 @@ class Look(Enum):
     both: anchor and previous, the sparse-causal attention of Tune-A-Video (Wu et al. 2022,
         arXiv:2212.11565), beside itself.
     coarse: all other frames of the window, averaged over patches; FFAM of EI² (Zhang et al. 2023,
-        arXiv:2309.01365).
+        arXiv:2305.17431).
     """
 
     own = "own"
