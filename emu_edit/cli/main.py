@@ -44,6 +44,7 @@ VERBS = {
         _of("predictor"), "train and measure what tells the task from the instruction"
     ),
     "invert": Command(_of("invert"), "teach a model a new task from 1 to 100 pairs"),
+    "tune": Command(_of("tune"), "tune a picture model on one video, to edit it by captions"),
     "tasks": Command(_of("tasks"), "list, add, remove and rename the tasks a model knows"),
     "app": Command(_of("app"), "serve a web page for editing in turns, on this computer"),
     "export": Command(_of("export"), "turn a checkpoint into a model directory"),

@@ -24,12 +24,14 @@ from emu_edit.cli.arguments import (
 )
 from emu_edit.editing.find import RELEASED_NAME, find_model, has_predictor, shown_path
 from emu_edit.errors import InputError, StorageError
+from emu_edit.tasks import CAPTION
 from emu_edit.text_rules import clean_instruction
 
 if TYPE_CHECKING:
     from emu_edit.video.editor import VideoSettings, VideoTurn
     from emu_edit.video.job import Done, Job
 
+TUNED = "tuned.json"  # of `emu_edit.editing.tuned`, which is slow to import
 EPILOG = """\
 IN is a video, an animated GIF, PNG or WebP, or a folder of pictures. OUT is .mp4, .mov, .mkv, .webm
 or .avi with the source's sound and subtitles, an animated .gif, .png or .webp, or a name without
@@ -139,6 +141,8 @@ def run(arguments: list[str]) -> int:
     check_places(Path(options.video), options.output)
     _check_strip(options)
     model = find_model(options.model, predicting=None in tasks)
+    if (model / TUNED).is_file():  # which knows no tasks
+        tasks = [CAPTION] * len(texts)
     if None in tasks and not has_predictor(model):
         raise InputError(
             f"the model {model} has no task predictor; name the task with --task, or take --model "

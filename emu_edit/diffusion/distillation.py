@@ -8,7 +8,6 @@ section 3.2; adversarial diffusion distillation, Sauer et al. 2023, arXiv:2311.1
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -76,11 +75,3 @@ def judged_drawn(drawn: Float[Tensor, " m"]) -> Float[Tensor, ""]:
     al. 2023, arXiv:2311.17042, eq. 3.
     """
     return -drawn.mean()
-
-
-def uniform_bins(u: Float[Tensor, "b k"]) -> list[float]:
-    """Return the draws of a batch, which takes the same times in all its rows: those of its first.
-
-    A network is called once a step for the whole batch, at one time.
-    """
-    return torch.as_tensor(u[0]).tolist()

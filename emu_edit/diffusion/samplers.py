@@ -20,6 +20,7 @@ from torch import Tensor
 
 from emu_edit.diffusion.prediction import Predict, Prediction, check, estimates
 from emu_edit.diffusion.schedule import Coefficients, Level, Schedule, Time, tokens_of
+from emu_edit.errors import InputError
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """A CPU generator for the batch, or one per row (rows then ignore each other), or torch's own."""
@@ -102,6 +103,48 @@ def sample(
         if on_step is not None and (replaced := on_step(i, t, z_t)) is not None:
             z_t = replaced
     return z_t
+
+
+def noise_of(
+    predict: Predict,
+    z_0: Float[Tensor, "b c h w"],
+    *,
+    schedule: Schedule,
+    prediction: Prediction,
+    times: Sequence[Time],
+    refine: int = 3,
+) -> Float[Tensor, "b c h w"]:
+    """Return the latent at the first of some times that DDIM leads from to a clean latent.
+
+        z' = alpha' (z - sigma eps_hat(z', t')) / alpha + sigma' eps_hat(z', t')
+
+    from less noise to more, each step solved by iteration, which begins with the noise of the step
+    before. From there `sample` with these times gives z_0 again, as far as the iterations went.
+    Source: DDIM inversion, Song et al. 2021, arXiv:2010.02502, section 4.3; solved as in Pan et al.
+    2023, arXiv:2309.04907, section 3.
+
+    Args:
+        predict: the network with conditions and guidance bound.
+        z_0: the clean latent.
+        schedule: the one the network was trained with.
+        prediction: what the network outputs.
+        times: noisiest first, none of noise alone, in which nothing is left of z_0.
+        refine: iterations of a step, at least 1.
+
+    Raises:
+        InputError: if the first time is of noise alone.
+    """
+    if schedule.level(times[0]).alpha == 0:
+        raise InputError("nothing of a picture is left in noise alone; invert to an earlier time")
+    now, z = Level(1.0, 0.0), z_0
+    eps = _estimate(predict, z_0, times[-1], schedule.level(times[-1]), prediction).eps
+    for t in reversed(times):
+        to = schedule.level(t)
+        for _ in range(refine):
+            z_to = to.alpha / now.alpha * (z - now.sigma * eps) + to.sigma * eps
+            eps = _estimate(predict, z_to, t, to, prediction).eps
+        now, z = to, to.alpha / now.alpha * (z - now.sigma * eps) + to.sigma * eps
+    return z
 
 
 def first_latent(

@@ -9,13 +9,12 @@ from datamodules.evaluation_sets.items import as_unicode
 from datamodules.evaluation_sets.ucf101 import UCF101
 from datamodules.evaluation_sets.videos import TGVE, WORLD_CLIPS, WORLD_VIDEO
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.eve import VideoStack
 from emu_edit.editing.find import CONFIG, INDEX, MODEL, model_name
 from emu_edit.editing.settings import Sampling
 from emu_edit.errors import InputError
 from emu_edit.evaluation.outputs import has_pictures, is_generations
 from emu_edit.training.export import model_directory
-from emu_edit.video.stacked import editor_of, load_video_model
+from emu_edit.video.stacked import VideoModel, editor_of, load_video_model
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Candidate:
         editor.settings = self.sampling.applied(editor.settings)
         return editor
 
-    def load_for_videos(self) -> Editor | VideoStack:
+    def load_for_videos(self) -> VideoModel:
         """Load the model with all that it has for videos.
 
         Raises:

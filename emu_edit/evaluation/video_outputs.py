@@ -10,8 +10,6 @@ from torch import Tensor
 
 from datamodules.evaluation_sets.items import some
 from datamodules.evaluation_sets.videos import VideoBenchmark, VideoItem
-from emu_edit.editing.editor import Editor
-from emu_edit.editing.eve import VideoStack
 from emu_edit.errors import InputError
 from emu_edit.evaluation.edits import seed_of
 from emu_edit.evaluation.outputs import ItemVideos
@@ -22,7 +20,7 @@ from emu_edit.video.cuts import GivenCuts
 from emu_edit.video.editor import VideoTurn
 from emu_edit.video.io import open_video
 from emu_edit.video.job import Job, run
-from emu_edit.video.stacked import video_editor
+from emu_edit.video.stacked import VideoModel, editor_of, video_editor
 
 VIDEOS = "videos"
 ENDINGS = ("", ".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif", ".png", ".webp")
@@ -57,7 +55,7 @@ class ModelVideos:
         size: what the shorter side of a video becomes before it is edited.
     """
 
-    editor: Editor | VideoStack
+    editor: VideoModel
     folder: Path
     size: int
 
@@ -90,9 +88,10 @@ class ModelVideos:
         return seed_of(item.key)
 
     def _text(self, item: VideoItem) -> str:
-        if isinstance(self.editor, Editor):
+        text_encoder = editor_of(self.editor).networks.text_encoder
+        if not text_encoder.takes_captions:
             return item.instruction
-        limit = self.editor.editor.networks.text_encoder.limit
+        limit = text_encoder.limit
         return with_caption(item.instruction, limit.cut(item.target_caption))
 
     def _place(self, item: VideoItem) -> Path:

@@ -29,7 +29,6 @@ from datamodules.evaluation_sets.videos import (
     world_video_item,
 )
 from emu_edit.editing.editor import Editor
-from emu_edit.editing.eve import VideoStack
 from emu_edit.editing.find import choose_device
 from emu_edit.errors import InputError
 from emu_edit.evaluation.candidate import Candidate, Outcome
@@ -51,7 +50,7 @@ from emu_edit.tasks import SIXTEEN
 from emu_edit.terminal import plural, step_bar
 from emu_edit.training.export import model_directory
 from emu_edit.video.io import open_video
-from emu_edit.video.stacked import editor_of
+from emu_edit.video.stacked import VideoModel, editor_of
 
 SCORES = "scores.jsonl"
 MOST_SHOWN = 48  # edits on the page, each with two or three videos in it
@@ -199,7 +198,7 @@ def load_videos(options: VideoOptions, editor: Editor | None) -> VideoBenchmark:
     return benchmark.limited(options.limit)
 
 
-def _model(options: VideoOptions) -> tuple[Editor | VideoStack | None, dict[str, object]]:
+def _model(options: VideoOptions) -> tuple[VideoModel | None, dict[str, object]]:
     """Load the model, None for videos; and say what results depend on."""
     candidate = options.candidate
     about: dict[str, object] = {"model": candidate.name}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -26,7 +26,6 @@ from emu_edit.diffusion.distillation import (
     judged_real,
     k_bin_times,
     score_distillation,
-    uniform_bins,
 )
 from emu_edit.diffusion.prediction import add_noise, estimates
 from emu_edit.diffusion.samplers import sample
@@ -182,13 +181,13 @@ class EveModule(ClipModule):
         asked = self.distillation
         z, cond, null_text = self.encoder(drawn)
         source = self._frames(z)
-        batch, phase = drawn.batch, self._phase()
+        batch = drawn.batch
         edited = cond.z_source
         known = Conditioning(cond.text, placed(source[:, :0], self._frames(edited)), cond.v_task)
         first = self._teachers(batch, Mode.edit_teacher, known, null_text)[:, :1]
         known = replace(known, z_source=placed(first, self._frames(edited)))
         told = known if dropout is None else drop(known, null_text, dropout, drawn.u[:, 1:])
-        times = self._times(batch.position, phase)
+        times = self._times()
         made = self._generated(told, drawn.eps, times)
         t = self.objective.timesteps(drawn.u[:, 0], self.schedule, tokens_of(z))
         level = self.schedule.at(t)
@@ -209,13 +208,14 @@ class EveModule(ClipModule):
         both = [(Mode.edit_teacher, asked.edit), (Mode.video_teacher, asked.video)]
         return [(mode, weight) for mode, weight in both if weight]
 
-    def _times(self, position: Int64[Tensor, " b"], phase: Phase) -> list[Time]:
-        """Return the times of a generation: of all ranks and rows of a step alike."""
-        asked = self.distillation
+    def _times(self) -> list[Time]:
+        """Return the times of a generation, alike in all ranks and micro-batches of a step."""
+        asked, phase = self.distillation, self._phase()
         if asked.uniform:
             return self.schedule.times(asked.steps, 1)
-        u = uniforms(self.seed, f"{phase.name}/bins", position[:1].cpu(), asked.steps)
-        return [*k_bin_times(uniform_bins(u), self.schedule.num_steps)]
+        step = torch.tensor([self.trainer.global_step if phase is Phase.train else 0])
+        u = uniforms(self.seed, f"{phase.name}/bins", step, asked.steps)[0]
+        return [*k_bin_times(u.tolist(), self.schedule.num_steps)]
 
     def _generated(
         self, cond: Conditioning, noise: Float[Tensor, "b fc h w"], times: list[Time]

@@ -21,6 +21,7 @@ from emu_edit.editing.editor import Editor
 from emu_edit.editing.eve import VideoStack
 from emu_edit.editing.find import find_model
 from emu_edit.editing.task_mix import task_vectors
+from emu_edit.editing.tuned import RECORD, Tuned
 from emu_edit.models.directory import TEMPORAL
 from emu_edit.models.edit_adapter import PART
 from emu_edit.models.eve import Mode
@@ -94,30 +95,74 @@ class StackedStage(Stage):
         }
 
 
+@dataclass(kw_only=True)
+class TunedStage(Stage):
+    """One caption for a video, by a model that was tuned on it.
+
+    Attributes:
+        tuned: what edits.
+    """
+
+    tuned: Tuned
+
+    def __post_init__(self) -> None:
+        """Make windows of as many frames as it was tuned on, which share none."""
+        self.windows = Windowed(self._edit, self.tuned.animator.frames)
+
+    @torch.no_grad()
+    def _edit(self, window: Window) -> UInt8[Tensor, "f 3 h w"]:
+        frames = torch.stack([shot.pixels for shot in window.shots])
+        edited = self.tuned.edit(
+            self.editor.encode(frames),
+            self.turn.instruction,
+            self.usual,
+            negative=self.turn.negative,
+            on_step=self.on_step,
+        )
+        return self.editor.decode(edited, frames.shape[-2:])
+
+
+VideoModel = Editor | VideoStack | Tuned
+
+
 def video_editor(
-    model: Editor | VideoStack,
+    model: VideoModel,
     turns: Sequence[VideoTurn],
     settings: VideoSettings = VideoSettings(),
     on_step: StepEnd | None = None,
 ) -> VideoEditor:
-    """Return what edits videos: frame by frame with an editor, frames together with a stack."""
-    if isinstance(model, Editor):
-        return VideoEditor(model, turns, settings, on_step)
-    return VideoEditor(model.editor, turns, settings, on_step, partial(StackedStage, stack=model))
+    """Return what edits videos: frame by frame with an editor, frames together with others."""
+    match model:
+        case VideoStack():
+            make = partial(StackedStage, stack=model)
+        case Tuned():
+            make = partial(TunedStage, tuned=model)
+        case _:
+            make = None
+    return VideoEditor(editor_of(model), turns, settings, on_step, make)
 
 
-def load_video_model(path: Path | str, device: str | None = None) -> Editor | VideoStack:
+def load_video_model(path: Path | str, device: str | None = None) -> VideoModel:
     """Load a model directory: a stack where it has an edit adapter and temporal layers.
 
     Raises:
-        InputError: as `Editor.from_pretrained` and `VideoStack.from_pretrained`.
+        InputError: as `Editor.from_pretrained`, `VideoStack.from_pretrained` and
+            `Tuned.from_pretrained`.
     """
     folder = find_model(path)
+    if (folder / RECORD).is_file():
+        return Tuned.from_pretrained(folder, device)
     if (folder / PART).is_dir() and (folder / TEMPORAL).is_dir():
         return VideoStack.from_pretrained(folder, device)
     return Editor.from_pretrained(folder, device)
 
 
-def editor_of(model: Editor | VideoStack) -> Editor:
-    """Return what edits pictures."""
-    return model if isinstance(model, Editor) else model.editor
+def editor_of(model: VideoModel) -> Editor:
+    """Return what encodes, decodes, and says how to sample."""
+    match model:
+        case VideoStack():
+            return model.editor
+        case Tuned():
+            return model.animator.video
+        case _:
+            return model

@@ -57,7 +57,8 @@ def test_python_m_and_main_are_the_same_program() -> None:
     assert done.stdout == ""
     assert done.stderr == (
         "emu-edit: error: unknown command 'fitt'; known: fit, validate, test, edit, video, "
-        "generate, interpolate, shards, evaluate, rate, predictor, invert, tasks, app, export. "
+        "generate, interpolate, shards, evaluate, rate, predictor, invert, tune, tasks, app, "
+        "export. "
         "Did you mean 'fit'?\n"
     )
 

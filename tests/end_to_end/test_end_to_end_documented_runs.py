@@ -57,6 +57,7 @@ SHORT = {
     "video": ("--steps=1",),
     "generate": ("--steps=1",),
     "interpolate": ("--steps=1",),
+    "tune": ("--steps=1",),
     "invert": ("--steps=2", "--batch=2", "--init=mean"),
 }
 
