@@ -51,7 +51,7 @@ from emu_edit.training.draws import DrawnBatch, Phase
 from emu_edit.training.encoder import SourceClipEncoder
 from emu_edit.training.module import StepOutput
 from emu_edit.training.objective import Objective
-from emu_edit.training.optim import OptimizerSettings, adamw, warmup_cosine_schedule
+from emu_edit.training.optim import OptimizerSettings, make_optimizer, warmup_cosine_schedule
 from emu_edit.training.teachers import PLAIN, Distillation, Teachers
 
 JUDGES = "judges"  # in checkpoints: their optimizer
@@ -276,7 +276,7 @@ class EveModule(ClipModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the student's optimizer for Lightning, and the judges' beside it."""
         settings = self.optimizer_settings
-        optimizer = adamw(self.networks, settings)
+        optimizer = make_optimizer(self.networks, settings)
         learning = [p for p in self.judges.parameters() if p.requires_grad]
         self.judge_optimizer = torch.optim.AdamW(learning, lr=self.distillation.judge_lr)
         if self._judge_state is not None:
