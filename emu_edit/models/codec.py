@@ -73,22 +73,23 @@ class KLCodec(ImageCodec):
     z = (sample or mode - shift_factor) * scaling_factor, both numbers from its config.
 
     Args:
-        path: model directory (or its `vae/`), or a hub name `owner/name` or `owner/name/vae`;
-            safetensors only.
+        path: model directory (or its `vae/`), a hub name `owner/name` or `owner/name/vae`, or a
+            single file; safetensors only.
         scale_condition: scale the source latents too. InstructPix2Pix and its checkpoints leave
             them unscaled; a model that predicts the change needs source and target in the same
             units.
+        config: for a single file, a local model directory of the same base.
 
     Raises:
         InputError: if it cannot be found or loaded.
     """
 
-    def __init__(self, path: str, scale_condition: bool = False) -> None:
+    def __init__(self, path: str, scale_condition: bool = False, config: str | None = None) -> None:
         super().__init__()
         # diffusers has dozens of autoencoders, for which whoever edits with patches need not wait
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        vae = load_diffusers(AutoencoderKL, find_part(path, "vae"))
+        vae = load_diffusers(AutoencoderKL, find_part(path, "vae", config))
         self.vae = freeze(vae)
         self.scale_condition = scale_condition
         self.scale = float(vae.config["scaling_factor"])
@@ -137,8 +138,9 @@ class PackedCodec(ImageCodec):
     Source: the Flux Kontext, Flux2 and Qwen-Image-Edit pipelines of diffusers.
 
     Args:
-        path: model directory (or its `vae/`), or a hub name `owner/name` or `owner/name/vae`;
-            safetensors only.
+        path: model directory (or its `vae/`), a hub name `owner/name` or `owner/name/vae`, or a
+            single file; safetensors only.
+        config: for a single file, a local model directory of the same base.
 
     Raises:
         InputError: if it cannot be found or loaded, or is another kind of autoencoder.
@@ -153,9 +155,9 @@ class PackedCodec(ImageCodec):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, config: str | None = None) -> None:
         super().__init__()
-        self.source = find_part(path, "vae")
+        self.source = find_part(path, "vae", config)
         name = str(config_of(self.source).get("_class_name"))
         if name not in self.KINDS:
             raise InputError(f"{self.source} is a {name}, needs one of {', '.join(self.KINDS)}")

@@ -43,8 +43,8 @@ class DiTDenoiser(Denoiser):
     """A pretrained transformer of one of the `FAMILIES`, trained whole or by LoRA.
 
     Args:
-        path: model directory (or its `transformer/`), or a hub name `owner/name/transformer`;
-            safetensors only. A model directory of this project brings its own maps.
+        path: model directory (or its `transformer/`), a hub name `owner/name/transformer`, or a
+            single file; safetensors only. A model directory of this project brings its own maps.
         task_dim: width of the task vector.
         lora_rank: train low-rank adapters of this rank and freeze the network; 0 trains all of it.
         lora_alpha: adapters count alpha / rank times; none means `lora_rank`, a factor of 1.
@@ -55,6 +55,7 @@ class DiTDenoiser(Denoiser):
             third more time.
         weights: precision of the network's weights; adapters and maps are float32. int8 and float8
             hold those of a frozen network in 8 bits (torchao), and compute in bfloat16.
+        config: for a single file, a local model directory of the same base.
 
     Raises:
         InputError: if it cannot be found or loaded, is of another class, or is a variant for
@@ -73,14 +74,15 @@ class DiTDenoiser(Denoiser):
         guidance: float = 1.0,
         gradient_checkpointing: bool = False,
         weights: Literal["float32", "bfloat16", "int8", "float8"] = "float32",
+        config: str | None = None,
     ) -> None:
         super().__init__()
-        self.source = find_part(path, self.part)
-        config = config_of(self.source)
-        self.family = family_of(config, str(self.source))
+        self.source = find_part(path, self.part, config)
+        numbers = config_of(self.source)
+        self.family = family_of(numbers, str(self.source))
         self.licence, self.keeps_norm = self.family.licence, self.family.keeps_norm
         told = find_training(self.source)
-        refuse_variants(config, self.source, told.config)
+        refuse_variants(numbers, self.source, told.config)
         if weights in QUANTISED and not lora_rank:
             raise InputError(
                 f"denoiser.weights: {weights} is for a frozen network; give denoiser.lora_rank"

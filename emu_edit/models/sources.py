@@ -1,7 +1,8 @@
 """Where a pretrained part lies: a local directory, or a name on the Hugging Face hub.
 
 A local path may be a whole model directory (`unet/`, `vae/`, `text_encoder/`, ... inside) or the
-directory of one part. A hub name is `owner/name` for a repository that is one part,
+directory of one part, or a single file of the weights' authors, of which a local model directory
+tells the config. A hub name is `owner/name` for a repository that is one part,
 `owner/name/folder` for a part of a pipeline. Pickled weights (.bin, .ckpt, .pt) can run code when
 loaded; they are refused, never opened. Under `torch.device("meta")` a part is built as its config
 says, without numbers, and its weights are neither read nor fetched.
@@ -29,32 +30,45 @@ from transformers.utils import logging
 from emu_edit.diffusion.prediction import TrainedAs
 from emu_edit.errors import InputError, StorageError
 from emu_edit.models.directory import INDEX, read_json
+from emu_edit.models.single_file import find_config, load_single
 from emu_edit.models.trust import PICKLED, judge_directory, read_header
 
 
 @dataclass(frozen=True)
 class PartSource:
-    """What `from_pretrained` wants: a root and a folder in it ("" = the root)."""
+    """What `from_pretrained` wants: a root and a folder in it ("" = the root).
+
+    With `file` the weights are in that one, and root and folder have the config only.
+    """
 
     root: str
     subfolder: str = ""
+    file: str = ""
 
     def __str__(self) -> str:
+        if self.file:
+            return self.file
         return f"{self.root}/{self.subfolder}" if self.subfolder else self.root
 
 
-def find_part(path: str | Path, part: str) -> PartSource:
+def find_part(path: str | Path, part: str, config: str | None = None) -> PartSource:
     """Find `part` ("unet", "vae" or "text_encoder") under a local path or a hub name.
+
+    Args:
+        path: model directory, directory of the part, hub name, or a single safetensors file.
+        part: its name.
+        config: for a single file, a local directory that has the part's config.json.
 
     Raises:
         InputError: if the path is neither, lacks the part, holds pickled weights only, or is
-            refused by `judge_directory`.
+            refused by `judge_directory`; or if a single file has no config, or others have one.
     """
     local = Path(path).expanduser()
     if local.is_file():
+        return PartSource(*find_config(local, part, config), str(local))
+    if config is not None:
         raise InputError(
-            f"{local} is a file, needs a model directory in diffusers layout; "
-            "export the checkpoint first"
+            f"config={config!r} is for a single file, and {path} is none; leave it out"
         )
     if not local.is_dir():
         return _on_hub(str(path), part)
@@ -176,13 +190,17 @@ def load_diffusers(
     reach(source)
     # some hold a few weights in float32 whatever the precision, which diffusers only does so
     is_mixed = kind._keep_in_fp32_modules is not None
-    if is_mixed and not is_accelerate_available():
+    if (is_mixed or source.file) and not is_accelerate_available():
         raise InputError(f"{source} needs the package accelerate; pip install 'emu-edit[lora]'")
     with refusing(f"cannot load {kind.__name__} from {source}"):
         if has_shapes_only():
             # its own `to` warns of precisions that only matter for numbers
             return cast("AnyModel", nn.Module.to(_untrained(kind, source).eval(), precision))
         refuse_larger(lambda: _untrained(kind, source), source)
+        if source.file:
+            model = load_single(kind, source.file, source.root, source.subfolder, precision)
+            refuse_non_finite(model.named_parameters(), source.file)
+            return model
         loaded = kind.from_pretrained(
             source.root,
             subfolder=source.subfolder or None,
@@ -242,7 +260,8 @@ def refuse_larger(build: Callable[[], nn.Module], source: PartSource) -> None:
     folder = Path(source.root, source.subfolder)
     if not folder.is_dir():
         return
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = [Path(source.file)] if source.file else folder.glob("*.safetensors")
+    stored = sum(file.stat().st_size for file in files)
     with torch.device("meta"):
         asked = sum(parameter.numel() for parameter in build().parameters())
     if asked > stored + SMALL:  # a weight takes at least a byte

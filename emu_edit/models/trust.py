@@ -59,7 +59,11 @@ MOST_LETTERS = 4  # that a normalizer puts in place of what it finds
 MOST_ID = 2**31  # of a token
 MOST_BYTES_HEADER = 100_000_000  # of safetensors, as the library bounds it
 WEIGHT_TYPES = ("F16", "BF16", "F32", "F64")
-COUNTED = ("position_ids", "num_batches_tracked")  # ends of the names of what is no weight
+COUNTED = (
+    "position_ids",
+    "num_batches_tracked",
+    "num_updates",
+)  # ends of the names of what is no weight
 
 
 def judge_directory(folder: Path, *, is_ours: bool = False) -> None:
@@ -89,7 +93,7 @@ def judge_directory(folder: Path, *, is_ours: bool = False) -> None:
         if path.suffix == ".json":
             _judge_json(path)
         elif path.suffix == ".safetensors":
-            _judge_weights(path)
+            judge_weights(path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -267,7 +271,7 @@ def _judge_template(path: Path, step: object) -> None:
         raise InputError(f"{path}: its template names {min(lost)!r}, which it does not list")
 
 
-def _judge_weights(path: Path) -> None:
+def judge_weights(path: Path) -> None:
     """Refuse a safetensors file whose tensors are not plain numbers."""
     for name, entry in read_header(path).items():
         kind = entry.get("dtype") if isinstance(entry, dict) else None

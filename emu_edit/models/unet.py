@@ -181,18 +181,26 @@ class PretrainedUNetDenoiser(UNetDenoiser):
     all of its channels. A model directory of this project also brings its own maps.
 
     Args:
-        path: model directory (or its `unet/`), or a hub name `owner/name/unet`; safetensors only.
+        path: model directory (or its `unet/`), a hub name `owner/name/unet`, or a single file;
+            safetensors only.
         task_dim: width of the task vector.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a
             third more time.
+        config: for a single file, a local model directory of the same base.
 
     Raises:
         InputError: if it cannot be found or loaded, or is of another kind (inpainting, say).
     """
 
-    def __init__(self, path: str, task_dim: int = 64, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        task_dim: int = 64,
+        gradient_checkpointing: bool = False,
+        config: str | None = None,
+    ) -> None:
         nn.Module.__init__(self)
-        source = find_part(path, "unet")
+        source = find_part(path, "unet", config)
         unet = load_diffusers(UNet2DConditionModel, source)
         check_plain(unet, str(source))
         widen_for_source(unet, str(source))

@@ -187,16 +187,20 @@ def _read_transformer(
         raise InputError(f"{folder / INDEX}: guidance is {guidance!r}, needs a number")
     base = encoding.get("base")
     parts = dict.fromkeys(BASE_PARTS, str(folder)) if base is None else _base_parts(base, folder)
+    configs = encoding.get("configs", {})
+    if not isinstance(configs, dict) or not all(isinstance(each, str) for each in configs.values()):
+        raise InputError(f"{folder / INDEX}: configs is {configs!r}, needs directories by part")
     denoiser = DiTDenoiser(
         parts["transformer"],
         task_dim,
         guidance=guidance,
         weights="float32" if weights == "float32" else "bfloat16",
+        config=configs.get("transformer"),
     )
     if base is not None:
         denoiser.take_adapters(folder, weights)
     text = _read_text(parts["text_encoder"], encoding, folder)
-    return denoiser, text, PackedCodec(parts["vae"])
+    return denoiser, text, PackedCodec(parts["vae"], configs.get("vae"))
 
 
 def _read_text(path: str, encoding: dict[str, object], folder: Path) -> TextEncoder:
@@ -338,7 +342,10 @@ def _encoding(networks: EditNetworks) -> dict[str, object]:
         assert isinstance(codec, PackedCodec)
         assert isinstance(text, ChatText | FluxText | VisionText)
         places = (denoiser.source, text.source, codec.source)
-        encoding["base"] = dict(zip(BASE_PARTS, map(str, places), strict=True))
+        named = dict(zip(BASE_PARTS, places, strict=True))
+        encoding["base"] = {part: str(place) for part, place in named.items()}
+        if configs := {part: place.root for part, place in named.items() if place.file}:
+            encoding["configs"] = configs  # of single files
     return encoding
 
 

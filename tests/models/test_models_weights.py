@@ -261,7 +261,7 @@ def test_networks_the_layout_does_not_know_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="an autoencoder or patches, got a PixelCodec"):
         save_networks(networks, tmp_path / "model", scheduler_config={}, settings={})
     networks.denoiser = IdentityDenoiser()
-    with pytest.raises(InputError, match="or a DiTDenoiser, got a IdentityDenoiser"):
+    with pytest.raises(InputError, match="or an EditAdapterDenoiser, got a IdentityDenoiser"):
         save_networks(networks, tmp_path / "model", scheduler_config={}, settings={})
     assert not list(tmp_path.iterdir())
 
