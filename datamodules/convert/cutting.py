@@ -148,7 +148,9 @@ class RawClip(RawItem):
         target = _strip(piece.targets)
         frames = target.reshape(len(piece.targets), -1, *target.shape[1:])
         source = _strip(piece.sources) if piece.sources else target
-        if source is not target and np.array_equal(source, target):
+        # one file named for both sides is a clip that is to be edited, for who takes such
+        is_pair = source is not target and self.source != self.target
+        if is_pair and np.array_equal(source, target):
             what = "source and target have the same pixels"
             return SkippedPair(place, Reason.identical_pair, what)
         own = max(1, round(rate))

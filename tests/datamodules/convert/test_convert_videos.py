@@ -361,3 +361,23 @@ def test_clips_in_which_little_moves_are_left_out_and_the_report_says_how_scores
     ):
         assert main(["shards", "convert", *options]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_video_named_for_both_sides_is_one_that_is_to_be_edited(tmp_path: Path) -> None:
+    frames = write(tmp_path / "raw" / "a.mp4", shot(3, 6))
+    row = {
+        "file": "a.mp4",
+        "instruction": "make it snow",
+        "target_caption": "snow",
+        "task": "global",
+    }
+    write_lines(tmp_path / "raw" / "instructions.jsonl", row)
+    with pytest.raises(BadDataError, match="near-identical pair"):
+        run(tmp_path / "raw", Cutting(frames=6))
+    (tmp_path / "out" / "quarantine.jsonl").unlink()
+    made = run(tmp_path / "raw", Cutting(frames=6), gates=Gates(near_identical=None))
+    ((text, target),) = made.values()
+    assert (text["instruction"], text["target_caption"]) == ("make it snow", "snow")
+    assert np.array_equal(target, frames)
+    (member,) = read_back(tmp_path / "out")
+    assert np.array_equal(decode_mp4(member["source.mp4"]), frames)
