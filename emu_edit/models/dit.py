@@ -138,6 +138,13 @@ class DiTDenoiser(Denoiser):
         else:
             self.transformer.save_pretrained(folder / self.part, safe_serialization=True)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile, in place of the whole network, the blocks that it repeats: each kind once.
+
+        The compiler sees neither the task's hook nor pictures and texts being put together.
+        """
+        self.transformer.compile_repeated_blocks(*args, **kwargs)
+
     def _smallest(self) -> Tensor:
         z = torch.zeros(1, self.latent_channels, 1, 1)
         tokens = torch.zeros(1, NUM_TASK_TOKENS + 1, self.text_dim)
