@@ -15,7 +15,11 @@ from emu_edit.models.interfaces import Conditioning, TextFeatures
 from tests.models.tiny_flux3 import write_flux3
 from tests.models.tiny_published import write_klein, write_kontext, write_longcat, write_qwen
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # the compiler's own look at what it is given
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
 
 WARM_UP = 2  # lengths
 RATES = DropoutRates(text=0.3, image=0.3, both=0.2, task=0.3)
