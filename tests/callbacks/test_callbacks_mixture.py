@@ -172,6 +172,7 @@ def test_the_task_with_harder_data_is_drawn_more_often(shards: Path, whole):
 
 
 @pytest.mark.parametrize("name", ["epoch-0", "middle"])
+@pytest.mark.slow
 def test_a_restart_is_steered_as_without_to_the_last_bit(
     shards: Path, whole, tmp_path: Path, name: str
 ):

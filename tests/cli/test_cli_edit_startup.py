@@ -33,6 +33,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.slow
 def test_edit_as_a_process_imports_nothing_of_training_uncollected_and_pipes_a_picture(
     photo: Path, model: Path, workplace: Path
 ) -> None:

@@ -149,6 +149,7 @@ def test_frames_of_another_size_are_said_and_resized_on_request(
     assert open_video("b.apng").info.size == (19, 16)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_drawn_is_refused_in_one_line(
     models: Path, clip: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_fit_takes_a_pretrained_encoder_tuned_or_frozen(workplace: Path) -> None
     assert (workplace / "tuned" / weights).read_bytes() != given
 
 
+@pytest.mark.slow
 def test_the_end_of_a_training_puts_a_predictor_beside_the_networks(
     own_model: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

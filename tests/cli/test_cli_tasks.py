@@ -305,6 +305,7 @@ def guessing(own: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return own
 
 
+@pytest.mark.slow
 def test_taught_phrases_are_edited_without_naming_the_task_until_the_predictor_is_another(
     photo: Path, guessing: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,6 +143,7 @@ def test_a_model_without_the_tasks_of_the_sessions_is_refused(
 
 
 @pytest.mark.parametrize("drift", [True, False])
+@pytest.mark.slow
 def test_steps_guidance_and_sampler_can_be_overridden_and_are_written_down(
     model: Path, tmp_path: Path, drift: bool
 ) -> None:

@@ -150,6 +150,7 @@ def test_few_frames_are_read_from_the_first_to_the_last() -> None:
         assert frames < 4 or steps.max() - steps.min() <= 1
 
 
+@pytest.mark.slow
 def test_true_clips_are_read_as_their_captions_say_and_stills_do_not_move() -> None:
     items = MovingScenes(Scenes(seed=5, size=32), 2, 4).benchmark(16, 8).items
     scorer = GeneratedScorer(first_of, {})

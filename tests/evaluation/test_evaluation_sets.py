@@ -112,6 +112,7 @@ def test_one_clip_is_no_set(backwards: Path, tmp_path: Path, blind: None) -> Non
 
 
 @quick
+@pytest.mark.slow
 def test_clip_says_how_consistent_frames_are(
     backwards: Path, backbones: Path, tmp_path: Path
 ) -> None:

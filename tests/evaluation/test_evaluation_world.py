@@ -123,6 +123,7 @@ def test_the_inputs_are_the_sources_and_what_to_do_with_each(inputs: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_the_inputs_themselves_score_like_the_row_copy_input(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +158,7 @@ def test_the_targets_score_like_the_oracle(targets: Path) -> None:
     assert "mIoU" in page
 
 
+@pytest.mark.slow
 def test_every_picture_is_scored_against_the_truth_of_its_own_pair(targets: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = []

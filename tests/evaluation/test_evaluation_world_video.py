@@ -61,6 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 
 @pytest.mark.usefixtures("unread", "quick_intervals")
+@pytest.mark.slow
 def test_the_truth_itself_is_scored_as_the_oracle_and_the_inputs_as_copies(tmp_path: Path) -> None:
     inputs = tmp_path / "inputs"
     assert (
@@ -83,6 +84,7 @@ def test_the_truth_itself_is_scored_as_the_oracle_and_the_inputs_as_copies(tmp_p
 
 
 @pytest.mark.usefixtures("unread", "quick_intervals")
+@pytest.mark.slow
 def test_a_model_is_stopped_goes_on_and_is_scored_like_one_that_was_not(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +178,7 @@ def test_options_that_say_nothing_are_refused(
     assert message in refused(capsys, command(tmp_path, *more))
 
 
+@pytest.mark.slow
 def test_the_true_target_has_no_error_and_its_own_warp_error_is_that_of_its_own_flow() -> None:
     clip = make_clip(1, "heldout", 0, task="remove", size=32, frames=6)
     truth = ClipTruth.of(clip)
@@ -190,6 +193,7 @@ def test_the_true_target_has_no_error_and_its_own_warp_error_is_that_of_its_own_
     assert right["warp_error"] < flow_of_the_source
 
 
+@pytest.mark.slow
 def test_a_figure_that_vanishes_in_one_frame_costs_that_share_of_identity() -> None:
     clip = make_clip(1, "heldout", 3, task="local", size=64, frames=12)
     truth = ClipTruth.of(clip)

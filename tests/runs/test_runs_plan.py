@@ -211,6 +211,7 @@ def based_on(folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_of_a_pretrained_model_only_configs_are_read(
     stable_diffusion: Path, tmp_path: Path, workplace: Path, capsys
 ) -> None:

@@ -60,6 +60,7 @@ def table_of(run: OfflineRun) -> tuple[list[str], list[list[object]]]:
     return table["columns"], table["data"]
 
 
+@pytest.mark.slow
 def test_a_training_leaves_config_results_table_pictures_and_model_in_wandb(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def put(checkpoint: dict[str, Any], place: tuple[str, ...], value: object) -> No
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(place))
+@pytest.mark.slow
 def test_a_part_of_a_wrong_type_is_used_or_refused_in_one_line(
     place: tuple[str, ...],
     trained: tuple[Any, Path],  # noqa: F811

@@ -244,6 +244,7 @@ def test_untrained_layers_draw_every_frame_as_a_picture(base: Path) -> None:
     assert difference(video[0], video[1]) > 1  # each from noise of its own
 
 
+@pytest.mark.slow
 def test_after_training_the_given_frame_reaches_the_result(base: Path) -> None:
     ours = module(base, dropout=NEVER)
     batch = make_clips(range(3))  # three colours, one caption: the first frame alone tells which

@@ -275,6 +275,7 @@ def test_the_mixture_of_several_data_sets_is_shown_at_the_end(
     assert table.splitlines()[3].split() == ["old/local", "6", "18", "75.00%", "75.00%", "3.00"]
 
 
+@pytest.mark.slow
 def test_few_samples_gone_through_very_often_are_warned_of_once_before_training(
     make: Make, caplog: pytest.LogCaptureFixture
 ):

@@ -322,6 +322,7 @@ def test_no_ops_come_as_often_as_asked_for_their_task_and_depend_on_position_and
     assert not any(noops("depth", g) for g in range(20))
 
 
+@pytest.mark.slow
 def test_every_wording_is_drawn_as_often_in_training_and_the_first_in_evaluation(tmp_path: Path):
     pairs = list(records("local", 2))
     pairs[0] = replace(pairs[0], extra={"instruction_alt": [" in other  words", "in others"]})

@@ -176,6 +176,7 @@ def test_shares_hold_from_the_first_sample_of_the_next_epoch(make: Make):
 
 
 @pytest.mark.parametrize("options", [{"num_workers": 2}, {"num_workers": 1, "micro_batch": 2}])
+@pytest.mark.slow
 def test_workers_that_read_ahead_draw_by_the_shares_of_their_epoch(make: Make, options: dict):
     # each has the whole epoch of 5 or 20 batches in hand, or begins the next, long before its end
     toy, keys = trained(make)

@@ -172,6 +172,7 @@ def test_too_few_instructions_and_unknown_splits_are_refused() -> None:
         world_instructions(0, 1, split="test")
 
 
+@pytest.mark.slow
 def test_training_takes_paraphrases_and_everyday_texts_for_the_world_and_for_no_other_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def test_what_it_shows_does_not_depend_on_its_size() -> None:
 
 
 @pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.slow
 def test_captions_name_what_the_reader_sees(flat: bool) -> None:
     right = figures = 0
     for index in range(6):

@@ -65,6 +65,7 @@ def test_what_cannot_be_made_is_refused(changes: dict, words: str):
         make_noop(**{"seed": 0, "index": 0, "task": "local", **changes})
 
 
+@pytest.mark.slow
 def test_they_are_written_behind_the_pairs_of_their_tasks_and_pass_the_check(tmp_path: Path):
     plain = write_world(tmp_path / "plain", 32, size=16)
     more = write_world(tmp_path / "more", 32, size=16, extras=Extras(noops=3))
@@ -77,6 +78,7 @@ def test_they_are_written_behind_the_pairs_of_their_tasks_and_pass_the_check(tmp
     assert not [p for p in report.problems if "noop" in p.key]
 
 
+@pytest.mark.slow
 def test_a_folder_with_other_no_ops_is_refused(tmp_path: Path):
     WorldData(str(tmp_path / "world"), 32, noop_pairs=2, image_size=16).prepare_data()
     WorldData(str(tmp_path / "world"), 32, noop_pairs=2, image_size=16).prepare_data()

@@ -99,6 +99,7 @@ def test_paraphrases_are_asked_for_and_change_neither_scene_nor_held_out_sentenc
     assert any(not is_of(pair.instruction, "remove", "train") for pair in noops)
 
 
+@pytest.mark.slow
 def test_hard_pairs_are_the_next_ones_of_kinds_that_are_learnt_last(tmp_path: Path):
     write_world(tmp_path, 32, size=16, extras=Extras(hard=5))
     data = WorldData(str(tmp_path / "as_data"), 32, hard_pairs=5, image_size=16)
@@ -123,6 +124,7 @@ def test_fewer_than_no_pairs_are_refused(tmp_path: Path):
         WorldData(str(tmp_path), 32, hard_pairs=-2)
 
 
+@pytest.mark.slow
 def test_a_folder_asked_for_in_other_ways_is_refused(tmp_path: Path):
     WorldData(str(tmp_path / "world"), 32, paraphrased=True, image_size=16).prepare_data()
     WorldData(str(tmp_path / "world"), 32, paraphrased=True, image_size=16).prepare_data()
@@ -130,6 +132,7 @@ def test_a_folder_asked_for_in_other_ways_is_refused(tmp_path: Path):
         WorldData(str(tmp_path / "world"), 32, image_size=16).prepare_data()
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_hard_kinds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = WorldData(str(tmp_path / "world"), 32, hard_pairs=1, image_size=16)
     data.prepare_data()

@@ -90,6 +90,7 @@ def counted(clips: int, frames: int) -> tuple[int, int]:
     return right, total
 
 
+@pytest.mark.slow
 def test_the_directions_of_clips_are_read():
     right, total = counted(3, frames=2)
     assert right == total >= 1
