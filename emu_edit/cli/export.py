@@ -41,13 +41,15 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--half",
         action="store_true",
-        help="store the U-Net's weights in 16 bits: half the size, results differ by a grey level",
+        help="store the network's weights, or its adapters, in 16 bits: half the size, results "
+        "differ by a grey level",
     )
     made.add_argument(
         "--merge",
         action="store_true",
-        help="fold the vector of --task into the U-Net of Stable Diffusion that was trained: a "
-        "pipeline for diffusers' StableDiffusionInstructPix2PixPipeline, which needs no emu_edit",
+        help="fold the vector of --task into the U-Net of Stable Diffusion (or XL) that was "
+        "trained: a pipeline for diffusers' StableDiffusionInstructPix2PixPipeline (or "
+        "StableDiffusionXLInstructPix2PixPipeline), which needs no emu_edit",
     )
     made.add_argument(
         "--task", help="the task to --merge: a name, also a learned one, or a mix, A+B:0.3"
@@ -73,7 +75,7 @@ def run(arguments: list[str]) -> int:
 
     export_checkpoint(checkpoint, options.output, ema=options.weights == "ema", others=others)
     if options.half:
-        halve_unet(options.output)
+        halve_network(options.output)
     keep_what_its_run_says(checkpoint, options.output)
     told = copy_predictor(checkpoint, options.output)
     weights = f"{options.weights} weights of {', '.join(map(str, (checkpoint, *others)))}"
@@ -93,14 +95,14 @@ def _merge(options: argparse.Namespace) -> int:
             export_checkpoint(model, whole, ema=options.weights == "ema", others=others)
             model = whole
         from emu_edit.editing.task_mix import parse_task
-        from emu_edit.training.export import export_merged
+        from emu_edit.training.merge import export_merged
 
         merged = export_merged(model, options.output, parse_task(options.task))
     if options.half:
-        halve_unet(options.output)
+        halve_network(options.output)
     settings, guidance = merged.settings, merged.settings.guidance
     sys.stdout.write(
-        f"wrote {options.output}: task {options.task} for StableDiffusionInstructPix2PixPipeline "
+        f"wrote {options.output}: task {options.task} for {merged.pipeline} "
         f"(num_inference_steps={settings.num_steps}, guidance_scale={guidance.text:g}, "
         f"image_guidance_scale={guidance.image:g}); the output of its U-Net is "
         f"{merged.deviation:.2%} off the model's own\n"
@@ -108,14 +110,25 @@ def _merge(options: argparse.Namespace) -> int:
     return 0
 
 
-def halve_unet(model: Path) -> None:
-    """Round the U-Net of a model directory to float16; loading makes float32 of it again."""
+def halve_network(model: Path) -> None:
+    """Round the network of a model directory, or its adapters, to float16.
+
+    Loading makes float32 of it again. What has 16 bits already, a network in bfloat16, stays.
+    """
     import torch
+    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    for file in (model / "unet").glob("*.safetensors"):
-        halves = {name: tensor.to(torch.float16) for name, tensor in load_file(file).items()}
-        save_file(halves, file, metadata={"format": "pt"})
+    places = (model / "unet", model / "transformer", model)
+    for file in (file for place in places for file in place.glob("*.safetensors")):
+        with safe_open(file, "pt") as whole:
+            about = whole.metadata()  # of adapters, their alpha
+        halves = {
+            # cloned: what was read may lie in the file that is written
+            name: tensor.to(torch.float16) if tensor.dtype == torch.float32 else tensor.clone()
+            for name, tensor in load_file(file).items()
+        }
+        save_file(halves, file, metadata=about)
 
 
 def keep_what_its_run_says(checkpoint: Path, model: Path) -> None:

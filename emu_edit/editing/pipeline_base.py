@@ -78,15 +78,17 @@ class EditorPipeline(DiffusionPipeline):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         device: str = "cpu",
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | None = None,
     ) -> Own:
         """Load a model directory written by `save_pretrained` or `emu-edit export`.
+
+        Weights keep the precision that the directory says; `torch_dtype` may only agree with it.
 
         Raises:
             InputError: if it is not such a directory, or `torch_dtype` is not that of its weights.
         """
         editor = Editor.from_pretrained(Path(pretrained_model_name_or_path), device=device)
-        return cls(editor).to(torch_dtype)
+        return cls(editor).to(dtype=torch_dtype)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # safetensors, whole
         self, save_directory: str | os.PathLike[str]

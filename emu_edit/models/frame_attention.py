@@ -123,21 +123,34 @@ def level_size(size: tuple[int, int], count: int) -> tuple[int, int]:
     return height, width
 
 
+def looking_layers(denoiser: nn.Module, look: Look) -> list[Attention]:
+    """Return every self-attention of `denoiser` that is to look at other frames; none for `own`.
+
+    Raises:
+        InputError: if it has none of diffusers' U-Net: the blocks of a transformer attend to text,
+            picture and source in one.
+    """
+    if look is Look.own:
+        return []
+    layers = [
+        block.attn1 for block in denoiser.modules() if isinstance(block, BasicTransformerBlock)
+    ]
+    if not layers:
+        raise InputError(
+            f"this model has no self-attention that could look at other frames (--look "
+            f"{look.value}), as a U-Net has; edit with --look own"
+        )
+    return layers
+
+
 @contextmanager
 def looking(denoiser: nn.Module, attention: FrameAttention) -> Iterator[None]:
     """Let every self-attention of `denoiser` look at other frames until the block ends.
 
     Raises:
-        InputError: if it has no self-attention of diffusers' U-Net.
+        InputError: see `looking_layers`.
     """
-    if attention.look is Look.own:
-        yield
-        return
-    layers = [
-        block.attn1 for block in denoiser.modules() if isinstance(block, BasicTransformerBlock)
-    ]
-    if not layers:
-        raise InputError("this model has no self-attention that could look at other frames")
+    layers = looking_layers(denoiser, attention.look)
     usual = [layer.processor for layer in layers]
     try:
         for layer in layers:

@@ -1,41 +1,27 @@
 """Checkpoint -> module -> model directory, and a new training from the weights of either.
 
-Model directories are safetensors; one task of them can be merged into a plain pipeline of
-diffusers. A new training may start from the weights of either: step 0, a new optimizer, a new order
-of the data. (To go on with a training that stopped, give its checkpoint to `--ckpt_path` instead.)
+Model directories are safetensors (one task of them as a plain pipeline: `merge.py`). A new training
+may start from the weights of either: step 0, a new optimizer, a new order of the data. (To go on
+with a training that stopped, give its checkpoint to `--ckpt_path` instead.)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from emu_edit.diffusion.flow import CLASS as LINEAR_PATH
-from emu_edit.diffusion.prediction import Prediction, TrainedAs, scheduler_config
-from emu_edit.diffusion.samplers import Sampler
-from emu_edit.diffusion.schedule import NoiseSchedule, Schedule
-from emu_edit.editing.editor import Editor
+from emu_edit.diffusion.prediction import Prediction, TrainedAs
+from emu_edit.diffusion.schedule import Schedule
 from emu_edit.editing.find import find_model
 from emu_edit.editing.layers import RECORD as ANIMATED
-from emu_edit.editing.settings import EditorSettings
-from emu_edit.editing.task_mix import TaskChoice, task_vectors
 from emu_edit.errors import InputError
-from emu_edit.models.codec import KLCodec
-from emu_edit.models.directory import INDEX, TEMPORAL, new_directory, read_json
-from emu_edit.models.interfaces import Conditioning
-from emu_edit.models.sources import PartSource, find_training, load_tensors, quiet_transformers
-from emu_edit.models.task_files import refuse_to_lose
+from emu_edit.models.directory import TEMPORAL, read_json
+from emu_edit.models.sources import PartSource, find_training, load_tensors
 from emu_edit.models.temporal_files import WEIGHTS as LAYERS
-from emu_edit.models.text import ModelText
-from emu_edit.models.unet import UNetDenoiser
 from emu_edit.models.weights import load_networks
 from emu_edit.tasks import TaskTable
 from emu_edit.training.checkpoint_io import read_checkpoint
@@ -115,119 +101,6 @@ def export_checkpoint(
         for name, weight in weights.items():
             weight.lerp_(given[name], 1 / count)
     export_model(module, path, ema=weights)
-
-
-@dataclass(frozen=True)
-class Merged:
-    """What is to be known of a model of one task.
-
-    Attributes:
-        deviation: how far its U-Net's output is from the model's own, root mean square over that of
-            the output, for random latents at three noise levels; about 1e-7 where the task tokens
-            are alike.
-        settings: how the model is sampled, which diffusers stores nowhere.
-    """
-
-    deviation: float
-    settings: EditorSettings
-
-
-@torch.no_grad()
-def export_merged(model: Path, path: Path, task: TaskChoice) -> Merged:
-    """Write a model that does one task as diffusers' `StableDiffusionInstructPix2PixPipeline`.
-
-    The scheduler is the counterpart of the model's sampler.
-
-    Args:
-        model: a model directory whose networks began as Stable Diffusion.
-        path: the directory to write.
-        task: by name, a learned one's too, or a mix of two.
-
-    Raises:
-        InputError: if the model has what that pipeline has not, or does not know the task, or the
-            folder cannot be written.
-    """
-    # here, because no other work needs this part of diffusers
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_instruct_pix2pix import (
-        StableDiffusionInstructPix2PixPipeline,
-    )
-
-    editor = Editor.from_pretrained(model, device="cpu")
-    denoiser, text, codec = _parts_of_stable_diffusion(editor)
-    v_task = task_vectors(editor.networks, [task])[0]
-    unet = denoiser.merged(v_task)
-    deviation = _deviation(editor, unet, v_task)
-    if codec.scale_condition:  # the pipeline gives source latents in the autoencoder's own units
-        unet.conv_in.weight[:, codec.latent_channels :] *= codec.scale
-    text.tokenizer.model_max_length = text.max_tokens
-    merged = StableDiffusionInstructPix2PixPipeline(
-        codec.vae,
-        cast("CLIPTextModel", text.model),
-        cast("CLIPTokenizer", text.tokenizer),
-        unet,
-        _scheduler(editor),  # pyright: ignore[reportArgumentType]  an enum of names is asked for
-        safety_checker=None,  # type: ignore[arg-type]  as diffusers' own examples give it
-        feature_extractor=None,  # type: ignore[arg-type]
-        requires_safety_checker=False,
-    )
-    refuse_to_lose(path)
-    with new_directory(path, INDEX, what="model directory") as part, quiet_transformers():
-        merged.save_pretrained(part, safe_serialization=True)
-    return Merged(deviation, editor.settings)
-
-
-def _parts_of_stable_diffusion(editor: Editor) -> tuple[UNetDenoiser, ModelText, KLCodec]:
-    """Return the networks, if diffusers' pipeline would use them as the editor does."""
-    networks, prediction = editor.networks, editor.prediction
-    denoiser, text, codec = networks.denoiser, networks.text_encoder, networks.codec
-    if not isinstance(codec, KLCodec) or codec.shift != 0:
-        wrong = "its autoencoder is not an AutoencoderKL without shift_factor"
-    elif not isinstance(text, ModelText) or not isinstance(text.model, CLIPTextModel):
-        wrong = "its text encoder is not CLIP's"
-    elif not text.attend_padding:
-        wrong = "its text encoder hides the padding, which the pipeline attends to"
-    elif not isinstance(editor.schedule, NoiseSchedule):
-        wrong = f"it predicts {prediction.name} on the linear path, the pipeline walks a table"
-    elif prediction is Prediction.change or not isinstance(denoiser, UNetDenoiser):
-        wrong = f"it predicts {prediction.name}, the pipeline eps, v or z0"
-    else:
-        return denoiser, text, codec
-    raise InputError(
-        f"cannot merge a task of this model: {wrong}; edit with 'emu-edit edit' or EmuEditPipeline"
-    )
-
-
-def _deviation(editor: Editor, unet: UNet2DConditionModel, v_task: Tensor) -> float:
-    """Compare a merged U-Net with the model's own on random latents of its picture size."""
-    networks, generator = editor.networks, torch.Generator().manual_seed(0)
-    side = -(-editor.settings.image_size // networks.codec.factor)
-    text = networks.encode_text(["make it red"])[0]
-    shape = (1, networks.codec.latent_channels, side, side)
-    errors, sizes = [], []
-    for t in torch.tensor([0, editor.schedule.num_steps // 2, editor.schedule.num_steps - 1]):
-        z_t, z_source = (torch.randn(shape, generator=generator) for _ in range(2))
-        own = networks.denoiser(z_t, t[None], Conditioning(text, z_source, v_task[None]))
-        plain = unet(torch.cat([z_t, z_source], 1), t, text.tokens, return_dict=False)[0]
-        errors.append((plain - own).square().mean())
-        sizes.append(own.square().mean())
-    return float((torch.stack(errors).sum() / torch.stack(sizes).sum()).sqrt())
-
-
-def _scheduler(editor: Editor) -> SchedulerMixin:
-    """Return diffusers' counterpart of the model's sampler."""
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-    from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
-        EulerAncestralDiscreteScheduler,
-    )
-
-    kinds = {
-        Sampler.ddim: DDIMScheduler,
-        Sampler.euler_ancestral: EulerAncestralDiscreteScheduler,
-        Sampler.dpm_solver_pp_2m: DPMSolverMultistepScheduler,
-    }
-    config = scheduler_config(editor.prediction, editor.schedule)
-    return kinds[editor.settings.sampler].from_config(config)
 
 
 def _check_same_output(

@@ -21,7 +21,7 @@ from emu_edit.editing.settings import EditorSettings, Sampling
 from emu_edit.editing.task_mix import TaskChoice
 from emu_edit.editing.threshold import Threshold, check_alpha, default_alpha, mean_difference
 from emu_edit.errors import InputError
-from emu_edit.models.frame_attention import FrameAttention, Look, looking
+from emu_edit.models.frame_attention import FrameAttention, Look, looking, looking_layers
 from emu_edit.randomness import check_seed, keyed_generator
 from emu_edit.text_rules import clean_instruction
 from emu_edit.video.noise import ALPHA, NoiseMode, frame_noise
@@ -291,10 +291,12 @@ class VideoEditor:
 
         Raises:
             InputError: for no turn, an unknown task, an instruction that is empty, too long or not
-                text, a seed out of range, or a task left open on a model without a predictor.
+                text, a seed out of range, a task left open on a model without a predictor, or
+                frames that are to look at others where the network is no U-Net.
         """
         if not turns:
             raise InputError("a video needs at least one instruction")
+        looking_layers(editor.networks.denoiser, settings.look)
         self.turns = [_settled(editor, turn) for turn in turns]
         self.settings = settings
         make = Stage if make_stage is None else make_stage

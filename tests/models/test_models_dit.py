@@ -86,13 +86,26 @@ def cond_of(networks: EditNetworks, b: int = 2) -> tuple[torch.Tensor, Condition
     return z_t, Conditioning(text, z_source, torch.randn(b, TASK_DIM, generator=generator))
 
 
-def edited(networks: EditNetworks, noise: torch.Tensor, guidance: Guidance) -> torch.Tensor:
+def move(networks: EditNetworks) -> None:
+    """Move the weights of the network, as training would; the maps stay at zero: no task."""
+    denoiser: Any = networks.denoiser
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in denoiser.transformer.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.02)
+
+
+def edited(
+    networks: EditNetworks, noise: torch.Tensor, guidance: Guidance, save: Path | None = None
+) -> torch.Tensor:
     """Return the picture edited by the first text in 3 steps, in [0, 1], as pipelines give it."""
     settings = EditorSettings(image_size=32, num_steps=3, guidance=guidance)
     base = networks.denoiser.trained_as
     assert base is not None
     schedule = base.schedule(Prediction.flow, zero_terminal_snr=True)
     editor = Editor(networks, schedule=schedule, prediction=Prediction.flow, settings=settings)
+    if save is not None:
+        editor.save_pretrained(save)
     with torch.no_grad():
         z = networks.codec.encode_condition(to_float(from_pil(picture()))[None])
     latents = editor.edit_latents(
@@ -147,12 +160,9 @@ def test_step_0_is_the_base_bit_for_bit_and_the_maps_learn(networks, pipeline):
         assert linear.weight.grad.abs().sum() > 0
 
 
-def test_an_edit_is_that_of_the_pipeline(networks, pipeline):
-    # its shift by size and steps, its guidance, its order of cells, its decoder; 3 steps
-    noise = torch.randn(
-        1, 8, SIZE[1] // 4, SIZE[0] // 4, generator=torch.Generator().manual_seed(5)
-    )
-    theirs = pipeline(
+def edited_by_klein(pipeline: Any, noise: torch.Tensor) -> torch.Tensor:
+    """Return the picture edited by the first text in 3 steps, as `edited`, by the pipeline."""
+    return pipeline(
         image=picture(),
         prompt_embeds=pipeline.encode_prompt(TEXTS[0], text_encoder_out_layers=LAYERS)[0],
         negative_prompt_embeds=pipeline.encode_prompt("", text_encoder_out_layers=LAYERS)[0],
@@ -161,11 +171,43 @@ def test_an_edit_is_that_of_the_pipeline(networks, pipeline):
         guidance_scale=4.0,
         output_type="pt",
     ).images
+
+
+def test_an_edit_is_that_of_the_pipeline(networks, pipeline):
+    # its shift by size and steps, its guidance, its order of cells, its decoder; 3 steps
+    noise = drawn_noise()
     ours = edited(networks, noise, Guidance(4.0, 1.0))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+    torch.testing.assert_close(ours, edited_by_klein(pipeline, noise), rtol=0, atol=2e-5)
 
 
-def test_kontext_is_its_own_pipeline_part_by_part(kontext):
+def test_a_directory_of_a_trained_model_is_edited_with_by_the_pipeline(networks, tmp_path):
+    noise = drawn_noise()
+    untrained = edited(networks, noise, Guidance(4.0, 1.0))
+    move(networks)
+    ours = edited(networks, noise, Guidance(4.0, 1.0), save=tmp_path / "model")
+    pipeline: Any = Flux2KleinPipeline.from_pretrained(tmp_path / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(ours, edited_by_klein(pipeline, noise), rtol=0, atol=2e-5)
+    assert (ours - untrained).abs().max() > 1e-2
+
+
+def edited_by_kontext(pipeline: Any, noise: torch.Tensor) -> torch.Tensor:
+    """Return the picture edited by the first text in 3 steps, as `edited`, by the pipeline."""
+    return pipeline(
+        image=picture(),
+        prompt=TEXTS[0],
+        latents=noise.flatten(2).transpose(1, 2),
+        num_inference_steps=3,
+        guidance_scale=2.5,
+        width=SIZE[0],
+        height=SIZE[1],
+        max_area=SIZE[0] * SIZE[1],
+        _auto_resize=False,
+        output_type="pt",
+    ).images
+
+
+def test_kontext_is_its_own_pipeline_part_by_part_and_after_training(kontext, tmp_path):
     pipeline: Any = FluxKontextPipeline.from_pretrained(kontext)
     pipeline.set_progress_bar_config(disable=True)
     networks = EditNetworks(
@@ -201,20 +243,16 @@ def test_kontext_is_its_own_pipeline_part_by_part(kontext):
     torch.testing.assert_close(text.tokens[:, 1:], tokens, rtol=0, atol=1e-4)
     assert torch.equal(text.tokens[:, 0, : pooled.shape[1]], pooled)
     assert torch.equal(ours.flatten(2).transpose(1, 2), theirs)
-    expected = pipeline(
-        image=picture(),
-        prompt=TEXTS[0],
-        latents=noise.flatten(2).transpose(1, 2),
-        num_inference_steps=3,
-        guidance_scale=2.5,
-        width=SIZE[0],
-        height=SIZE[1],
-        max_area=SIZE[0] * SIZE[1],
-        _auto_resize=False,
-        output_type="pt",
-    ).images
+    expected = edited_by_kontext(pipeline, noise)
     picture_of_ours = edited(networks, noise, Guidance(1.0, 1.0))
     torch.testing.assert_close(picture_of_ours, expected, rtol=0, atol=1e-4)
+    move(networks)
+    picture_of_ours = edited(networks, noise, Guidance(1.0, 1.0), save=tmp_path / "model")
+    pipeline = FluxKontextPipeline.from_pretrained(tmp_path / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    moved = edited_by_kontext(pipeline, noise)
+    torch.testing.assert_close(picture_of_ours, moved, rtol=0, atol=1e-4)
+    assert (moved - expected).abs().max() > 1e-2
 
 
 def test_two_texts_of_different_length_give_what_each_gives_alone(networks):

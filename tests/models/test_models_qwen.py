@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from emu_edit.models.interfaces import Conditioning
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.vision_text import CELL, DROPPED, VisionText, places, shown_size
 from emu_edit.tasks import SIXTEEN
+from tests.models.test_models_dit import move
 from tests.models.tiny_published import tiny_qwen, write_klein, write_qwen
 
 TASK_DIM = 6
@@ -68,15 +71,22 @@ def networks(base: Path) -> EditNetworks:
 
 
 @pytest.fixture
-def pipeline(base: Path, networks: EditNetworks) -> Any:
-    """Diffusers' own pipeline of the same weights, its text encoder told what is a picture.
+def pipeline(base: Path, networks: EditNetworks) -> Iterator[Any]:
+    """Diffusers' own pipeline of the same weights."""
+    with pipeline_of(base, networks) as pipeline:
+        yield pipeline
+
+
+@contextmanager
+def pipeline_of(model: Path, networks: EditNetworks) -> Iterator[Any]:
+    """Diffusers' own pipeline of a directory, its text encoder told what is a picture.
 
     It does not tell it yet (huggingface/diffusers#14194), without which transformers 5 counts cells
     of the picture like words.
     """
     text: Any = networks.text_encoder
     pipeline = plus.QwenImageEditPlusPipeline.from_pretrained(
-        base, text_encoder=text.model, tokenizer=text.tokenizer, processor=None
+        model, text_encoder=text.model, tokenizer=text.tokenizer, processor=None
     )
     pipeline.processor = Processor(text.tokenizer)
     pipeline.set_progress_bar_config(disable=True)
@@ -260,8 +270,9 @@ def editor_of(networks: EditNetworks, guidance: Guidance) -> Editor:
     return Editor(networks, schedule=schedule, prediction=Prediction.flow, settings=settings)
 
 
-def test_an_edit_is_that_of_the_pipeline(networks, pipeline):
-    # its shift with an end, its guidance that keeps the length, its order of cells; 3 steps
+def compare_edits(networks: EditNetworks, pipeline: Any) -> Tensor:
+    """Edit in 3 steps with both; the results agree, and one is returned."""
+    # its shift with an end, its guidance that keeps the length, its order of cells
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(1, 8, SIZE[1] // 4, SIZE[0] // 4, generator=generator)
     image = picture()
@@ -291,6 +302,27 @@ def test_an_edit_is_that_of_the_pipeline(networks, pipeline):
     )
     ours = (networks.codec.decode(latents) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    return ours
+
+
+def test_an_edit_is_that_of_the_pipeline(networks, pipeline):
+    compare_edits(networks, pipeline)
+
+
+def test_a_directory_of_a_trained_model_is_edited_with_by_the_pipeline(base, networks, tmp_path):
+    with pipeline_of(base, networks) as theirs:
+        untrained = compare_edits(networks, theirs)
+    own = EditNetworks(
+        DiTDenoiser(str(base), task_dim=TASK_DIM),
+        networks.text_encoder,
+        networks.codec,
+        task_embedding=networks.task_embedding,
+        tasks=SIXTEEN,
+    ).eval()
+    move(own)
+    editor_of(own, Guidance(4.0, 1.0)).save_pretrained(tmp_path / "model")
+    with pipeline_of(tmp_path / "model", own) as theirs:
+        assert (compare_edits(own, theirs) - untrained).abs().max() > 1e-2
 
 
 def test_whoever_cannot_withhold_or_show_the_picture_is_refused(networks):

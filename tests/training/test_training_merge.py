@@ -34,7 +34,7 @@ from emu_edit.models.sources import quiet_transformers
 from emu_edit.models.text import TransformersText
 from emu_edit.models.unet import PretrainedUNetDenoiser
 from emu_edit.tasks import TaskTable
-from emu_edit.training.export import export_merged
+from emu_edit.training.merge import export_merged
 from tests.datamodules.toy_shards import make_folder
 from tests.editing.conftest import picture
 from tests.end_to_end.test_end_to_end_documented_runs import short_training
