@@ -11,6 +11,7 @@ frames it is trained to be given, and what it draws moves beside what is true.
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,11 +22,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from callbacks.ema import Ema
+from callbacks.progress import showing
 from emu_edit.batch import ClipBatch, ClipSample, EditBatch, EditSample
+from emu_edit.editing.animate import counted_steps
 from emu_edit.editing.generate import draw_pictures
+from emu_edit.editing.settings import EditorSettings
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
 from emu_edit.randomness import check_seed
+from emu_edit.terminal import OnStep
 from emu_edit.training.based import ClipModule
 from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
@@ -49,20 +54,26 @@ class EditGrid(Callback):
         every: optimizer steps between two grids; there is always one at the end.
         per_task: pairs of each task.
         seed: of the noise; pair i uses seed + i.
+        steps: of the sampler at most, for all devices wait: a model that is sampled in more is
+            drawn in so many.
 
     Raises:
         InputError: if a number is below 1.
     """
 
-    def __init__(self, every: int = 1000, per_task: int = 1, seed: int = 0) -> None:
-        if every < 1 or per_task < 1:
+    def __init__(
+        self, every: int = 1000, per_task: int = 1, seed: int = 0, steps: int = 25
+    ) -> None:
+        if every < 1 or per_task < 1 or steps < 1:
             raise InputError(
-                f"EditGrid needs every and per_task of at least 1, got {every} and {per_task}"
+                f"EditGrid needs every, per_task and steps of at least 1, got {every}, {per_task} "
+                f"and {steps}"
             )
         check_seed(seed, "the seed of EditGrid")
         self.every = every
         self.per_task = per_task
         self.seed = seed
+        self.steps = steps
         self._pairs: list[Pair] = []
         self._drawn_step = 0
 
@@ -104,15 +115,22 @@ class EditGrid(Callback):
         module = _edit_module(pl_module)
         ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
         weights = "trained weights" if ema is None else "averaged weights"
+        usual = module.editor_settings
+        settings = replace(usual, num_steps=min(usual.num_steps, self.steps))
         title = f"step {trainer.global_step}, {weights}"
+        unit = "clips" if isinstance(module, ClipModule) else "steps"
+        if settings != usual:
+            title += f", {settings.num_steps} steps in place of {usual.num_steps}"
         file = Path(trainer.default_root_dir) / "grids" / f"step-{trainer.global_step:06}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         with (
             ema.averaged(module) if ema is not None else nullcontext(),
             evaluating(module),
             trainer.precision_plugin.forward_context(),
+            showing(trainer, "drawing", unit) as on_step,
+            sampled(module, settings),
         ):
-            page, moving = _drawn(module, self._pairs, self.seed, title)
+            page, moving = _drawn(module, self._pairs, self.seed, title, on_step)
         page.save(file)
         if moving is not None:
             write_clip(file.with_suffix(".mp4"), *moving, PLAYED)
@@ -125,16 +143,16 @@ class EditGrid(Callback):
 
 
 def _drawn(
-    module: EditModule, pairs: list[Pair], seed: int, title: str
+    module: EditModule, pairs: list[Pair], seed: int, title: str, on_step: OnStep
 ) -> tuple[Image.Image, tuple[UInt8[Tensor, "f 3 _ _"], Fraction] | None]:
     """Return the page, and of clips the frames and the rate of the one that moves."""
     if isinstance(module, ClipModule):
         clips = [pair for pair in pairs if isinstance(pair, ClipSample)]
-        rows = drawn_clips(module, clips, seed)
+        rows = drawn_clips(module, clips, seed, on_step)
         rate = Fraction(clips[0].rate).limit_denominator(1001)
         return strip_grid(rows, title), (moving_grid(rows, title), rate)
     pictures = [pair for pair in pairs if isinstance(pair, EditSample)]
-    return picture_grid(edited_rows(module, pictures, seed), title), None
+    return picture_grid(edited_rows(module, pictures, seed, on_step), title), None
 
 
 def first_of_each_task(
@@ -162,21 +180,29 @@ def pair_at(batch: EditBatch | ClipBatch, i: int) -> Pair:
     return EditSample(source=source, target=batch.target[i], **said)
 
 
-def edited_rows(module: EditModule, pairs: list[EditSample], seed: int) -> list[GridRow]:
+def edited_rows(
+    module: EditModule, pairs: list[EditSample], seed: int, on_step: OnStep | None = None
+) -> list[GridRow]:
     """Edit the pairs, a few at a time; pair i always meets the noise of seed + i."""
     editor = module.make_editor()
     names = module.networks.tasks.names
     rows: list[GridRow] = []
-    for start, part in _of_one_size(pairs):
+    parts = list(_of_one_size(pairs))
+    count = counted_steps(on_step, len(parts), editor.settings.num_steps)
+    for start, part in parts:
         instructions = [pair.instruction for pair in part]
         tasks = [names[pair.task] for pair in part]
         seeds = [seed + start + i for i in range(len(part))]
         sources = [pair.source for pair in part if pair.source is not None]
         if len(sources) == len(part):
-            made = editor.edit_batch(torch.stack(sources), instructions, tasks, seeds)
+            made = editor.edit_batch(
+                torch.stack(sources), instructions, tasks, seeds, on_step=count
+            )
         else:  # a data set of captions
             size = part[0].target.shape[-2:]
-            made = draw_pictures(editor, instructions, seeds, size=size, task=tasks[0])
+            made = draw_pictures(
+                editor, instructions, seeds, size=size, task=tasks[0], on_step=count
+            )
         rows += [
             GridRow(
                 pair.target if pair.source is None else pair.source,
@@ -200,13 +226,18 @@ def _of_one_size(pairs: list[EditSample]) -> Iterator[tuple[int, list[EditSample
             start = end
 
 
-def drawn_clips(module: ClipModule, clips: list[ClipSample], seed: int) -> list[ClipRow]:
+def drawn_clips(
+    module: ClipModule, clips: list[ClipSample], seed: int, on_step: OnStep | None = None
+) -> list[ClipRow]:
     """Show what the module makes of clips; clip i meets the noise of seed + i."""
     names = module.networks.tasks.names
-    return [
-        ClipRow(module.draw_clip(clip, seed + i), clip.target, clip.instruction, names[clip.task])
-        for i, clip in enumerate(clips)
-    ]
+    rows: list[ClipRow] = []
+    for i, clip in enumerate(clips):
+        made = module.draw_clip(clip, seed + i)
+        rows.append(ClipRow(made, clip.target, clip.instruction, names[clip.task]))
+        if on_step is not None:
+            on_step(i + 1, len(clips))
+    return rows
 
 
 @contextmanager
@@ -219,6 +250,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def sampled(module: EditModule, settings: EditorSettings) -> Iterator[None]:
+    """Let a module's editor be sampled in another way until the block ends."""
+    usual, module.editor_settings = module.editor_settings, settings
+    try:
+        yield
+    finally:
+        module.editor_settings = usual
 
 
 def _val_loader(trainer: Trainer) -> Iterable[EditBatch | ClipBatch] | None:

@@ -1,7 +1,8 @@
 """One progress bar for the whole run: how far, how fast, how long still.
 
 Lightning's bar starts anew with every epoch, and our epochs are only bookkeeping. On a terminal
-this is a live bar; elsewhere (a log file, a batch job) one line about every half minute.
+this is a live bar; elsewhere (a log file, a batch job) one line about every half minute. What keeps
+a training waiting between two steps, validation and drawings, has a bar of its own below it.
 """
 
 # the arguments of hooks are Lightning's, used or not
@@ -9,7 +10,8 @@ this is a live bar; elsewhere (a log file, a batch job) one line about every hal
 
 import math
 import time
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextlib import ExitStack, contextmanager
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, Timer
@@ -18,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress as RichProgress
 
 from emu_edit.errors import InputError
-from emu_edit.terminal import clock, live_bar
+from emu_edit.terminal import LINE_EVERY, OnStep, live_bar, progress_line, shown_work
 
 LIVE_PERIOD = 0.5  # seconds between two redraws; reading the loss waits for the device
 
@@ -33,7 +35,7 @@ class Progress(ProgressBar):
         InputError: if `line_every` is not above 0.
     """
 
-    def __init__(self, line_every: float = 30.0) -> None:
+    def __init__(self, line_every: float = LINE_EVERY) -> None:
         super().__init__()
         if not line_every > 0:
             raise InputError(f"Progress.line_every must be above 0, got {line_every!r}")
@@ -45,6 +47,8 @@ class Progress(ProgressBar):
         self._start_step = 0
         self._shown = 0.0
         self._samples = 0
+        self._between = ExitStack()  # of validation inside training
+        self._validated: OnStep | None = None
 
     def enable(self) -> None:
         """Show progress (Lightning calls this on the main process)."""
@@ -82,9 +86,11 @@ class Progress(ProgressBar):
         self._close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar when validation is all there is; inside training it is short."""
+        """Open a bar: the one there is when validation is all, else one below that of training."""
         if trainer.state.fn is TrainerFn.VALIDATING:
             self._open("validating", _finite_sum(trainer.num_val_batches), 0)
+        else:
+            self._validated = self._between.enter_context(self.beside("validating", "batches"))
 
     def on_validation_batch_end(
         self,
@@ -95,15 +101,29 @@ class Progress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move the bar of a pure validation."""
+        """Move the bar of validation."""
         if trainer.state.fn is TrainerFn.VALIDATING:
             self._samples += len(batch) * trainer.world_size
             self._move(trainer, batch_idx + 1)
+        elif self._validated is not None:
+            total = _finite_sum(trainer.num_val_batches)
+            self._validated(batch_idx + 1, None if total is None else round(total))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar of a pure validation."""
+        """Close the bar of validation."""
+        self._between.close()
         if trainer.state.fn is TrainerFn.VALIDATING:
             self._close()
+
+    @contextmanager
+    def beside(self, what: str, unit: str) -> Iterator[OnStep]:
+        """Show other work than steps until the block ends, and yield what moves its bar."""
+        if not self._is_enabled:
+            yield lambda _done, _total: None
+            return
+        bar = live_bar(self.console) if self._bar is None else self._bar
+        with shown_work(bar, what, unit, self.line_every) as on_step:
+            yield on_step
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
@@ -166,27 +186,32 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, status=status, limit=limit)
         else:
-            self.console.print(self._line(done, elapsed, limit, status), soft_wrap=True)
-
-    def _line(self, done: int, elapsed: float, limit: float | None, status: str) -> str:
-        """Say in words what the bar shows."""
-        made = done - self._start_step
-        known = [] if limit is None else [limit]
-        if self._total is not None and made > 0:
-            known.append(elapsed * (self._total - done) / made)
-        left = clock(min(known)) if known else "?"
-        if self._total is None:
-            left = "" if limit is None else f"{left} left · "
-            return f"{self._what} step {done} · {left}{status}"
-        share = 100 * done / max(self._total, 1)
-        return (
-            f"{self._what} step {done}/{self._total:.0f} ({share:.0f} %) · {left} left · {status}"
-        )
+            known, made = [] if limit is None else [limit], done - self._start_step
+            if self._total is not None and made > 0:
+                known.append(elapsed * (self._total - done) / made)
+            left = min(known, default=None)
+            line = progress_line(f"{self._what} step", done, self._total, left, status)
+            self.console.print(line, soft_wrap=True)
 
     def _close(self) -> None:
+        self._between.close()
         if self._bar is not None:
             self._bar.stop()
         self._bar = None
+
+
+@contextmanager
+def showing(trainer: Trainer, what: str, unit: str = "steps") -> Iterator[OnStep]:
+    """Show work that keeps a training waiting, where the trainer has a `Progress`."""
+    bars = [each for each in trainer.callbacks if isinstance(each, Progress)]  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        works = [stack.enter_context(bar.beside(what, unit)) for bar in bars]
+
+        def on_step(done: int, total: int | None) -> None:
+            for move in works:
+                move(done, total)
+
+        yield on_step
 
 
 def time_left(trainer: Trainer) -> float | None:

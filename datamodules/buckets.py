@@ -77,21 +77,37 @@ def _refuse_unsorted(lane: Lane) -> None:
             )
 
 
-def bucket_batches(lanes: Sequence[Lane], micro: int, world: int, rank: int) -> list[list[int]]:
+def bucket_batches(
+    lanes: Sequence[Lane], micro: int, world: int, rank: int, most: int | None = None
+) -> list[list[int]]:
     """Return the batches of one rank for one pass over a set, each of one bucket.
 
-    Bucket after bucket, each as `evaluation_batches` deals a whole set.
+    Bucket after bucket, each as `evaluation_batches` deals a whole set. Of a set with more than
+    `most` samples about so many are taken, see `spread`; their positions stay what they are.
 
     Raises:
         InputError: if a bucket has fewer samples than there are processes.
     """
     positions: dict[str, list[int]] = {}
-    first = 0
+    first, total = 0, sum(lane.num_samples for lane in lanes)
     for lane in lanes:
-        positions.setdefault(lane.bucket, []).extend(range(first, first + lane.num_samples))
-        first += lane.num_samples
+        last = first + lane.num_samples
+        taken = range(first, last) if most is None else spread(first, last, total, most, world)
+        positions.setdefault(lane.bucket, []).extend(taken)
+        first = last
     return [
         [own[i] for i in batch]
         for own in positions.values()
         for batch in evaluation_batches(len(own), micro, world, rank)
     ]
+
+
+def spread(first: int, last: int, total: int, most: int, world: int) -> list[int]:
+    """Return the positions from `first` to `last`, not included, that are taken of `total`.
+
+    At equal distances over the whole set, so that a mean over `most` is one over all of it, but of
+    each stretch at least one for each process: no kind of edit is missing. Ours.
+    """
+    count = last - first
+    share = min(max(-(-count * most // total), world), count) if most < total else count
+    return [first + i * count // share for i in range(share)]

@@ -80,6 +80,7 @@ class EditDataModule(LightningDataModule):
         long_texts: what becomes of instructions longer than the text encoder takes: `truncate`
             keeps the words that fit, `skip` takes another sample, `refuse` stops.
         loader_timeout: seconds without a batch after which training ends; 0 waits for ever.
+        val_pairs: of `val`, measured in training at most, from all over it; `validate` takes all.
         cache: where shards from addresses (`https://`, `s3://`, ...) are kept; how long to try.
     """
 
@@ -103,14 +104,14 @@ class EditDataModule(LightningDataModule):
         long_texts: LongTexts = LongTexts.truncate,
         loader_timeout: float = 600.0,
         cache: CacheSettings | None = None,
+        val_pairs: int = 2048,
     ) -> None:
         super().__init__()
-        if steps_per_epoch < 1:
-            raise InputError(f"data.steps_per_epoch={steps_per_epoch} must be at least 1")
-        if num_workers < 0:
-            raise InputError(f"data.num_workers={num_workers} must be at least 0")
-        if not loader_timeout >= 0:
-            raise InputError(f"data.loader_timeout={loader_timeout} must be at least 0 seconds")
+        least = {"steps_per_epoch": 1, "num_workers": 0, "loader_timeout": 0, "val_pairs": 1}
+        given = (steps_per_epoch, num_workers, loader_timeout, val_pairs)
+        for (name, smallest), value in zip(least.items(), given, strict=True):
+            if not value >= smallest:
+                raise InputError(f"data.{name}={value} must be at least {smallest}")
         self.train_folders = named_folders(train)
         self.val_folder = val
         self.global_batch = global_batch
@@ -128,7 +129,7 @@ class EditDataModule(LightningDataModule):
         self._texts = TextRule(None, long_texts)
         self._substitutes: Substitutes | None = None
         self._loader_timeout = loader_timeout
-        self._cache = cache
+        self._cache, self._val_pairs = cache, val_pairs
         self._layout = Layout(global_batch=1, accumulate=1, world=1)
         self._rank = 0
         self._course: Course | None = None
@@ -189,7 +190,7 @@ class EditDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> PositionLoader:
-        """Return the loader of the validation folder: every sample once, positions 0, 1, 2, ...
+        """Return the loader of the validation folder: each sample at most once, in order.
 
         It has no batches where training goes without such a folder.
         """
@@ -197,8 +198,8 @@ class EditDataModule(LightningDataModule):
             raise RuntimeError(NOT_SET_UP)
         order = InOrder([lane.sizes for lane in self._val])
         samples = self.samples(self._val, order, is_training=False)
-        layout = self._layout
-        batches = bucket_batches(self._val, layout.micro, layout.world, self._rank)
+        layout, most = self._layout, None if self._substitutes is None else self._val_pairs
+        batches = bucket_batches(self._val, layout.micro, layout.world, self._rank, most)
         return PositionLoader(
             samples, batches, num_workers=self._num_workers, timeout=self._loader_timeout
         )
@@ -326,8 +327,7 @@ class EditDataModule(LightningDataModule):
     def epoch_ended(self, trainer: Trainer) -> None:
         """Log what the mixture has come to, `data/share/<lane>` and `data/epochs/<lane>`.
 
-        With data from elsewhere also `data/retries`: the fetches rank 0 and its loader processes
-        had to try again.
+        With data from elsewhere also `data/retries`, fetches that rank 0 had to try again.
         """
         self._warn_of_repeats(trainer, self.consumed, until="so far")
         if trainer.loggers:
@@ -396,5 +396,5 @@ class EditDataModule(LightningDataModule):
         if self.val_folder is None:
             trainer.limit_val_batches = 0
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        callbacks[:] = [c for c in callbacks if not isinstance(c, FollowTraining)]
-        callbacks.insert(0, FollowTraining(self))
+        others = [c for c in callbacks if not isinstance(c, FollowTraining)]
+        callbacks[:] = [FollowTraining(self), *others]

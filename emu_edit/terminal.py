@@ -1,7 +1,8 @@
 """What a person sees in a terminal: progress (how far, how fast, how long still) and tables.
 
-Progress goes to standard error and is gone when the work is done; a table is plain text, whole in a
-file and as wide as the terminal where there is one.
+Progress goes to standard error and is gone when the work is done; a log file gets a line about
+every half minute. A table is plain text, whole in a file and as wide as the terminal where there is
+one.
 """
 
 import codecs
@@ -9,6 +10,7 @@ import io
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+OnStep = Callable[[int, int | None], None]  # called with (done, in all)
+
+LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
 PLAIN = "emu_edit.plain"
 INSTEAD = {
     **{"…": "...", "·": "-", "\u2013": "-", "—": "-", "²": "^2", "³": "^3", "°": " degrees"},
@@ -35,22 +40,67 @@ INSTEAD = {
 
 
 @contextmanager
-def step_bar(what: str, unit: str = "steps") -> Iterator[Callable[[int, int | None], None]]:
-    """Show a bar and yield the function that moves it: `on_step(done, total)`.
+def step_bar(what: str, unit: str = "steps") -> Iterator[OnStep]:
+    """Show a bar, or lines where there is no terminal, and yield what moves it.
 
-    While the total is None, the bar shows that something is done and how fast.
+    While the total is None, it shows that something is done and how fast.
     """
     from rich.console import Console
 
-    with live_bar(Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, status="…")
-
-        def on_step(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total)
-            if (speed := bar.tasks[0].speed) is not None:
-                bar.update(task, status=f"{speed:.1f} {unit}/s")
-
+    console = Console(stderr=True, highlight=False)
+    with live_bar(console, transient=True) as bar, shown_work(bar, what, unit) as on_step:
         yield on_step
+
+
+@contextmanager
+def shown_work(
+    bar: "Progress", what: str, unit: str, line_every: float = LINE_EVERY
+) -> Iterator[OnStep]:
+    """Show one more work in a bar until the block ends, and yield what moves it.
+
+    Where the bar shows nothing, a line comes every `line_every` seconds, the first so late, too.
+    """
+    if bar.disable:
+        yield _in_lines(bar.console, what, unit, line_every)
+        return
+    task = bar.add_task(what, total=None, status="…")
+
+    def on_step(done: int, total: int | None) -> None:
+        bar.update(task, completed=done, total=total)
+        if (speed := bar.tasks[-1].speed) is not None:
+            bar.update(task, status=f"{speed:.1f} {unit}/s")
+
+    try:
+        yield on_step
+    finally:
+        bar.remove_task(task)
+
+
+def _in_lines(console: "Console", what: str, unit: str, every: float) -> OnStep:
+    began = shown = time.monotonic()
+
+    def on_step(done: int, total: int | None) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= every:
+            shown, elapsed = now, now - began
+            left = None if total is None else elapsed * (total - done) / max(done, 1)
+            status = f"{done / elapsed:.1f} {unit}/s"
+            console.print(progress_line(what, done, total, left, status), soft_wrap=True)
+
+    return on_step
+
+
+def progress_line(
+    what: str, done: int, total: int | float | None, left: float | None, status: str
+) -> str:
+    """Say in words what a bar shows; `left` are seconds, None where nobody knows."""
+    if total is None:
+        known = "" if left is None else f"{clock(left)} left · "
+        return f"{what} {done} · {known}{status}"
+    known = "?" if left is None else clock(left)
+    share = 100 * done / max(total, 1)
+    return f"{what} {done}/{total:.0f} ({share:.0f} %) · {known} left · {status}"
 
 
 def live_bar(console: "Console", *, transient: bool = False) -> "Progress":
@@ -75,7 +125,9 @@ def live_bar(console: "Console", *, transient: bool = False) -> "Progress":
 
         def render(self, task: Task) -> Text:
             known = [s for s in (task.time_remaining, task.fields.get("limit")) if s is not None]
-            return Text(clock(min(known)) if known else "-:--:--", style="progress.remaining")
+            return Text(
+                clock(float(min(known))) if known else "-:--:--", style="progress.remaining"
+            )
 
     return Progress(
         TextColumn("{task.description}"),

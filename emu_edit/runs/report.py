@@ -73,7 +73,8 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
     average = None if ema is None else ema.average
     seen = what_it_has_seen(module, data, options.start)
-    export_model(module, folder / MODEL, ema=average, trained_on=seen)
+    with step_bar("writing the model"):
+        export_model(module, folder / MODEL, ema=average, trained_on=seen)
     _keep_credits(data, folder / MODEL)
     lines = [f"model       {folder / MODEL}", f"checkpoint  {last_checkpoint(trainer)}"]
     numbers: dict[str, float] = {}

@@ -1,14 +1,20 @@
+import io
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from callbacks.edit_grid import EditGrid, edited_rows, evaluating, first_of_each_task
 from callbacks.ema import Ema
+from callbacks.progress import Progress
 from emu_edit.batch import EditSample
 from emu_edit.editing.sheets import GridRow, picture_grid
 from emu_edit.errors import InputError
 from emu_edit.training.loggers import WandbLogger
+from emu_edit.training.module import EditModule
 from emu_edit.training.optim import with_weights
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_batch, make_module, make_trainer
 
@@ -187,7 +193,37 @@ def test_each_part_gets_its_own_mode_back_also_after_an_exception():
     assert [part.training for part in module] == [True, False]
 
 
-@pytest.mark.parametrize("values", [{"every": 0}, {"per_task": 0}])
+@pytest.mark.parametrize(("own", "asked"), [(50, 25), (4, 4)])
+def test_a_model_of_many_steps_is_drawn_in_25_and_says_so(tmp_path, monkeypatch, own, asked):
+    titles: list[str] = []
+
+    def keep(_rows: list[GridRow], title: str) -> Image.Image:
+        titles.append(title)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("callbacks.edit_grid.picture_grid", keep)
+    module = make_module()
+    module.editor_settings = replace(module.editor_settings, num_steps=own)
+    bar = Progress(line_every=1e-9)
+    bar.console = Console(file=(file := io.StringIO()), width=200)
+    trainer = make_trainer(tmp_path, EditGrid(), bar, limit_val_batches=0, enable_progress_bar=True)
+    passes = count_passes(module)
+    trainer.fit(module, datamodule=Squares(steps=3))
+    # the three pairs in one batch, one branch of guidance
+    assert len(passes) == 3 + asked
+    assert f"drawing {asked}/{asked} (100 %) · 0:00 left · " in file.getvalue()
+    more = f", {asked} steps in place of {own}" if asked < own else ""
+    assert titles == [f"step 3, trained weights{more}"]
+
+
+def count_passes(module: EditModule) -> list[int]:
+    """Return a list that grows by the rows of every forward pass of the denoiser."""
+    passes: list[int] = []
+    module.networks.denoiser.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    return passes
+
+
+@pytest.mark.parametrize("values", [{"every": 0}, {"per_task": 0}, {"steps": 0}])
 def test_numbers_below_one_are_refused(values):
-    with pytest.raises(InputError, match="EditGrid needs every and per_task of at least 1"):
+    with pytest.raises(InputError, match="EditGrid needs every, per_task and steps of at least 1"):
         EditGrid(**values)

@@ -2,11 +2,12 @@ import io
 import re
 
 import pytest
+from lightning import Callback
 from rich.console import Console
 
-from callbacks.progress import Progress, time_limit
+from callbacks.progress import Progress, showing, time_limit
 from emu_edit.errors import InputError
-from emu_edit.terminal import clock
+from emu_edit.terminal import clock, step_bar
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_module, make_trainer
 
 SHORT = "00:00:00:01"
@@ -14,17 +15,18 @@ SHORT = "00:00:00:01"
 pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
 
 
-def shown(bar: Progress, *, is_terminal: bool, **settings) -> str:
+def shown(bar: Progress, *others: Callback, is_terminal: bool, **settings) -> str:
     file = io.StringIO()
     bar.console = Console(file=file, force_terminal=is_terminal, width=200, highlight=False)
-    trainer = make_trainer(settings.pop("folder"), bar, enable_progress_bar=True, **settings)
+    folder = settings.pop("folder")
+    trainer = make_trainer(folder, *others, bar, enable_progress_bar=True, **settings)
     trainer.fit(make_module(), datamodule=Squares(steps=2))
     return file.getvalue()
 
 
 def test_without_a_terminal_there_are_lines_over_the_whole_run(tmp_path):
     text = shown(Progress(line_every=1e-6), is_terminal=False, folder=tmp_path, max_epochs=3)
-    lines = text.splitlines()
+    lines = [line for line in text.splitlines() if line.startswith("training")]
     assert [line.split(" · ")[0] for line in lines][:3] == [
         "training step 1/6 (17 %)",
         "training step 2/6 (33 %)",
@@ -32,7 +34,12 @@ def test_without_a_terminal_there_are_lines_over_the_whole_run(tmp_path):
     ]
     assert "100 %" in lines[-1]
     assert re.search(r"\d+:\d\d left · \d+\.\d samples/s · .*train/loss \d", lines[-1])
-    assert "validating" not in text
+    between = [line for line in text.splitlines() if line.startswith("validating")]
+    assert [line.split(" · ")[0] for line in between] == [
+        "validating 1/2 (50 %)",
+        "validating 2/2 (100 %)",
+    ] * 3
+    assert re.search(r"\d+:\d\d left · \d+\.\d batches/s$", between[-1])
 
 
 def test_lines_are_rare_by_default_but_the_last_one_always_comes(tmp_path):
@@ -44,7 +51,38 @@ def test_on_a_terminal_one_bar_covers_all_epochs(tmp_path):
     text = shown(Progress(), is_terminal=True, folder=tmp_path, max_epochs=2)
     assert "4/4" in text
     assert "samples/s" in text
-    assert "2/2" not in text
+    assert not re.search(r"training [^v]*2/2", text)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_other_work_is_shown_beside_the_steps_and_gone_afterwards(tmp_path, is_terminal):
+    bar = Progress(line_every=1e-6)
+
+    class Drawing(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # noqa: ARG002
+            with showing(trainer, "drawing") as on_step:
+                on_step(3, 4)
+                assert is_terminal == (bar._bar is not None)
+                if bar._bar is not None:
+                    assert [task.description for task in bar._bar.tasks] == ["training", "drawing"]
+            if bar._bar is not None:
+                assert [task.description for task in bar._bar.tasks] == ["training"]
+
+    text = shown(bar, Drawing(), is_terminal=is_terminal, folder=tmp_path)
+    if not is_terminal:
+        assert re.search(r"drawing 3/4 \(75 %\) · 0:00 left · \d+\.\d steps/s\n", text)
+
+
+def test_a_log_file_gets_lines_of_long_work_and_none_of_short_work(capsys, monkeypatch):
+    now = iter([0.0, 10.0, 31.0, 40.0, 62.0])
+    monkeypatch.setattr("emu_edit.terminal.time.monotonic", lambda: next(now))
+    with step_bar("reading", "pairs") as on_step:
+        for done, total in ((1, None), (31, 124), (40, 124), (62, None)):
+            on_step(done, total)
+    assert capsys.readouterr().err.splitlines() == [
+        "reading 31/124 (25 %) · 1:33 left · 1.0 pairs/s",
+        "reading 62 · 1.0 pairs/s",
+    ]
 
 
 def test_a_disabled_bar_shows_nothing(tmp_path):

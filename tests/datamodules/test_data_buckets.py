@@ -191,6 +191,13 @@ def test_all_ranks_evaluate_in_equally_many_batches_of_one_bucket(
     seen = sorted(g for batches in ranks for batch in batches for g in batch)
     assert seen == list(range(len(of_position)))
     assert len({len(batches) for batches in ranks}) == 1
+    fewer = [
+        bucket_batches(lanes, micro, world, rank, len(seen) // 2 or 1) for rank in range(world)
+    ]
+    assert len({len(batches) for batches in fewer}) == 1
+    few = sorted(g for batches in fewer for batch in batches for g in batch)
+    assert len(few) == len(set(few)) <= len(seen) // 2 + len(lanes) * (world + 1)
+    assert {of_position[g] for g in few} == set(of_position)
     for batch in (batch for batches in ranks for batch in batches):
         assert len({of_position[g] for g in batch}) == 1
 
@@ -350,3 +357,11 @@ def test_two_processes_meet_in_the_buckets_one_process_has(make: Make, tmp_path:
     toy = fit(make(micro_batch=2), ckpt=out / "step-2.ckpt")
     assert by_step(toy) == by_step(whole)[2:]
     torch.testing.assert_close(toy.weights(), whole.weights(), rtol=1e-12, atol=0)
+
+
+def test_a_part_of_a_set_is_spread_over_it_and_lacks_no_kind():
+    entries = [ShardEntry(f"t{i}", f"{i}.tar", 1, str(i), n) for i, n in enumerate((60, 30, 10, 1))]
+    lanes = lanes_of([nowhere(entries)])
+    (taken,) = bucket_batches(lanes, 101, 1, 0, 10)
+    assert taken == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+    assert bucket_batches(lanes, 101, 1, 0, 101) == bucket_batches(lanes, 101, 1, 0)

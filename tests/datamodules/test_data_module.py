@@ -43,6 +43,15 @@ def first_epoch(data: EditDataModule) -> list[Batch]:
     return list(data.train_dataloader())
 
 
+def test_training_measures_some_of_many_validation_pairs_and_validate_all(make: Make):
+    data, positions = make(val_pairs=4), []
+    for stage in ("fit", "validate"):
+        data.setup(stage)
+        batches = list(data.val_dataloader())
+        positions.append(torch.cat([batch.position for batch in batches]).tolist())
+    assert positions == [[0, 1, 3, 4, 5], list(range(7))]
+
+
 def test_without_a_trainer_it_loads_all_the_same(make: Make):
     batches = first_epoch(make())
     assert [len(batch) for batch in batches] == [8, 8]
@@ -118,6 +127,7 @@ def test_a_trainer_can_fit_twice(make: Make):
 
 REFUSED = {
     "steps": ({"steps_per_epoch": 0}, r"data\.steps_per_epoch=0 must be at least 1"),
+    "validation": ({"val_pairs": 0}, r"data\.val_pairs=0 must be at least 1"),
     "workers": ({"num_workers": -1}, r"data\.num_workers=-1 must be at least 0"),
     "size": ({"image_size": 4}, r"data\.image_size=4 must be at least 8"),
     "no tasks": ({"tasks": []}, "needs at least one task"),

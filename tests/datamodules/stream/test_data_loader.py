@@ -197,7 +197,7 @@ def test_the_time_allowed_is_an_option_of_the_data(tmp_path: Path, workers: int)
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
 def test_a_time_that_is_none_is_refused(tmp_path: Path, seconds: float):
-    with pytest.raises(InputError, match=r"data\.loader_timeout=.* must be at least 0 seconds"):
+    with pytest.raises(InputError, match=r"data\.loader_timeout=.* must be at least 0"):
         EditDataModule(str(tmp_path), loader_timeout=seconds)
 
 
