@@ -28,7 +28,14 @@ from emu_edit.training.module import EditModule
 from emu_edit.video.io import open_video
 from tests.datamodules.toy import SaveEverything
 from tests.models.conftest import write_stable_diffusion
-from tests.models.tiny_published import write_klein, write_kontext, write_qwen, write_sdxl
+from tests.models.tiny_flux3 import write_flux3
+from tests.models.tiny_published import (
+    write_klein,
+    write_kontext,
+    write_longcat,
+    write_qwen,
+    write_sdxl,
+)
 from tests.models.tiny_vae import tiny_vae
 from tests.runs.test_runs_configs import build
 from tests.training.stage import TRAINER_WARNINGS, Squares, make_trainer
@@ -61,6 +68,8 @@ FAMILIES = {
     "klein": (write_klein, (*ADAPTED, "--model.text_encoder.layers=[1, 2, 3]")),
     "kontext": (write_kontext, (*ADAPTED, "--model.text_encoder.max_tokens=64")),
     "qwen": (write_qwen, ADAPTED),
+    "flux3": (write_flux3, (*ADAPTED, "--model.text_encoder.layers=[1, 2, 3]")),
+    "longcat": (write_longcat, ADAPTED),
     "sdxl": (write_sdxl, ()),
     "sd15": (write_sd15, ()),
 }
@@ -150,7 +159,7 @@ def test_the_pipeline_takes_the_precision_of_the_model_and_edits_as_the_editor(m
         image, "make it red", task="add", seed=7
     )
     assert torch.equal(from_pil(theirs), ours)
-    is_adapted = made.family in {"klein", "kontext", "qwen"}
+    is_adapted = made.family not in {"sdxl", "sd15"}
     assert pipe.dtype == (torch.bfloat16 if is_adapted else torch.float32)
 
 
