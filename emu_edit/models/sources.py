@@ -50,6 +50,14 @@ class PartSource:
             return self.file
         return f"{self.root}/{self.subfolder}" if self.subfolder else self.root
 
+    def in_full(self) -> "PartSource":
+        """Return it with local paths in full, to be found from another folder, too."""
+        root, file = (
+            str(Path(path).absolute()) if path and Path(path).exists() else path
+            for path in (self.root, self.file)
+        )
+        return PartSource(root, self.subfolder, file)
+
 
 def find_part(path: str | Path, part: str, config: str | None = None) -> PartSource:
     """Find `part` ("unet", "vae" or "text_encoder") under a local path or a hub name.

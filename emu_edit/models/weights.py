@@ -8,7 +8,6 @@ and its index says where the base's are. Safetensors only.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -30,7 +29,7 @@ from emu_edit.models.longcat_text import LongCatText
 from emu_edit.models.lora import QUANTISED
 from emu_edit.models.networks import EditNetworks, TaskEmbedding
 from emu_edit.models.pooled_text import FluxText, SDXLText
-from emu_edit.models.sources import PartSource, check_safetensors, load_tensors
+from emu_edit.models.sources import check_safetensors, load_tensors
 from emu_edit.models.surgery import learns
 from emu_edit.models.task_files import (
     TASKS_JSON,
@@ -342,18 +341,12 @@ def _encoding(networks: EditNetworks) -> dict[str, object]:
     if denoiser.has_adapters:
         assert isinstance(codec, PackedCodec)
         assert isinstance(text, ChatText | FluxText | VisionText)
-        places = map(_from_anywhere, (denoiser.source, text.source, codec.source))
-        named = dict(zip(BASE_PARTS, places, strict=True))
+        sources = (denoiser.source, text.source, codec.source)
+        named = {n: source.in_full() for n, source in zip(BASE_PARTS, sources, strict=True)}
         encoding["base"] = {part: str(place) for part, place in named.items()}
         if configs := {part: place.root for part, place in named.items() if place.file}:
             encoding["configs"] = configs  # of single files
     return encoding
-
-
-def _from_anywhere(source: PartSource) -> PartSource:
-    """Return a part with its local paths in full: a directory is read from other places, too."""
-    root, file = Path(source.root), source.file and str(Path(source.file).absolute())
-    return replace(source, root=str(root.absolute()) if root.is_dir() else source.root, file=file)
 
 
 def _write_codec(codec: ImageCodec, folder: Path) -> list[str]:
