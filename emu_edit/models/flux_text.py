@@ -5,7 +5,7 @@ Source: pipelines of diffusers: Flux2 (Mistral 3, layers 10, 20 and 30, 512 toke
 """
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Int64
@@ -83,8 +83,7 @@ class Flux3Text(ChatText):
         ids, mask = self.tokenize(texts)
         along = torch.arange(ids.shape[1])
         tokens = self._stacked(ids, mask, position_ids=along.where(mask, PADDING))
-        windows = torch.tensor([whole_windows(length) for length in mask.sum(dim=1).tolist()])
-        return TextFeatures(tokens, self._moved(along < windows[:, None]))
+        return TextFeatures(tokens, self._moved(along < whole_windows(mask.sum(dim=1)[:, None])))
 
 
 class MistralText(ChatText):
@@ -133,6 +132,6 @@ class MistralText(ChatText):
         return cast("str", self.tokenizer.apply_chat_template(messages, tokenize=False))
 
 
-def whole_windows(length: int) -> int:
-    """Return the tokens of the fewest windows that hold so many."""
+def whole_windows(length: Any) -> Any:
+    """Return the tokens of the fewest windows that hold so many, of one text or of each."""
     return -(-length // WINDOW) * WINDOW
