@@ -24,7 +24,7 @@ from emu_edit.diffusion.flow import T
 from emu_edit.errors import InputError
 from emu_edit.models.families import Told, family_of, refuse_variants
 from emu_edit.models.interfaces import NUM_TASK_TOKENS, Conditioning, Denoiser, TextFeatures
-from emu_edit.models.lora import QUANTISED, add_lora, quantise, read_lora, write_lora
+from emu_edit.models.lora import QUANTISED, add_lora, quantise, read_lora, spared_bytes, write_lora
 from emu_edit.models.sources import (
     config_of,
     find_part,
@@ -53,8 +53,8 @@ class DiTDenoiser(Denoiser):
         guidance: the scale a guidance-distilled network (FLUX.1 Kontext, FLUX.2 dev) is told.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a
             third more time.
-        weights: precision of the network's weights; adapters and maps are float32. int8 and float8
-            hold those of a frozen network in 8 bits (torchao), and compute in bfloat16.
+        weights: precision of the network's weights; adapters and maps are float32. int8, float8 and
+            nf4 hold those of a frozen network in 8 or 4 bits, and compute in bfloat16.
         config: for a single file, a local model directory of the same base.
 
     Raises:
@@ -73,7 +73,7 @@ class DiTDenoiser(Denoiser):
         lora_targets: list[str] | None = None,
         guidance: float = 1.0,
         gradient_checkpointing: bool = False,
-        weights: Literal["float32", "bfloat16", "int8", "float8"] = "float32",
+        weights: Literal["float32", "bfloat16", "int8", "float8", "nf4"] = "float32",
         config: str | None = None,
     ) -> None:
         super().__init__()
@@ -92,7 +92,9 @@ class DiTDenoiser(Denoiser):
         if gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         self.weights, self.has_adapters = weights, lora_rank != 0
-        if weights in QUANTISED and not has_shapes_only():
+        if weights in QUANTISED and has_shapes_only():
+            self.spared = spared_bytes(self.transformer, weights)
+        elif weights in QUANTISED:
             quantise(freeze(self.transformer), weights)
         if self.has_adapters:
             targets = self.family.lora if lora_targets is None else lora_targets
@@ -159,7 +161,9 @@ class DiTDenoiser(Denoiser):
 
         Every text has at least 4 tokens that are attended to: padding or a template sees to it.
         """
-        precision, (height, width) = self.transformer.dtype, z_t.shape[-2:]
+        # of packed weights the transformer would say the precision of its adapters
+        precision = torch.bfloat16 if self.weights == "nf4" else self.transformer.dtype
+        height, width = z_t.shape[-2:]
         if z_t.dtype != precision:
             return self(z_t.to(precision), t, cond.to(precision)).to(z_t.dtype)
         lengths = self._lengths(cond.text)

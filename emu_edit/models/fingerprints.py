@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from emu_edit.models.codec import KLCodec, PackedCodec, PatchCodec
 from emu_edit.models.interfaces import ImageCodec, TextEncoder
@@ -30,8 +31,9 @@ def hash_of(
     """
     digest = hashlib.sha256(json.dumps(facts).encode())
     for name, stored in tensors:
-        is_plain = type(stored) in {Tensor, nn.Parameter}
-        tensor = stored if is_plain else stored.dequantize()  # a quantised one, of torchao
+        tensor = stored
+        if is_traceable_wrapper_subclass(stored):
+            tensor = stored.dequantize()  # pyright: ignore[reportAttributeAccessIssue]  torchao's
         kind = f"{tensor.dtype} " if precision is None else ""
         digest.update(f"{name} {kind}{tuple(tensor.shape)} ".encode())
         numbers = tensor.detach().flatten()[:: -(-max(tensor.numel(), 1) // HASHED)].cpu()

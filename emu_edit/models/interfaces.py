@@ -123,6 +123,8 @@ class Denoiser(nn.Module, ABC):
         keeps_norm: whether its base is guided so, see `emu_edit.diffusion.guidance.guided`.
         part: name of the submodule that is a network of diffusers, and of its folder in a model
             directory.
+        spared: bytes that its frozen weights will take less than their type says, where it has
+            shapes only and they are to be quantised.
     """
 
     latent_channels: int
@@ -133,6 +135,7 @@ class Denoiser(nn.Module, ABC):
     licence: str | None = None
     keeps_norm: bool = False
     part: str = "unet"
+    spared: int = 0
 
     def maps(self) -> dict[str, Tensor]:
         """Return the weights that are not the network's of diffusers, by name."""

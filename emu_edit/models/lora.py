@@ -1,13 +1,15 @@
 """Low-rank adapters of a frozen network, in the file that stock pipelines of diffusers load.
 
-The frozen network may be held in 8 bits. Source: Hu et al. 2021, arXiv:2106.09685, through peft, as
-diffusers does it; Dettmers et al. 2023, arXiv:2305.14314, of adapters on a quantised base, through
-torchao.
+The frozen network may be held in 8 or 4 bits. Source: Hu et al. 2021, arXiv:2106.09685, through
+peft, as diffusers does it; Dettmers et al. 2023, arXiv:2305.14314, of adapters on a quantised base,
+through torchao (int8, float8) and bitsandbytes (nf4).
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +21,77 @@ from emu_edit.errors import InputError
 from emu_edit.models.sources import refusing
 from emu_edit.models.surgery import freeze
 
-QUANTISED = ("int8", "float8")
+PACKAGES = {"int8": "torchao", "float8": "torchao", "nf4": "bitsandbytes"}  # that do it
+QUANTISED = tuple(PACKAGES)
 ADAPTER = "default"  # its name in peft
 FILE = "pytorch_lora_weights.safetensors"  # where stock pipelines look for it
 
 
-def quantise(net: nn.Module, kind: str) -> None:
-    """Hold the weights of a network's linear layers in 8 bits, each row with its own scale.
+def quantise(net: Any, kind: str) -> None:
+    """Hold the weights of a network's linear layers in 8 or 4 bits.
 
     They are brought back to the network's precision where they are used: memory is saved, not time.
+    Each row has its own scale; of nf4 each 64 weights, and the scales themselves are in 8 bits.
 
     Args:
         net: a frozen network in bfloat16.
-        kind: int8, or float8 (e4m3).
+        kind: int8, float8 (e4m3), or nf4 (Dettmers et al., section 3).
 
     Raises:
-        InputError: if torchao is not installed, or cannot do it.
+        InputError: if the package for it is not installed, or cannot do it here.
     """
     try:
-        from torchao import quantization  # pyright: ignore[reportMissingImports]
+        package = import_module(PACKAGES[kind])
     except ImportError as error:
         raise InputError(
-            f"denoiser.weights: {kind} needs the package torchao; pip install 'emu-edit[quantised]'"
+            f"denoiser.weights: {kind} needs the package {PACKAGES[kind]}; "
+            "pip install 'emu-edit[quantised]'"
         ) from error
-    by_name = {
-        "int8": quantization.Int8WeightOnlyConfig,
-        "float8": quantization.Float8WeightOnlyConfig,
-    }
     with refusing(f"denoiser.weights: {kind}"):
-        quantization.quantize_(net, by_name[kind]())
+        if kind == "nf4":
+            _to_nf4(net, package)
+        else:
+            by_name = {"int8": "Int8WeightOnlyConfig", "float8": "Float8WeightOnlyConfig"}
+            methods = package.quantization
+            methods.quantize_(net, getattr(methods, by_name[kind])())
+
+
+def _to_nf4(net: Any, package: Any) -> None:
+    """Put layers of bitsandbytes in place of linear ones; they compute in bfloat16."""
+    parents = [(one, *child) for one in net.modules() for child in one.named_children()]
+    for parent, name, layer in parents:
+        if isinstance(layer, nn.Linear):
+            rows, columns = layer.weight.shape
+            held = package.nn.Linear4bit(
+                columns, rows, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
+            )
+            held.weight = package.nn.Params4bit(
+                layer.weight.data, requires_grad=False, quant_type="nf4"
+            )
+            held.bias = layer.bias
+            setattr(parent, name, held.to(layer.weight.device))  # which is what packs them
+    net.is_loaded_in_4bit = True  # peft asks
+
+
+def spared_bytes(net: nn.Module, kind: str) -> int:
+    """Return how many bytes `quantise` will save of a network that has shapes only.
+
+    A row in 8 bits has a float32 scale (int8 a zero point, too). In nf4 two weights are a byte, 64
+    have a scale of a byte, 256 scales a float32, and a layer has tables of 16 and 256 numbers and a
+    mean, in float32.
+    """
+    spared = 0
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            weights, rows = layer.weight.numel(), len(layer.weight)
+            scales = ceil(weights / 64)
+            held = {
+                "int8": weights + 5 * rows,
+                "float8": weights + 4 * rows,
+                "nf4": ceil(weights / 2) + scales + 4 * (ceil(scales / 256) + 16 + 256 + 1),
+            }
+            spared += layer.weight.nbytes - held[kind]
+    return spared
 
 
 def add_lora(net: Any, targets: Sequence[str], rank: int, alpha: float | None = None) -> None:
@@ -139,7 +183,7 @@ def read_lora(net: Any, folder: Path, prefix: str = "transformer") -> None:
 
 @contextmanager
 def _no_merging() -> Iterator[None]:
-    """Leave unsaid that adapters of 8-bit weights cannot be merged into them: nobody does here."""
+    """Leave unsaid that adapters cannot be merged into quantised weights: nobody does here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")
         yield

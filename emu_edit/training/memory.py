@@ -135,7 +135,12 @@ def count(
         "task table": networks.task_embedding,
     }
     precision.convert_module(module)
-    parts = tuple(part for name, network in named.items() for part in _parts(name, network))
+    spared = {"denoiser": networks.denoiser.spared}
+    parts = tuple(
+        part
+        for name, network in named.items()
+        for part in _parts(name, network, spared.get(name, 0))
+    )
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fake(module, device)
         batch = longest_batch(module, pictures, side).to(device)
@@ -185,11 +190,13 @@ def _remembered(optimizer: torch.optim.Optimizer) -> int:
     return bytes_of(value for value in kept if isinstance(value, Tensor))
 
 
-def _parts(name: str, network: nn.Module) -> Iterator[Part]:
+def _parts(name: str, network: nn.Module, spared: int) -> Iterator[Part]:
+    """Yield what learns and what does not; of that a network may be held in `spared` bytes less."""
     for is_trained in (True, False):
         weights = [one for one in network.parameters() if one.requires_grad == is_trained]
         if weights:
-            yield Part(name, is_trained, sum(w.numel() for w in weights), bytes_of(weights))
+            size = bytes_of(weights) - (0 if is_trained else spared)
+            yield Part(name, is_trained, sum(w.numel() for w in weights), size)
 
 
 def _fake(module: nn.Module, device: torch.device) -> None:

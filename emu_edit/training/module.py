@@ -350,8 +350,9 @@ class EditModule(LightningModule):
         prefix = kwargs.get("prefix", "")
         frozen = tuple(prefix + name for name in self.frozen_prefixes())
         alone = {prefix + n for n, p in self.named_parameters() if not p.requires_grad}
+        tables = tuple(f"{name}." for name in alone)  # of weights in 4 bits
         state = super().state_dict(*args, **kwargs)
-        for name in [name for name in state if name.startswith(frozen) or name in alone]:
+        for name in [name for name in state if name.startswith(frozen + tables) or name in alone]:
             del state[name]
         return state
 
