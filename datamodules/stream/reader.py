@@ -11,7 +11,6 @@ numbers would be of other samples than they say.
 import os
 import zlib
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from datamodules.shards.clips import CLIP, ClipFacts, decode_strip
 from datamodules.shards.folder import CacheFullError, ShardFolder, open_descriptor
 from datamodules.shards.index import ROLES, IndexFile, check_text
 from datamodules.shards.manifest import ShardEntry
+from datamodules.stream.kept import Kept
 from datamodules.stream.limits import TextRule
 from datamodules.stream.mixing import Lane
 from datamodules.stream.order import Order, Position, Stretch
@@ -37,7 +37,7 @@ from emu_edit.errors import BadDataError, BadImageError, BadSampleError, ShardEr
 from emu_edit.images import decode_mask, decode_rgb
 from emu_edit.tasks import CAPTION, TaskTable
 
-MAX_OPEN_SHARDS = 64  # per process; each holds two file descriptors
+IN_ORDER = 8  # shards of a lane that stay open where one after another is read
 
 
 class InOrder:
@@ -289,11 +289,14 @@ class ShardDataset(Dataset[Sample]):
         self._wordings = wordings
         self._substitutes = substitutes
         self._texts = TextRule() if texts is None else texts
-        self._open: OrderedDict[tuple[ShardFolder, str], OpenShard] = OrderedDict()
+        self._open = self._nothing_open()
 
     def __getstate__(self) -> dict[str, object]:
         # a spawned worker opens its own files
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": self._nothing_open()}
+
+    def _nothing_open(self) -> Kept[OpenShard]:
+        return Kept(self._order.spec.window if isinstance(self._order, Order) else IN_ORDER)
 
     def __getitem__(self, position: int) -> Sample:
         """Read the sample of a position, or a substitute of the same lane that names the bad ones.
@@ -325,7 +328,7 @@ class ShardDataset(Dataset[Sample]):
     def read(self, where: Position, position: int) -> Sample:
         """Read the sample at a place in the shards, for a position of the stream."""
         lane = self._lanes[where.lane]
-        shard = self._shard(lane, lane.shards[where.shard])
+        shard = self._shard(where)
         text = shard.text(where.sample)
         wordings = self._texts(wordings_of(text), shard.where(where.sample))
         wording = 0
@@ -361,7 +364,7 @@ class ShardDataset(Dataset[Sample]):
     def _bad(self, where: Position, position: int, error: BadSampleError) -> BadSample:
         lane = self._lanes[where.lane]
         entry = lane.shards[where.shard]
-        shard = self._shard(lane, entry)
+        shard = self._shard(where)
         return BadSample(
             position=position,
             task=lane.name,
@@ -373,23 +376,17 @@ class ShardDataset(Dataset[Sample]):
             reason=str(error).removeprefix(f"{shard.where(where.sample)}: "),
         )
 
-    def _shard(self, lane: Lane, entry: ShardEntry) -> OpenShard:
-        place = (lane.folder, entry.file)
-        shard = self._open.pop(place, None)
-        if shard is None:
-            if len(self._open) >= MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)
-            shard = self._opened(lane.folder, entry)
-        self._open[place] = shard
-        return shard
+    def _shard(self, where: Position) -> OpenShard:
+        lane = self._lanes[where.lane]
+        opened = partial(self._opened, lane.folder, lane.shards[where.shard])
+        return self._open.get(where.lane, where.shard, opened)
 
     def _opened(self, folder: ShardFolder, entry: ShardEntry) -> OpenShard:
         while True:
             try:
                 descriptor = folder.open(entry)
             except CacheFullError:
-                if not self._open:
+                if not self._open.drop():  # what is no longer read here makes room
                     raise
-                self._open.popitem(last=False)  # what is no longer read here makes room
             else:
                 return OpenShard(folder.path(entry), entry, descriptor)

@@ -16,7 +16,7 @@ from datamodules.shards.writer import write_task_shards
 from datamodules.stream.loader import PositionLoader
 from datamodules.stream.mixing import DataSet, Lane, lanes_of
 from datamodules.stream.order import LaneOrder, Order, OrderSpec, Position
-from datamodules.stream.reader import MAX_OPEN_SHARDS, InOrder, PictureDecoder, ShardDataset
+from datamodules.stream.reader import IN_ORDER, InOrder, PictureDecoder, ShardDataset
 from datamodules.stream.transforms import Crop, Noops, Wordings
 from emu_edit.batch import Batch
 from emu_edit.errors import BadSampleError, InputError, ShardError
@@ -110,7 +110,7 @@ def test_an_epoch_of_the_shuffled_stream_reads_every_sample_once(tmp_path: Path)
 
 
 def test_more_shards_than_may_be_open_are_read(tmp_path: Path):
-    count = MAX_OPEN_SHARDS + 5
+    count = IN_ORDER + 5
     make_folder(tmp_path, {"local": count}, pairs_per_shard=1, size=8)
     data = in_order(tmp_path, crop=Crop(8))
     assert [data[i].key for i in [*range(count), 0]] == [
