@@ -34,6 +34,7 @@ from emu_edit.terminal import OnStep
 from emu_edit.training.based import ClipModule
 from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
+from emu_edit.training.sharding import ShardedStrategy
 from emu_edit.video.preview import PLAYED
 from emu_edit.video.strip import ClipRow, moving_grid, strip_grid
 from emu_edit.video.write import write_clip
@@ -80,8 +81,12 @@ class EditGrid(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the pairs, so that missing ones are noticed now and not after an hour."""
         self._drawn_step, self._pairs = trainer.global_step, []
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._find(trainer, pl_module)
+        if isinstance(trainer.strategy, ShardedStrategy):  # no rank can draw alone
+            self._pairs = trainer.strategy.broadcast(self._pairs)
+
+    def _find(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (loader := _val_loader(trainer)) is None:
             logger.warning(
                 "there are no validation pairs, so no validation loss is measured and no grid of "
@@ -122,7 +127,6 @@ class EditGrid(Callback):
         if settings != usual:
             title += f", {settings.num_steps} steps in place of {usual.num_steps}"
         file = Path(trainer.default_root_dir) / "grids" / f"step-{trainer.global_step:06}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
         with (
             ema.averaged(module) if ema is not None else nullcontext(),
             evaluating(module),
@@ -131,6 +135,9 @@ class EditGrid(Callback):
             sampled(module, settings),
         ):
             page, moving = _drawn(module, self._pairs, self.seed, title, on_step)
+        if not trainer.is_global_zero:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
         page.save(file)
         if moving is not None:
             write_clip(file.with_suffix(".mp4"), *moving, PLAYED)

@@ -25,6 +25,7 @@ from emu_edit.training.optim import (
     update,
     with_weights,
 )
+from emu_edit.training.sharding import gathered, part_like
 
 
 class Ema(Callback):
@@ -145,8 +146,12 @@ class Ema(Callback):
             )
 
     def state_dict(self) -> dict[str, object]:
-        """Return the average and its age: tensors and a number, safe under `weights_only`."""
-        return {"num_updates": self.num_updates, "average": self.average}
+        """Return the average and its age: tensors and a number, safe under `weights_only`.
+
+        Of a sharded training it is whole on rank 0 and empty elsewhere; all ranks must call it.
+        """
+        average = None if self.average is None else gathered(self.average)
+        return {"num_updates": self.num_updates, "average": average}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take over an average; it is checked and moved when training starts."""
@@ -155,5 +160,5 @@ class Ema(Callback):
 
 
 def _in_order_of(module: LightningModule, average: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the average in the order and on the devices of the module's parameters."""
-    return {name: average[name].to(own.device) for name, own in trainable(module).items()}
+    """Return the average in the order, on the devices and in the parts of the weights."""
+    return {name: part_like(average[name], own) for name, own in trainable(module).items()}

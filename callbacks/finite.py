@@ -27,6 +27,7 @@ from emu_edit.files import write_json
 from emu_edit.training.draws import DrawnBatch
 from emu_edit.training.module import EditModule, StepOutput, StepWatcher
 from emu_edit.training.optim import EMA_STATE_KEY
+from emu_edit.training.sharding import local
 
 FILE = "nonfinite.json"
 NUM_NAMED = 8  # samples or tensors named; the rest is counted
@@ -148,10 +149,12 @@ class Finite(StepWatcher):
         tensors = dict(_tensors(parts, ""))
         # gathered on the device, so that there is one wait for all
         flags = [tensor.isfinite().all().to(pl_module.device) for tensor in tensors.values()]
-        is_finite = torch.stack(flags)
-        if is_finite.all():
+        is_finite = torch.stack(flags).tolist() if flags else []
+        own = [name for name, good in zip(tensors, is_finite, strict=True) if not good]
+        # of a sharded training rank 0 alone has them
+        names = _of_any_rank(own)
+        if not names:
             return
-        names = [name for name, good in zip(tensors, is_finite.tolist(), strict=True) if not good]
         raise NonFiniteError(
             f"after optimizer step {trainer.global_step}, {_listed(names)} are not finite, so the "
             "checkpoint is not written; go on from the one before, with a lower model.optimizer.lr"
@@ -169,14 +172,14 @@ class Finite(StepWatcher):
         self, trainer: Trainer, module: LightningModule, samples: list[StepSample], *, is_last: bool
     ) -> None:
         """Add the step to the file; steps from here on are of a training that was resumed."""
+        broken = _of_any_rank([
+            name
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and not local(parameter.grad).isfinite().all()
+        ])
         if not trainer.is_global_zero:
             return
         path, step = _file(trainer), trainer.global_step
-        broken = [
-            name
-            for name, parameter in module.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
-        ]
         event = {
             "step": step,
             "action": "stopped" if is_last else "left out",
@@ -200,6 +203,11 @@ def from_all_ranks(value: Value) -> list[Value]:
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, value)
     return everyone
+
+
+def _of_any_rank(names: list[str]) -> list[str]:
+    """Return the names that any rank has, each once; every rank must call it."""
+    return list(dict.fromkeys(name for rank in from_all_ranks(names) for name in rank))
 
 
 def _file(trainer: Trainer) -> Path:

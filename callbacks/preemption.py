@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.durable import Checkpoints, is_accumulating, is_epoch_done
 from emu_edit.errors import ExitStatus, InputError
+from emu_edit.training.sharding import ShardedStrategy
 
 ECHO = 0.25  # seconds; a launcher passes on a signal that its processes got themselves
 AGAIN = 10.0  # seconds within which a second signal means: at once
@@ -166,8 +167,12 @@ class Preemption(Checkpoint):
 
         Every rank by its own note: one reduction a batch would hang where ranks have unequally many
         batches. A rank that got no signal validates to the end, where the others wait for it.
+        Of a sharded training all leave together, since none of them can compute alone.
         """
-        if self._notes is None or self._notes.stop is Stop.no:
+        if self._notes is None:
+            return
+        is_sharded = isinstance(trainer.strategy, ShardedStrategy)
+        if (self._agreed(trainer) if is_sharded else self._notes.stop) is Stop.no:
             return
         # Lightning 2.6 would count the next validation of this run from here on
         trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset_on_run()

@@ -32,6 +32,7 @@ from emu_edit.training.edit_adapter_module import EditAdapterModule
 from emu_edit.training.eve_module import EveModule
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.memory import MemoryPlan, count
+from emu_edit.training.sharding import NAME as SHARDED
 from emu_edit.training.video_module import VideoModule
 
 # Measured (2 CPU cores, glibc, 64 and 128 px, 16 and 32 pictures): 1.4 to 1.5 times the count, with
@@ -154,10 +155,10 @@ def run_plan(options: TrainOptions) -> int:
         cli = PlannedCLI(planned(options).to_arguments(), Path("run"))
     trainer, place = cli.section.trainer, Place.of(cli.section.trainer)
     strategy = str(trainer.strategy).lower()
-    if any(name in strategy for name in SHARDING):
+    if strategy != SHARDED and any(name in strategy for name in SHARDING):
         raise InputError(
             f"--plan counts a whole copy of the model on each device, and trainer.strategy="
-            f"{trainer.strategy} parts it; plan without it, where all takes more"
+            f"{trainer.strategy} parts it; plan without it, where all takes more, or with {SHARDED}"
         )
     layout, side = _sizes(cli.section, place)
     with quiet():
@@ -169,7 +170,8 @@ def run_plan(options: TrainOptions) -> int:
             device=place.device,
             slack=place.slack,
             has_average=_has_average(trainer.callbacks),
-            has_buckets=layout.world > 1 or "ddp" in strategy,
+            has_buckets=strategy != SHARDED and (layout.world > 1 or "ddp" in strategy),
+            shards=layout.world if strategy == SHARDED else 1,
         )
     fits, verdict = judged(plan, place, layout, side)
     sys.stdout.write(

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from callbacks.durable import Checkpoints
 from callbacks.ema import Ema
@@ -42,10 +43,11 @@ from emu_edit.tasks import CAPTION
 from emu_edit.terminal import fitted, step_bar, terminal_width
 from emu_edit.training.based import ClipModule
 from emu_edit.training.eve_module import EveModule
-from emu_edit.training.export import export_model
+from emu_edit.training.export import export_model, load_ema, load_module
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
+from emu_edit.training.sharding import ShardedStrategy
 from emu_edit.training.video_module import VideoModule
 
 CURVES = "curves.png"
@@ -73,8 +75,9 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)  # type: ignore[attr-defined]
     average = None if ema is None else ema.average
     seen = what_it_has_seen(module, data, options.start)
+    whole, average = _whole(trainer, module, average)
     with step_bar("writing the model"):
-        export_model(module, folder / MODEL, ema=average, trained_on=seen)
+        export_model(whole, folder / MODEL, ema=average, trained_on=seen)
     _keep_credits(data, folder / MODEL)
     lines = [f"model       {folder / MODEL}", f"checkpoint  {last_checkpoint(trainer)}"]
     numbers: dict[str, float] = {}
@@ -124,6 +127,21 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
     if isinstance(module, EveModule):
         use = f'edit a video with it:\n  emu-edit video CLIP "make the sky red"{task} -o edited.mp4'
     sys.stdout.write("\n".join([*lines, "", f"{use} --model {folder}", ""]))
+
+
+def _whole(
+    trainer: Trainer, module: EditModule, average: dict[str, Tensor] | None
+) -> tuple[EditModule, dict[str, Tensor] | None]:
+    """Return them with all of their weights: where they are in parts, those of the last checkpoint."""
+    if not isinstance(trainer.strategy, ShardedStrategy):
+        return module, average
+    latest = Path(last_checkpoint(trainer))
+    if not latest.is_file():
+        raise InputError(
+            "a sharded training is exported from its last checkpoint, and there is none; keep "
+            "callbacks.durable.Checkpoints in trainer.callbacks"
+        )
+    return load_module(latest), load_ema(latest)
 
 
 def what_it_has_seen(module: EditModule, data: object, start: Path | None) -> str | None:

@@ -9,12 +9,13 @@ counted where it keeps it (`saved_tensors_hooks`), what lives beside it at the w
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from lightning.pytorch.plugins.precision import Precision
+from diffusers.models.modeling_utils import ModelMixin
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,13 +24,19 @@ from emu_edit.editing.cost import GIBI, LiveBytes, bytes_of
 from emu_edit.training.draws import DrawnBatch
 from emu_edit.training.module import EditModule
 from emu_edit.training.optim import adamw, make_optimizer, trainable
+from emu_edit.training.sharding import blocks_of, network_of
 
 Result = TypeVar("Result")
 
 
+# Of a sharded network lie whole on a device at worst: what is outside of blocks, a block and the
+# next, and the gradients of one, twice while they are exchanged. Read in FSDP2, not measured.
+BLOCKS_GATHERED = 4
+
+
 @dataclass(frozen=True)
 class Part:
-    """The weights of a network that learn, or those that do not: how many, and their bytes."""
+    """The weights of a network that learn, or those that do not: how many, and their bytes here."""
 
     name: str
     is_trained: bool
@@ -50,6 +57,7 @@ class MemoryPlan:
         kept: by autograd, of one micro-batch, for the backward pass.
         work: beside that at the worst moment, recomputed activations included.
         slack: how many times `kept` and `work` a process takes.
+        gathered: of a sharded network, what is whole at a time.
     """
 
     parts: tuple[Part, ...]
@@ -60,12 +68,14 @@ class MemoryPlan:
     kept: int
     work: int
     slack: float
+    gathered: int = 0
 
     @property
     def fixed(self) -> int:
         """What it takes whatever the batch."""
         weights = sum(part.bytes for part in self.parts)
-        return weights + self.gradients + (self.optimizer[1] or 0) + self.average + self.buckets
+        of_weights = self.gradients + (self.optimizer[1] or 0) + self.average
+        return weights + of_weights + self.buckets + self.gathered
 
     @property
     def room(self) -> int:
@@ -91,6 +101,7 @@ class MemoryPlan:
             (f"optimizer ({name})", *(("not counted", 0) if states is None else ("", states))),
             ("average of the weights (Ema)", "", self.average),
             ("exchange of gradients (ddp)", "", self.buckets),
+            ("blocks gathered (fsdp2)", "", self.gathered),
             ("kept for the backward pass", "", self.kept),
             ("at work beside it", "", self.work),
             ("room for libraries, allocator", "", self.room),
@@ -114,6 +125,7 @@ def count(
     slack: float = 1.0,
     has_average: bool = False,
     has_buckets: bool = False,
+    shards: int = 1,
 ) -> MemoryPlan:
     """Count what training a module takes, without computing anything.
 
@@ -126,6 +138,10 @@ def count(
         slack: how many times its activations a process takes.
         has_average: whether a float32 copy of the trained weights is kept.
         has_buckets: whether ranks exchange gradients, for which each has a second copy.
+        shards: among how many devices the denoiser's network is parted.
+
+    Raises:
+        InputError: if it is to be parted and cannot be.
     """
     networks = module.networks
     named = {
@@ -135,31 +151,42 @@ def count(
         "task table": networks.task_embedding,
     }
     precision.convert_module(module)
+    parted = nn.ModuleList([network_of(networks.denoiser)] if shards > 1 else [])
+
+    def here(sizes: Mapping[Tensor, int]) -> int:
+        cut = set(parted.parameters())
+        return sum(-(-size // shards) if one in cut else size for one, size in sizes.items())
+
     spared = {"denoiser": networks.denoiser.spared}
     parts = tuple(
         part
         for name, network in named.items()
-        for part in _parts(name, network, spared.get(name, 0))
+        for part in _parts(name, network, spared.get(name, 0), here)
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fake(module, device)
         batch = longest_batch(module, pictures, side).to(device)
+        learning = trainable(module).values()
+        gradients = here({p: p.nbytes for p in learning})
+        average = here({p: 4 * p.numel() for p in learning})
+        kind, memory = module.optimizer_settings.kind, None
+        if kind is None:
+            memory = here(_remembered(adamw(module, module.optimizer_settings)))
+        if shards > 1 and isinstance(precision, MixedPrecision):
+            _fake(parted, device, torch.bfloat16)  # as blocks are gathered
         kept, most = _run(module, batch, precision)
-        kind = module.optimizer_settings.kind
-        states = None if kind else _remembered(adamw(module, module.optimizer_settings))
-        gradients = sum(p.nbytes for p in trainable(module).values())
-        numbers = sum(p.numel() for p in trainable(module).values())
     if kind is not None:
-        states = _states_of_others(module, device)
+        memory = _states_of_others(module, device)
     return MemoryPlan(
         parts,
         gradients,
-        ((kind or "AdamW").rpartition(".")[2], states),
-        average=4 * numbers if has_average else 0,
+        ((kind or "AdamW").rpartition(".")[2], memory),
+        average=average if has_average else 0,
         buckets=gradients if has_buckets else 0,
         kept=kept,
         work=most - kept,
         slack=slack,
+        gathered=sum(_gathered(network) for network in parted),
     )
 
 
@@ -175,31 +202,43 @@ def _states_of_others(module: EditModule, device: torch.device) -> int | None:
         optimizer = make_optimizer(nn.ParameterList([weight]), module.optimizer_settings)
         try:
             with torch.compiler.set_stance("force_eager"):  # torchao's step compiles itself
-                total += count * _remembered(optimizer)
+                total += count * sum(_remembered(optimizer).values())
         except Exception:  # noqa: BLE001  what a library says that lacks a device is its own
             return None
     return total
 
 
-def _remembered(optimizer: torch.optim.Optimizer) -> int:
+def _remembered(optimizer: torch.optim.Optimizer) -> dict[Tensor, int]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    kept = [value for state in optimizer.state.values() for value in state.values()]
-    return bytes_of(value for value in kept if isinstance(value, Tensor))
+    optimizer.zero_grad()
+    return {
+        weight: bytes_of(value for value in state.values() if isinstance(value, Tensor))
+        for weight, state in optimizer.state.items()
+    }
 
 
-def _parts(name: str, network: nn.Module, spared: int) -> Iterator[Part]:
+def _gathered(network: nn.Module) -> int:
+    assert isinstance(network, ModelMixin)
+    whole = sum(p.nbytes for p in network.parameters())
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in blocks_of(network)]
+    return whole - sum(blocks) + BLOCKS_GATHERED * max(blocks, default=0)
+
+
+def _parts(
+    name: str, network: nn.Module, spared: int, here: Callable[[Mapping[Tensor, int]], int]
+) -> Iterator[Part]:
     """Yield what learns and what does not; of that a network may be held in `spared` bytes less."""
     for is_trained in (True, False):
         weights = [one for one in network.parameters() if one.requires_grad == is_trained]
         if weights:
-            size = bytes_of(weights) - (0 if is_trained else spared)
+            size = here({w: bytes_of([w]) for w in weights}) - (0 if is_trained else spared)
             yield Part(name, is_trained, sum(w.numel() for w in weights), size)
 
 
-def _fake(module: nn.Module, device: torch.device) -> None:
+def _fake(module: nn.Module, device: torch.device, weights: torch.dtype | None = None) -> None:
     """Put fake tensors in place of all weights and buffers; what is shared stays shared."""
     seen: dict[Tensor, Tensor] = {}
     for part in module.modules():
@@ -208,8 +247,9 @@ def _fake(module: nn.Module, device: torch.device) -> None:
                 if old is None:
                     continue
                 if old not in seen:
-                    new = torch.empty_like(old, device=device)
                     is_weight = isinstance(old, nn.Parameter)
+                    kind = weights if is_weight else None
+                    new = torch.empty_like(old, device=device, dtype=kind)
                     seen[old] = nn.Parameter(new, old.requires_grad) if is_weight else new
                 own[name] = seen[old]  # pyright: ignore[reportArgumentType]
 

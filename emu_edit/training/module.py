@@ -19,7 +19,6 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from emu_edit.batch import Batch, ClipBatch, EditBatch, EncodedBatch
@@ -41,6 +40,7 @@ from emu_edit.training.draws import DrawnBatch, Phase, draw
 from emu_edit.training.encoder import BatchEncoder
 from emu_edit.training.objective import Objective
 from emu_edit.training.optim import OptimizerSettings, make_optimizer, warmup_cosine_schedule
+from emu_edit.training.sharding import clip_by_norm, shard, total_norm
 
 StepOutput = dict[str, Tensor]
 """What a step gives to Lightning and the callbacks: `loss`, and per sample `error` and `t`; where
@@ -173,6 +173,11 @@ class EditModule(LightningModule):
         """
         self.trainer.precision_plugin.convert_input = _as_it_is
 
+    def configure_model(self) -> None:
+        """Leave each rank its part of the denoiser's network where the strategy is fsdp2."""
+        if self.device_mesh is not None:
+            shard(self.networks.denoiser, self.trainer)
+
     def on_train_start(self) -> None:
         """Say once, and before the first step, what is contradicted, and what a licence forbids."""
         if not self.trainer.is_global_zero or self.trainer.global_step != 0:
@@ -301,8 +306,7 @@ class EditModule(LightningModule):
         if value is None or not (is_full or self.trainer.precision == "bf16-mixed"):
             self.clip_gradients(optimizer, value, gradient_clip_algorithm)
         elif algorithm is GradClipAlgorithmType.NORM and value > 0 and _clips_by_norm(plugin):
-            parameters = list(plugin.main_params(optimizer))
-            clip_grads_with_norm_(parameters, value, self.gradient_norm(optimizer), foreach=True)
+            clip_by_norm(plugin.main_params(optimizer), value, self.gradient_norm(optimizer))
         else:
             Precision.clip_gradients(plugin, optimizer, value, algorithm)
 
@@ -319,7 +323,7 @@ class EditModule(LightningModule):
         if self._gradient_norm is None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             gradients = [p.grad for p in parameters if p.grad is not None]
-            self._gradient_norm = get_total_norm(gradients, foreach=True)
+            self._gradient_norm = total_norm(gradients)
         return self._gradient_norm
 
     def make_editor(self) -> Editor:

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from emu_edit.errors import InputError, closest
 from emu_edit.models.networks import TaskEmbedding
 from emu_edit.models.sources import first_line, refusing
+from emu_edit.training.sharding import local
 
 TABLES = (nn.Embedding, TaskEmbedding)
 MEANS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each weight, besides its count of steps
@@ -144,6 +146,11 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
     """
     if settings.kind is None:
         return adamw(module, settings)
+    if _is_parted(module):
+        raise InputError(
+            f"optimizer.kind={settings.kind}: fsdp2 trains with torch's AdamW alone; leave out "
+            "model.optimizer.kind, or give --trainer.strategy ddp"
+        )
     found = find_optimizer(settings.kind)
     takes = signature(found.__init__).parameters
     told = {name: getattr(settings, name) for name in ("lr", "betas") if name in takes}
@@ -156,11 +163,28 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
         return found(groups, **told, **(settings.arguments or {}))
 
 
+def _is_parted(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
 def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict]:
     groups = parameter_groups(module, settings.weight_decay)
     if not groups:
         raise InputError("nothing to train: every parameter of the model is frozen")
     return groups
+
+
+class LocalAdamW(torch.optim.AdamW):
+    """AdamW of what each rank has of the weights: a step goes weight by weight, wherever they are.
+
+    The fused step takes no weights in parts beside whole ones.
+    """
+
+    def _init_group(self, group: dict, *lists: list[Tensor]) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = map(local, tensors)
+        return has_complex
 
 
 def adamw(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -172,14 +196,18 @@ def adamw(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
         InputError: if nothing in `module` is trainable.
     """
     groups = _groups(module, settings)
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    kind = LocalAdamW if _is_parted(module) else torch.optim.AdamW
+    optimizer = kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
     names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
-    optimizer.register_load_state_dict_post_hook(partial(_check_memory, names=names))
+    optimizer.register_load_state_dict_post_hook(partial(_fit_memory, names=names))
     return optimizer
 
 
-def _check_memory(optimizer: torch.optim.Optimizer, *, names: Mapping[Tensor, str]) -> None:
+def _fit_memory(optimizer: torch.optim.Optimizer, *, names: Mapping[Tensor, str]) -> None:
     """Refuse running means that are not of their weights; torch only counts the weights.
+
+    Those that lie in memory in another order than their weights (channels-last or not) are laid out
+    as these are, because the fused step goes through both as they lie.
 
     Raises:
         ValueError: as torch does where it counts, naming the weight.
@@ -193,6 +221,8 @@ def _check_memory(optimizer: torch.optim.Optimizer, *, names: Mapping[Tensor, st
                 raise ValueError(
                     f"the optimizer's {name} of {names[parameter]} is {given}, needs {shape}"
                 )
+            if mean.stride() != parameter.stride():
+                memory[name] = torch.empty_like(parameter, dtype=mean.dtype).copy_(mean)
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:
@@ -263,9 +293,9 @@ def update(average: Mapping[str, Tensor], module: nn.Module, decay: float) -> No
 
     a = decay a + (1 - decay) w
     """
-    weights = [p.detach().to(torch.float32) for p in trainable(module).values()]
+    weights = [local(p.detach()).to(torch.float32) for p in trainable(module).values()]
     # one kernel for all weights; torch's own optimizers and averages are built on it
-    torch._foreach_lerp_(list(average.values()), weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_lerp_([*map(local, average.values())], weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def check_matches(

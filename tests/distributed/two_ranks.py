@@ -56,10 +56,12 @@ def train(folder: Path, devices: int) -> dict:
     return {"gradients": first.gradients, "weights": copy_of(module), "average": ema.average}
 
 
-def train_spoilt(folder: Path, max_skips: int = 0) -> tuple[str, dict[str, Tensor]]:
+def train_spoilt(
+    folder: Path, max_skips: int = 0, strategy: str = "ddp"
+) -> tuple[str, dict[str, Tensor]]:
     """Train with bad samples on rank 1 in the second step; return how it ended and the weights."""
     module = make_module()
-    trainer = make_trainer(folder, Finite(max_skips), devices=2, strategy="ddp")
+    trainer = make_trainer(folder, Finite(max_skips), devices=2, strategy=strategy)
 
     def hook(_, __, output: Tensor) -> Tensor:
         return (

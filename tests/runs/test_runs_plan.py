@@ -18,6 +18,7 @@ from emu_edit.runs.trainer_cli import quiet, untrained_module
 from emu_edit.training.memory import MemoryPlan, Part, count, kept_for_backward, longest_batch
 from emu_edit.training.module import EditModule
 from emu_edit.training.optim import adamw, copy_of, trainable
+from emu_edit.training.sharding import blocks_of, network_of
 from tests.runs.test_runs_configs import ON_A_CPU, PUBLISHED, WHOLE_NETWORK
 from tests.training.stage import make_module
 
@@ -105,6 +106,31 @@ def test_activations_are_what_autograd_keeps_and_what_lives_in_a_real_step(confi
         result.backward()
     assert plan.kept == pytest.approx(kept, rel=0.0 if given == "32-true" else 0.01)
     assert plan.kept + plan.work == pytest.approx(live.most, rel=0.1)
+
+
+def test_a_parted_network_takes_its_share_and_the_blocks_that_are_gathered() -> None:
+    def of(shards: int, given: str = "32-true") -> MemoryPlan:
+        plugin, module = precision_of(given, CPU), make_module()
+        return count(module, pictures=2, side=SIDE, precision=plugin, device=CPU, shards=shards)
+
+    whole, half, network = of(1), of(2), network_of(make_module().networks.denoiser)
+    parted = sum(p.nbytes for p in network.parameters())
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in blocks_of(network)]
+    assert sum(blocks) > 0.5 * parted  # most is in blocks, of which there are several
+    assert max(blocks) < 0.5 * parted
+    assert half.gathered == parted - sum(blocks) + 4 * max(blocks)
+    odd = len(list(network.parameters())) * 4  # bytes that do not divide
+    assert whole.gradients - half.gradients == pytest.approx(parted / 2, abs=odd)
+    assert whole.optimizer[1] - half.optimizer[1] == pytest.approx(parted, abs=2 * odd)
+    assert whole.parts[0].bytes - half.parts[0].bytes == pytest.approx(parted / 2, abs=odd)
+    assert whole.parts[0].weights == half.parts[0].weights
+    assert whole.parts[1:] == half.parts[1:]
+    assert (whole.kept, whole.gathered) == (half.kept, 0)
+    # autocast would keep the weights it has cast; gathered ones are cast themselves, and given up
+    copied, cut = of(1, "bf16-mixed"), of(2, "bf16-mixed")
+    assert copied.kept - cut.kept > 0.3 * parted
+    assert 2 * cut.gathered == half.gathered
+    assert (cut.gradients, cut.optimizer) == (half.gradients, half.optimizer)
 
 
 def test_checkpointing_keeps_less_and_works_more() -> None:
