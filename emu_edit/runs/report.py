@@ -43,11 +43,12 @@ from emu_edit.tasks import CAPTION
 from emu_edit.terminal import fitted, step_bar, terminal_width
 from emu_edit.training.based import ClipModule
 from emu_edit.training.eve_module import EveModule
-from emu_edit.training.export import export_model, load_ema, load_module
+from emu_edit.training.export import export_model
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.loggers import wandb_loggers
 from emu_edit.training.module import EditModule
 from emu_edit.training.sharding import ShardedStrategy
+from emu_edit.training.stored import load_ema, load_module
 from emu_edit.training.video_module import VideoModule
 
 CURVES = "curves.png"
@@ -132,7 +133,7 @@ def write_report(trainer: Trainer, folder: Path, options: TrainOptions, seconds:
 def _whole(
     trainer: Trainer, module: EditModule, average: dict[str, Tensor] | None
 ) -> tuple[EditModule, dict[str, Tensor] | None]:
-    """Return them with all of their weights: where they are in parts, those of the last checkpoint."""
+    """Return both with all weights: those of the last checkpoint where this rank has parts."""
     if not isinstance(trainer.strategy, ShardedStrategy):
         return module, average
     latest = Path(last_checkpoint(trainer))

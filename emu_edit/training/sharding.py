@@ -27,6 +27,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from emu_edit.errors import InputError
+from emu_edit.models.dit import DiTDenoiser
 from emu_edit.models.interfaces import Denoiser
 
 NAME = "fsdp2"  # of the strategy, for `trainer.strategy`
@@ -137,7 +138,8 @@ def shard(denoiser: Denoiser, trainer: Trainer) -> None:
     network = network_of(denoiser)
     if isinstance(network, FSDPModule):
         return
-    _refuse(network, trainer, is_compiled=denoiser._compiled_call_impl is not None)
+    compiled = any(part._compiled_call_impl is not None for part in denoiser.modules())
+    _refuse(network, trainer, is_compiled=compiled)
     assert isinstance(trainer.strategy, ShardedStrategy)
     # gathered weights are cast, not each use of them: autocast would keep what it has cast, and
     # with it the whole network
@@ -167,6 +169,11 @@ def network_of(denoiser: Denoiser) -> ModelMixin:
     Raises:
         InputError: for all others.
     """
+    if isinstance(denoiser, DiTDenoiser) and denoiser.family.window is not None:
+        raise InputError(
+            f"trainer.strategy={NAME}: {denoiser.family.name} computes as often as its batch has "
+            f"lengths of text, and all devices must as often; {ELSE}"
+        )
     network = dict(denoiser.named_children()).get(denoiser.part)
     if isinstance(network, ModelMixin) and all(p.requires_grad for p in denoiser.parameters()):
         return network

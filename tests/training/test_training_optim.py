@@ -1,11 +1,13 @@
 import math
 import re
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
 from emu_edit.errors import InputError
+from emu_edit.models.surgery import channels_last
 from emu_edit.training.optim import (
     OptimizerSettings,
     adamw,
@@ -124,3 +126,27 @@ def test_a_running_mean_that_is_not_of_its_weight_is_refused_by_name(mean, found
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(InputError, match=re.escape(message)):
         OptimizerSettings(**values)
+
+
+def test_memory_that_lies_otherwise_than_its_weight_goes_on_with_it():
+    def made() -> tuple[nn.Conv2d, torch.optim.AdamW]:
+        with torch.random.fork_rng():
+            torch.default_generator.manual_seed(0)
+            conv = channels_last(nn.Conv2d(4, 6, 3))
+        return conv, adamw(conv, OptimizerSettings(lr=0.1))
+
+    def step(conv: nn.Conv2d, optimizer: torch.optim.AdamW, power: int) -> None:
+        optimizer.zero_grad()
+        conv(torch.linspace(-1, 1, 200).view(2, 4, 5, 5)).pow(power).sum().backward()
+        optimizer.step()
+
+    whole, resumed = made(), made()
+    step(*whole, power=2)
+    state = deepcopy(whole[1].state_dict())
+    for memory in state["state"].values():  # as a sharded training writes it
+        memory |= {name: memory[name].contiguous() for name in ("exp_avg", "exp_avg_sq")}
+    resumed[0].load_state_dict(whole[0].state_dict())
+    resumed[1].load_state_dict(state)
+    for pair in (whole, resumed):
+        step(*pair, power=4)
+    assert torch.equal(resumed[0].weight, whole[0].weight)

@@ -1,6 +1,7 @@
 """What `--trainer.strategy fsdp2` refuses, in one line; what it does is in tests/distributed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.nn.utils import get_total_norm
 
 from emu_edit.errors import InputError
+from emu_edit.models.dit import DiTDenoiser
 from emu_edit.training.module import EditModule
-from emu_edit.training.sharding import NAME, ShardedStrategy, shard, total_norm
+from emu_edit.training.sharding import NAME, ShardedStrategy, network_of, shard, total_norm
+from tests.models.tiny_published import write_klein
 from tests.training.stage import TRAINER_WARNINGS, make_module, make_trainer
 
 pytestmark = [pytest.mark.filterwarnings(line) for line in TRAINER_WARNINGS]
@@ -44,6 +47,15 @@ def test_what_cannot_be_parted_is_refused(
     trainer = make_trainer(tmp_path, **{"strategy": NAME, "devices": 2, **settings})
     with pytest.raises(InputError, match=words):
         shard(module.networks.denoiser, trainer)
+
+
+def test_a_network_that_ranks_would_call_unequally_often_is_refused(tmp_path: Path) -> None:
+    write_klein(tmp_path)
+    denoiser = DiTDenoiser(str(tmp_path), task_dim=8)
+    assert network_of(denoiser) is denoiser.transformer
+    denoiser.family = replace(denoiser.family, window=80)  # as FLUX.3 has
+    with pytest.raises(InputError, match="as often as its batch has lengths of text"):
+        network_of(denoiser)
 
 
 def test_other_modules_are_refused(tmp_path: Path) -> None:
