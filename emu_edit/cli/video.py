@@ -137,12 +137,12 @@ def run(arguments: list[str]) -> int:
     """
     options = parser().parse(arguments)
     texts = [clean_instruction(text) for text in options.instructions]
-    tasks = _tasks(options.task, len(texts))
+    tasks: list[str | None] = _tasks(options.task, len(texts))
     check_places(Path(options.video), options.output)
     _check_strip(options)
     model = find_model(options.model, predicting=None in tasks)
     if (model / TUNED).is_file():  # which knows no tasks
-        tasks = [CAPTION] * len(texts)
+        tasks = [CAPTION for _ in texts]
     if None in tasks and not has_predictor(model):
         raise InputError(
             f"the model {model} has no task predictor; name the task with --task, or take --model "

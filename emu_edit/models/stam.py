@@ -9,6 +9,8 @@ formulas could not be read; that the mean is over frames at each place and chann
 values and of the output are the bounded ones, and the gate, are ours.
 """
 
+from typing import cast
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -41,8 +43,10 @@ class Stam(nn.Module):
         check_heads(channels, spec)
         self.heads, self.rotary_base = channels // spec.head_dim, spec.rotary_base
         self.to_qk = nn.Linear(channels, 2 * channels, bias=False)
-        self.to_v = spectral_norm(nn.Linear(channels, channels, bias=False))
-        self.to_out = spectral_norm(nn.Linear(channels, channels, bias=False))
+        self.to_v, self.to_out = (
+            cast("nn.Linear", spectral_norm(nn.Linear(channels, channels, bias=False)))
+            for _ in range(2)
+        )
         self.gate = nn.Parameter(torch.zeros(()) if spec.identity else torch.ones(()))
 
     def forward(

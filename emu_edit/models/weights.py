@@ -198,7 +198,7 @@ def _read_transformer(
         config=configs.get("transformer"),
     )
     if base is not None:
-        denoiser.take_adapters(folder, weights)
+        denoiser.take_adapters(folder, str(weights))
     text = _read_text(parts["text_encoder"], encoding, folder)
     return denoiser, text, PackedCodec(parts["vae"], configs.get("vae"))
 

@@ -17,6 +17,7 @@ from emu_edit.editing.eve import VideoStack
 from emu_edit.errors import InputError
 from emu_edit.models.eve import EveDenoiser, Mode, placed
 from emu_edit.models.interfaces import Conditioning
+from emu_edit.models.unet import UNetDenoiser
 from emu_edit.training.draws import Phase
 from emu_edit.training.eve_module import EveModule
 from emu_edit.training.export import export_model
@@ -201,7 +202,9 @@ def test_bad_input_is_refused_in_a_line(parts: tuple[Path, Path], tmp_path: Path
         other = write_base(tmp_path / "other")
         changed = module(other)
     with torch.no_grad():
-        changed.drawer.networks.denoiser.unet.conv_in.weight.add_(1)
+        base = changed.drawer.networks.denoiser
+        assert isinstance(base, UNetDenoiser)
+        base.unet.conv_in.weight.add_(1)
     changed.eval().save_model(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="was trained on the base"):
         eve((parts[0], tmp_path / "elsewhere"))

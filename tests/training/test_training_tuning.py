@@ -88,7 +88,7 @@ def test_layers_of_time_and_queries_learn_and_are_kept(
     settings = tuned.animator.video.settings
     assert (settings.guidance.text, settings.num_steps) == (12.5, 50)
     found = [tuned.edit(latents, text, settings) for text in (CAPTION, OTHER)]
-    assert not torch.allclose(*found)
+    assert not torch.allclose(found[0], found[1])
     tuned.save_pretrained(tmp_path / "tuned")
     again = Tuned.from_pretrained(tmp_path / "tuned", "cpu")
     assert again.caption == CAPTION
