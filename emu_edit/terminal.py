@@ -7,6 +7,7 @@ one.
 
 import codecs
 import io
+import logging
 import re
 import shutil
 import sys
@@ -148,11 +149,18 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+# torchao has kernels for cards that are not here, and registers its enums in a way torch warns of
+CHATTY = ("torchao", "torch.utils._pytree")
+
+
 def speak_plainly() -> None:
     """Let a terminal of ASCII or Latin-1 show other characters for those it lacks.
 
-    Python would end the program in the middle of a help page or a table.
+    Python would end the program in the middle of a help page or a table. Of libraries that warn of
+    themselves when somebody imports them, only errors are heard.
     """
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     codecs.register_error(PLAIN, _plain)
     for stream in (sys.stdout, sys.stderr):
         # a test or a notebook may have put something else there

@@ -17,6 +17,7 @@ from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import OnStep
 from emu_edit.editing.tuned import Tuned
 from emu_edit.errors import InputError
+from emu_edit.images import reflect_to_multiple
 from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.inflate import unet_of
 from emu_edit.models.temporal import TemporalSpec
@@ -94,6 +95,7 @@ def tune(
         optimizer=OptimizerSettings(lr=settings.lr, weight_decay=0.0, warmup_steps=0),
         seed=settings.seed,
     )
+    frames = reflect_to_multiple(frames, module.networks.codec.factor)
     module.editor_settings = replace(
         module.editor_settings, guidance=Guidance(GUIDANCE, 1.0), num_steps=NUM_STEPS
     )
