@@ -149,8 +149,9 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-# torchao has kernels for cards that are not here, and registers its enums in a way torch warns of
-CHATTY = ("torchao", "torch.utils._pytree")
+# torchao has kernels for cards that are not here, registers its enums in a way torch warns of, and
+# has not the tensors that diffusers looks for
+CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 
 def speak_plainly() -> None:
