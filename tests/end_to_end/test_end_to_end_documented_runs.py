@@ -30,7 +30,7 @@ from tests.end_to_end.documented_things import (
     Things,
     read_by,
 )
-from tests.runs.test_runs_configs import ON_A_CPU, PUBLISHED, SMALLER
+from tests.runs.test_runs_configs import ON_A_CPU, PUBLISHED, SMALLER, skip_without_accelerate
 
 pytestmark = pytest.mark.slow
 # what takes more than a few steps; the parser's test takes it, other tests do the like
@@ -177,6 +177,7 @@ def test_a_page_works_from_an_empty_folder(
 ) -> None:
     if page.stem == "eve":
         pytest.importorskip("peft")
+    skip_without_accelerate(page.stem)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     things = Things(model, stable_diffusion, backbones)

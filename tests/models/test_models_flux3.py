@@ -31,6 +31,7 @@ from emu_edit.tasks import SIXTEEN
 from tests.models.tiny_flux3 import write_flux3
 from tests.models.tiny_published import LAYERS
 
+pytest.importorskip("accelerate", reason="FLUX.3 needs the extra `lora`")
 TASK_DIM = 6
 TEXTS = ["red", "a longer instruction, of two windows: add two dogs and a cat on the chair!"]
 SIZE = (96, 64)

@@ -8,12 +8,10 @@ import yaml
 from lightning.pytorch.callbacks import EarlyStopping
 
 from callbacks.ema import Ema
-from datamodules.clip import ClipDataModule
 from datamodules.edit import EditDataModule
 from datamodules.fewshot_data import FewShotData
 from emu_edit.cli.main import main
 from emu_edit.diffusion.flow import DynamicShift, FlowSchedule
-from emu_edit.diffusion.prediction import Prediction
 from emu_edit.diffusion.schedule import NoiseSchedule
 from emu_edit.errors import InputError
 from emu_edit.models.given import Given, GivenFrames
@@ -26,15 +24,10 @@ from emu_edit.runs.options import (
     recipe_names,
 )
 from emu_edit.runs.trainer_cli import UntrainedCLI, quiet
-from emu_edit.tasks import CAPTION
 from emu_edit.training.checkpoint_io import DurableCheckpointIO
-from emu_edit.training.edit_adapter_module import EditAdapterModule
-from emu_edit.training.eve_module import EveModule
 from emu_edit.training.inversion import InversionSettings
 from emu_edit.training.inversion_module import InversionModule
 from emu_edit.training.module import EditModule
-from emu_edit.training.teachers import Distillation
-from emu_edit.training.video_module import VideoModule
 from tests.models.tiny_flux3 import write_dev, write_flux3
 from tests.models.tiny_published import (
     write_klein,
@@ -43,8 +36,6 @@ from tests.models.tiny_published import (
     write_qwen,
     write_sdxl,
 )
-from tests.training.eve_stage import write_parts
-from tests.training.stage import make_module
 
 RECIPES = sorted((configs_folder() / "train").glob("*.yaml"))
 PARTS = sorted(set(configs_folder().rglob("*.yaml")) - set(RECIPES))
@@ -100,6 +91,12 @@ PUBLISHED = {
 WHOLE = [path for path in RECIPES if path.stem not in VIDEOS or path.stem == "emu_video"]
 
 
+def skip_without_accelerate(recipe: str) -> None:
+    """Skip what loads a FLUX.3, which has weights of two precisions, where a package is missing."""
+    if recipe == "flux3":
+        pytest.importorskip("accelerate", reason="FLUX.3 needs the extra `lora`")
+
+
 def build(recipe: str, folder: Path, *options: str) -> UntrainedCLI:
     with quiet():
         return UntrainedCLI([*config_arguments([find_config(recipe)]), *ON_A_CPU, *options], folder)
@@ -138,6 +135,7 @@ def test_the_production_recipe_builds_from_a_model_directory(
 def test_the_recipe_of_a_base_builds_from_its_published_layout(
     recipe: str, workplace: Path, tmp_path: Path
 ) -> None:
+    skip_without_accelerate(recipe)
     write, small, schedule = PUBLISHED[recipe]
     write(tmp_path / "base")
     paths = (
@@ -164,58 +162,6 @@ def test_the_recipe_of_a_new_task_builds_from_a_model_directory(
     (stopper,) = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
     assert (ema.decay, stopper.patience) == (defaults.ema, defaults.patience)
     assert built.model.optimizer_settings.lr == defaults.lr
-
-
-@pytest.mark.parametrize("recipe", sorted(VIDEOS))
-def test_a_recipe_of_videos_builds_from_a_picture_model_that_draws(
-    recipe: str, workplace: Path, tmp_path: Path
-) -> None:
-    drawing = make_module(prediction=Prediction.z0, tasks=[CAPTION])
-    drawing.make_editor().save_pretrained(tmp_path / "drawing")
-    layers = ("--model.temporal.head_dim=8", f"--model.model={tmp_path / 'drawing'}")
-    built = build(recipe, workplace / "run", *layers)
-    assert isinstance(built.model, VideoModule)
-    assert built.model.given == VIDEOS[recipe]
-    assert isinstance(built.datamodule, ClipDataModule)
-    assert built.datamodule.table.names == (CAPTION,)
-    assert built.datamodule.settings()["frames"] == built.model.frames
-    assert built.trainer.max_epochs == 5  # as emu_video, which it changes
-
-
-def test_the_recipe_of_an_edit_adapter_builds_from_a_picture_model_that_draws(
-    workplace: Path, tmp_path: Path
-) -> None:
-    drawing = make_module(prediction=Prediction.z0, tasks=[CAPTION])
-    drawing.make_editor().save_pretrained(tmp_path / "drawing")
-    built = build("edit_adapter", workplace / "run", f"--model.model={tmp_path / 'drawing'}")
-    assert isinstance(built.model, EditAdapterModule)
-    assert isinstance(built.datamodule, EditDataModule)
-
-
-def test_the_recipe_of_eve_builds_from_an_edit_adapter_and_temporal_layers(
-    workplace: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("peft")
-    edits, moves = write_parts(tmp_path)
-    named = (f"--model.model={edits}", f"--model.video={moves}")
-    built = build("eve", workplace / "run", *named)
-    assert isinstance(built.model, EveModule)
-    assert isinstance(built.datamodule, ClipDataModule)
-    assert built.model.distillation == Distillation()
-
-
-@pytest.mark.parametrize(("recipe", "lr"), [("emu_video_high", 1e-4), ("emu_video_motion", 2.5e-5)])
-def test_the_later_stages_of_videos_are_the_papers(
-    recipe: str, lr: float, workplace: Path, tmp_path: Path
-) -> None:
-    drawing = make_module(prediction=Prediction.z0, tasks=[CAPTION])
-    drawing.make_editor().save_pretrained(tmp_path / "drawing")
-    layers = ("--model.temporal.head_dim=8", f"--model.model={tmp_path / 'drawing'}")
-    built = build(recipe, workplace / "run", *layers)
-    assert isinstance(built.model, VideoModule)
-    assert built.model.prediction is Prediction.v
-    assert built.model.schedule.has_zero_terminal_snr
-    assert (built.model.rate, built.model.optimizer_settings.lr) == (4, lr)
 
 
 def test_every_recipe_is_built_by_a_test() -> None:

@@ -19,7 +19,7 @@ from emu_edit.training.memory import MemoryPlan, Part, count, kept_for_backward,
 from emu_edit.training.module import EditModule
 from emu_edit.training.optim import adamw, copy_of, trainable
 from emu_edit.training.sharding import blocks_of, network_of
-from tests.runs.test_runs_configs import ON_A_CPU, PUBLISHED, WHOLE_NETWORK
+from tests.runs.test_runs_configs import ON_A_CPU, PUBLISHED, WHOLE_NETWORK, skip_without_accelerate
 from tests.training.stage import make_module
 
 CPU = torch.device("cpu")
@@ -263,6 +263,7 @@ def test_of_a_pretrained_model_only_configs_are_read(
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_transformers_and_their_text_encoders_are_planned(recipe: str, tmp_path, capsys) -> None:
+    skip_without_accelerate(recipe)
     write, options, _ = PUBLISHED[recipe]
     write(tmp_path / "base")
     slots = ("denoiser", "text_encoder", "codec")

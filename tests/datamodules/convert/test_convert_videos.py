@@ -256,7 +256,7 @@ def test_lines_that_cannot_be_used_are_left_out_and_named(tmp_path: Path):
         "missing target",
         "lengths differ",
         "sizes differ",
-        "identical pair",
+        "near-identical pair",
         "unsafe name",
         *["bad line"] * 4,
     ]
