@@ -75,15 +75,9 @@ FLAT = Rules(
 
 def _flattened(rules: Rules) -> Rules:
     """Return the rules of an edit as `FLAT` allows; a person is only where one has to be."""
-    return replace(
-        rules,
-        things=tuple(number for number in rules.things if number <= max(FLAT.things)),
-        person=1.0 if rules.focus == "person" else 0.0,
-        texture=0.0,
-        flat=True,
-        radius=FLAT.radius,
-        cells=FLAT.cells,
-    )
+    things = tuple(number for number in rules.things if number <= max(FLAT.things))
+    person = float(rules.focus == "person")
+    return replace(FLAT, things=things, person=person, word=rules.word, focus=rules.focus)
 
 
 # split -> whose colour/shape pairs, and whose sentences

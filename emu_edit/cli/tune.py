@@ -58,8 +58,6 @@ def run(arguments: list[str]) -> int:
 
         from emu_edit.editing.animate import find_drawer
         from emu_edit.editing.find import choose_device
-        from emu_edit.editing.generate import load_generator
-        from emu_edit.images import resize, with_shorter_side
         from emu_edit.terminal import step_bar
         from emu_edit.training.tuning import TuneSettings, tune
         from emu_edit.video.io import open_video
@@ -74,9 +72,7 @@ def run(arguments: list[str]) -> int:
             "cut it with 'emu-edit video --start --end', or take every other frame"
         )
     model = find_drawer(options.model)
-    side = options.size or load_generator(model, "cpu").settings.image_size
-    height, width = with_shorter_side(side, height=video.info.size[0], width=video.info.size[1])
-    frames = torch.stack([resize(f.pixels, (height, width)) for f in video.frames()])
+    frames = torch.stack([frame.pixels for frame in video.frames()])
     with step_bar("tuning", "steps") as on_step:
         tuned = tune(
             str(model),
@@ -84,6 +80,7 @@ def run(arguments: list[str]) -> int:
             caption,
             settings,
             rate=max(1, round(video.info.rate)),
+            size=options.size,
             device=choose_device(options.device),
             on_step=on_step,
         )
@@ -91,6 +88,6 @@ def run(arguments: list[str]) -> int:
     sys.stdout.write(
         f"{options.output}: tuned on {len(frames)} frames; edit them with\n"
         f'  emu-edit video {options.video} "another caption" --model {options.output} '
-        f"--size {min(height, width)} -o edited.mp4\n"
+        f"--size {tuned.animator.video.settings.image_size} -o edited.mp4\n"
     )
     return 0

@@ -118,19 +118,6 @@ class VideoStack:
         """What edits: the student where it was aligned."""
         return Mode.student if self.denoiser.is_aligned else Mode.plugged
 
-    def condition(
-        self,
-        source: Float[Tensor, "b f c h w"],
-        given: Float[Tensor, "b n c h w"],
-        texts: list[str],
-        v_task: Float[Tensor, "b k"],
-    ) -> Conditioning:
-        """Return what a window is told; latents are scaled, see `EveDenoiser`."""
-        text, _ = self.editor.networks.encode_text(texts)
-        shown = self.editor.networks.codec.as_condition(source.flatten(1, 2))
-        z_source = placed(given, shown.view_as(source))
-        return Conditioning(text, z_source, v_task)
-
     @torch.no_grad()
     def window(
         self,
@@ -149,7 +136,7 @@ class VideoStack:
 
         Args:
             source: latents of its frames, scaled.
-            known: of its first frames, those whose result is known; at least one.
+            known: of its first frames, those whose result is known; none for the first of a scene.
             text: the instruction, with the caption of the result if that is known.
             v_task: the task's vector.
             noise: of each frame.
@@ -160,8 +147,9 @@ class VideoStack:
         """
         editor, device = self.editor, self.editor.device
         source, known = source.to(device)[None], known.to(device)[None]
-        cond = self.condition(source, known[:, :1], [text], v_task)
-        _, null_text = editor.networks.encode_text([text], [negative])
+        told_text, null_text = editor.networks.encode_text([text], [negative])
+        shown = editor.networks.codec.as_condition(source[0])[None]
+        cond = Conditioning(told_text, placed(known[:, :1], shown), v_task)
         stacked = branches(cond, null_text, settings.guidance.needed)
         told = self.denoiser.told(stacked, self.usual_mode if mode is None else mode)
         predict = guided(told, settings.guidance)

@@ -17,7 +17,7 @@ from emu_edit.diffusion.guidance import Guidance
 from emu_edit.diffusion.samplers import OnStep
 from emu_edit.editing.tuned import Tuned
 from emu_edit.errors import InputError
-from emu_edit.images import reflect_to_multiple
+from emu_edit.images import reflect_to_multiple, resize, with_shorter_side
 from emu_edit.models.conditioning import DropoutRates
 from emu_edit.models.inflate import unet_of
 from emu_edit.models.temporal import TemporalSpec
@@ -69,6 +69,7 @@ def tune(
     settings: TuneSettings,
     *,
     rate: int = 8,
+    size: int | None = None,
     device: str = "cpu",
     on_step: OnStep | None = None,
 ) -> Tuned:
@@ -76,10 +77,11 @@ def tune(
 
     Args:
         model: what draws, as of `VideoModule`.
-        frames: of the video, of the size to edit them at.
+        frames: of the video.
         caption: what they show.
         settings: how.
         rate: frames a second.
+        size: what their shorter side becomes; None means the model's.
         device: to tune on.
         on_step: called with (steps done, steps in all).
 
@@ -95,10 +97,30 @@ def tune(
         optimizer=OptimizerSettings(lr=settings.lr, weight_decay=0.0, warmup_steps=0),
         seed=settings.seed,
     )
-    frames = reflect_to_multiple(frames, module.networks.codec.factor)
+    side = module.editor_settings.image_size if size is None else size
+    sides = with_shorter_side(side, height=frames.shape[-2], width=frames.shape[-1])
+    frames = torch.stack([resize(frame, sides) for frame in frames])
     module.editor_settings = replace(
-        module.editor_settings, guidance=Guidance(GUIDANCE, 1.0), num_steps=NUM_STEPS
+        module.editor_settings,
+        image_size=side,
+        guidance=Guidance(GUIDANCE, 1.0),
+        num_steps=NUM_STEPS,
     )
+    _free_queries(module)
+    clip = ClipSample(
+        key="clip",
+        instruction=caption,
+        task=0,
+        source=None,
+        target=reflect_to_multiple(frames, module.networks.codec.factor),
+        rate=float(rate),
+    )
+    _learn(module.to(device), clip, settings.steps, on_step)
+    return Tuned(module.eval().animator(), caption)
+
+
+def _free_queries(module: VideoModule) -> None:
+    """Let the queries of the picture model's attention learn, too."""
     denoiser = module.networks.denoiser
     assert isinstance(denoiser, VideoDenoiser)
     for block in unet_of(denoiser.base).modules():
@@ -106,22 +128,16 @@ def tune(
             for attention in (block.attn1, block.attn2):
                 if attention is not None:
                     attention.to_q.requires_grad_(True)
-    module.to(device)
+
+
+def _learn(module: VideoModule, clip: ClipSample, steps: int, on_step: OnStep | None) -> None:
+    """Make the steps, each with noise of its own."""
     optimizer = adamw(module, module.optimizer_settings)
-    for step in range(settings.steps):
-        clip = ClipSample(
-            key="clip",
-            instruction=caption,
-            task=0,
-            source=None,
-            target=frames,
-            rate=float(rate),
-            position=step,
-        )
-        drawn = module.drawn(ClipBatch.collate([clip]), Phase.train).to(torch.device(device))
+    for step in range(steps):
+        batch = ClipBatch.collate([replace(clip, position=step)])
+        drawn = module.drawn(batch, Phase.train).to(module.device)
         optimizer.zero_grad()
         module.step(drawn, dropout=None)["loss"].backward()
         optimizer.step()
         if on_step is not None:
-            on_step(step + 1, settings.steps)
-    return Tuned(module.eval().animator(), caption)
+            on_step(step + 1, steps)

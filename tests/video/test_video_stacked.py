@@ -9,6 +9,7 @@ from torch import Tensor
 from emu_edit.cli.main import main
 from emu_edit.editing.editor import Editor
 from emu_edit.editing.eve import VideoStack
+from emu_edit.editing.settings import Sampling
 from emu_edit.images import save_png
 from emu_edit.models.eve import Mode
 from emu_edit.video.editor import VideoEditor, VideoSettings, VideoTurn
@@ -81,6 +82,17 @@ def test_a_longer_video_begins_as_a_shorter_one_and_memory_stays(stack: Path) ->
     whole = edited(stacked(stack), shots(20))
     part = edited(stacked(stack), shots(20)[:FRAMES])
     assert all(torch.equal(whole[i], part[i]) for i in range(FRAMES - 1))
+
+
+def test_what_is_not_wanted_may_be_said_in_more_words_than_what_is(stack: Path) -> None:
+    guided = Sampling(guidance_text=3.0)
+    asked = [
+        VideoTurn("dig", "local", negative=words, sampling=guided, seed=3)
+        for words in ("", "a very long list of things that nobody would want to see in a video")
+    ]
+    model = load_video_model(stack, "cpu")
+    found = [edited(video_editor(model, [turn], PLAIN), shots(FRAMES)) for turn in asked]
+    assert not all(torch.equal(found[0][i], found[1][i]) for i in range(FRAMES))
 
 
 def test_a_cut_ends_what_is_known(stack: Path) -> None:
